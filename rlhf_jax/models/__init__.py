@@ -1,0 +1,1 @@
+"""GPT-2, its heads, and the bridge to Hugging Face folders; nothing here knows about RL."""

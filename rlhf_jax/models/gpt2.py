@@ -1,0 +1,377 @@
+"""GPT-2 in Flax Linen: one file from configuration to cached decoding, as pure functions over a parameter tree.
+
+Source: Radford et al. 2019, "Language models are unsupervised multitask learners": pre-layer-norm blocks, learned
+positions, GELU by its tanh form, output head tied to the input embedding.
+
+Differences from the released model: positions count real tokens only, so padding on either side changes nothing; any
+vocabulary size (words, special tokens and items share one table). Parameters are float32; `compute_dtype` is the type
+of matmuls and of the residual stream, layer norm and attention's softmax are float32 always.
+
+Tree: `wte [V,D]`, `wpe [n_positions,D]`, `h_<i>` (`ln_1`, `attn` {`c_attn`, `c_proj`}, `ln_2`, `mlp` {`c_fc`, `c_proj`}),
+`ln_f`; kernels are (in, out).
+"""
+
+import dataclasses
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rlhf_jax.interfaces import Params
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+KeyValues = tuple[Array, Array]
+"""Keys and values of one layer, each [B, H, T, D/H]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """Size and arithmetic of a GPT-2; hashable, so that it can be a static argument of `jax.jit`."""
+
+    vocab_size: int
+    """Rows of the embedding table: words, special tokens, items and rows that only round the size up."""
+    n_positions: int = 1024
+    """Longest sequence, in real tokens."""
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    layer_norm_epsilon: float = 1e-5
+    dropout: float = 0.1
+    """Rate on embeddings, attention weights and both residual branches; used only where a dropout key is given."""
+    compute_dtype: str = "float32"
+    """`float32`, or `bfloat16` on accelerators (on a CPU it is slower)."""
+    remat: bool = False
+    """Recompute every block in the backward pass: less memory, about a seventh more time."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+        wrong = {name: size for name, size in sizes.items() if size < 1}
+        if wrong:
+            raise ValueError(f"GPT2Config: sizes must be at least 1, got {wrong}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"GPT2Config: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"GPT2Config: dropout must be in [0, 1), got {self.dropout}")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"GPT2Config: compute_dtype must be one of {COMPUTE_DTYPES}, got {self.compute_dtype!r}")
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+
+@chex.dataclass(frozen=True)
+class Cache:
+    """What decoding remembers: keys and values of every layer, written at one scalar index for all rows.
+
+    One scalar index is what lets XLA update the buffers in place; it needs left-padded prompts.
+    """
+
+    layers: tuple[tuple[Float[Array, "B H T W"], Float[Array, "B H T W"]], ...]
+    mask: Bool[Array, "B T"]
+    """True where a slot holds a real token."""
+    position: Int[Array, " B"]
+    """Position of the next token of each row."""
+    index: Int[Array, ""]
+    """Slot the next token is written to."""
+
+
+def drop(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Float[Array, "..."]:
+    """Zeroes each entry with probability `rate` (rounded to 1/256) and rescales the rest to keep the mean.
+
+    Four entries share the 32 random bits of one draw: random bits, not arithmetic, are what dropout costs.
+    """
+    dropped = round(rate * 256)
+    bits = jax.random.bits(key, (-(-x.size // 4),), jnp.uint32)
+    keep = lax.bitcast_convert_type(bits, jnp.uint8).reshape(-1)[: x.size].reshape(x.shape) >= dropped
+    return jnp.where(keep, x * (256 / (256 - dropped)), jnp.zeros_like(x))
+
+
+class Dropout(nn.Module):
+    """`drop` with a fresh key of the `dropout` stream, or nothing where `deterministic`."""
+
+    rate: float
+    deterministic: bool
+
+    def __call__(self, x: Array) -> Array:
+        """Returns `x` thinned."""
+        if self.deterministic or round(self.rate * 256) == 0:
+            return x
+        return drop(x, self.rate, self.make_rng("dropout"))
+
+
+class Linear(nn.Module):
+    """y = xW + b on activations flattened to two dimensions.
+
+    With [B, S, D] inputs XLA:CPU fuses the weight gradient's transposes with the residual chain into one
+    single-threaded loop (update 1.6 times slower); [B·S, D] avoids it.
+    """
+
+    features: int
+    scale: float
+    """Standard deviation of the initial kernel."""
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, columns: slice = slice(None)) -> Array:
+        """Returns `columns` of the output; [..., D] -> [..., features]."""
+        width = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.normal(self.scale), (width, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        flat = x.reshape(-1, width).astype(self.dtype)
+        y = jnp.dot(flat, kernel[:, columns].astype(self.dtype)) + bias[columns].astype(self.dtype)[None, :]
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def residual_scale(config: GPT2Config) -> float:
+    """Initial scale of the two projections into the residual stream: 0.02/√(2L), as released."""
+    return 0.02 / (2 * config.n_layer) ** 0.5
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention; the caller says by `mask` who may look at whom."""
+
+    config: GPT2Config
+    from_position: int
+    deterministic: bool
+
+    def setup(self) -> None:
+        """Declares the projections."""
+        width, dtype = self.config.n_embd, self.config.compute_dtype
+        self.c_attn = Linear(3 * width, 0.02, dtype)
+        self.c_proj = Linear(width, residual_scale(self.config), dtype)
+        self.weight_dropout = Dropout(self.config.dropout, self.deterministic)
+
+    def heads(self, x: Array) -> Array:
+        """[B, S, D] -> [B, H, S, D/H]."""
+        return x.reshape(*x.shape[:-1], self.config.n_head, self.config.head_width).swapaxes(1, 2)
+
+    def project(self, x: Array) -> tuple[Array, Array, Array]:
+        """Queries of the rows asked for, keys and values of all rows, each split into heads."""
+        width = self.config.n_embd
+        if self.from_position == 0:
+            q, k, v = jnp.split(self.c_attn(x), 3, axis=-1)
+        else:
+            q = self.c_attn(x[:, self.from_position :], slice(0, width))
+            k, v = jnp.split(self.c_attn(x, slice(width, 3 * width)), 2, axis=-1)
+        return self.heads(q), self.heads(k), self.heads(v)
+
+    def __call__(
+        self, x: Array, mask: Array, past: KeyValues | None, index: Array | None
+    ) -> tuple[Array, KeyValues]:
+        """Attends from rows `from_position` on; with `past`, first writes this step's keys and values at `index`."""
+        q, k, v = self.project(x)
+        if past is not None:
+            k = lax.dynamic_update_slice(past[0], k, (0, 0, index, 0))
+            v = lax.dynamic_update_slice(past[1], v, (0, 0, index, 0))
+        scores = jnp.einsum("bhqw,bhkw->bhqk", q, k, preferred_element_type=jnp.float32)
+        # A finite floor: a padding row may attend to nothing, and must come out finite.
+        scores = jnp.where(mask[:, None], scores * self.config.head_width**-0.5, jnp.finfo(jnp.float32).min)
+        weights = self.weight_dropout(jax.nn.softmax(scores, axis=-1)).astype(v.dtype)
+        y = jnp.einsum("bhqk,bhkw->bhqw", weights, v).swapaxes(1, 2)
+        return self.c_proj(y.reshape(*y.shape[:2], self.config.n_embd)), (k, v)
+
+
+class MLP(nn.Module):
+    """Two dense layers, four times as wide between, GELU (tanh form)."""
+
+    config: GPT2Config
+
+    def setup(self) -> None:
+        """Declares the layers."""
+        self.c_fc = Linear(4 * self.config.n_embd, 0.02, self.config.compute_dtype)
+        self.c_proj = Linear(self.config.n_embd, residual_scale(self.config), self.config.compute_dtype)
+
+    def __call__(self, x: Array) -> Array:
+        """[B, S, D] -> [B, S, D]."""
+        return self.c_proj(jax.nn.gelu(self.c_fc(x), approximate=True))
+
+
+def layer_norm(config: GPT2Config) -> nn.LayerNorm:
+    """Layer norm in float32; the two-pass variance, because the residual stream has large means."""
+    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, dtype=jnp.float32, use_fast_variance=False)
+
+
+class Block(nn.Module):
+    """x + attention(ln_1 x), then x + mlp(ln_2 x), for rows `from_position` on."""
+
+    config: GPT2Config
+    from_position: int
+    deterministic: bool
+
+    def setup(self) -> None:
+        """Declares the two branches."""
+        self.ln_1 = layer_norm(self.config)
+        self.attn = Attention(self.config, self.from_position, self.deterministic)
+        self.ln_2 = layer_norm(self.config)
+        self.mlp = MLP(self.config)
+        self.residual_dropout = Dropout(self.config.dropout, self.deterministic)
+
+    def __call__(
+        self, x: Array, mask: Array, past: KeyValues | None = None, index: Array | None = None
+    ) -> tuple[Array, KeyValues]:
+        """Returns the new residual stream and this layer's keys and values."""
+        attended, key_values = self.attn(self.ln_1(x), mask, past, index)
+        x = x[:, self.from_position :] + self.residual_dropout(attended)
+        return x + self.residual_dropout(self.mlp(self.ln_2(x))), key_values
+
+
+class GPT2(nn.Module):
+    """The whole stack. The functions below this class are its interface; code elsewhere does not build it."""
+
+    config: GPT2Config
+    from_position: int = 0
+    """The last block computes only rows from here on (keys and values are of all rows, so numbers are the same)."""
+    deterministic: bool = True
+
+    def setup(self) -> None:
+        """Declares the tables and blocks; layers are unrolled, which runs faster on CPU than a scan."""
+        config = self.config
+        normal = nn.initializers.normal(0.02)
+        self.wte = self.param("wte", normal, (config.vocab_size, config.n_embd), jnp.float32)
+        self.wpe = self.param("wpe", normal, (config.n_positions, config.n_embd), jnp.float32)
+        block: Any = nn.remat(Block) if config.remat else Block
+        starts = [0] * (config.n_layer - 1) + [self.from_position]
+        self.h = [block(config, start, self.deterministic) for start in starts]
+        self.ln_f = layer_norm(config)
+        self.embedding_dropout = Dropout(config.dropout, self.deterministic)
+
+    def __call__(self, tokens: Array, mask: Array) -> tuple[Array, tuple[KeyValues, ...]]:
+        """Hidden states from `from_position` on, float32, and keys and values of all positions."""
+        position = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        # Zero, not multiply: whatever stands in padding, NaN included, must not reach values or gradients.
+        x = jnp.where(mask[..., None], self.wte[tokens] + self.wpe[position], 0.0)
+        x = self.embedding_dropout(x.astype(self.config.compute_dtype))
+        length = tokens.shape[1]
+        visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
+        layers = []
+        for block in self.h:
+            x, key_values = block(x, visible[:, block.from_position :])
+            layers.append(key_values)
+        return self.ln_f(x), tuple(layers)
+
+    def step(self, cache: Cache, token: Array) -> tuple[Array, Cache]:
+        """Hidden state [B, D] after one more token per row, float32, and the cache with it."""
+        x = (self.wte[token] + self.wpe[cache.position]).astype(self.config.compute_dtype)[:, None]
+        mask = cache.mask.at[:, cache.index].set(True)
+        layers = []
+        for block, past in zip(self.h, cache.layers, strict=True):
+            x, key_values = block(x, mask[:, None, :], past, cache.index)
+            layers.append(key_values)
+        advanced = Cache(layers=tuple(layers), mask=mask, position=cache.position + 1, index=cache.index + 1)
+        return self.ln_f(x)[:, 0], advanced
+
+
+def init(config: GPT2Config, key: Key[Array, ""]) -> Params:
+    """Fresh parameters: N(0, 0.02), residual projections N(0, 0.02/√(2L)), biases 0, layer norm 1 and 0."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    return GPT2(config).init(key, one, jnp.ones((1, 1), bool))["params"]
+
+
+def hidden_states(
+    config: GPT2Config,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    mask: Bool[Array, "B S"],
+    *,
+    dropout_key: Key[Array, ""] | None = None,
+    from_position: int = 0,
+) -> Float[Array, "B R D"]:
+    """Final hidden states, after the last layer norm; padding may stand on either side.
+
+    Args:
+      config: size and arithmetic; static.
+      params: tree made by `init` or `convert.load_hf`.
+      tokens: token ids; what stands where `mask` is False does not matter. [B, S]
+      mask: True on real tokens. [B, S]
+      dropout_key: draws dropout; None (rollouts, scoring, RL updates) means none.
+      from_position: first position wanted, static; the last block skips the work of those before it.
+    Returns: float32, R = S − from_position; rows of padding are finite and mean nothing. [B, R, D]
+    Raises: ValueError at trace time if S exceeds `n_positions` or `from_position` is outside [0, S).
+    """
+    length = tokens.shape[1]
+    if length > config.n_positions:
+        raise ValueError(f"hidden_states: {length} tokens exceed n_positions {config.n_positions}")
+    if not 0 <= from_position < length:
+        raise ValueError(f"hidden_states: from_position {from_position} is outside [0, {length})")
+    model = GPT2(config, from_position=from_position, deterministic=dropout_key is None)
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    return model.apply({"params": params}, tokens, mask, rngs=rngs)[0]
+
+
+def lm_logits(params: Params, hidden: Float[Array, "... D"], *, compute_dtype: str = "float32") -> Float[Array, "... V"]:
+    """Logits over the whole vocabulary by the tied head, accumulated and returned in float32. [..., D] -> [..., V]"""
+    table = params["wte"].astype(compute_dtype)
+    flat = hidden.reshape(-1, hidden.shape[-1]).astype(compute_dtype)
+    logits = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=jnp.float32)
+    return logits.reshape(*hidden.shape[:-1], table.shape[0])
+
+
+def forward(
+    config: GPT2Config, params: Params, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"]
+) -> Float[Array, "B S V"]:
+    """Logits for the token after each position, float32. [B, S, V]"""
+    return lm_logits(params, hidden_states(config, params, tokens, mask), compute_dtype=config.compute_dtype)
+
+
+def init_cache(config: GPT2Config, batch: int, cache_length: int) -> Cache:
+    """An empty cache of `cache_length` slots, for decoding without a prompt."""
+    check_cache_length(config, 0, cache_length)
+    empty = jnp.zeros((batch, config.n_head, cache_length, config.head_width), config.compute_dtype)
+    return Cache(
+        layers=tuple((empty, empty) for _ in range(config.n_layer)),
+        mask=jnp.zeros((batch, cache_length), bool),
+        position=jnp.zeros(batch, jnp.int32),
+        index=jnp.zeros((), jnp.int32),
+    )
+
+
+def check_cache_length(config: GPT2Config, prompt: int, cache_length: int) -> None:
+    """Raises ValueError unless the prompt fits the cache and the cache fits the learned positions."""
+    if not prompt <= cache_length <= config.n_positions:
+        raise ValueError(
+            f"cache: prompt {prompt} <= cache_length {cache_length} <= n_positions {config.n_positions} must hold"
+        )
+
+
+def prefill(
+    config: GPT2Config, params: Params, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], *, cache_length: int
+) -> tuple[Float[Array, "B D"], Cache]:
+    """Reads left-padded prompts: the hidden state of each last token, and a cache with room to decode.
+
+    Args:
+      config: size and arithmetic; static.
+      params: tree of the model.
+      tokens: prompts, padded on the left, so that every row ends in column P−1. [B, P]
+      mask: True on real tokens. [B, P]
+      cache_length: slots in all, prompt included; static.
+    Returns: hidden state float32 [B, D], from which the first token is drawn; the cache.
+    Raises: ValueError at trace time unless P ≤ cache_length ≤ n_positions.
+    """
+    length = tokens.shape[1]
+    check_cache_length(config, length, cache_length)
+    hidden, layers = GPT2(config, from_position=length - 1).apply({"params": params}, tokens, mask)
+    room = cache_length - length
+    slots = ((0, 0), (0, 0), (0, room), (0, 0))
+    cache = Cache(
+        layers=tuple((jnp.pad(k, slots), jnp.pad(v, slots)) for k, v in layers),
+        mask=jnp.pad(mask, ((0, 0), (0, room))),
+        position=jnp.sum(mask, axis=1, dtype=jnp.int32),
+        index=jnp.asarray(length, jnp.int32),
+    )
+    return hidden[:, 0], cache
+
+
+def decode_step(
+    config: GPT2Config, params: Params, cache: Cache, token: Int[Array, " B"]
+) -> tuple[Float[Array, "B D"], Cache]:
+    """One token per row: the hidden state after it, float32 [B, D], and the cache with it written in place.
+
+    The caller stops before the cache is full; a write past the end would overwrite the last slot.
+    """
+    return GPT2(config).apply({"params": params}, cache, token, method=GPT2.step)
