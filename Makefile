@@ -1,0 +1,39 @@
+# VENV and PYTHON can be set: make test VENV=/tmp/venv PYTHON=python3.12
+VENV ?= .venv
+PYTHON ?= python3
+RUN ?= demo
+JOBS ?= 2
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := setup.cfg pyproject.toml constraints.txt
+# Large pages and no trimming: XLA:CPU allocates its temporaries anew on every call (other systems ignore this).
+MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
+
+.PHONY: run test check bench notebooks clean
+
+run: $(VENV)/.run          ; $(MALLOC) $(BIN)/python experiments/ppo_redial.py $(RUN)
+test: $(VENV)/.test        ; $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+check: $(VENV)/.test       ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python && $(BIN)/lint-imports
+bench: $(VENV)/.bench      ; $(MALLOC) $(BIN)/python benchmarks/ppo_iteration.py
+notebooks: $(VENV)/.notebooks ; $(BIN)/python -m pytest tests/notebooks
+clean:                     ; rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'rlhf_jax needs Python >= 3.11, {sys.executable} is {sys.version.split()[0]}; try make PYTHON=python3.11')"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(SOURCES) | $(VENV)/bin/python
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
+	$(INSTALL) -e ".[test]"
+	touch $@ $(VENV)/.run
+
+$(VENV)/.bench: $(SOURCES) | $(VENV)/bin/python
+	$(INSTALL) -e ".[bench]"
+	touch $@
+
+$(VENV)/.notebooks: $(SOURCES) | $(VENV)/bin/python
+	$(INSTALL) -e ".[test,notebooks]"
+	touch $@

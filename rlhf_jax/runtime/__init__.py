@@ -1,0 +1,1 @@
+"""Runs: keys, checkpoints, stage loop, metrics, report."""

@@ -1,0 +1,51 @@
+"""Strict settings for every test, and the fixtures more than one package needs.
+
+The package itself is not imported here: the jaxtyping hook must be in place first.
+"""
+
+import os
+from pathlib import Path
+
+# Before jax starts: tests are defined on the CPU; sharded tests force more devices in processes of their own.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compilation makes first calls slow, and a random seed would make a red run hard to repeat.
+hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, max_examples=25, print_blob=True)
+hypothesis.settings.load_profile("fast")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest first, so that no worker is left alone with the end-to-end runs."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with the real data sets: RLHF_JAX_DATA, or `../shared/data` beside the repository.
+
+    Absent data fails the tests where `CI=true`, and elsewhere skips them with the reason in the summary.
+    """
+    folder = Path(os.environ.get("RLHF_JAX_DATA", REPOSITORY.parent / "shared" / "data"))
+    if folder.is_dir():
+        return folder
+    message = f"no real data at {folder}: set RLHF_JAX_DATA to the folder that holds redial/, uss/ ..."
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
