@@ -1,0 +1,1 @@
+"""From files to token batches: readers, vocabulary, windows, batching."""

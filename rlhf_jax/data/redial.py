@@ -1,0 +1,302 @@
+"""Reads a folder in the official ReDial format into a `Corpus`; the simulated world writes the same format.
+
+Source: Li et al. 2018, arXiv:1812.07617 (release notes of the data set). Every irregularity of the release that is
+tolerated is named at the function that tolerates it; anything else is a malformed line, reported by file and line.
+"""
+
+import gzip
+import hashlib
+import html
+import json
+import logging
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rlhf_jax.data.catalogue import read_csv_names, read_metadata, split_title
+from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message, Role
+
+PROVENANCES = ("official", "verbatim", "forms", "rebuilt", "world")
+_MENTION = re.compile(r"@(\d+)")
+_LINE_BREAKS = re.compile(r"[\r\n]+")
+_LOG = logging.getLogger(__name__)
+
+
+class _Parsed(NamedTuple):
+    dialogue: Dialogue
+    names: dict[int, str | None]
+
+
+def read_redial(
+    folder: str | Path,
+    *,
+    on_bad_line: Literal["error", "skip"] = "error",
+    validation_fraction: float = 0.1,
+    max_dialogues: int | None = None,
+) -> Corpus:
+    """Dialogues, splits and catalogue of a folder in the official ReDial format.
+
+    Read are `train_data.jsonl[.gz]`, `test_data.jsonl[.gz]`, `movies_with_mentions.csv` and, where present,
+    `train_provenance.tsv`, `test_provenance.tsv` and `kg/id2info.json`. Validation is the last part of the training
+    dialogues by id, so it is the same for every seed. The catalogue is every item mentioned in any split, in a text
+    or in the dialogue's list of mentions.
+
+    Args:
+      folder: where the files are.
+      on_bad_line: `skip` leaves malformed dialogues out, logs how many, and lists them in `provenance["skipped"]`.
+      validation_fraction: share of the training dialogues held out, in [0, 1).
+      max_dialogues: reads only so many dialogues of each file (for quick runs); None reads all.
+    Returns: the corpus; `provenance` holds name, sha256 per file, counts and skipped lines.
+    Raises:
+      ValueError: naming file, line, field and value of the first malformed line, unless skipped.
+      FileNotFoundError: naming the file that is missing.
+    """
+    if on_bad_line not in ("error", "skip"):
+        raise ValueError(f"on_bad_line is {on_bad_line!r}; it must be 'error' or 'skip'")
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction is {validation_fraction}; it must lie in [0, 1)")
+    if max_dialogues is not None and max_dialogues < 1:
+        raise ValueError(f"max_dialogues is {max_dialogues}; it must be at least 1")
+    folder = Path(folder)
+    csv_path = folder / "movies_with_mentions.csv"
+    csv_names = read_csv_names(csv_path)
+    files = [csv_path]
+    skipped: list[str] = []
+    first_seen: dict[str, str] = {}
+    parsed: dict[str, list[_Parsed]] = {}
+    for split in ("train", "test"):
+        path = _find(folder, f"{split}_data.jsonl")
+        files.append(path)
+        provenance_path = folder / f"{split}_provenance.tsv"
+        provenance = {}
+        if provenance_path.exists():
+            provenance = _read_provenance(provenance_path)
+            files.append(provenance_path)
+        parsed[split] = []
+        for number, line in _lines(path):
+            if len(parsed[split]) == max_dialogues:
+                break
+            place = f"{path.name} line {number}"
+            try:
+                found = _dialogue(line, csv_names, provenance)
+                dialogue_id = found.dialogue.dialogue_id
+                earlier = first_seen.setdefault(dialogue_id, place)
+                if earlier != place:
+                    raise ValueError(f"field 'conversationId' is {dialogue_id!r}, seen before in {earlier}")
+            except ValueError as error:
+                if on_bad_line == "error":
+                    raise ValueError(f"{path}, line {number}: {error}") from error
+                skipped.append(f"{place}: {error}")
+                continue
+            parsed[split].append(found)
+        if not parsed[split]:
+            raise ValueError(f"{path}: no dialogue could be read ({len(skipped)} malformed lines skipped)")
+    if skipped:
+        _LOG.warning("%s: skipped %d malformed lines; the first: %s", folder, len(skipped), skipped[0])
+
+    metadata_path = folder / "kg" / "id2info.json"
+    metadata = {}
+    if metadata_path.exists():
+        metadata = read_metadata(metadata_path)
+        files.append(metadata_path)
+    train = sorted((found.dialogue for found in parsed["train"]), key=lambda dialogue: int(dialogue.dialogue_id))
+    test = sorted((found.dialogue for found in parsed["test"]), key=lambda dialogue: int(dialogue.dialogue_id))
+    n_validation = int(len(train) * validation_fraction)
+    if validation_fraction > 0 and len(train) > 1:
+        n_validation = max(n_validation, 1)
+    n_train = len(train) - n_validation
+    items = _catalogue([*parsed["train"], *parsed["test"]], csv_names, metadata)
+    return Corpus(
+        train=tuple(train[:n_train]),
+        validation=tuple(train[n_train:]),
+        test=tuple(test),
+        items=items,
+        provenance={
+            "name": "redial-format",
+            "files": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+            "n_train": n_train,
+            "n_validation": n_validation,
+            "n_test": len(test),
+            "n_items": len(items),
+            "n_skipped": len(skipped),
+            "skipped": skipped,
+        },
+    )
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"{folder / name}: neither this file nor {name}.gz exists")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines from 1 on, empty ones left out; a truncated or damaged archive is a `ValueError`."""
+    number = 0
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}, after line {number}: the archive is damaged or cut short ({error})") from error
+
+
+def _read_provenance(path: Path) -> dict[str, str]:
+    provenance = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
+        dialogue_id, _, kind = line.partition("\t")
+        if kind not in PROVENANCES:
+            raise ValueError(f"{path}, line {number}: field 'provenance' is {kind!r}, not one of {PROVENANCES}")
+        provenance[dialogue_id] = kind
+    return provenance
+
+
+def _dialogue(line: bytes, csv_names: Mapping[int, str], provenance: Mapping[str, str]) -> _Parsed:
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        start = line[:60].decode("utf-8", "replace").strip()
+        raise ValueError(f"not a JSON object ({error}): {start!r}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"not a JSON object but {type(record).__name__}: {str(record)[:60]!r}")
+    dialogue_id = str(_field(record, "conversationId", (str, int)))
+    if not (dialogue_id.isascii() and dialogue_id.isdigit()):
+        raise ValueError(f"field 'conversationId' is {dialogue_id!r}, not a string of digits")
+    seeker, recommender = (_field(record, f"{who}WorkerId", (int,)) for who in ("initiator", "respondent"))
+    if seeker == recommender:
+        raise ValueError(f"field 'respondentWorkerId' is {recommender}, the same as 'initiatorWorkerId'")
+    names = _names(record)
+    roles: dict[int, Role] = {seeker: "seeker", recommender: "recommender"}
+    messages = tuple(
+        _message(entry, f"messages[{index}]", roles, names, csv_names)
+        for index, entry in enumerate(_field(record, "messages", (list,)))
+    )
+    if not messages:
+        raise ValueError("field 'messages' is [], a dialogue has at least one message")
+    dialogue = Dialogue(
+        dialogue_id=dialogue_id,
+        messages=messages,
+        seeker_labels=_form(record, "initiatorQuestions"),
+        recommender_labels=_form(record, "respondentQuestions"),
+        provenance=provenance.get(dialogue_id, "official"),
+    )
+    return _Parsed(dialogue, names)
+
+
+def _field(record: Mapping[str, Any], name: str, kinds: tuple[type, ...], prefix: str = "") -> Any:
+    if name not in record:
+        raise ValueError(f"field '{prefix}{name}' is missing")
+    value = record[name]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"field '{prefix}{name}' is {str(value)[:60]!r} ({type(value).__name__}), expected {expected}")
+    return value
+
+
+def _table(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A JSON object keyed by item id; the release writes an empty one as `[]`."""
+    value = _field(record, name, (dict, list))
+    if isinstance(value, list):
+        if value:
+            raise ValueError(f"field '{name}' is {str(value)[:60]!r}, expected an object or []")
+        return {}
+    for key in value:
+        if not (key.isascii() and key.isdigit()):
+            raise ValueError(f"field '{name}' has the key {key!r}, expected an item id")
+    return value
+
+
+def _names(record: Mapping[str, Any]) -> dict[int, str | None]:
+    """Mentioned items with their names; one name of the release is null."""
+    names = {}
+    for key, name in _table(record, "movieMentions").items():
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"field 'movieMentions.{key}' is {name!r} ({type(name).__name__}), expected str or null")
+        names[int(key)] = name
+    return names
+
+
+def _form(record: Mapping[str, Any], name: str) -> dict[int, ItemLabel]:
+    labels = {}
+    for key, answers in _table(record, name).items():
+        if not isinstance(answers, dict):
+            raise ValueError(f"field '{name}.{key}' is {str(answers)[:60]!r}, expected an object")
+        for field in ItemLabel._fields:
+            answer = answers.get(field)
+            if type(answer) is not int or not 0 <= answer <= 2:
+                raise ValueError(f"field '{name}.{key}.{field}' is {answer!r}, expected 0, 1 or 2")
+        labels[int(key)] = ItemLabel(answers["suggested"], answers["seen"], answers["liked"])
+    return labels
+
+
+def _message(
+    entry: Any, place: str, roles: Mapping[int, Role], names: Mapping[int, Any], csv_names: Mapping[int, str]
+) -> Message:
+    """One message; a time that is missing, null or negative is unknown, an empty text is allowed."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"field '{place}' is {str(entry)[:60]!r}, expected an object")
+    prefix = f"{place}."
+    text = _field(entry, "text", (str,), prefix)
+    sender = _field(entry, "senderWorkerId", (int,), prefix)
+    if sender not in roles:
+        raise ValueError(f"field '{prefix}senderWorkerId' is {sender}, expected one of the workers {sorted(roles)}")
+    time_offset = entry.get("timeOffset")
+    if time_offset is not None:
+        time_offset = _field(entry, "timeOffset", (int,), prefix)
+    return Message(
+        role=roles[sender],
+        parts=_parts(text, names, csv_names),
+        message_id=_field(entry, "messageId", (int,), prefix),
+        time_offset=None if time_offset is None or time_offset < 0 else time_offset,
+    )
+
+
+def _parts(text: str, names: Mapping[int, Any], csv_names: Mapping[int, str]) -> tuple[str | int, ...]:
+    """Words and items: HTML entities decoded, line breaks turned to spaces, `@id` of an unknown item left as words."""
+    text = _LINE_BREAKS.sub(" ", html.unescape(text) if "&" in text else text)
+    if "@" not in text:
+        return (text,) if text else ()
+    parts: list[str | int] = []
+    begin = 0
+    for match in _MENTION.finditer(text):
+        item_id = int(match[1])
+        if item_id not in names and item_id not in csv_names:
+            continue
+        if match.start() > begin:
+            parts.append(text[begin : match.start()])
+        parts.append(item_id)
+        begin = match.end()
+    if begin < len(text):
+        parts.append(text[begin:])
+    return tuple(parts)
+
+
+def _catalogue(
+    parsed: list[_Parsed], csv_names: Mapping[int, str], metadata: Mapping[int, Mapping[str, Any]]
+) -> dict[int, Item]:
+    names: dict[int, str | None] = {}
+    for dialogue, mentions in parsed:
+        for item_id, name in mentions.items():
+            names[item_id] = names.get(item_id) or name
+        for message in dialogue.messages:
+            for item_id in message.items:
+                names.setdefault(item_id, None)
+    items = {}
+    for item_id in sorted(names):
+        info = metadata.get(item_id, {})
+        title, year = split_title(csv_names.get(item_id) or names[item_id] or info.get("name", ""))
+        if year is None:
+            year = split_title(info.get("name", ""))[1]
+        items[item_id] = Item(
+            item_id=item_id,
+            title=title,
+            year=year,
+            genres=tuple(info.get("genre", ())),
+            people=tuple(dict.fromkeys([*info.get("director", ()), *info.get("star", ()), *info.get("writer", ())])),
+            plot=info.get("plot", ""),
+        )
+    return items
