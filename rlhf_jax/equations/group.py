@@ -1,0 +1,65 @@
+"""Advantages without a critic: a response is compared with others drawn for the same prompt."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def is_flat_group(scores: Float[Array, " G"]) -> Bool[Array, ""]:
+    """True for a group whose scores are all equal: it teaches nothing, and its share is worth logging.
+
+    Args:
+      scores: of the responses to one prompt, score units. [G]
+    Returns: a flag; no gradient. []
+    Raises: nothing.
+    Examples:
+      >>> is_flat_group(jnp.array([0.1, 0.1, 0.1]))
+      Array(True, dtype=bool)
+    """
+    return scores.max() == scores.min()
+
+
+def group_advantages(scores: Float[Array, " G"], *, epsilon: float = 1e-6) -> Float[Array, " G"]:
+    """GRPO's advantages for one prompt; batch with `jax.vmap`.
+
+        A_i = (s_i − mean)/(std + ε),   and exactly 0 where all scores are equal
+
+    Source: Shao et al. 2024, arXiv:2402.03300, section 4.1.2 (no ε there); biased standard deviation (divided by G).
+
+    Args:
+      scores: of the G responses to one prompt, score units. [G]
+      epsilon: keeps nearly equal groups bounded, score units.
+    Returns: A_i, in standard deviations, one per response, for all its tokens; data, no gradient is meant to flow. [G]
+    Raises: nothing.
+    Examples:
+      >>> [round(x, 4) for x in group_advantages(jnp.array([3.0, 1.0, 0.0, 0.0])).tolist()]
+      [1.633, 0.0, -0.8165, -0.8165]
+    """
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    centred = scores - scores.mean()
+    # Rounding of the mean would leave a residue of size ε in a flat group, and √ has no gradient at 0.
+    flat = is_flat_group(scores)
+    variance = jnp.where(flat, 1, jnp.square(centred).mean())
+    return jnp.where(flat, 0, centred / (jnp.sqrt(variance) + epsilon))
+
+
+def leave_one_out_advantages(scores: Float[Array, " G"]) -> Float[Array, " G"]:
+    """RLOO's advantages for one prompt: the baseline is the mean of the other responses.
+
+        A_i = s_i − 1/(G−1) Σ_{j≠i} s_j = G/(G−1) (s_i − mean)
+
+    Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024,
+    arXiv:2402.14740, section 3.3.
+
+    Args:
+      scores: of the G ≥ 2 responses to one prompt, score units. [G]
+    Returns: A_i, score units, one per response, summing to 0; data, no gradient is meant to flow. [G]
+    Raises: ValueError at trace time if there are fewer than two responses.
+    Examples:
+      >>> leave_one_out_advantages(jnp.array([3.0, 1.0, 2.0]))
+      Array([ 1.5, -1.5,  0. ], dtype=float32)
+    """
+    n_responses = scores.shape[0]
+    if n_responses < 2:
+        raise ValueError(f"leaving one out needs at least 2 responses per prompt, got {n_responses}")
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return (scores - scores.mean()) * n_responses / (n_responses - 1)
