@@ -7,8 +7,8 @@ Differences from the released model: positions count real tokens only, so paddin
 vocabulary size (words, special tokens and items share one table). Parameters are float32; `compute_dtype` is the type
 of matmuls and of the residual stream, layer norm and attention's softmax are float32 always.
 
-Tree: `wte [V,D]`, `wpe [n_positions,D]`, `h_<i>` (`ln_1`, `attn` {`c_attn`, `c_proj`}, `ln_2`, `mlp` {`c_fc`, `c_proj`}),
-`ln_f`; kernels are (in, out).
+Tree: `wte [V,D]`, `wpe [n_positions,D]`, `h_<i>` (`ln_1`, `attn` {`c_attn`, `c_proj`}, `ln_2`,
+`mlp` {`c_fc`, `c_proj`}), `ln_f`; kernels are (in, out).
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ class Cache:
     One scalar index is what lets XLA update the buffers in place; it needs left-padded prompts.
     """
 
-    layers: tuple[tuple[Float[Array, "B H T W"], Float[Array, "B H T W"]], ...]
+    layers: tuple[KeyValues, ...]
     mask: Bool[Array, "B T"]
     """True where a slot holds a real token."""
     position: Int[Array, " B"]
@@ -161,9 +161,7 @@ class Attention(nn.Module):
             k, v = jnp.split(self.c_attn(x, slice(width, 3 * width)), 2, axis=-1)
         return self.heads(q), self.heads(k), self.heads(v)
 
-    def __call__(
-        self, x: Array, mask: Array, past: KeyValues | None, index: Array | None
-    ) -> tuple[Array, KeyValues]:
+    def __call__(self, x: Array, mask: Array, past: KeyValues | None, index: Array | None) -> tuple[Array, KeyValues]:
         """Attends from rows `from_position` on; with `past`, first writes this step's keys and values at `index`."""
         q, k, v = self.project(x)
         if past is not None:
@@ -304,7 +302,9 @@ def hidden_states(
     return model.apply({"params": params}, tokens, mask, rngs=rngs)[0]
 
 
-def lm_logits(params: Params, hidden: Float[Array, "... D"], *, compute_dtype: str = "float32") -> Float[Array, "... V"]:
+def lm_logits(
+    params: Params, hidden: Float[Array, "... D"], *, compute_dtype: str = "float32"
+) -> Float[Array, "... V"]:
     """Logits over the whole vocabulary by the tied head, accumulated and returned in float32. [..., D] -> [..., V]"""
     table = params["wte"].astype(compute_dtype)
     flat = hidden.reshape(-1, hidden.shape[-1]).astype(compute_dtype)

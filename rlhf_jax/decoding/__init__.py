@@ -1,0 +1,1 @@
+"""The response grammar and the one-loop sampler."""

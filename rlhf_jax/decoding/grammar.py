@@ -1,0 +1,151 @@
+"""The grammar of a system turn as position masks: which tokens may come next, given those before.
+
+    <rec> ITEM ITEM … <say> words with ITEM mentions <eos>          a recommending turn
+    <say> words <eos>                                              any other turn
+
+The mask is a function of the tokens alone. Sampling, reference and learning renormalise by the same mask, otherwise
+the importance ratio compares two different distributions. There are two forms: one token at a time, for decoding, and
+all positions at once, for judging a given response; they agree on every sequence, grammatical or not.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+class Grammar(NamedTuple):
+    """The token ids the rules speak of; hashable, so that it can be a static argument of `jax.jit`."""
+
+    n_words: int
+    """Tokens [0, n_words) are words."""
+    pad: int
+    eos: int
+    rec: int
+    say: int
+    first_item: int
+    """Tokens [first_item, first_item + n_items) are items."""
+    n_items: int
+    max_items: int
+    """Longest list a turn may suggest."""
+    vocab_size: int
+    """Rows of the embedding table; those that are none of the above are never allowed."""
+
+
+class GrammarState(NamedTuple):
+    """What the rules need to know of the tokens so far."""
+
+    started: Bool[Array, " B"]
+    """Any token has been seen."""
+    said: Bool[Array, " B"]
+    """`<say>` has been seen."""
+    ended: Bool[Array, " B"]
+    """`<eos>` has been seen."""
+    listed: Bool[Array, "B V"]
+    """Items of the list."""
+    n_listed: Int[Array, " B"]
+    """Length of the list, repeats (which the rules forbid) included."""
+
+
+def check_grammar(grammar: Grammar) -> None:
+    """Raises ValueError where the token ranges overlap or leave the vocabulary, or lists are impossible."""
+    specials = {name: getattr(grammar, name) for name in ("pad", "eos", "rec", "say")}
+    items = range(grammar.first_item, grammar.first_item + grammar.n_items)
+    if len(set(specials.values())) < len(specials):
+        raise ValueError(f"grammar: special tokens must differ, got {specials}")
+    if any(token in items or not 0 <= token < grammar.vocab_size for token in specials.values()):
+        raise ValueError(f"grammar: {specials} must be tokens below {grammar.vocab_size} and outside items {items}")
+    if not 1 <= grammar.n_words <= grammar.first_item or items.stop > grammar.vocab_size:
+        raise ValueError(f"grammar: words [0, {grammar.n_words}), {items} and vocabulary {grammar.vocab_size} clash")
+    if grammar.n_items < 1 or grammar.max_items < 1:
+        raise ValueError(f"grammar: n_items {grammar.n_items} and max_items {grammar.max_items} must be at least 1")
+
+
+def is_item(grammar: Grammar, token: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    """True where a token is an item."""
+    return (token >= grammar.first_item) & (token < grammar.first_item + grammar.n_items)
+
+
+def is_word(grammar: Grammar, token: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    """True where a token is a word (a special token inside the range of words is none)."""
+    special = (token == grammar.pad) | (token == grammar.eos) | (token == grammar.rec) | (token == grammar.say)
+    return (token < grammar.n_words) & ~special
+
+
+def allowed_given(
+    grammar: Grammar,
+    *,
+    started: Bool[Array, "*n 1"],
+    said: Bool[Array, "*n 1"],
+    ended: Bool[Array, "*n 1"],
+    listed: Bool[Array, "*n V"],
+    n_listed: Int[Array, "*n 1"],
+) -> Bool[Array, "*n V"]:
+    """The rules themselves, for any leading shape; at least one token is always allowed."""
+    token = jnp.arange(grammar.vocab_size).reshape((1,) * (listed.ndim - 1) + (-1,))
+    item = is_item(grammar, token)
+    full = (n_listed >= grammar.max_items) | (n_listed >= grammar.n_items)
+    first = (token == grammar.rec) | (token == grammar.say)
+    in_list = (item & ~listed & ~full) | ((token == grammar.say) & (n_listed >= 1))
+    in_words = is_word(grammar, token) | listed | (token == grammar.eos)
+    open_turn = jnp.where(said, in_words, jnp.where(started, in_list, first))
+    return jnp.where(ended, token == grammar.pad, open_turn)
+
+
+def initial_state(grammar: Grammar, batch: int) -> GrammarState:
+    """Before the first token of `batch` responses."""
+    no = jnp.zeros(batch, bool)
+    return GrammarState(no, no, no, jnp.zeros((batch, grammar.vocab_size), bool), jnp.zeros(batch, jnp.int32))
+
+
+def advance(grammar: Grammar, state: GrammarState, token: Int[Array, " B"]) -> GrammarState:
+    """After one more token per row."""
+    listing = is_item(grammar, token) & ~state.said & ~state.ended
+    rows = jnp.arange(token.shape[0])
+    return GrammarState(
+        started=jnp.ones_like(state.started),
+        said=state.said | (token == grammar.say),
+        ended=state.ended | (token == grammar.eos),
+        listed=state.listed.at[rows, token].max(listing),
+        n_listed=state.n_listed + listing,
+    )
+
+
+def allowed(grammar: Grammar, state: GrammarState) -> Bool[Array, "B V"]:
+    """Which tokens may come next in each row. [B, V]"""
+    return allowed_given(
+        grammar,
+        started=state.started[:, None],
+        said=state.said[:, None],
+        ended=state.ended[:, None],
+        listed=state.listed,
+        n_listed=state.n_listed[:, None],
+    )
+
+
+def allowed_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Bool[Array, "B T V"]:
+    """Which tokens might have stood at every position, given those before it: `allowed` of each prefix, at once.
+
+    An item is listed at t where its first listing stands before t, so the large array is a comparison of a [B, V] and
+    a [T] one, which XLA fuses into the softmax that uses it. [B, T, V]
+    """
+    batch, length = tokens.shape
+    before = jnp.arange(length)
+    said = exclusive_any(tokens == grammar.say)
+    ended = exclusive_any(tokens == grammar.eos)
+    listing = is_item(grammar, tokens) & ~said & ~ended
+    never = jnp.full((batch, grammar.vocab_size), length, jnp.int32)
+    first_listed = never.at[jnp.arange(batch)[:, None], tokens].min(jnp.where(listing, before[None], length))
+    return allowed_given(
+        grammar,
+        started=jnp.broadcast_to(before > 0, (batch, length))[..., None],
+        said=said[..., None],
+        ended=ended[..., None],
+        listed=first_listed[:, None, :] < before[None, :, None],
+        n_listed=(jnp.cumsum(listing, axis=1) - listing)[..., None],
+    )
+
+
+def exclusive_any(hit: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """True where an earlier position of the row is True. [B, T]"""
+    return jnp.cumsum(hit, axis=1) - hit > 0

@@ -1,0 +1,104 @@
+"""Training likelihood under the response grammar, computing only the logits that the grammar permits.
+
+A position of a training text allows either words (plus the few items listed in this turn) or items (plus `<say>`), so
+two small heads replace the one over the whole vocabulary: the words' head on every position, the items' head on the
+few positions that want an item. On recommender turns the result equals the masked softmax over the full vocabulary
+that sampling and PPO use (tested); elsewhere, where no grammar rules, words and items are two separate softmaxes.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rlhf_jax.decoding.grammar import Grammar
+
+NO_TARGET, FREE_WORD, FREE_ITEM, FIRST, LIST, SAY = range(6)
+"""What a position has to predict: nothing · a word or special outside the grammar · an item there · `<rec>` or
+`<say>` · an item not yet listed, or `<say>` · a word, a listed item or `<eos>`."""
+
+
+@chex.dataclass(frozen=True)
+class GrammarTargets:
+    """Targets of a batch of texts, split by the head that judges them; the target of position t is token t + 1."""
+
+    targets: Int[Array, "B S"]
+    """Next token; anything where nothing is to be predicted."""
+    kinds: Int[Array, "B S"]
+    """One of `NO_TARGET, FREE_WORD, FIRST, SAY`: what the words' head judges here."""
+    listed: Int[Array, "B S K"]
+    """Item tokens listed in this turn, on `SAY` positions; −1 where there are fewer."""
+    item_positions: Int[Array, "B M"]
+    """Where the items' head looks."""
+    item_kinds: Int[Array, "B M"]
+    """One of `NO_TARGET, FREE_ITEM, LIST`."""
+    item_listed: Int[Array, "B M K"]
+    """Item tokens already listed when a `LIST` position chooses; −1 where there are fewer."""
+
+
+def grammar_nll(
+    hidden: Float[Array, "B S D"], table: Float[Array, "V D"], batch: GrammarTargets, grammar: Grammar
+) -> tuple[Float[Array, "B S"], Float[Array, "B M"]]:
+    """Negative log-likelihood of every target, nats; 0 where there is none.
+
+        word positions:  log(Σ_{w permitted} e^{h·E_w} + Σ_{i listed} e^{h·E_i}) − h·E_target
+        item positions:  log(Σ_{i not listed} e^{h·E_i} + [LIST, some listed] e^{h·E_<say>}) − h·E_target
+
+    Args:
+      hidden: final hidden states; position t judges token t + 1. [B, S, D]
+      table: tied embedding of all tokens. [V, D]
+      batch: what to predict, where.
+      grammar: the ids.
+    Returns: word losses and item losses; gradients flow into both arguments. [B, S], [B, M]
+    """
+    words = _word_nll(hidden, table, batch, grammar)
+    positions = batch.item_positions
+    at_items = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+    targets = jnp.take_along_axis(batch.targets, positions, axis=1)
+    return words, _item_nll(at_items, table, targets, batch, grammar)
+
+
+def _target_logit(flat: Array, table: Array, targets: Array) -> Array:
+    return jnp.sum(flat * table[targets], axis=-1)
+
+
+def _word_nll(hidden: Array, table: Array, batch: GrammarTargets, grammar: Grammar) -> Array:
+    width = hidden.shape[-1]
+    flat, kinds = hidden.reshape(-1, width), batch.kinds.reshape(-1)
+    some = kinds != NO_TARGET
+    targets = jnp.where(some, batch.targets.reshape(-1), grammar.eos)
+    logits = jnp.dot(flat, table[: grammar.first_item].T, preferred_element_type=jnp.float32)
+    # Words and specials share one head; which specials may come is a matter of the kind.
+    token = jnp.arange(grammar.first_item)[None]
+    word, kind = token < grammar.n_words, kinds[:, None]
+    first = (token == grammar.rec) | (token == grammar.say)
+    permitted = jnp.where(
+        kind == SAY,
+        word | (token == grammar.eos),
+        jnp.where(kind == FIRST, first, token != grammar.pad),
+    )
+    normaliser = jax.nn.logsumexp(jnp.where(permitted, logits, -jnp.inf), axis=-1)
+    listed = batch.listed.reshape(flat.shape[0], -1)
+    listed_logits = jnp.einsum("nd,nkd->nk", flat, table[jnp.maximum(listed, 0)])
+    floor = jnp.finfo(jnp.float32).min
+    normaliser = jnp.logaddexp(normaliser, jax.nn.logsumexp(jnp.where(listed >= 0, listed_logits, floor), axis=-1))
+    nll = normaliser - _target_logit(flat, table, targets)
+    return jnp.where(some, nll, 0.0).reshape(kinds.shape[0] // hidden.shape[1], hidden.shape[1])
+
+
+def _item_nll(at_items: Array, table: Array, targets: Array, batch: GrammarTargets, grammar: Grammar) -> Array:
+    rows, width = targets.size, at_items.shape[-1]
+    flat, kinds = at_items.reshape(rows, width), batch.item_kinds.reshape(rows)
+    some, in_list = kinds != NO_TARGET, kinds == LIST
+    targets = jnp.where(some, targets.reshape(rows), grammar.say)
+    items = jax.lax.slice_in_dim(table, grammar.first_item, grammar.first_item + grammar.n_items)
+    logits = jnp.dot(flat, items.T, preferred_element_type=jnp.float32)
+    listed = batch.item_listed.reshape(rows, -1)
+    # An index past the end is dropped: −1 must not wrap around to the last item.
+    columns = jnp.where(listed >= 0, listed - grammar.first_item, grammar.n_items)
+    logits = logits.at[jnp.arange(rows)[:, None], columns].set(jnp.finfo(jnp.float32).min, mode="drop")
+    may_say = in_list & (listed >= 0).any(axis=-1)
+    say = jnp.where(may_say, flat @ table[grammar.say], jnp.finfo(jnp.float32).min)
+    normaliser = jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), say)
+    nll = normaliser - _target_logit(flat, table, targets)
+    return jnp.where(some, nll, 0.0).reshape(batch.item_kinds.shape)

@@ -1,0 +1,77 @@
+"""What is read off the hidden states besides words: values, rewards, and the items alone.
+
+A head is a tree {`kernel`, `bias`}, float32, held beside the trunk's parameters; computations are float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rlhf_jax.interfaces import Params
+
+
+def init_value_head(width: int) -> Params:
+    """A value head of zeros, so that the first advantages are the rewards alone."""
+    return {"kernel": jnp.zeros(width, jnp.float32), "bias": jnp.zeros((), jnp.float32)}
+
+
+def value(head: Params, hidden: Float[Array, "... D"]) -> Float[Array, "..."]:
+    """V = h·w + b, reward units. [..., D] -> [...]"""
+    return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), head["kernel"]) + head["bias"]
+
+
+def init_reward_heads(key: Key[Array, ""], width: int, n: int) -> Params:
+    """`n` reward heads, kernel N(0, 1/√(D+1)) by standard deviation, bias 0 (Stiennon et al. 2020, appendix B)."""
+    scale = (width + 1) ** -0.5
+    return {"kernel": scale * jax.random.normal(key, (width, n), jnp.float32), "bias": jnp.zeros(n, jnp.float32)}
+
+
+def reward_components(heads: Params, hidden_last: Float[Array, "B D"]) -> Float[Array, "B C"]:
+    """One score per component from the hidden state of the last real token, in the units of the labels. [B, C]"""
+    return jnp.dot(hidden_last.astype(jnp.float32), heads["kernel"]) + heads["bias"][None, :]
+
+
+def last_token_hidden(hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B D"]:
+    """Hidden state of each row's last real token, wherever the padding stands. [B, D]
+
+    A row without any real token gives its last column.
+    """
+    length = mask.shape[1]
+    last = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    last = jnp.where(jnp.any(mask, axis=1), last, length - 1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def item_logits(
+    params: Params, hidden: Float[Array, "B D"], *, first_item: int, n_items: int, compute_dtype: str = "float32"
+) -> Float[Array, "B I"]:
+    """Logits of the catalogue's items alone, in the order of their tokens, float32. [B, I]
+
+    The same numbers as the item columns of `gpt2.lm_logits`, without the words: ranking needs no others.
+    """
+    rows = params["wte"][first_item : first_item + n_items].astype(compute_dtype)
+    return jnp.einsum("bd,id->bi", hidden.astype(compute_dtype), rows, preferred_element_type=jnp.float32)
+
+
+def init_item_features(width: int, n_features: int) -> Float[Array, "F D"]:
+    """A table of feature embeddings (genre, people, decade …) to hold under `item_features`; zeros change nothing."""
+    return jnp.zeros((n_features, width), jnp.float32)
+
+
+def with_item_features(params: Params, features: Int[Array, "I K"], *, first_item: int) -> Params:
+    """Adds to every item's embedding the mean embedding of its features, so that items share what they have in common.
+
+        e_i = wte_i + 1/|F_i| Σ_{f ∈ F_i} item_features_f
+
+    Args:
+      params: tree with the table `item_features` [F, D].
+      features: feature numbers of each item, −1 where there are fewer than K. [I, K]
+      first_item: token id of the first item.
+    Returns: the tree with the new `wte` and without the table; gradients flow into both addends.
+    """
+    table = params["item_features"]
+    known = features >= 0
+    weight = known / jnp.maximum(jnp.sum(known, axis=1, keepdims=True), 1)
+    mean = jnp.einsum("ik,ikd->id", weight.astype(table.dtype), table[jnp.maximum(features, 0)])
+    wte = params["wte"].at[first_item : first_item + features.shape[0]].add(mean)
+    return {name: tree for name, tree in params.items() if name != "item_features"} | {"wte": wte}
