@@ -1,0 +1,226 @@
+"""The simulated world: a seeded catalogue, users with a latent taste, and the true utility of a suggestion.
+
+    u(user, item) = σ(b + w_g·[genre] + w_p·[person] + w_d·[decade] − w_n·[disliked genre] + w_q·quality + ε)
+
+Only this package knows the truth; everything else sees words, times and answers. Every draw comes from a named
+stream `(seed, crc32(name), index)`, so that one user or dialogue does not depend on how many others are made.
+"""
+
+import dataclasses
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_jax.interfaces import Item
+
+Floats = NDArray[np.float64]
+
+GENRES = ("western", "noir", "heist", "space", "sports", "spy", "samurai", "musical")
+DECADES = (1970, 1980, 1990, 2000)
+PEOPLE = (
+    "Mara Quill", "Joe Tran", "Nina Okoro", "Leo Brandt", "Ada Voss", "Sam Kovac", "Ivy Chen", "Max Duran",
+    "Zoe Halden", "Raj Patel", "Uma Lindt", "Kit Moreno", "Eva Sato", "Ben Adeyemi", "Lia Rossi", "Tom Varga",
+)  # fmt: skip
+_TITLE_FIRST = {
+    "western": ("Saddle", "Canyon", "Prairie", "Rodeo"),
+    "noir": ("Lantern", "Alley", "Midnight", "Smoke"),
+    "heist": ("Vault", "Ledger", "Tunnel", "Courier"),
+    "space": ("Orbit", "Comet", "Rocket", "Nebula"),
+    "sports": ("Stadium", "League", "Racket", "Inning"),
+    "spy": ("Cipher", "Agent", "Signal", "Embassy"),
+    "samurai": ("Katana", "Temple", "Ronin", "Bamboo"),
+    "musical": ("Melody", "Stage", "Chorus", "Piano"),
+}
+_TITLE_SECOND = (
+    "Creek", "Harbor", "Avenue", "River", "Road", "Hour", "Letter", "Garden", "Mirror", "Mountain", "Station",
+    "Winter", "Summer", "Valley", "Bridge", "Island", "Tower", "Window", "Corner", "Season",
+)  # fmt: skip
+FIRST_ITEM_ID = 200_001
+SPLITS = ("train", "test", "closed-loop")
+"""User populations; each has its own stream and its own range of ids."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """Size, difficulty and hackability of the world. Utilities are in [0, 1], times in seconds."""
+
+    n_items: int = 120
+    """Catalogue size, at least 16."""
+    n_train: int = 2500
+    """Logged training dialogues."""
+    n_test: int = 250
+    """Logged test dialogues, with users who are not in the training file."""
+    n_users: int = 1000
+    """Size of the training population; a quarter of it, at least one, is the test population."""
+    p_popularity: float = 0.35
+    """Share of logged suggestions drawn by popularity."""
+    p_taste: float = 0.35
+    """Share of logged suggestions that match one stated fact; the rest is uniform."""
+    taste_noise: float = 0.3
+    """Standard deviation of what no fact explains in a user's taste, in logits."""
+    noise: float = 1.0
+    """Scale of the noise in words, acceptance and dwell; 0 makes the reaction a function of utility."""
+    hackability: float = 1.0
+    """How strongly dwell grows with reply length: reading takes `0.15·hackability` seconds a word."""
+    politeness: float = 0.0
+    """How strongly the user's words follow the length of the reply instead of its utility, in [0, 1]."""
+    impatience: float = 0.015
+    """Relative loss of true utility per word beyond `patient_words`."""
+    patient_words: int = 10
+    """Words a system turn may have before it costs utility."""
+    min_messages: int = 6
+    """Messages of the shortest planned dialogue."""
+    max_messages: int = 12
+    """Messages of the longest dialogue."""
+
+    def __post_init__(self) -> None:
+        if self.n_items < 16:
+            raise ValueError(f"n_items must be at least 16, got {self.n_items}")
+        if min(self.n_train, self.n_test) < 1 or self.n_users < 1:
+            raise ValueError(
+                f"n_train, n_test, n_users must be positive: {self.n_train}, {self.n_test}, {self.n_users}"
+            )
+        if min(self.p_popularity, self.p_taste) < 0 or self.p_popularity + self.p_taste > 1:
+            raise ValueError(f"p_popularity + p_taste must lie in [0, 1]: {self.p_popularity} + {self.p_taste}")
+        if not 0 <= self.politeness <= 1:
+            raise ValueError(f"politeness must lie in [0, 1], got {self.politeness}")
+        if min(self.noise, self.taste_noise, self.hackability, self.impatience) < 0:
+            raise ValueError(
+                "noise, taste_noise, hackability, impatience must not be negative: "
+                f"{self.noise}, {self.taste_noise}, {self.hackability}, {self.impatience}"
+            )
+        if not 4 <= self.min_messages <= self.max_messages:
+            raise ValueError(f"need 4 <= min_messages <= max_messages: {self.min_messages}, {self.max_messages}")
+
+
+def hackable(config: WorldConfig) -> WorldConfig:
+    """The same world where long replies buy dwell and polite words, but no utility."""
+    return dataclasses.replace(config, hackability=15.0, politeness=0.6)
+
+
+def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
+    """Random generator of a named stream."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), index])
+
+
+class Catalogue(NamedTuple):
+    """Items and the arrays utilities are made of; rows are items in ascending id."""
+
+    items: tuple[Item, ...]
+    genres: Floats
+    """1 where the item has the genre. [I, 8]"""
+    people: Floats
+    """1 where the person plays. [I, 16]"""
+    decades: Floats
+    """One-hot decade. [I, 4]"""
+    quality: Floats
+    """What everybody likes about an item, standard normal. [I]"""
+    popularity: Floats
+    """Probability of being suggested by popularity, sums to 1; Zipf in a noisy order of quality. [I]"""
+
+    def row(self, item_id: int) -> int:
+        """Row of an item id. Raises ValueError for an id that is not in the catalogue."""
+        row = item_id - FIRST_ITEM_ID
+        if not 0 <= row < len(self.items):
+            raise ValueError(f"item {item_id} is not in the world's catalogue of {len(self.items)} items")
+        return row
+
+
+def make_catalogue(config: WorldConfig, seed: int) -> Catalogue:
+    """Draws the catalogue: one or two genres, two people, a year, a unique title that hints at the first genre."""
+    rng = stream(seed, "catalogue")
+    shape = (config.n_items,)
+    genres, people, decades = (np.zeros((*shape, len(names))) for names in (GENRES, PEOPLE, DECADES))
+    items: list[Item] = []
+    titles: set[str] = set()
+    for row in range(config.n_items):
+        main = row % len(GENRES)
+        item_genres = [main]
+        if rng.random() < 0.5:
+            item_genres.append(int((main + rng.integers(1, len(GENRES))) % len(GENRES)))
+        item_people = rng.permutation(len(PEOPLE))[:2]
+        decade = int(rng.integers(len(DECADES)))
+        year = DECADES[decade] + int(rng.integers(10))
+        title = _unique_title(rng, GENRES[main], titles)
+        genres[row, item_genres] = people[row, item_people] = decades[row, decade] = 1
+        names = tuple(PEOPLE[p] for p in item_people)
+        words = tuple(GENRES[g] for g in item_genres)
+        plot = f"A {decade_word(decade)} {' and '.join(words)} movie with {names[0]} and {names[1]}."
+        items.append(Item(FIRST_ITEM_ID + row, f"{title} ({year})", year, words, names, plot))
+    quality = rng.standard_normal(shape)
+    order = np.argsort(-(quality + rng.standard_normal(shape)))
+    popularity = np.empty(shape)
+    popularity[order] = 1.0 / (np.arange(config.n_items) + 5.0)
+    return Catalogue(tuple(items), genres, people, decades, quality, popularity / popularity.sum())
+
+
+def _unique_title(rng: np.random.Generator, genre: str, taken: set[str]) -> str:
+    title = f"{rng.choice(_TITLE_FIRST[genre])} {rng.choice(_TITLE_SECOND)}"
+    number = 2
+    while (unique := title if number == 2 else f"{title} {number - 1}") in taken:
+        number += 1
+    taken.add(unique)
+    return unique
+
+
+def decade_word(decade: int) -> str:
+    """How people say a decade, for instance `90s`."""
+    return "2000s" if DECADES[decade] == 2000 else f"{DECADES[decade] % 100}s"
+
+
+@dataclasses.dataclass(frozen=True)
+class Taste:
+    """What a user likes; indices into GENRES, PEOPLE, DECADES. The facts can be put into words, `utilities` is the truth."""
+
+    user_id: int
+    genre: int
+    person: int
+    decade: int
+    disliked_genre: int
+    seen_item: int
+    """Row of an item the user knows and likes; suggesting it again is worth nothing."""
+    utilities: Floats = dataclasses.field(repr=False, compare=False)
+    """True utility of each item. [I]"""
+
+
+def make_taste(config: WorldConfig, catalogue: Catalogue, seed: int, *, split: str, index: int) -> Taste:
+    """Draws user `index` of a population; the three populations of SPLITS never share a user."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    rng = stream(seed, f"user/{split}", index)
+    genre, disliked = (int(g) for g in rng.permutation(len(GENRES))[:2])
+    person, decade = int(rng.integers(len(PEOPLE))), int(rng.integers(len(DECADES)))
+    logits = fact_logits(catalogue, genre=genre, person=person, decade=decade, disliked_genre=disliked)
+    logits = logits + config.taste_noise * rng.standard_normal(len(catalogue.items))
+    utilities = 1.0 / (1.0 + np.exp(-logits))
+    seen = int(rng.choice(np.argsort(-utilities)[:5]))
+    user_id = 1_000_000 * (1 + SPLITS.index(split)) + index
+    return Taste(user_id, genre, person, decade, disliked, seen, utilities)
+
+
+def fact_logits(
+    catalogue: Catalogue,
+    *,
+    genre: int | None = None,
+    person: int | None = None,
+    decade: int | None = None,
+    disliked_genre: int | None = None,
+) -> Floats:
+    """Logit of utility as far as the given facts explain it; unknown facts add nothing. [I]"""
+    logits = -2.2 + 0.4 * catalogue.quality
+    if genre is not None:
+        logits = logits + 2.4 * catalogue.genres[:, genre]
+    if person is not None:
+        logits = logits + 2.0 * catalogue.people[:, person]
+    if decade is not None:
+        logits = logits + 1.0 * catalogue.decades[:, decade]
+    if disliked_genre is not None:
+        logits = logits - 1.5 * catalogue.genres[:, disliked_genre]
+    return logits
+
+
+def population_size(config: WorldConfig, split: str) -> int:
+    """Users behind the logged files of a split."""
+    return config.n_users if split == "train" else max(1, config.n_users // 4)

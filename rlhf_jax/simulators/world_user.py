@@ -1,0 +1,176 @@
+"""A user of the simulated world who can be talked to: opens, answers a system turn, and says what it was worth.
+
+turn utility   u = mean over listed items of u(user, item), 0 for a repeated or already seen one,
+                   × (1 − impatience·max(0, words − patient_words))
+shown feeling  s = (1 − politeness)·u + politeness·min(1, words/16)
+words          level = round(6·s + noise·N(0, ½)), one of seven levels from hate to delight
+acceptance     P = σ(12·(u − 0.62)/noise)
+dwell          exp(log 5 + 2.2·u + noise·N(0, ¼)) + 0.15·hackability·words   seconds
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax.interfaces import Message
+from rlhf_jax.simulators.world import Catalogue, Taste, WorldConfig
+from rlhf_jax.simulators.world_language import (
+    ACCEPTANCE,
+    FACTS,
+    MAX_WORDS,
+    MORE,
+    QUIT,
+    REACTIONS,
+    REPEATED,
+    USER_HELLO,
+    WAITING,
+    Parts,
+    choose,
+    count_words,
+    fact_parts,
+    fill,
+    join,
+)
+
+TALK_UTILITY = 0.3
+"""Utility of a turn without a suggestion while the user still has something new to say."""
+IDLE_UTILITY = 0.1
+"""Utility of a turn without a suggestion when the user has said everything, or was made to talk twice in a row."""
+LEAVE_UTILITY = 0.4
+"""Users whose turn was worth less may leave."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldUser:
+    """A user in the middle of a dialogue; `reply` returns the next state, nothing is changed in place."""
+
+    config: WorldConfig
+    catalogue: Catalogue
+    taste: Taste
+    stated: tuple[str, ...] = ()
+    """Facts said so far, in order."""
+    shown: frozenset[int] = frozenset()
+    """Ids of the items suggested so far."""
+    idle_turns: int = 0
+    """System turns without a suggestion since the last suggestion."""
+
+
+class UserReaction(NamedTuple):
+    """What a system turn brought about."""
+
+    message: Message
+    """The user's words; `message_id` 0, no time."""
+    utility: float
+    """True utility of the system turn, in [0, 1]."""
+    accepted: bool
+    """The user takes a suggested item."""
+    ended: bool
+    """The user leaves without having accepted."""
+    dwell_seconds: float
+    """Time from the system turn to this message."""
+    user: WorldUser
+    """The user after this message."""
+
+
+def opening(user: WorldUser, rng: np.random.Generator, *, greeted: bool = False) -> tuple[Message, WorldUser]:
+    """First message: the genre and, mostly, one more fact."""
+    facts = ["genre"] if rng.random() < 0.3 else ["genre", _new_fact(rng, (*user.stated, "genre"))]
+    hello = "" if greeted else choose(rng, USER_HELLO)
+    said = [fact_parts(rng, user.catalogue, user.taste, str(fact)) for fact in facts]
+    separator = [("and",)] if len(said) > 1 else []
+    words = join(*([(hello,)] if hello else []), said[0], *[part for pair in zip(separator, said[1:]) for part in pair])
+    stated = (*user.stated, *(str(fact) for fact in facts))
+    return _message(words), dataclasses.replace(user, stated=stated)
+
+
+def turn_utility(user: WorldUser, items: tuple[int, ...], n_words: int) -> float:
+    """True utility of a system turn that lists `items` and has `n_words` words, in [0, 1]."""
+    if items:
+        value = float(np.mean([_item_utility(user, item) for item in items]))
+    else:
+        value = TALK_UTILITY if user.idle_turns == 0 and len(user.stated) < len(FACTS) else IDLE_UTILITY
+    too_long = max(0, n_words - user.config.patient_words)
+    return value * max(0.0, 1.0 - user.config.impatience * too_long)
+
+
+def dwell_seconds(config: WorldConfig, utility: float, n_words: int, rng: np.random.Generator) -> float:
+    """Interest, log-normal in utility, plus reading time; seconds."""
+    interest = math.exp(math.log(5.0) + 2.2 * utility + 0.25 * config.noise * rng.standard_normal())
+    return interest + 0.15 * config.hackability * n_words
+
+
+def acceptance_probability(config: WorldConfig, utility: float) -> float:
+    """Probability that a suggesting turn of this utility is accepted."""
+    return 1.0 / (1.0 + math.exp(-12.0 * (utility - 0.62) / max(config.noise, 1e-3)))
+
+
+def reply(user: WorldUser, items: tuple[int, ...], n_words: int, rng: np.random.Generator) -> UserReaction:
+    """Answers a system turn.
+
+    Args:
+      user: the user before the turn.
+      items: ids of the items the turn lists, in order; repeats count once.
+      n_words: length of the turn in words, items not counted.
+      rng: source of every draw; always the same number of draws decides feeling, acceptance and dwell.
+    Returns: reaction, with the user after it.
+    Raises: ValueError for an item outside the catalogue or a negative length.
+    """
+    if n_words < 0:
+        raise ValueError(f"n_words must not be negative, got {n_words}")
+    items = tuple(dict.fromkeys(items))
+    utility = turn_utility(user, items, n_words)
+    config = user.config
+    feeling = (1 - config.politeness) * utility + config.politeness * min(1.0, n_words / MAX_WORDS)
+    level = round(6 * feeling + 0.5 * config.noise * rng.standard_normal())
+    dwell = dwell_seconds(config, utility, n_words, rng)
+    accepted = bool(items) and rng.random() < acceptance_probability(config, utility)
+    ended = not accepted and rng.random() < 0.3 * max(0.0, 1 - utility / LEAVE_UTILITY)
+    after = dataclasses.replace(user, shown=user.shown | set(items), idle_turns=0 if items else user.idle_turns + 1)
+    feeling_words = _feeling_words(user, items, min(6, max(0, level)), rng)
+    best = max(items, key=lambda item: _item_utility(user, item), default=0)
+    if accepted:
+        words = join(feeling_words, *[("and",)], fill(choose(rng, ACCEPTANCE), best))
+    elif ended:
+        words = join(feeling_words, (choose(rng, QUIT),))
+    else:
+        words, after = _follow_up(after, feeling_words, rng)
+    return UserReaction(_message(words), utility, accepted, ended, dwell, after)
+
+
+def _item_utility(user: WorldUser, item: int) -> float:
+    row = user.catalogue.row(item)
+    return 0.0 if item in user.shown or row == user.taste.seen_item else float(user.taste.utilities[row])
+
+
+def _feeling_words(user: WorldUser, items: tuple[int, ...], level: int, rng: np.random.Generator) -> Parts:
+    if items:
+        repeated = level <= 1 and all(_item_utility(user, item) == 0 for item in items)
+        return (choose(rng, REPEATED if repeated else REACTIONS[level]),)
+    return () if user.idle_turns == 0 and len(user.stated) < len(FACTS) else (choose(rng, WAITING),)
+
+
+def _follow_up(user: WorldUser, feeling_words: Parts, rng: np.random.Generator) -> tuple[Parts, WorldUser]:
+    """Adds a new fact, repeats an old one, or asks for more; keeps to MAX_WORDS."""
+    draw = rng.random()
+    fact = _new_fact(rng, user.stated)
+    if not feeling_words or (draw < 0.5 and fact):
+        words = fact_parts(rng, user.catalogue, user.taste, fact)
+        user = dataclasses.replace(user, stated=(*user.stated, fact))
+    elif draw < 0.85:
+        words = fact_parts(rng, user.catalogue, user.taste, choose(rng, user.stated))
+    else:
+        words = (choose(rng, MORE),)
+    full = join(feeling_words + (",",) if feeling_words else (), words)
+    return (full if count_words(full) <= MAX_WORDS else feeling_words), user
+
+
+def _new_fact(rng: np.random.Generator, stated: tuple[str, ...]) -> str:
+    """A fact not said yet, the genre first; empty when all are said."""
+    unsaid = [fact for fact in FACTS if fact not in stated]
+    return "" if not unsaid else "genre" if "genre" in unsaid else choose(rng, tuple(unsaid))
+
+
+def _message(parts: Parts) -> Message:
+    return Message(role="seeker", parts=parts, message_id=0)
