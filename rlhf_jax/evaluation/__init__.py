@@ -1,0 +1,1 @@
+"""Protocols with names: ranking, text metrics, satisfaction, bootstrap intervals."""

@@ -1,0 +1,143 @@
+"""What crosses a boundary between the parts: records, batches and callable types.
+
+Layer 0: imports no other module of the package. Shape letters: B responses, P prompt, T response, S = P + T,
+V vocabulary, I items, C reward components.
+"""
+
+import dataclasses
+from typing import Any, Literal, Mapping, NamedTuple, Protocol, runtime_checkable
+
+import chex
+from jaxtyping import Array, Bool, Float, Int, Key
+
+Params = Any
+"""A pytree of float arrays; only the function that made it knows its structure."""
+
+Role = Literal["seeker", "recommender"]
+UNKNOWN = 2
+"""ReDial's third answer, "did not say", in `ItemLabel`."""
+COMPONENTS = ("engagement", "relevance", "sentiment")
+"""Order of the reward components in every `[..., C]` array."""
+
+
+class ItemLabel(NamedTuple):
+    """One line of a worker's form about one item; 0 no, 1 yes, 2 did not say.
+
+    `suggested`: 0 the seeker named it, 1 the recommender suggested it.
+    """
+
+    suggested: int
+    seen: int
+    liked: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One message as sent; nothing is joined. `parts` alternates words (`str`) and item ids (`int`)."""
+
+    role: Role
+    parts: tuple[str | int, ...]
+    message_id: int
+    time_offset: int | None = None
+    """Seconds since the dialogue began; None where the data does not say."""
+
+    @property
+    def items(self) -> tuple[int, ...]:
+        """Item ids in order of mention, repeats included."""
+        return tuple(part for part in self.parts if isinstance(part, int))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """A conversation between a seeker and a recommender, with both workers' forms (empty where missing)."""
+
+    dialogue_id: str
+    messages: tuple[Message, ...]
+    seeker_labels: Mapping[int, ItemLabel]
+    recommender_labels: Mapping[int, ItemLabel]
+    provenance: str = "official"
+    """`official`/`verbatim`, `forms` or `rebuilt` (then times and `seen` are absent), `world` for simulated ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One catalogue entry with what is known about it (empty where unknown)."""
+
+    item_id: int
+    title: str
+    year: int | None = None
+    genres: tuple[str, ...] = ()
+    people: tuple[str, ...] = ()
+    plot: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Splits by dialogue and the catalogue: every item mentioned in any split, in ascending id."""
+
+    train: tuple[Dialogue, ...]
+    validation: tuple[Dialogue, ...]
+    test: tuple[Dialogue, ...]
+    items: Mapping[int, Item]
+    provenance: Mapping[str, Any]
+    """Name of the data set, files with sha256, counts, skipped lines."""
+
+
+@chex.dataclass(frozen=True)
+class PromptBatch:
+    """Left-padded prompts; each ends with the `<recommender>` marker."""
+
+    tokens: Int[Array, "B P"]
+    mask: Bool[Array, "B P"]
+
+
+@chex.dataclass(frozen=True)
+class Rollout:
+    """Prompts and the responses sampled for them; everything about responses is aligned with `response_tokens`."""
+
+    prompt_tokens: Int[Array, "B P"]
+    prompt_mask: Bool[Array, "B P"]
+    response_tokens: Int[Array, "B T"]
+    response_mask: Bool[Array, "B T"]
+    """True on sampled tokens, the `<eos>` included; False on padding after it."""
+    logprobs: Float[Array, "B T"]
+    """Log-probability under the sampling policy, temperature and grammar mask applied, nats; 0 on padding."""
+    finished: Bool[Array, " B"]
+    """True where `<eos>` was sampled within the budget."""
+
+
+@chex.dataclass(frozen=True)
+class PolicyOutput:
+    """What a policy says about given responses; position t is the distribution over, and the value before, token t."""
+
+    logprobs: Float[Array, "B T"]
+    entropy: Float[Array, "B T"]
+    values: Float[Array, "B T"]
+
+
+@runtime_checkable
+class PolicyApply(Protocol):
+    """Judges given responses: masked, tempered log-probabilities, entropy and values of every response token."""
+
+    def __call__(self, params: Params, rollout: Rollout) -> PolicyOutput: ...
+
+
+@runtime_checkable
+class Sample(Protocol):
+    """Draws one response per prompt; the same key gives the same responses, whatever the batch around a row."""
+
+    def __call__(self, params: Params, prompts: PromptBatch, key: Key[Array, ""]) -> Rollout: ...
+
+
+@runtime_checkable
+class Score(Protocol):
+    """Raw reward components of finished responses, in the reward model's z-units, order `COMPONENTS`."""
+
+    def __call__(self, params: Params, rollout: Rollout) -> Float[Array, "B C"]: ...
+
+
+@runtime_checkable
+class ItemScores(Protocol):
+    """Scores of all catalogue items as next suggestion, given contexts alone (the logits right after `<rec>`)."""
+
+    def __call__(self, prompts: PromptBatch) -> Float[Array, "B I"]: ...

@@ -1,0 +1,1 @@
+"""Compiled update steps over callables: supervised, reward model, PPO."""

@@ -1,0 +1,193 @@
+"""Training texts as batches: whole dialogues and item descriptions, bucketed by length, targets sorted by kind.
+
+Everything is a pure function of (seed, step), so that a resumed run sees the same batches.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rlhf_jax.data.items import description_sequences
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.data.windows import encode_words, is_empty, utterance_tokens
+from rlhf_jax.decoding.grammar_loss import FIRST, FREE_ITEM, FREE_WORD, LIST, NO_TARGET, SAY, GrammarTargets
+from rlhf_jax.interfaces import Dialogue, Item
+
+ITEM_POSITIONS_PER_TOKEN = 1 / 5
+"""Room for item targets, as a share of a bucket's length; ReDial's densest dialogue in a bucket stays below it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """One training text and its pretraining flag."""
+
+    tokens: tuple[int, ...]
+    description: bool = False
+    """An item description: part of the first `description_epochs` only."""
+
+
+def dialogue_texts(
+    vocab: Vocabulary, dialogues: Sequence[Dialogue], *, max_tokens: int, max_listed: int
+) -> list[Text]:
+    """Whole dialogues; one longer than `max_tokens` is cut into pieces at utterances (a longer utterance is cut)."""
+    texts = []
+    for dialogue, words in zip(dialogues, encode_words(vocab, dialogues), strict=True):
+        piece: list[int] = []
+        for message, message_words in zip(dialogue.messages, words, strict=True):
+            if is_empty(message):
+                continue
+            utterance = utterance_tokens(vocab, message, message_words, max_items=max_listed)[:max_tokens]
+            if len(piece) + len(utterance) > max_tokens:
+                texts.append(Text(tuple(piece)))
+                piece = []
+            piece.extend(utterance)
+        if len(piece) > 1:
+            texts.append(Text(tuple(piece)))
+    return texts
+
+
+def description_texts(vocab: Vocabulary, items: Mapping[int, Item], *, max_tokens: int) -> list[Text]:
+    """What is known about each item, words → item and item → words; see `data.items.description_sequences`."""
+    return [
+        Text(tuple(sequence.tokens.tolist()), description=True)
+        for sequence in description_sequences(vocab, items, max_tokens=max_tokens)
+    ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextBatches:
+    """Batches of texts of similar length, about `tokens_per_batch` tokens each; batch `step` on demand."""
+
+    texts: tuple[Text, ...]
+    vocab: Vocabulary
+    buckets: tuple[int, ...]
+    tokens_per_batch: int
+    seed: int
+    max_listed: int = 5
+    shuffle_lists: bool = True
+    description_epochs: int = 1
+
+    def rows(self, bucket: int) -> int:
+        """Texts in one batch of this bucket."""
+        return max(2, self.tokens_per_batch // bucket)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - two epochs of plans; the object lives as long as its stage
+    def plan(self, epoch: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """(bucket, text indices) of every batch of an epoch, in order; the last batch of a bucket may be short."""
+        order = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        waiting: dict[int, list[int]] = {bucket: [] for bucket in self.buckets}
+        batches = []
+        for index in order.permutation(len(self.texts)):
+            text = self.texts[index]
+            if text.description and epoch >= self.description_epochs:
+                continue
+            bucket = next(bucket for bucket in self.buckets if len(text.tokens) <= bucket)
+            waiting[bucket].append(int(index))
+            if len(waiting[bucket]) == self.rows(bucket):
+                batches.append((bucket, tuple(waiting[bucket])))
+                waiting[bucket] = []
+        rest = [(bucket, tuple(indices)) for bucket, indices in waiting.items() if indices]
+        for batch in rest:
+            batches.insert(int(order.integers(len(batches) + 1)), batch)
+        return tuple(batches)
+
+    def steps(self, epochs: int) -> int:
+        """Batches in the first `epochs` epochs."""
+        described = min(epochs, self.description_epochs)
+        later = epochs - described
+        return sum(len(self.plan(epoch)) for epoch in range(described)) + (
+            sum(len(self.plan(described + epoch)) for epoch in range(later))
+        )
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, GrammarTargets]:
+        """Tokens [B, S], mask [B, S] and targets of batch `step`, counted over all epochs."""
+        epoch = 0
+        place = step
+        while place >= len(self.plan(epoch)):
+            place -= len(self.plan(epoch))
+            epoch += 1
+        bucket, indices = self.plan(epoch)[place]
+        order = np.random.Generator(np.random.PCG64([self.seed, epoch, place, 1]))
+        return self.pack([self.texts[i].tokens for i in indices], bucket, order if self.shuffle_lists else None)
+
+    def pack(
+        self, texts: Sequence[Sequence[int]], bucket: int, order: np.random.Generator | None
+    ) -> tuple[np.ndarray, np.ndarray, GrammarTargets]:
+        """Arrays of one batch; `order`, where given, shuffles the items inside every suggestion list."""
+        rows, room = self.rows(bucket), max(4, int(bucket * ITEM_POSITIONS_PER_TOKEN))
+        tokens = np.full((rows, bucket), self.vocab.pad, np.int32)
+        targets = np.full((rows, bucket), self.vocab.pad, np.int32)
+        kinds = np.zeros((rows, bucket), np.int32)
+        listed = np.full((rows, bucket, self.max_listed), -1, np.int32)
+        item_positions = np.zeros((rows, room), np.int32)
+        item_kinds = np.zeros((rows, room), np.int32)
+        item_listed = np.full((rows, room, self.max_listed), -1, np.int32)
+        for row, text in enumerate(texts):
+            text = shuffled_lists(text, self.vocab, order) if order is not None else text
+            tokens[row, : len(text)] = text
+            targets[row, : len(text) - 1] = text[1:]
+            used = 0
+            for position, (kind, so_far) in enumerate(target_kinds(text, self.vocab, self.max_listed)):
+                if kind in (FREE_ITEM, LIST):
+                    if used < room:
+                        item_positions[row, used], item_kinds[row, used] = position, kind
+                        item_listed[row, used, : len(so_far)] = so_far
+                        used += 1
+                elif kind != NO_TARGET:
+                    kinds[row, position] = kind
+                    listed[row, position, : len(so_far)] = so_far
+        batch = GrammarTargets(
+            targets=targets,
+            kinds=kinds,
+            listed=listed,
+            item_positions=item_positions,
+            item_kinds=item_kinds,
+            item_listed=item_listed,
+        )
+        return tokens, tokens != self.vocab.pad, batch
+
+
+def shuffled_lists(tokens: Sequence[int], vocab: Vocabulary, order: np.random.Generator) -> list[int]:
+    """The text with the items between every `<rec>` and its `<say>` in random order: a list has no true order."""
+    out = list(tokens)
+    for start, token in enumerate(out):
+        if token == vocab.rec:
+            end = start + 1
+            while end < len(out) and vocab.is_item(out[end]):
+                end += 1
+            if end - start > 2:
+                out[start + 1 : end] = [out[start + 1 + i] for i in order.permutation(end - start - 1)]
+    return out
+
+
+def target_kinds(tokens: Sequence[int], vocab: Vocabulary, max_listed: int) -> list[tuple[int, tuple[int, ...]]]:
+    """For each position but the last: what kind the next token is, and the items listed so far in its turn.
+
+    A list longer than `max_listed` cannot come from the grammar: what exceeds it is not a target.
+    """
+    phase, listed, kinds = FREE_WORD, (), []
+    for token, target in zip(tokens[:-1], tokens[1:], strict=True):
+        if token == vocab.recommender:
+            phase, listed = FIRST, ()
+        elif token == vocab.rec:
+            phase, listed = LIST, ()
+        elif token == vocab.say:
+            phase = SAY
+        elif token == vocab.eos:
+            phase, listed = FREE_WORD, ()
+        elif phase == LIST:
+            listed = (*listed, token)
+        is_item = vocab.is_item(target)
+        if phase == LIST:
+            full = len(listed) >= max_listed
+            kinds.append((NO_TARGET, ()) if full else (LIST, listed))
+        elif phase == SAY:
+            shown = listed[:max_listed]
+            kinds.append((NO_TARGET, ()) if is_item and target not in shown else (SAY, shown))
+        elif phase == FIRST:
+            kinds.append((FIRST, ()))
+        else:
+            kinds.append((FREE_ITEM if is_item else FREE_WORD, ()))
+    return kinds
