@@ -1,0 +1,121 @@
+"""PPO's inner loop: what a rollout batch teaches, the summed loss on some of its rows, epochs of minibatches."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from rlhf_jax.equations.masked import zero_padding
+from rlhf_jax.equations.ppo import (
+    approx_kl,
+    clipped_surrogate,
+    clipped_value_loss,
+    importance_ratio,
+    surrogate_clip_fraction,
+)
+from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, Rollout
+from rlhf_jax.learners.microbatch import LossSums
+from rlhf_jax.learners.sft import sum_and_count
+
+Carry = TypeVar("Carry")
+Logged = TypeVar("Logged")
+Rows = TypeVar("Rows")
+
+
+@chex.dataclass(frozen=True)
+class Experience:
+    """A rollout batch and everything about it that stays fixed while the policy is improved on it."""
+
+    rollout: Rollout
+    old_logprobs: Float[Array, "B T"]
+    old_values: Float[Array, "B T"]
+    advantages: Float[Array, "B T"]
+    """Whitened where that is on; 0 on padding."""
+    returns: Float[Array, "B T"]
+
+
+class PPOLossConfig(NamedTuple):
+    """The numbers of lines 7a–7c of the box."""
+
+    clip_eps: float
+    value_clip_eps: float
+    value_coef: float
+    entropy_coef: float
+    dual_clip: float | None
+
+
+def judge(policy: PolicyApply, params: Params, rollout: Rollout) -> PolicyOutput:
+    """`policy` on a rollout, float32, zeroed on padding: whatever a model says there, no sum may see it."""
+    said = policy(params, rollout)
+    return jax.tree.map(lambda x: zero_padding(x, rollout.response_mask), said)
+
+
+def ppo_loss(params: Params, batch: Experience, *, policy: PolicyApply, config: PPOLossConfig) -> LossSums:
+    """Clipped surrogate + value_coef · clipped value loss − entropy_coef · entropy, summed over valid tokens."""
+    mask = batch.rollout.response_mask
+    new = judge(policy, params, batch.rollout)
+    # 7a. The surrogate: no gain from moving the ratio beyond 1 ± ε.
+    surrogate = clipped_surrogate(
+        new.logprobs, batch.old_logprobs, batch.advantages, clip_eps=config.clip_eps, dual_clip=config.dual_clip
+    )
+    # 7b. The value loss, clipped around the value at sampling time.
+    value_loss = clipped_value_loss(new.values, batch.old_values, batch.returns, value_clip_eps=config.value_clip_eps)
+    # 7c. One loss per token; the caller divides by the number of valid tokens.
+    per_token = surrogate + config.value_coef * value_loss - config.entropy_coef * new.entropy
+    loss, count = sum_and_count(per_token, mask)
+    ratio = importance_ratio(new.logprobs, batch.old_logprobs)
+    value_clipped = jnp.abs(new.values - batch.old_values) > config.value_clip_eps
+    per_token_metrics = {
+        "policy/loss": surrogate,
+        "policy/approx_kl": approx_kl(new.logprobs, batch.old_logprobs),
+        "policy/clip_fraction": surrogate_clip_fraction(
+            new.logprobs, batch.old_logprobs, batch.advantages, clip_eps=config.clip_eps
+        ),
+        "policy/ratio_mean": ratio,
+        "value/loss": value_loss,
+        "value/clip_fraction": value_clipped.astype(jnp.float32),
+    }
+    return LossSums(
+        loss=loss,
+        count=count,
+        parts={name: sum_and_count(x, mask) for name, x in per_token_metrics.items()},
+        maxima={
+            "policy/ratio_max": jnp.max(jnp.where(mask, ratio, -jnp.inf)),
+            "negative_ratio_min": jnp.max(jnp.where(mask, -ratio, -jnp.inf)),
+        },
+    )
+
+
+def epochs_of_minibatches(
+    step: Callable[[Carry, Rows, Key[Array, ""]], tuple[Carry, Logged]],
+    carry: Carry,
+    batch: Rows,
+    key: Key[Array, ""],
+    *,
+    n_rows: int,
+    epochs: int,
+    minibatches: int,
+) -> tuple[Carry, Logged]:
+    """Scans `step(carry, rows of batch, key)` over shuffled minibatches; every epoch is shuffled with a fresh key.
+
+    Returns: the last carry, and what `step` returned, stacked in order of time. [epochs·minibatches, ...]
+    Raises: ValueError at trace time if the rows cannot be divided into `minibatches`.
+    """
+    if n_rows % minibatches:
+        raise ValueError(f"{n_rows} responses cannot be divided into {minibatches} minibatches")
+
+    def one_epoch(carry: Carry, key: Key[Array, ""]) -> tuple[Carry, Logged]:
+        order_key, step_key = jax.random.split(key)
+        rows = jax.random.permutation(order_key, n_rows).reshape(minibatches, n_rows // minibatches)
+
+        def one_minibatch(carry: Carry, xs: tuple[Array, Array]) -> tuple[Carry, Logged]:
+            picked, key = xs
+            return step(carry, jax.tree.map(lambda leaf: leaf[picked], batch), key)
+
+        return jax.lax.scan(one_minibatch, carry, (rows, jax.random.split(step_key, minibatches)))
+
+    carry, logged = jax.lax.scan(one_epoch, carry, jax.random.split(key, epochs))
+    return carry, jax.tree.map(lambda leaf: leaf.reshape(epochs * minibatches, *leaf.shape[2:]), logged)

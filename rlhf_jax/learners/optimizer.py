@@ -1,0 +1,163 @@
+"""Adam with its schedule, the state of a supervised learner, and the step that refuses non-finite numbers."""
+
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax.interfaces import Params
+
+Schedule = Literal["linear", "cosine", "constant"]
+AdamForm = Literal["optax", "tf"]
+
+
+@chex.dataclass(frozen=True)
+class TrainState:
+    """What a supervised learner carries from step to step; everything a restart needs besides the data position."""
+
+    step: Int[Array, ""]
+    """Optimiser steps asked for so far, skipped ones included."""
+    params: Params
+    opt_state: optax.OptState
+    skipped: Int[Array, ""]
+    """Steps refused because the loss or the gradient was not finite."""
+    average: Params
+    """Exponential moving average of `params`; None where it is off."""
+
+
+class StepResult(NamedTuple):
+    """One optimiser step, taken or refused."""
+
+    params: Params
+    opt_state: optax.OptState
+    finite: Bool[Array, ""]
+    """False where the loss or the gradient norm was infinite or NaN; parameters and moments are then unchanged."""
+    gradient_norm: Float[Array, ""]
+    """Global L2 norm before clipping."""
+    update_norm: Float[Array, ""]
+    """Global L2 norm of the change of the parameters; 0 where nothing was changed."""
+
+
+def learning_rate_schedule(
+    *, learning_rate: float, warmup_steps: int, total_steps: int, schedule: Schedule
+) -> optax.Schedule:
+    """Learning rate against the step: linear warm-up from 0, then `linear` or `cosine` to 0, or `constant`.
+
+    Raises: ValueError if the lengths leave no step after the warm-up, or on an unknown name.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"warmup_steps must be in [0, total_steps): got {warmup_steps} of {total_steps} steps")
+    decay_steps = total_steps - warmup_steps
+    if schedule == "linear":
+        after = optax.linear_schedule(learning_rate, 0.0, decay_steps)
+    elif schedule == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, decay_steps)
+    elif schedule == "constant":
+        after = optax.constant_schedule(learning_rate)
+    else:
+        raise ValueError(f"schedule must be 'linear', 'cosine' or 'constant': got {schedule!r}")
+    if warmup_steps == 0:
+        return after
+    # The first step already moves: rates 1/(w+1), ..., w/(w+1), then the full one.
+    ramp = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
+    return optax.join_schedules([ramp, after], [warmup_steps])
+
+
+def scale_by_adam_tf(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-5) -> optax.GradientTransformation:
+    """Adam as TensorFlow 1 writes it: ε is added before the second moment's bias is corrected.
+
+        u = √(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)        (Adam: m̂ / (√v̂ + ε))
+
+    Source: Kingma & Ba 2015, arXiv:1412.6980, end of section 2; used by Ziegler et al. 2019. It damps small gradients
+    early: the first step at g = 1e-5, ε = 1e-5 is .031 of the learning rate, against .5 in the other form.
+    """
+    moments = optax.scale_by_adam(b1=b1, b2=b2)
+
+    def update(
+        updates: optax.Updates, state: optax.ScaleByAdamState, params: Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        _, state = moments.update(updates, state, params)
+        t = state.count.astype(jnp.float32)
+        correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        return jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), state.mu, state.nu), state
+
+    return optax.GradientTransformation(moments.init, update)
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    schedule: Schedule = "linear",
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    adam_eps: float = 1e-5,
+    adam_form: AdamForm = "optax",
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> optax.GradientTransformation:
+    """Global-norm clip → Adam → decoupled weight decay → scheduled learning rate.
+
+    Args:
+      learning_rate: peak, per step.
+      total_steps: optimiser steps until the schedule reaches 0 (PPO: updates × epochs × minibatches).
+      weight_decay: AdamW's, on matrices only (not on biases, gains and other vectors).
+      max_grad_norm: limit of the gradient's global L2 norm: [3, 4] with limit 0.5 becomes [.3, .4].
+      adam_eps: ε of Adam; `adam_form` says whether it stands outside ("optax") or inside ("tf") the bias correction.
+    Raises: ValueError on a rate or limit that is not positive, or an unknown name.
+    """
+    for name, number in (("learning_rate", learning_rate), ("max_grad_norm", max_grad_norm), ("adam_eps", adam_eps)):
+        if not number > 0:
+            raise ValueError(f"{name} must be positive: got {number}")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative: got {weight_decay}")
+    if adam_form not in ("optax", "tf"):
+        raise ValueError(f"adam_form must be 'optax' or 'tf': got {adam_form!r}")
+    rate = learning_rate_schedule(
+        learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps, schedule=schedule
+    )
+    adam = (
+        optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps)
+        if adam_form == "optax"
+        else scale_by_adam_tf(b1=b1, b2=b2, eps=adam_eps)
+    )
+    parts = [optax.clip_by_global_norm(max_grad_norm), adam]
+    if weight_decay > 0:
+        parts.append(optax.add_decayed_weights(weight_decay, mask=_matrices))
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def apply_or_skip(
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    opt_state: optax.OptState,
+    gradient: Params,
+    loss: Float[Array, ""],
+    *,
+    wanted: Bool[Array, ""] | bool = True,
+) -> StepResult:
+    """One optimiser step, unless the loss or the gradient is not finite, or the step is not `wanted`.
+
+    A refused step leaves parameters, moments and the schedule's count exactly as they were.
+    """
+    gradient_norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+
+    def take() -> tuple[Params, optax.OptState, Float[Array, ""]]:
+        updates, new_opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), new_opt_state, optax.tree.norm(updates)
+
+    def refuse() -> tuple[Params, optax.OptState, Float[Array, ""]]:
+        return params, opt_state, jnp.zeros(())
+
+    # A branch rather than a select on every leaf: a select reads parameters and both moments once more each step.
+    new_params, new_opt_state, update_norm = jax.lax.cond(finite & wanted, take, refuse)
+    return StepResult(new_params, new_opt_state, finite, gradient_norm, update_norm)
+
+
+def _matrices(params: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)

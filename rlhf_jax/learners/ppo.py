@@ -1,0 +1,303 @@
+"""PPO on language: sample, score, and improve the policy by a clipped surrogate under a KL price.
+
+The numbers 1–8 are the lines of the box in `docs/algorithms/ppo.md`. Source: Ziegler et al. 2019 (arXiv:1909.08593),
+Stiennon et al. 2020 (arXiv:2009.01325), Schulman et al. 2017 (arXiv:1707.06347).
+
+`ppo_iteration` is one update as one pure function; `make_ppo_iteration` compiles it into one program. Where the reward
+is Python on the host, `make_ppo_phases` gives the same update as two programs with room for that reward in between.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rlhf_jax.equations.gae import generalized_advantage_estimation
+from rlhf_jax.equations.kl import kl_k1, kl_k3
+from rlhf_jax.equations.kl_control import adaptive_kl_coef
+from rlhf_jax.equations.masked import masked_whiten, zero_padding
+from rlhf_jax.equations.ppo import explained_variance
+from rlhf_jax.equations.rewards import token_rewards
+from rlhf_jax.equations.running import RunningMoments, initial_moments
+from rlhf_jax.interfaces import Params, PolicyApply, PromptBatch, Rollout, Sample, Score
+from rlhf_jax.learners.microbatch import LossSums, loss_and_gradient
+from rlhf_jax.learners.minibatch import Experience, epochs_of_minibatches, judge, ppo_loss
+from rlhf_jax.learners.optimizer import apply_or_skip
+from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.learners.ppo_metrics import Metrics, objective_metrics, summarise_steps
+from rlhf_jax.learners.shaping import combine_components, penalise
+
+
+@chex.dataclass(frozen=True)
+class PPOState:
+    """What PPO carries from update to update; with the position in the prompts, all a restart needs."""
+
+    update: Int[Array, ""]
+    """Updates done."""
+    params: Params
+    """Policy and value function."""
+    opt_state: optax.OptState
+    kl_coef: Float[Array, ""]
+    component_moments: RunningMoments
+    score_moments: RunningMoments
+    skipped: Int[Array, ""]
+    """Optimiser steps refused because a loss or gradient was not finite."""
+    key: Key[Array, ""]
+    """Root of all draws; never advanced: update n folds n into it."""
+
+
+def init(params: Params, optimizer: optax.GradientTransformation, config: PPOConfig, key: Key[Array, ""]) -> PPOState:
+    """Before the first update. Copies `params`: the state is donated, and the reference often is the same arrays."""
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    return PPOState(
+        update=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        kl_coef=jnp.array(config.kl_coef, jnp.float32),
+        component_moments=initial_moments((len(config.component_weights),)),
+        score_moments=initial_moments(),
+        skipped=jnp.zeros((), jnp.int32),
+        key=jax.random.clone(key),
+    )
+
+
+def ppo_iteration(
+    state: PPOState,
+    prompts: PromptBatch,
+    ref_params: Params,
+    reward_params: Params,
+    *,
+    sample: Sample,
+    policy: PolicyApply,
+    score: Score,
+    optimizer: optax.GradientTransformation,
+    config: PPOConfig,
+) -> tuple[PPOState, Metrics, Rollout]:
+    """One update: lines 1–8 of the box.
+
+    Args:
+      ref_params: of the reference policy, same structure as `state.params` (its value head is not used).
+      reward_params: what `score` reads; an argument, because a captured array would be baked into the program.
+    Returns: the next state, metrics by name (no stage prefix), and the responses it learnt from.
+    """
+    # 1. Sample one response per prompt from the current policy.
+    rollout = sample_phase(state, prompts, sample=sample)
+    # 2. Score each response: the components of R_φ.
+    components = score(reward_params, rollout)
+    # 3–8. Learn from them.
+    state, metrics = learn_phase(
+        state, rollout, components, ref_params, policy=policy, optimizer=optimizer, config=config
+    )
+    return state, metrics, rollout
+
+
+def sample_phase(state: PPOState, prompts: PromptBatch, *, sample: Sample) -> Rollout:
+    """Line 1 of the box, with this update's own key: the same prompts give other responses in another update."""
+    return sample(state.params, prompts, _stream(state.key, "ppo/sample", state.update))
+
+
+def learn_phase(
+    state: PPOState,
+    rollout: Rollout,
+    components: Float[Array, "B C"],
+    ref_params: Params,
+    *,
+    policy: PolicyApply,
+    optimizer: optax.GradientTransformation,
+    config: PPOConfig,
+) -> tuple[PPOState, Metrics]:
+    """Lines 3–8 of the box, from responses and their raw reward components."""
+    if components.shape[1] != len(config.component_weights):
+        raise ValueError(f"{components.shape[1]} reward components for {len(config.component_weights)} weights")
+    mask = rollout.response_mask
+    # 3. Judge every token: log π_old and V_old, log π_ref.
+    old = judge(policy, state.params, rollout)
+    old_logprobs = old.logprobs if config.old_logprobs == "recompute" else zero_padding(rollout.logprobs, mask)
+    ref = judge(policy, ref_params, rollout)
+    # 4. One score per response: normalise the components, weigh, normalise, clip; price a missing <eos> and length.
+    combined = combine_components(
+        components,
+        state.component_moments,
+        state.score_moments,
+        weights=config.component_weights,
+        normalise_components=config.normalise_components,
+        normalise_score=config.normalise_score,
+        score_clip=config.score_clip,
+    )
+    scores = penalise(
+        combined.normalised,
+        rollout.finished,
+        jnp.sum(mask, axis=1),
+        missing_eos_penalty=config.missing_eos_penalty,
+        missing_eos_mode=config.missing_eos_mode,
+        length_coef=config.length_coef,
+        length_free=config.length_free,
+    )
+    # 5. Token rewards: every token pays for its log-ratio to the reference, the last one is paid the score.
+    k1 = kl_k1(old_logprobs, ref.logprobs)
+    rewards = jax.vmap(functools.partial(token_rewards, kl_coef=state.kl_coef))(scores, k1, mask)
+    if config.reward_whitening:
+        rewards = masked_whiten(rewards, mask, shift_mean=False)
+    # 6. Advantages and returns; whitened once, over the whole rollout batch. The value beyond the end is 0 for cut
+    #    responses too: the penalty of line 4 says what their missing end is worth.
+    values_and_end = jnp.pad(old.values, ((0, 0), (0, 1)))
+    gae = functools.partial(generalized_advantage_estimation, gamma=config.gamma, gae_lambda=config.gae_lambda)
+    advantages = jnp.where(mask, jax.vmap(gae)(rewards, values_and_end), 0.0)
+    returns = advantages + old.values
+    if config.whiten_advantages:
+        advantages = masked_whiten(advantages, mask)
+    # 7. Epochs × minibatches of clipped steps on policy and value function.
+    experience = Experience(
+        rollout=rollout, old_logprobs=old_logprobs, old_values=old.values, advantages=advantages, returns=returns
+    )
+    params, opt_state, learning = _improve(state, experience, policy=policy, optimizer=optimizer, config=config)
+    # 8. Steer the price of leaving the reference.
+    kl_per_response = jnp.mean(jnp.sum(k1, axis=1))
+    kl_coef = state.kl_coef
+    if config.kl_control == "adaptive":
+        steered = adaptive_kl_coef(
+            kl_coef,
+            kl_per_response,
+            target=config.kl_target,
+            horizon=config.kl_horizon,
+            n_responses=mask.shape[0],
+        )
+        kl_coef = jnp.where(jnp.isfinite(kl_per_response), steered, kl_coef)
+
+    metrics = objective_metrics(
+        combined,
+        k1,
+        kl_k3(old_logprobs, ref.logprobs),
+        old,
+        rollout,
+        components=components,
+        component_names=config.component_names,
+        kl_coef=state.kl_coef,
+    )
+    metrics["value/explained_variance"] = explained_variance(old.values, returns, mask)
+    metrics["norms/parameter"] = optax.tree.norm(params)
+    state = PPOState(
+        update=state.update + 1,
+        params=params,
+        opt_state=opt_state,
+        kl_coef=kl_coef,
+        component_moments=combined.component_moments,
+        score_moments=combined.score_moments,
+        skipped=state.skipped + learning["skipped"],
+        key=state.key,
+    )
+    return state, metrics | learning
+
+
+@runtime_checkable
+class OneProgram(Protocol):
+    """A compiled `ppo_iteration`; the state passed in is donated and must not be used again."""
+
+    def __call__(
+        self, state: PPOState, prompts: PromptBatch, ref_params: Params, reward_params: Params
+    ) -> tuple[PPOState, Metrics, Rollout]: ...
+
+
+def make_ppo_iteration(
+    *,
+    sample: Sample,
+    policy: PolicyApply,
+    score: Score,
+    optimizer: optax.GradientTransformation,
+    config: PPOConfig,
+) -> OneProgram:
+    """`ppo_iteration` as one program; the old parameters and moments give their memory to the new ones."""
+    bound = functools.partial(
+        ppo_iteration, sample=sample, policy=policy, score=score, optimizer=optimizer, config=config
+    )
+    return jax.jit(bound, donate_argnums=0)
+
+
+class TwoPrograms(NamedTuple):
+    """The same update cut where a host-side reward goes."""
+
+    sample: Callable[[PPOState, PromptBatch], Rollout]
+    """Line 1; keeps the state."""
+    learn: Callable[[PPOState, Rollout, Float[Array, "B C"], Params], tuple[PPOState, Metrics]]
+    """Lines 3–8 on (state, rollout, components, ref_params); the state is donated."""
+
+    def __call__(
+        self, state: PPOState, prompts: PromptBatch, ref_params: Params, reward: Callable[[Rollout], Array]
+    ) -> tuple[PPOState, Metrics, Rollout]:
+        """One update with `reward(rollout) -> [B, C]` called in Python between the two programs.
+
+        Raises: ValueError if `reward` does not return one row of numbers per response.
+        """
+        rollout = self.sample(state, prompts)
+        components = jnp.asarray(reward(rollout), jnp.float32)
+        if components.ndim != 2 or components.shape[0] != rollout.response_tokens.shape[0]:
+            raise ValueError(
+                f"the reward returned shape {components.shape} for {rollout.response_tokens.shape[0]} responses; "
+                "it must be [responses, components]"
+            )
+        state, metrics = self.learn(state, rollout, components, ref_params)
+        return state, metrics, rollout
+
+
+def make_ppo_phases(
+    *, sample: Sample, policy: PolicyApply, optimizer: optax.GradientTransformation, config: PPOConfig
+) -> TwoPrograms:
+    """The two-program form; given the same components it computes what `make_ppo_iteration` does."""
+    learn = functools.partial(learn_phase, policy=policy, optimizer=optimizer, config=config)
+    return TwoPrograms(
+        sample=jax.jit(functools.partial(sample_phase, sample=sample)), learn=jax.jit(learn, donate_argnums=0)
+    )
+
+
+def _improve(
+    state: PPOState,
+    experience: Experience,
+    *,
+    policy: PolicyApply,
+    optimizer: optax.GradientTransformation,
+    config: PPOConfig,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """Line 7: all optimiser steps of one update, and their metrics."""
+
+    def loss_fn(params: Params, batch: Experience, key: Key[Array, ""]) -> LossSums:
+        del key  # Dropout is off while learning: the first minibatch's ratio must be 1.
+        return ppo_loss(params, batch, policy=policy, config=config.loss)
+
+    def step(
+        carry: tuple[Params, optax.OptState, Bool[Array, ""]], batch: Experience, key: Key[Array, ""]
+    ) -> tuple[tuple[Params, optax.OptState, Bool[Array, ""]], Metrics]:
+        params, opt_state, stopped = carry
+        loss, gradient, logged = loss_and_gradient(loss_fn, params, batch, key, microbatches=config.microbatches)
+        if config.target_kl is not None:
+            stopped = stopped | (logged["policy/approx_kl"] > config.target_kl)
+        result = apply_or_skip(optimizer, params, opt_state, gradient, loss, wanted=~stopped)
+        logged = logged | {
+            "norms/gradient": result.gradient_norm,
+            "norms/update": result.update_norm,
+            "taken": result.finite & ~stopped,
+            "skipped": ~result.finite & ~stopped,
+        }
+        return (result.params, result.opt_state, stopped), logged
+
+    (params, opt_state, _), logged = epochs_of_minibatches(
+        step,
+        (state.params, state.opt_state, jnp.array(False)),
+        experience,
+        _stream(state.key, "ppo/minibatches", state.update),
+        n_rows=experience.advantages.shape[0],
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+    )
+    return params, opt_state, summarise_steps(logged)
+
+
+def _stream(root: Key[Array, ""], name: str, update: Int[Array, ""]) -> Key[Array, ""]:
+    """The named stream's key for one update: a function of both, so a restart repeats the same draws."""
+    return jax.random.fold_in(jax.random.fold_in(root, np.uint32(zlib.crc32(name.encode()))), update)

@@ -1,0 +1,57 @@
+"""What PPO logs every update; names without the stage's prefix."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rlhf_jax.equations.masked import masked_mean
+from rlhf_jax.interfaces import PolicyOutput, Rollout
+from rlhf_jax.learners.shaping import CombinedScores
+
+Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
+
+
+def summarise_steps(logged: dict[str, Array]) -> Metrics:
+    """Means over the steps that were taken, extremes over those, and the ratio's deviation in the very first step."""
+    taken = logged.pop("taken")
+    skipped = jnp.sum(logged.pop("skipped").astype(jnp.int32))
+    ratio_max, ratio_min = logged.pop("policy/ratio_max"), -logged.pop("negative_ratio_min")
+    means = {name: masked_mean(x, taken) for name, x in logged.items()}
+    any_taken = jnp.any(taken)
+    return means | {
+        "policy/ratio_max": jnp.where(any_taken, jnp.max(jnp.where(taken, ratio_max, -jnp.inf)), 0.0),
+        "policy/ratio_min": jnp.where(any_taken, jnp.min(jnp.where(taken, ratio_min, jnp.inf)), 0.0),
+        "policy/first_ratio_max_deviation": jnp.maximum(ratio_max[0] - 1, 1 - ratio_min[0]),
+        "skipped": skipped,
+    }
+
+
+def objective_metrics(
+    combined: CombinedScores,
+    k1: Float[Array, "B T"],
+    k3: Float[Array, "B T"],
+    old: PolicyOutput,
+    rollout: Rollout,
+    *,
+    components: Float[Array, "B C"],
+    component_names: tuple[str, ...],
+    kl_coef: Float[Array, ""],
+) -> Metrics:
+    """Score by component and as paid, KL to the reference, and the shape of the sampled text."""
+    mask = rollout.response_mask
+    per_response_k1 = jnp.sum(k1, axis=1)
+    by_component = {}
+    for c, name in enumerate(component_names):
+        by_component[f"objective/{name}_raw"] = jnp.mean(components[:, c])
+        by_component[f"objective/{name}_normalised"] = jnp.mean(combined.components[:, c])
+    return by_component | {
+        "objective/score_raw": jnp.mean(combined.raw),
+        "objective/score_normalised": jnp.mean(combined.normalised),
+        "objective/kl_k1": jnp.mean(per_response_k1),
+        "objective/kl_k3": jnp.mean(jnp.sum(k3, axis=1)),
+        "objective/non_score_reward": -kl_coef * jnp.mean(per_response_k1),
+        "objective/kl_coef": kl_coef,
+        "objective/entropy": masked_mean(old.entropy, mask),
+        "policy/sampler_mismatch": jnp.max(jnp.where(mask, jnp.abs(rollout.logprobs - old.logprobs), 0.0)),
+        "text/response_length": jnp.mean(jnp.sum(mask, axis=1).astype(jnp.float32)),
+        "text/eos_fraction": jnp.mean(rollout.finished.astype(jnp.float32)),
+    }

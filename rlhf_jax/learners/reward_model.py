@@ -1,0 +1,97 @@
+"""Reward model: regression of weak, z-scored feedback labels; a label that is missing does not count."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import chex
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Key
+
+from rlhf_jax.equations.preference import regression_loss
+from rlhf_jax.interfaces import COMPONENTS, Params
+from rlhf_jax.learners import sft
+from rlhf_jax.learners.microbatch import LossSums
+from rlhf_jax.learners.optimizer import TrainState
+
+
+@chex.dataclass(frozen=True)
+class RewardBatch:
+    """Contexts with the response that was given, and what the user's reaction was worth."""
+
+    inputs: Any
+    """Whatever `score_fn` reads (tokens and masks); rows on the first axis of every leaf."""
+    labels: Float[Array, "B C"]
+    """Weak labels in z-units, order `COMPONENTS`; anything where the mask is False."""
+    label_mask: Bool[Array, "B C"]
+
+
+@runtime_checkable
+class ScoreInputs(Protocol):
+    """The reward model under training: `key` is dropout's, for the training pass only."""
+
+    def __call__(self, params: Params, inputs: Any, key: Key[Array, ""]) -> Float[Array, "B C"]: ...
+
+
+def init(params: Params, optimizer: optax.GradientTransformation, *, averaged: bool = False) -> TrainState:
+    """Step 0; see `sft.init`."""
+    return sft.init(params, optimizer, averaged=averaged)
+
+
+def update(
+    state: TrainState,
+    batch: RewardBatch,
+    key: Key[Array, ""],
+    *,
+    score_fn: ScoreInputs,
+    optimizer: optax.GradientTransformation,
+    microbatches: int = 1,
+    average_decay: float = 0.999,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One step down the mean squared error over the labels that exist.
+
+        loss = Σ m (R_φ − label)² / Σ m
+
+    Returns: the next state; the metrics of `sft.update` and `loss/<component>`, each over its own labels.
+    """
+
+    def loss_fn(params: Params, batch: RewardBatch, key: Key[Array, ""]) -> LossSums:
+        return regression_sums(score_fn(params, batch.inputs, key), batch.labels, batch.label_mask)
+
+    return sft.update(
+        state,
+        batch,
+        key,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        microbatches=microbatches,
+        average_decay=average_decay,
+    )
+
+
+def regression_sums(scores: Float[Array, "B C"], labels: Float[Array, "B C"], mask: Bool[Array, "B C"]) -> LossSums:
+    """Squared errors as sums over the labels that exist, together and by component."""
+    errors = regression_loss(scores, labels, mask)
+    loss, count = sft.sum_and_count(errors, mask)
+    names = COMPONENTS if scores.shape[1] == len(COMPONENTS) else tuple(str(c) for c in range(scores.shape[1]))
+    parts = {f"loss/{name}": sft.sum_and_count(errors[:, c], mask[:, c]) for c, name in enumerate(names)}
+    return LossSums(loss=loss, count=count, parts=parts, maxima={})
+
+
+def pearson(scores: Float[Array, "N C"], labels: Float[Array, "N C"], mask: Bool[Array, "N C"]) -> Float[Array, " C"]:
+    """Correlation of every component with its label over the rows that have one.
+
+        ρ = Σ m (s − s̄)(l − l̄) / √(Σ m (s − s̄)² · Σ m (l − l̄)²)
+
+    Returns: ρ in [−1, 1]; 0 where either side does not vary (a constant model explains nothing). [C]
+    """
+    m = mask.astype(jnp.float32)
+    n = jnp.maximum(m.sum(axis=0, keepdims=True), 1.0)
+
+    def centred(x: Float[Array, "N C"]) -> Float[Array, "N C"]:
+        x = jnp.where(mask, x, 0.0)
+        return jnp.where(mask, x - x.sum(axis=0, keepdims=True) / n, 0.0)
+
+    s, t = centred(scores), centred(labels)
+    s2, t2 = jnp.sum(s * s, axis=0), jnp.sum(t * t, axis=0)
+    varies = (s2 > 0) & (t2 > 0)
+    return jnp.where(varies, jnp.sum(s * t, axis=0) / jnp.sqrt(jnp.where(varies, s2 * t2, 1.0)), 0.0)
