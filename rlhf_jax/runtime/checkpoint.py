@@ -1,0 +1,158 @@
+"""Checkpoints of one stage: any pytree of arrays, typed random keys included, saved by Orbax.
+
+A checkpoint is a folder named by its step. It is written under another name and renamed when complete, so a process
+killed at any moment leaves either the whole checkpoint or none.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from rlhf_jax.runtime import run
+
+_UNFINISHED = "unfinished-"
+_UNREADABLE = "unreadable-"
+_SPARE_BYTES = 2**20
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held."""
+
+    step: int
+    state: Any
+    extra: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints in one folder; the newest `keep` are kept, and those they name as pinned."""
+
+    folder: Path
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep = {self.keep}, at least one checkpoint must be kept")
+
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in self.folder.iterdir() if entry.name.isdecimal())
+
+    def save(self, step: int, state: Any, extra: Mapping[str, Any], *, pinned: Sequence[int] = ()) -> None:
+        """Saves `state` and returns when it is on disk; a complete checkpoint of the same step is left as it is.
+
+        Args:
+          step: updates done so far; names the checkpoint.
+          state: pytree of arrays and numbers.
+          extra: what else must be continued, as JSON.
+          pinned: steps to keep for as long as this checkpoint is kept, e.g. that of the best state.
+        Raises: RunError for a full disk or missing permission; older checkpoints are untouched.
+        """
+        if step in self.steps():
+            return
+        target = self.folder / str(step)
+        unfinished = self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
+        with run.storage_errors(target):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
+            self._check_space(state, target)
+            try:
+                _write(unfinished, state, {"extra": extra, "pinned": list(pinned)})
+                unfinished.rename(target)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+        self._prune()
+
+    def restore(self, like: Any, step: int | None = None) -> Restored | None:
+        """Reads the newest readable checkpoint, or the one of `step`.
+
+        An unreadable one is put aside (renamed, not deleted) with a printed notice, once an older one has been read.
+
+        Args:
+          like: a state of the same structure; gives types, shapes and shardings.
+          step: which checkpoint; None takes the newest that can be read.
+        Returns: None where there is no checkpoint.
+        Raises: RunError where there are checkpoints and none can be read, with the reason for each.
+        """
+        problems: dict[int, str] = {}
+        for candidate in reversed(self.steps()) if step is None else [step]:
+            try:
+                restored = _read(self.folder / str(candidate), candidate, like)
+            except Exception as error:  # noqa: BLE001 - Orbax and tensorstore raise many kinds, all mean "not this one"
+                problems[candidate] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+                continue
+            for broken, problem in problems.items():
+                run.notice(
+                    f"checkpoint {self.folder / str(broken)} cannot be read ({problem}): continuing from {candidate}"
+                )
+                aside = self.folder / f"{_UNREADABLE}{broken}-{uuid.uuid4().hex[:8]}"
+                (self.folder / str(broken)).rename(aside)
+            return restored
+        if problems:
+            reasons = "; ".join(f"{number}: {problem}" for number, problem in problems.items())
+            raise run.RunError(
+                f"no checkpoint in {self.folder} can be read ({reasons}): bring one back from a copy, or remove the "
+                "folder to do this stage again; nothing was overwritten"
+            )
+        return None
+
+    def _check_space(self, state: Any, target: Path) -> None:
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes")) + _SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise run.RunError(
+                f"disk full: the checkpoint {target} needs {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are "
+                "free: make room and start the same command again; the run continues from its last checkpoint"
+            )
+
+    def _remove_unfinished(self) -> None:
+        for entry in self.folder.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(entry, ignore_errors=True)
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        kept = set(steps[-self.keep :])
+        for step in tuple(kept):
+            # What cannot be read names nothing to keep; that it cannot is found when it is restored.
+            with contextlib.suppress(OSError, run.RunError):
+                kept.update(run.read_json(self.folder / str(step) / "stage.json")["pinned"])
+        for step in set(steps) - kept:
+            # Renamed first: a kill while deleting must not leave half a checkpoint under a step's name.
+            doomed = self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
+            (self.folder / str(step)).rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _write(folder: Path, state: Any, stage: Mapping[str, Any]) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / "state").absolute(), state)
+        checkpointer.wait_until_finished()
+    run.write_json(folder / "stage.json", stage)
+    run.write_json(folder / "files.json", _sizes(folder))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "files.json")
+    return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(files)}
+
+
+def _read(folder: Path, step: int, like: Any) -> Restored:
+    expected, found = run.read_json(folder / "files.json"), _sizes(folder)
+    for name, size in expected.items():
+        if found.get(name) != size:
+            raise run.RunError(f"{folder / name} has {found.get(name, 'no')} bytes, {size} were written")
+    stage = run.read_json(folder / "stage.json")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore((folder / "state").absolute(), abstract)
+    return Restored(step, state, stage["extra"])

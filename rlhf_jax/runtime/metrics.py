@@ -1,0 +1,186 @@
+"""Where a stage's numbers go: `metrics.jsonl`, TensorBoard, and W&B where its extra is installed."""
+
+import contextlib
+import json
+import math
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from rlhf_jax.runtime import run
+
+Tracker = Literal["tensorboard", "wandb"]
+
+
+class Writer(Protocol):
+    """A place for scalars besides `metrics.jsonl`."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Window:
+    """The updates since the last log line: means of their metrics, sum of `skipped`, time.
+
+    Values stay on the device until they are needed, so that updates queue without waiting for each other.
+    """
+
+    def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
+        stored = stored or {"sums": {}, "updates": 0, "skipped": 0, "seconds": 0.0}
+        self._sums: dict[str, list[float]] = {
+            name: [math.nan if total is None else total, count] for name, (total, count) in stored["sums"].items()
+        }
+        self._updates, self._skipped, self._seconds = stored["updates"], stored["skipped"], stored["seconds"]
+        self._pending: list[Mapping[str, Any]] = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last call out of the account: evaluations, checkpoints."""
+        self._mark = time.monotonic()
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of one update."""
+        self._pending.append(metrics)
+
+    def collect(self) -> int:
+        """Waits for all added metrics and sums them up.
+
+        Returns: how many optimiser steps were skipped in the updates collected by this call.
+        Raises: ValueError naming a metric that is not a number.
+        """
+        skipped = 0
+        for metrics in jax.device_get(self._pending):
+            skips = int(metrics.get("skipped", 0))
+            skipped += skips
+            for name, value in metrics.items():
+                if np.ndim(value) != 0:
+                    raise ValueError(f"metric {name!r} has shape {np.shape(value)}, a number is needed")
+                # A skipped step explains its own NaN; any other NaN must reach the log.
+                if name != "skipped" and (math.isfinite(value) or not skips):
+                    pair = self._sums.setdefault(name, [0.0, 0])
+                    pair[0] += float(value)
+                    pair[1] += 1
+        self._updates += len(self._pending)
+        self._skipped += skipped
+        self._pending.clear()
+        now = time.monotonic()
+        self._seconds += now - self._mark
+        self._mark = now
+        return skipped
+
+    def summary(self) -> dict[str, float]:
+        """The collected line; the window is empty afterwards."""
+        line = {name: total / count for name, (total, count) in self._sums.items()}
+        line |= {"skipped": self._skipped, "seconds_per_update": self._seconds / max(self._updates, 1)}
+        self._sums, self._updates, self._skipped, self._seconds = {}, 0, 0, 0.0
+        return line
+
+    def stored(self) -> dict[str, Any]:
+        """What a continuation needs, as JSON; exact, because JSON keeps every bit of a finite float."""
+        # JSON has no NaN: a sum that is lost is null there and NaN again when read.
+        sums = {name: [total if math.isfinite(total) else None, count] for name, (total, count) in self._sums.items()}
+        return {"sums": sums, "updates": self._updates, "skipped": self._skipped, "seconds": self._seconds}
+
+
+class MetricsLog:
+    """Appends one stage's lines; opening it at a step removes what an interrupted attempt logged after that step."""
+
+    def __init__(
+        self, directory: run.RunDirectory, stage: str, step: int, *, trackers: Sequence[Tracker] = ("tensorboard",)
+    ) -> None:
+        self._file = directory.path / "metrics.jsonl"
+        self._stage = stage
+        drop_after(self._file, stage, step)
+        self._writers: list[Writer] = [_WRITERS[tracker](directory, stage, step) for tracker in trackers]
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one line `{"stage", "step", name: value ...}`; a value that is not finite is written as null."""
+        line = json.dumps(run.as_json({"stage": self._stage, "step": step, **values}, "metrics.jsonl"), allow_nan=False)
+        with run.storage_errors(self._file):
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            for writer in self._writers:
+                writer.write(step, values)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self._writers:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """All lines of a `metrics.jsonl`; a last line cut by a kill is left out."""
+    if not file.exists():
+        return []
+    *lines, _cut = file.read_text(encoding="utf-8").split("\n")
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise run.RunError(f"{file}, line {number} is not JSON ({error}): {line[:80]!r}") from error
+    return entries
+
+
+def drop_after(file: Path, stage: str, step: int) -> None:
+    """Removes the lines of `stage` after `step`, and a cut last line."""
+    if not file.exists():
+        return
+    text = file.read_text(encoding="utf-8")
+    entries = read_metrics(file)
+    kept = [entry for entry in entries if entry["stage"] != stage or entry["step"] <= step]
+    new = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in kept)
+    if new != text:
+        run.write_text(file, new)
+
+
+class _TensorBoard:
+    def __init__(self, directory: run.RunDirectory, stage: str, step: int) -> None:
+        # Imported where used: starting protobuf costs every importer a third of a second.
+        from tensorboardX import SummaryWriter
+
+        folder = directory.path / "tensorboard" / stage
+        with run.storage_errors(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, directory: run.RunDirectory, stage: str, step: int) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise run.RunError("tracking with wandb needs the extra: pip install 'rlhf-jax[tracking]'") from error
+        # The same id when the stage is continued, another one for another run in a folder of the same name.
+        birth = run.read_json(directory.path / "config.json")["started"]
+        identity = f"{directory.path.name}-{stage}-{zlib.crc32(f'{directory.path.absolute()} {birth}'.encode()):08x}"
+        self._run = wandb.init(
+            project="rlhf_jax", id=identity, resume="allow", dir=directory.path, config=dict(directory.config)
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_WRITERS = {"tensorboard": _TensorBoard, "wandb": _WandB}

@@ -1,0 +1,270 @@
+"""The run directory: one configuration, one process at a time, nothing ever overwritten by another run.
+
+config.json    configuration, commit, versions, devices, provenance of the data
+metrics.jsonl  one object per log step            checkpoints/STAGE/STEP/  states
+results.json, report.md, tensorboard/             written by the stages that make them
+"""
+
+import contextlib
+import dataclasses
+import enum
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.runtime.environment import environment
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class RunError(ValueError):
+    """The run cannot go on, for a reason outside the program; the text says what to do."""
+
+
+def notice(text: str) -> None:
+    """One line for the person who watches the run."""
+    print(f"[rlhf_jax] {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a missing permission while writing `path` into a `RunError` that says what to do.
+
+    Orbax reports some of them as text from its C++ side, hence the look at the message.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        number, text = getattr(error, "errno", None), str(error)
+        if number in _NO_SPACE or "No space left on device" in text or "Disk quota exceeded" in text:
+            raise RunError(
+                f"disk full while writing {path} ({_free_space(path)}): make room and start the same command again; "
+                "the run continues from its last checkpoint"
+            ) from error
+        if number in _NO_PERMISSION or "Permission denied" in text or "Read-only file system" in text:
+            raise RunError(
+                f"no permission to write {path}: choose another run directory or change its owner"
+            ) from error
+        if number in (errno.ENOTDIR, errno.EEXIST):
+            raise RunError(f"{path} cannot be a folder: a file of that name is in the way") from error
+        raise
+
+
+def _free_space(path: Path) -> str:
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    return f"{shutil.disk_usage(existing).free / 2**20:,.0f} MiB free"
+
+
+def as_json(value: Any, name: str = "config") -> Any:
+    """Dataclasses, paths, enums, tuples and array scalars as what JSON can hold.
+
+    A number that is not finite becomes null, because JSON has no word for it.
+
+    Raises: ValueError naming the field that cannot be written.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name), f"{name}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(entry, f"{name}.{key}") for key, entry in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes):
+        entries = sorted(value) if isinstance(value, set | frozenset) else value
+        return [as_json(entry, f"{name}[{index}]") for index, entry in enumerate(entries)]
+    if isinstance(value, enum.Enum):
+        return as_json(value.value, name)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return as_json(np.asarray(value).tolist(), name)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"{name} = {value!r} of type {type(value).__name__} cannot be written to JSON")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` so that the file is at every moment either the old one or the new one, whole."""
+    text = json.dumps(as_json(value, path.name), indent=2, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step: written beside it, flushed to the disk, renamed."""
+    partial = path.with_name(path.name + ".partial")
+    with storage_errors(path):
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run.
+
+    Raises: RunError naming file and position where it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is not readable JSON ({error}): restore it or choose another run directory") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """A run directory held by this process; a `with` block (or `close`) lets the next process have it."""
+
+    path: Path
+    config: Mapping[str, Any]
+    resumed: bool
+    """True where the directory was there before and is continued."""
+    lock: int
+    """Descriptor of the lock file; the system frees it even when the process is killed."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder with one folder of checkpoints per stage."""
+        return self.path / "checkpoints"
+
+    def record(self, **facts: Any) -> None:
+        """Adds facts to `config.json`, e.g. `data=corpus.provenance`, `mesh=...`; None of them may change later.
+
+        Raises: RunError where a continued run finds another value, e.g. other data files under the same path.
+        """
+        stored = read_json(self.path / "config.json")
+        facts = as_json(facts, "config.json")
+        for name, value in facts.items():
+            if name in stored and stored[name] != value:
+                changes = "; ".join(_differences(stored[name], value, name))
+                raise RunError(
+                    f"{self.path} was started with other facts ({changes}): put the old ones back or choose another "
+                    "run directory; nothing was overwritten"
+                )
+        if any(name not in stored for name in facts):
+            write_json(self.path / "config.json", {**stored, **facts})
+
+    def close(self) -> None:
+        """Frees the directory for another process."""
+        with contextlib.suppress(OSError):
+            os.close(self.lock)
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_run(path: Path | str, config: Any, *, volatile: Sequence[str] = ("run_dir",)) -> RunDirectory:
+    """Creates a run directory, or continues one that was started with the same configuration.
+
+    Args:
+      path: the directory; made with its parents.
+      config: a dataclass or a mapping; what is stored in `config.json` and compared on continuation.
+      volatile: names of top-level fields that may change between start and continuation without changing any number.
+    Returns: the directory, locked for this process until closed.
+    Raises: RunError for a directory of another configuration (each differing field named), one that is not a run
+      directory, one in use, no permission, or a full disk; in all cases nothing there was changed.
+    """
+    path = Path(path)
+    stored_config = {name: value for name, value in as_json(config).items() if name not in volatile}
+    if path.exists() and not path.is_dir():
+        raise RunError(f"run directory {path} is a file: choose another run directory")
+    config_file = path / "config.json"
+    resumed = config_file.exists()
+    if resumed:
+        _check_same(path, read_json(config_file), stored_config)
+    elif path.is_dir() and any(entry.name not in ("lock", "config.json.partial") for entry in path.iterdir()):
+        raise RunError(f"{path} is not empty and holds no config.json: choose an empty or new run directory")
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise RunError(f"another process is working in {path}: wait for it or choose another run directory") from error
+    try:
+        _describe(config_file, stored_config, resumed)
+    except BaseException:
+        os.close(lock)
+        raise
+    return RunDirectory(path=path, config=stored_config, resumed=resumed, lock=lock)
+
+
+def _check_same(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    changes = list(_differences(stored.get("config"), config, ""))
+    if changes:
+        raise RunError(
+            f"{path} belongs to a run of another configuration: {'; '.join(changes)}. Repeat the old options to continue "
+            "it, or choose another run directory; nothing was overwritten"
+        )
+
+
+def _differences(old: Any, new: Any, name: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(old.get(key, "absent"), new.get(key, "absent"), inner)
+    elif old != new:
+        yield f"{name} was {old!r}, now {new!r}"
+
+
+def _describe(config_file: Path, config: Mapping[str, Any], resumed: bool) -> None:
+    """Writes `config.json`, or notes in it that the run goes on in another environment."""
+    here = environment()
+    if not resumed:
+        write_json(config_file, {"config": config, "command": sys.argv, "started": _now(), "environment": here})
+        return
+    stored = read_json(config_file)
+    last = stored.get("continued", [{}])[-1].get("environment", stored.get("environment"))
+    changes = "; ".join(_differences(last, here, ""))
+    if changes:
+        notice(f"the run goes on in another environment, bitwise equality is not promised: {changes}")
+        continued = [*stored.get("continued", []), {"at": _now(), "environment": here}]
+        write_json(config_file, {**stored, "continued": continued})
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def enable_compilation_cache(path: Path | str | None = None) -> Path | None:
+    """Keeps compiled programs on disk, so that the next start compiles less; call before the first compilation.
+
+    Args:
+      path: folder of the cache; None takes the one JAX is already configured with, or `rlhf_jax/jax_cache` in the
+        user's cache folder.
+    Returns: the folder, or None where it cannot be written (the run then only compiles again).
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf_jax" / "jax_cache"
+    folder = Path(path or jax.config.jax_compilation_cache_dir or default)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        notice(f"no compilation cache: {error}")
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder

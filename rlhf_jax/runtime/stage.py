@@ -1,0 +1,290 @@
+"""The loop of one training stage: progress, metrics, evaluation, checkpoints, and an end that loses nothing.
+
+A stage that was killed continues from its newest checkpoint and ends, bit for bit, where it would have ended; one that
+is done returns its final state again. This holds because the data position is the step, keys live in the state or are
+functions of the step, and every number the loop itself carries is saved with the state.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.runtime import run
+from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime.metrics import MetricsLog, Tracker, Window
+from rlhf_jax.runtime.progress import Progress
+from rlhf_jax.runtime.signals import INTERRUPTED, stop_signals
+
+State = TypeVar("State")
+
+
+class NonFiniteError(run.RunError):
+    """More optimiser steps were skipped for non-finite losses or gradients than a healthy run has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Which evaluation is the best, so that the stage ends with that state and may stop early."""
+
+    metric: str
+    """Name of a metric that `on_eval` returns."""
+    mode: Literal["min", "max"] = "min"
+    patience: int | None = None
+    """Evaluations without a gain after which the stage stops; None never stops early."""
+
+    def gains(self, value: float, record: float | None) -> bool:
+        """True where `value` beats the record; a value that is not finite never does."""
+        if not math.isfinite(value):
+            return False
+        return record is None or (value < record if self.mode == "min" else value > record)
+
+
+@dataclasses.dataclass
+class Loop:
+    """What a continuation needs besides the state; saved with it as JSON."""
+
+    step: int = 0
+    skipped: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """The checked arguments of a stage."""
+
+    name: str
+    n_steps: int
+    save_every: int
+    log_every: int
+    on_eval: Callable[[Any, int], Mapping[str, Any]] | None
+    eval_every: int | None
+    best: Best | None
+    skip_limit: int
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.replace("-", "_").isidentifier():
+            raise ValueError(f"stage name {self.name!r} must be letters, digits, '_' and '-': it names a folder")
+        for field, least in (("n_steps", 0), ("save_every", 1), ("log_every", 1), ("skip_limit", 0)):
+            if getattr(self, field) < least:
+                raise ValueError(f"stage {self.name}: {field} = {getattr(self, field)}, at least {least} is needed")
+        if self.eval_every is not None and self.eval_every < 1:
+            raise ValueError(f"stage {self.name}: eval_every = {self.eval_every}, at least 1 is needed")
+        if self.on_eval is None and (self.eval_every is not None or self.best is not None):
+            raise ValueError(f"stage {self.name}: eval_every and best need on_eval")
+
+    def due(self, every: int | None, step: int) -> bool:
+        """True after every `every`-th update and after the last one."""
+        return step == self.n_steps or (every is not None and step % every == 0)
+
+
+def run_stage(
+    directory: run.RunDirectory,
+    name: str,
+    state: State,
+    update: Callable[[State, int], tuple[State, Mapping[str, Any]]],
+    n_steps: int,
+    *,
+    save_every: int,
+    log_every: int = 1,
+    on_eval: Callable[[State, int], Mapping[str, Any]] | None = None,
+    eval_every: int | None = None,
+    best: Best | None = None,
+    skip_limit: int = 20,
+    keep: int = 2,
+    trackers: Sequence[Tracker] = ("tensorboard",),
+) -> State:
+    """Runs `update` `n_steps` times, continuing an earlier attempt of the same run.
+
+    Args:
+      directory: the run.
+      name: of the stage; its checkpoints are in `checkpoints/NAME`.
+      state: where the stage starts; copied, so that an `update` that donates its argument leaves the caller's alive.
+      update: (state, step) -> (state, metrics); step counts from 0 and is the position in the data. `metrics` are
+        scalars; `skipped` says how many optimiser steps of this update were skipped as non-finite.
+      n_steps: number of updates.
+      save_every: updates between checkpoints.
+      log_every: updates between lines of `metrics.jsonl`, which hold means over these updates (the sum of `skipped`).
+      on_eval: (state, step) -> metrics, called after every `eval_every`-th update and after the last one.
+      eval_every: updates between evaluations.
+      best: ends the stage with the best evaluated state instead of the last.
+      skip_limit: skipped optimiser steps that are still accepted in the whole stage.
+      keep: checkpoints kept, besides that of the best state.
+      trackers: where metrics go besides `metrics.jsonl`.
+    Returns: the final (or best) state.
+    Raises: NonFiniteError naming stage and step; RunError for storage problems; SystemExit(75) after SIGTERM or SIGINT
+      once the running update is done and saved (a second signal does not wait).
+    """
+    plan = _Plan(
+        name=name,
+        n_steps=n_steps,
+        save_every=save_every,
+        log_every=log_every,
+        on_eval=on_eval,
+        eval_every=eval_every,
+        best=best,
+        skip_limit=skip_limit,
+    )
+    checkpoints = Checkpoints(directory.checkpoints / name, keep=keep)
+    done = _done(checkpoints)
+    if done is not None:
+        run.notice(f"{name}: done before, using its state of step {done}")
+        return _restored(checkpoints, state, done)
+    state, loop, window = _start(plan, checkpoints, state)
+    with (
+        stop_signals() as stop,
+        MetricsLog(directory, name, loop.step, trackers=trackers) as log,
+        Progress(name, loop.step, n_steps) as progress,
+    ):
+        checked = False
+        while loop.step < n_steps and not loop.stopped_early:
+            form = None if checked else _form(state)
+            state, metrics = update(state, loop.step)
+            if form is not None:
+                _check_form(plan, form, _form(state))
+                checked = True
+            loop.step += 1
+            window.add(metrics)
+            progress.advance(loop.step)
+            evaluates = on_eval is not None and plan.due(eval_every, loop.step)
+            if evaluates or stop.is_set() or plan.due(log_every, loop.step) or plan.due(save_every, loop.step):
+                _count_skipped(plan, loop, window)
+            gained = evaluates and _evaluate(plan, loop, state, log)
+            window.restart_clock()
+            if loop.stopped_early or plan.due(log_every, loop.step):
+                line = window.summary()
+                log.write(loop.step, line)
+                progress.show(loop.step, line)
+            if gained or loop.stopped_early or stop.is_set() or plan.due(save_every, loop.step):
+                _count_skipped(plan, loop, window)
+                _save(checkpoints, state, loop, window)
+            window.restart_clock()
+            if stop.is_set():
+                break
+        if stop.is_set() and loop.step < n_steps and not loop.stopped_early:
+            run.notice(f"{name}: stopped and saved at step {loop.step} of {n_steps}; the same command continues")
+            raise SystemExit(INTERRUPTED)
+        state = _finish(checkpoints, state, loop, window, best)
+        if stop.is_set():
+            run.notice(f"{name}: done and saved; the same command continues with what follows")
+            raise SystemExit(INTERRUPTED)
+        return state
+
+
+def stage_state(directory: Path, name: str, like: State) -> State:
+    """The state a stage ended with, or has reached so far, for reading only: chat, evaluation.
+
+    Args:
+      directory: of the run; it need not be open.
+      name: of the stage.
+      like: a state of the same structure, e.g. from `jax.eval_shape`.
+    Raises: RunError where the stage has no checkpoint, naming the stages that have.
+    """
+    checkpoints = Checkpoints(directory / "checkpoints" / name)
+    if not checkpoints.steps():
+        found = sorted(entry.parent.name for entry in directory.glob("checkpoints/*/[0-9]*"))
+        raise run.RunError(
+            f"{directory} has no checkpoint of stage {name!r}; there are {', '.join(sorted(set(found))) or 'none'}"
+        )
+    done = _done(checkpoints)
+    return _restored(checkpoints, like, checkpoints.steps()[-1] if done is None else done)
+
+
+def _done(checkpoints: Checkpoints) -> int | None:
+    file = checkpoints.folder / "done.json"
+    return run.read_json(file)["step"] if file.exists() else None
+
+
+def _restored(checkpoints: Checkpoints, like: State, step: int) -> State:
+    restored = checkpoints.restore(like, step)
+    assert restored is not None  # `restore` of a named step returns it or raises.
+    return restored.state
+
+
+def _start(plan: _Plan, checkpoints: Checkpoints, state: State) -> tuple[State, Loop, Window]:
+    found = checkpoints.restore(state)
+    if found is None:
+        run.notice(f"{plan.name}: starts, {plan.n_steps} steps")
+        return jax.tree.map(_own_copy, state), Loop(), Window()
+    run.notice(f"{plan.name}: continues at step {found.step} of {plan.n_steps}")
+    return found.state, Loop(**found.extra["loop"]), Window(found.extra["window"])
+
+
+def _own_copy(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return leaf.copy()
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    # A restored array is never weakly typed; neither is the first one, or the two could promote differently.
+    strong = jnp.asarray(leaf, dtype=leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
+    return jax.device_put(strong, strong.sharding, may_alias=False)
+
+
+def _form(state: Any) -> dict[str, str]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
+        for path, leaf in leaves
+    }
+
+
+def _check_form(plan: _Plan, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """A state that changes its form could not be restored into the form it began with."""
+    changes = [
+        f"{leaf} was {before.get(leaf, 'absent')}, now {after.get(leaf, 'absent')}"
+        for leaf in dict.fromkeys([*before, *after])
+        if before.get(leaf) != after.get(leaf)
+    ]
+    if changes:
+        raise ValueError(f"stage {plan.name}: update changed the form of the state: {'; '.join(changes[:5])}")
+
+
+def _count_skipped(plan: _Plan, loop: Loop, window: Window) -> None:
+    loop.skipped += window.collect()
+    if loop.skipped > plan.skip_limit:
+        raise NonFiniteError(
+            f"stage {plan.name}, step {loop.step}: {loop.skipped} optimiser steps had a non-finite loss or gradient, "
+            f"{plan.skip_limit} are accepted. Look at metrics.jsonl from the first skipped step on; a lower learning rate or "
+            "a longer warm-up usually helps (in another run directory)"
+        )
+
+
+def _evaluate(plan: _Plan, loop: Loop, state: Any, log: MetricsLog) -> bool:
+    """Evaluates and logs; True where the result is the best so far."""
+    assert plan.on_eval is not None
+    results = {name: float(value) for name, value in plan.on_eval(state, loop.step).items()}
+    log.write(loop.step, results)
+    if plan.best is None:
+        return False
+    if plan.best.metric not in results:
+        raise ValueError(f"stage {plan.name}: no metric {plan.best.metric!r} in the evaluation's {sorted(results)}")
+    value = results[plan.best.metric]
+    if plan.best.gains(value, loop.best_value):
+        loop.best_step, loop.best_value, loop.evaluations_without_gain = loop.step, value, 0
+        return True
+    loop.evaluations_without_gain += 1
+    loop.stopped_early = plan.best.patience is not None and loop.evaluations_without_gain >= plan.best.patience
+    return False
+
+
+def _save(checkpoints: Checkpoints, state: Any, loop: Loop, window: Window) -> None:
+    pinned = [] if loop.best_step is None else [loop.best_step]
+    extra = {"loop": dataclasses.asdict(loop), "window": window.stored()}
+    checkpoints.save(loop.step, state, extra, pinned=pinned)
+
+
+def _finish(checkpoints: Checkpoints, state: State, loop: Loop, window: Window, best: Best | None) -> State:
+    _save(checkpoints, state, loop, window)  # Only a stage of no steps has not been saved yet.
+    step = loop.best_step if best is not None and loop.best_step is not None else loop.step
+    chosen = state if step == loop.step else _restored(checkpoints, state, step)
+    outcome = {**dataclasses.asdict(loop), "step": step, "last_step": loop.step}
+    run.write_json(checkpoints.folder / "done.json", outcome)
+    return chosen
