@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rlhf_jax.data.catalogue import split_title
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import TokenSequence, dialogue_tokens
 from rlhf_jax.interfaces import Dialogue, Item, Message
@@ -14,11 +15,11 @@ def spelled_titles(items: Mapping[int, Item], *, with_year: bool = True) -> dict
     """Titles to show to people, by item id; items without a name are left out.
 
     Examples:
-      >>> spelled_titles({3: Item(item_id=3, title="Scarface", year=1983)})
-      {3: 'Scarface (1983)'}
+      >>> spelled_titles({3: Item(item_id=3, title="Scarface (1983)", year=1983)}, with_year=False)
+      {3: 'Scarface'}
     """
     return {
-        item_id: f"{item.title} ({item.year})" if with_year and item.year else item.title
+        item_id: item.title if with_year else split_title(item.title)[0]
         for item_id, item in items.items()
         if item.title
     }
@@ -73,7 +74,7 @@ def item_title_tokens(vocab: Vocabulary, items: Mapping[int, Item]) -> list[list
 
     They are encoded as inside a sentence (with a leading space), since that is where titles stand.
     """
-    titles = [items[item_id].title if item_id in items else "" for item_id in vocab.item_ids]
+    titles = [split_title(items[item_id].title)[0] if item_id in items else "" for item_id in vocab.item_ids]
     return vocab.encode_texts([f" {title}" if title else "" for title in titles])
 
 
@@ -81,12 +82,12 @@ def description_texts(item: Item) -> tuple[str, ...]:
     """What is known about an item, a sentence per kind of fact; unknown facts give no sentence.
 
     Examples:
-      >>> description_texts(Item(item_id=3, title="Scarface", year=1983, genres=("crime", "drama")))
-      ('scarface (1983)', 'crime, drama from the 1980s')
+      >>> description_texts(Item(item_id=3, title="Scarface (1983)", year=1983, genres=("crime", "drama")))
+      ('Scarface (1983)', 'crime, drama from the 1980s')
     """
     facts = []
     if item.title:
-        facts.append(f"{item.title} ({item.year})".lower() if item.year else item.title.lower())
+        facts.append(item.title)
     kind = ", ".join(item.genres).lower()
     if item.year:
         kind = f"{kind} from the {item.year // 10 * 10}s".strip()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rlhf_jax.data.catalogue import read_csv_names, read_metadata, split_title
+from rlhf_jax.data.catalogue import clean_title, malformed, read_csv_names, read_metadata, split_title
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message, Role
 
 PROVENANCES = ("official", "verbatim", "forms", "rebuilt", "world")
@@ -162,10 +162,10 @@ def _dialogue(line: bytes, csv_names: Mapping[int, str], provenance: Mapping[str
         start = line[:60].decode("utf-8", "replace").strip()
         raise ValueError(f"not a JSON object ({error}): {start!r}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object but {type(record).__name__}: {str(record)[:60]!r}")
+        raise malformed("(the whole line)", record, "an object")
     dialogue_id = str(_field(record, "conversationId", (str, int)))
     if not (dialogue_id.isascii() and dialogue_id.isdigit()):
-        raise ValueError(f"field 'conversationId' is {dialogue_id!r}, not a string of digits")
+        raise malformed("conversationId", dialogue_id, "digits")
     seeker, recommender = (_field(record, f"{who}WorkerId", (int,)) for who in ("initiator", "respondent"))
     if seeker == recommender:
         raise ValueError(f"field 'respondentWorkerId' is {recommender}, the same as 'initiatorWorkerId'")
@@ -192,8 +192,7 @@ def _field(record: Mapping[str, Any], name: str, kinds: tuple[type, ...], prefix
         raise ValueError(f"field '{prefix}{name}' is missing")
     value = record[name]
     if not isinstance(value, kinds) or isinstance(value, bool):
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"field '{prefix}{name}' is {str(value)[:60]!r} ({type(value).__name__}), expected {expected}")
+        raise malformed(f"{prefix}{name}", value, " or ".join(kind.__name__ for kind in kinds))
     return value
 
 
@@ -202,7 +201,7 @@ def _table(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = _field(record, name, (dict, list))
     if isinstance(value, list):
         if value:
-            raise ValueError(f"field '{name}' is {str(value)[:60]!r}, expected an object or []")
+            raise malformed(name, value, "an object or []")
         return {}
     for key in value:
         if not (key.isascii() and key.isdigit()):
@@ -215,7 +214,7 @@ def _names(record: Mapping[str, Any]) -> dict[int, str | None]:
     names = {}
     for key, name in _table(record, "movieMentions").items():
         if name is not None and not isinstance(name, str):
-            raise ValueError(f"field 'movieMentions.{key}' is {name!r} ({type(name).__name__}), expected str or null")
+            raise malformed(f"movieMentions.{key}", name, "str or null")
         names[int(key)] = name
     return names
 
@@ -224,11 +223,11 @@ def _form(record: Mapping[str, Any], name: str) -> dict[int, ItemLabel]:
     labels = {}
     for key, answers in _table(record, name).items():
         if not isinstance(answers, dict):
-            raise ValueError(f"field '{name}.{key}' is {str(answers)[:60]!r}, expected an object")
+            raise malformed(f"{name}.{key}", answers, "an object")
         for field in ItemLabel._fields:
             answer = answers.get(field)
             if type(answer) is not int or not 0 <= answer <= 2:
-                raise ValueError(f"field '{name}.{key}.{field}' is {answer!r}, expected 0, 1 or 2")
+                raise malformed(f"{name}.{key}.{field}", answer, "0, 1 or 2")
         labels[int(key)] = ItemLabel(answers["suggested"], answers["seen"], answers["liked"])
     return labels
 
@@ -238,12 +237,12 @@ def _message(
 ) -> Message:
     """One message; a time that is missing, null or negative is unknown, an empty text is allowed."""
     if not isinstance(entry, dict):
-        raise ValueError(f"field '{place}' is {str(entry)[:60]!r}, expected an object")
+        raise malformed(place, entry, "an object")
     prefix = f"{place}."
     text = _field(entry, "text", (str,), prefix)
     sender = _field(entry, "senderWorkerId", (int,), prefix)
     if sender not in roles:
-        raise ValueError(f"field '{prefix}senderWorkerId' is {sender}, expected one of the workers {sorted(roles)}")
+        raise malformed(f"{prefix}senderWorkerId", sender, f"one of the workers {sorted(roles)}")
     time_offset = entry.get("timeOffset")
     if time_offset is not None:
         time_offset = _field(entry, "timeOffset", (int,), prefix)
@@ -288,9 +287,10 @@ def _catalogue(
     items = {}
     for item_id in sorted(names):
         info = metadata.get(item_id, {})
-        title, year = split_title(csv_names.get(item_id) or names[item_id] or info.get("name", ""))
+        title = clean_title(csv_names.get(item_id) or names[item_id] or info.get("name", ""))
+        year = split_title(title)[1]
         if year is None:
-            year = split_title(info.get("name", ""))[1]
+            year = split_title(clean_title(info.get("name", "")))[1]
         items[item_id] = Item(
             item_id=item_id,
             title=title,
