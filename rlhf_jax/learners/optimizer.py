@@ -1,6 +1,6 @@
 """Adam with its schedule, the state of a supervised learner, and the step that refuses non-finite numbers."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -76,10 +76,8 @@ def scale_by_adam_tf(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-5) -
     """
     moments = optax.scale_by_adam(b1=b1, b2=b2)
 
-    def update(
-        updates: optax.Updates, state: optax.ScaleByAdamState, params: Params | None = None
-    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
-        _, state = moments.update(updates, state, params)
+    def update(gradient: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        _, state = moments.update(gradient, state, params)
         t = state.count.astype(jnp.float32)
         correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
         return jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), state.mu, state.nu), state

@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlhf_jax.learners.optimizer import apply_or_skip, learning_rate_schedule, make_optimizer, scale_by_adam_tf
+
+ROUND = {"learning_rate": 0.1, "total_steps": 100, "schedule": "constant"}
+
+
+@pytest.fixture
+def params() -> dict[str, jax.Array]:
+    return {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(2)}
+
+
+def test_clip_is_by_global_norm_not_by_element() -> None:
+    optimizer = make_optimizer(max_grad_norm=0.5, **ROUND)
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    _, state = optimizer.update({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, optimizer.init(params), params)
+    first_moment = state[1].mu
+    np.testing.assert_allclose(first_moment["a"] / 0.1, [0.3], rtol=1e-5)
+    np.testing.assert_allclose(first_moment["b"] / 0.1, [0.4], rtol=1e-5)
+
+
+def test_tensorflow_form_damps_small_gradients_at_first() -> None:
+    # ε inside the bias correction: √(1−β₂)/(1−β₁)·m/(√v + ε) with m = (1−β₁)g and v = (1−β₂)g².
+    gradient, params = jnp.full(1, 1e-5), jnp.zeros(1)
+    for form, first_step in (("optax", 0.5), ("tf", 0.03065)):
+        optimizer = make_optimizer(adam_form=form, **ROUND)
+        update, _ = optimizer.update(gradient, optimizer.init(params), params)
+        np.testing.assert_allclose(-update / 0.1, [first_step], rtol=1e-3)
+
+
+def test_both_forms_agree_once_the_bias_is_gone() -> None:
+    forms = (optax.scale_by_adam(eps=1e-5), scale_by_adam_tf(eps=1e-5))
+    states = [form.init(jnp.zeros(1))._replace(count=jnp.array(100_000)) for form in forms]
+    updates = [form.update(jnp.full(1, 0.3), state)[0] for form, state in zip(forms, states, strict=True)]
+    np.testing.assert_allclose(updates[0], updates[1], rtol=1e-5)
+
+
+def test_schedules_warm_up_and_end_at_zero() -> None:
+    for schedule, half in (("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)):
+        rate = learning_rate_schedule(learning_rate=1.0, warmup_steps=4, total_steps=24, schedule=schedule)
+        np.testing.assert_allclose([rate(t) for t in range(5)], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
+        np.testing.assert_allclose([rate(14), rate(24)], [half, 0.0 if schedule != "constant" else 1.0], atol=1e-6)
+
+
+def test_weight_decay_spares_vectors(params: dict[str, jax.Array]) -> None:
+    optimizer = make_optimizer(weight_decay=0.5, **ROUND)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    update, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_allclose(update["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(update["bias"], 0.0)
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient", "unwanted"])
+def test_refused_step_leaves_everything_as_it_was(params: dict[str, jax.Array], broken: str) -> None:
+    optimizer = make_optimizer(**ROUND)
+    before = optimizer.init(params)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    if broken == "gradient":
+        gradient["bias"] = gradient["bias"].at[0].set(jnp.inf)
+    loss = jnp.array(jnp.nan if broken == "loss" else 1.0)
+    result = apply_or_skip(optimizer, params, before, gradient, loss, wanted=broken != "unwanted")
+    jax.tree.map(np.testing.assert_array_equal, (result.params, result.opt_state), (params, before))
+    assert bool(result.finite) == (broken == "unwanted")
+    assert result.update_norm == 0.0
+
+
+def test_taken_step_moves(params: dict[str, jax.Array]) -> None:
+    optimizer = make_optimizer(**ROUND)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    result = apply_or_skip(optimizer, params, optimizer.init(params), gradient, jnp.array(1.0))
+    np.testing.assert_allclose(result.params["bias"], 0.9, rtol=1e-4)
+    np.testing.assert_allclose([result.gradient_norm, result.update_norm], [2.0, 0.2], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive: got 0.0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm must be positive: got -1.0"),
+        ({"warmup_steps": 100}, "got 100 of 100 steps"),
+        ({"schedule": "step"}, "'step'"),
+        ({"adam_form": "torch"}, "'torch'"),
+        ({"weight_decay": -0.1}, "got -0.1"),
+    ],
+)
+def test_wrong_numbers_are_named(wrong: dict[str, object], message: str) -> None:
+    # A wrong name is a TypeError here: the tests check annotations before the function does.
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_optimizer(**(ROUND | wrong))

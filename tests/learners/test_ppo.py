@@ -1,0 +1,350 @@
+"""One PPO update, looked at from all sides: three components, responses that end anywhere."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tabular_policy import policy, prompts, sample_until_eos, table
+
+from rlhf_jax.interfaces import PolicyOutput, Rollout
+from rlhf_jax.learners import ppo
+from rlhf_jax.learners.optimizer import make_optimizer
+from rlhf_jax.learners.ppo_config import PPOConfig
+
+CONFIG = PPOConfig(epochs=2, minibatches=2, length_coef=0.05, length_free=2, entropy_coef=0.01, target_kl=10.0)
+STEPS = CONFIG.epochs * CONFIG.minibatches
+B = 16
+
+NAMES = {
+    "objective/score_raw",
+    "objective/score_normalised",
+    "objective/engagement_raw",
+    "objective/engagement_normalised",
+    "objective/relevance_raw",
+    "objective/relevance_normalised",
+    "objective/sentiment_raw",
+    "objective/sentiment_normalised",
+    "objective/kl_k1",
+    "objective/kl_k3",
+    "objective/non_score_reward",
+    "objective/kl_coef",
+    "objective/entropy",
+    "policy/loss",
+    "policy/approx_kl",
+    "policy/clip_fraction",
+    "policy/ratio_mean",
+    "policy/ratio_min",
+    "policy/ratio_max",
+    "policy/first_ratio_max_deviation",
+    "policy/sampler_mismatch",
+    "value/loss",
+    "value/clip_fraction",
+    "value/explained_variance",
+    "text/response_length",
+    "text/eos_fraction",
+    "norms/gradient",
+    "norms/update",
+    "norms/parameter",
+    "skipped",
+}
+
+
+def score(reward_params: jax.Array, rollout: Rollout) -> jax.Array:
+    """Components: how often tokens 2 and 3 were said, and whether token 1 ended it."""
+    tokens = jnp.where(rollout.response_mask, rollout.response_tokens, -1)
+    counts = [jnp.sum(tokens == token, axis=1) for token in (2, 3, 1)]
+    return reward_params[None] * jnp.stack(counts, axis=1).astype(jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, jax.Array]:
+    shapes = table(4, 5)
+    return jax.tree.map(
+        lambda leaf, key: 0.5 * jax.random.normal(key, leaf.shape),
+        shapes,
+        dict(zip(shapes, jax.random.split(jax.random.key(3)), strict=True)),
+    )
+
+
+@pytest.fixture(scope="module")
+def optimizer() -> optax.GradientTransformation:
+    return make_optimizer(learning_rate=0.02, total_steps=1000)
+
+
+@pytest.fixture(scope="module")
+def ref_params(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda leaf: 0.8 * leaf, params)
+
+
+@pytest.fixture(scope="module")
+def one_program(optimizer: optax.GradientTransformation) -> ppo.OneProgram:
+    return ppo.make_ppo_iteration(
+        sample=sample_until_eos, policy=policy, score=score, optimizer=optimizer, config=CONFIG
+    )
+
+
+@pytest.fixture(scope="module")
+def two_programs(optimizer: optax.GradientTransformation) -> ppo.TwoPrograms:
+    return ppo.make_ppo_phases(sample=sample_until_eos, policy=policy, optimizer=optimizer, config=CONFIG)
+
+
+@pytest.fixture
+def state(params: dict[str, jax.Array], optimizer: optax.GradientTransformation) -> ppo.PPOState:
+    return ppo.init(params, optimizer, CONFIG, jax.random.key(7))
+
+
+REWARD = np.array([1.0, -0.5, 2.0], np.float32)
+
+
+def arrays(state: ppo.PPOState) -> dict[str, Any]:
+    """The state's fields with the key as plain numbers, for comparisons."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return jax.tree.map(np.asarray, fields | {"key": jax.random.key_data(state.key)})
+
+
+def test_first_minibatch_has_ratio_one_and_every_metric_is_there(
+    one_program: ppo.OneProgram, state: ppo.PPOState, ref_params: Any
+) -> None:
+    state, metrics, rollout = one_program(state, prompts(B), ref_params, jnp.asarray(REWARD))
+    assert set(metrics) == NAMES
+    chex.assert_tree_all_finite(metrics)
+    assert metrics["policy/first_ratio_max_deviation"] < 1e-5
+    assert metrics["policy/sampler_mismatch"] < 1e-5
+    assert metrics["policy/ratio_min"] < 1 < metrics["policy/ratio_max"]
+    assert 0 < metrics["objective/entropy"] <= np.log(4)
+    assert metrics["objective/kl_k3"] > 0
+    np.testing.assert_allclose(metrics["objective/non_score_reward"], -0.05 * metrics["objective/kl_k1"], rtol=1e-5)
+    mask = np.asarray(rollout.response_mask)
+    assert 1 < mask.sum(axis=1).mean() < 5
+    np.testing.assert_allclose(metrics["text/response_length"], mask.sum() / B, rtol=1e-6)
+    np.testing.assert_allclose(metrics["text/eos_fraction"], np.asarray(rollout.finished).mean(), rtol=1e-6)
+    raw = np.asarray(score(jnp.asarray(REWARD), rollout))
+    np.testing.assert_allclose(metrics["objective/relevance_raw"], raw[:, 1].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/score_raw"], raw.mean(), rtol=1e-5)
+    # All scores seen so far are this batch: it is normalised to mean 0.
+    np.testing.assert_allclose(metrics["objective/score_normalised"], 0.0, atol=1e-5)
+    assert (int(state.update), int(state.skipped), int(metrics["skipped"])) == (1, 0, 0)
+
+
+def test_state_is_donated_and_nothing_else(
+    one_program: ppo.OneProgram, state: ppo.PPOState, params: Any, ref_params: Any
+) -> None:
+    old = state
+    for _ in range(2):
+        state, _, _ = one_program(state, prompts(B), ref_params, jnp.asarray(REWARD))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, ref_params, state)))
+    # The state that comes out has the types of the one that went in: nothing is compiled twice.
+    assert one_program._cache_size() == 1
+
+
+def test_same_prompts_give_other_responses_in_the_next_update_and_the_same_after_a_restart(
+    one_program: ppo.OneProgram, two_programs: ppo.TwoPrograms, state: ppo.PPOState, ref_params: Any
+) -> None:
+    again = jax.tree.map(jnp.copy, state)
+    # The policy is left as it is; only the update number differs.
+    later = two_programs.sample(state.replace(update=state.update + 1), prompts(B))
+    state, _, first = one_program(state, prompts(B), ref_params, jnp.asarray(REWARD))
+    again, _, repeated = one_program(again, prompts(B), ref_params, jnp.asarray(REWARD))
+    assert not np.array_equal(first.response_tokens, later.response_tokens)
+    jax.tree.map(np.testing.assert_array_equal, first, repeated)
+    jax.tree.map(np.testing.assert_array_equal, arrays(state), arrays(again))
+
+
+def test_two_programs_with_a_host_reward_equal_the_one(
+    one_program: ppo.OneProgram, two_programs: ppo.TwoPrograms, state: ppo.PPOState, ref_params: Any
+) -> None:
+    def on_host(rollout: Rollout) -> np.ndarray:
+        tokens = np.where(rollout.response_mask, rollout.response_tokens, -1)
+        return REWARD * np.stack([(tokens == token).sum(axis=1) for token in (2, 3, 1)], axis=1)
+
+    other = jax.tree.map(jnp.copy, state)
+    for _ in range(2):
+        state, metrics, _ = one_program(state, prompts(B), ref_params, jnp.asarray(REWARD))
+        other, host_metrics, _ = two_programs(other, prompts(B), ref_params, on_host)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, arrays(other), arrays(state))
+    jax.tree.map(close, host_metrics, metrics)
+
+
+def test_host_reward_of_a_wrong_shape_is_refused(
+    two_programs: ppo.TwoPrograms, state: ppo.PPOState, ref_params: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"shape \(16,\) for 16 responses"):
+        two_programs(state, prompts(B), ref_params, lambda rollout: np.zeros(16))
+    with pytest.raises(ValueError, match="2 reward components for 3 weights"):
+        two_programs(state, prompts(B), ref_params, lambda rollout: np.zeros((16, 2)))
+
+
+def test_broken_reward_is_skipped_counted_and_forgotten(
+    two_programs: ppo.TwoPrograms, state: ppo.PPOState, ref_params: Any
+) -> None:
+    def broken(rollout: Rollout) -> np.ndarray:
+        components = np.zeros((B, 3))
+        components[3, 1] = np.nan
+        return components
+
+    before = arrays(state)
+    state, metrics, _ = two_programs(state, prompts(B), ref_params, broken)
+    assert int(metrics["skipped"]) == int(state.skipped) == STEPS
+    after = arrays(state)
+    for field in ("params", "opt_state", "component_moments", "score_moments", "kl_coef"):
+        jax.tree.map(np.testing.assert_array_equal, after[field], before[field])
+    # The next update, with a reward that works, is as good as any.
+    state, metrics, _ = two_programs(
+        state, prompts(B), ref_params, lambda rollout: np.asarray(score(jnp.asarray(REWARD), rollout))
+    )
+    assert int(metrics["skipped"]) == 0
+    chex.assert_tree_all_finite((state.params, metrics))
+
+
+def learn(
+    state: ppo.PPOState, rollout: Rollout, ref_params: Any, optimizer: optax.GradientTransformation, **changes: Any
+) -> tuple[ppo.PPOState, dict[str, jax.Array]]:
+    """Lines 3–8 under a changed configuration."""
+    config = dataclasses.replace(CONFIG, **changes)
+    phase = jax.jit(functools.partial(ppo.learn_phase, policy=policy, optimizer=optimizer, config=config))
+    return phase(state, rollout, score(jnp.asarray(REWARD), rollout), ref_params)
+
+
+def test_one_step_against_a_numpy_loop(
+    two_programs: ppo.TwoPrograms, state: ppo.PPOState, params: Any, ref_params: Any
+) -> None:
+    """Rewards, GAE, returns and losses of the first step, written out token by token in float64."""
+    rollout = two_programs.sample(state, prompts(B))
+    _, metrics = learn(
+        state,
+        rollout,
+        ref_params,
+        make_optimizer(learning_rate=1e-9, total_steps=10),
+        epochs=1,
+        minibatches=1,
+        missing_eos_penalty=0.7,
+    )
+    old, ref = policy(params, rollout), policy(ref_params, rollout)
+    components = np.asarray(score(jnp.asarray(REWARD), rollout), np.float64)
+    components = (components - components.mean(axis=0)) / components.std(axis=0, ddof=1)
+    scores = components.mean(axis=1)
+    scores = np.clip((scores - scores.mean()) / scores.std(ddof=1), -5, 5)
+    advantages, returns, values = [], [], []
+    for row in range(B):
+        length = int(rollout.response_mask[row].sum())
+        k1 = np.asarray(old.logprobs - ref.logprobs, np.float64)[row, :length]
+        value = np.append(np.asarray(old.values, np.float64)[row, :length], 0.0)
+        reward = -0.05 * k1
+        reward[-1] += scores[row] - 0.7 * (not rollout.finished[row]) - 0.05 * max(length - 2, 0)
+        for t in range(length):
+            advantages.append(sum(0.95 ** (s - t) * (reward[s] + value[s + 1] - value[s]) for s in range(t, length)))
+            values.append(value[t])
+            returns.append(advantages[-1] + value[t])
+    advantages, returns, values = map(np.array, (advantages, returns, values))
+    whitened = (advantages - advantages.mean()) / advantages.std()
+    np.testing.assert_allclose(metrics["policy/loss"], -whitened.mean(), atol=1e-5)
+    np.testing.assert_allclose(metrics["value/loss"], 0.5 * np.mean((values - returns) ** 2), rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics["value/explained_variance"], 1 - np.var(returns - values) / np.var(returns), rtol=1e-4
+    )
+    # Gradient of the whole loss: on the tables every entry sums what the tokens at its place say.
+    logits, baseline = np.zeros((5, 4, 4)), np.zeros((5, 4))
+    softmax = np.asarray(jax.nn.softmax(params["logits"]), np.float64)
+    n = 0
+    for row in range(B):
+        previous = 0
+        for t in range(int(rollout.response_mask[row].sum())):
+            token, p = int(rollout.response_tokens[row, t]), softmax[t, previous]
+            logits[t, previous] -= whitened[n] * (np.eye(4)[token] - p)
+            entropy = -np.sum(p * np.log(p))
+            logits[t, previous] += 0.01 * p * (np.log(p) + entropy)
+            baseline[t, previous] += 0.1 * (values[n] - returns[n])
+            previous, n = token, n + 1
+    norm = np.sqrt(np.sum((logits / n) ** 2) + np.sum((baseline / n) ** 2))
+    np.testing.assert_allclose(metrics["norms/gradient"], norm, rtol=1e-4)
+
+
+def test_micro_batches_change_nothing(
+    two_programs: ppo.TwoPrograms, state: ppo.PPOState, ref_params: Any, optimizer: optax.GradientTransformation
+) -> None:
+    rollout = two_programs.sample(state, prompts(B))
+    one, metrics = learn(state, rollout, ref_params, optimizer)
+    many, many_metrics = learn(state, rollout, ref_params, optimizer, microbatches=4)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, arrays(one), arrays(many))
+    jax.tree.map(close, metrics, many_metrics)
+
+
+def test_target_kl_masks_the_steps_after_it_was_passed(
+    two_programs: ppo.TwoPrograms, state: ppo.PPOState, ref_params: Any, optimizer: optax.GradientTransformation
+) -> None:
+    rollout = two_programs.sample(state, prompts(B))
+    stopped, metrics = learn(state, rollout, ref_params, optimizer, target_kl=1e-6)
+    # The first step is on the policy that sampled and moves it; the second sees it moved and stops the rest.
+    assert int(stopped.opt_state[1].count) == 1
+    assert (int(metrics["skipped"]), int(stopped.skipped)) == (0, 0)
+    assert metrics["policy/approx_kl"] < 1e-6
+
+
+def test_options_of_the_box(
+    two_programs: ppo.TwoPrograms, state: ppo.PPOState, ref_params: Any, optimizer: optax.GradientTransformation
+) -> None:
+    rollout = two_programs.sample(state, prompts(B))
+    # Log-probabilities as stored by a sampler that was off by .01, and an adaptive price with a far target.
+    stored = rollout.replace(logprobs=rollout.logprobs + 0.01)
+    new, metrics = learn(
+        state,
+        stored,
+        ref_params,
+        optimizer,
+        old_logprobs="sampler",
+        kl_control="adaptive",
+        kl_target=1e3,
+        kl_horizon=100.0,
+        reward_whitening=True,
+    )
+    np.testing.assert_allclose(metrics["policy/first_ratio_max_deviation"], 1 - np.exp(-0.01), rtol=1e-3)
+    np.testing.assert_allclose(metrics["policy/sampler_mismatch"], 0.01, rtol=1e-3)
+    # The KL is far below its target: the largest error, −.2, over 16 of 100 responses.
+    np.testing.assert_allclose(new.kl_coef, 0.05 * (1 - 0.2 * B / 100), rtol=1e-5)
+    np.testing.assert_allclose(metrics["objective/kl_coef"], 0.05, rtol=1e-6)
+    chex.assert_tree_all_finite(new.params)
+
+
+def test_minibatches_must_divide_the_batch(
+    state: ppo.PPOState, ref_params: Any, two_programs: ppo.TwoPrograms, optimizer: optax.GradientTransformation
+) -> None:
+    rollout = two_programs.sample(state, prompts(B))
+    with pytest.raises(ValueError, match="16 responses cannot be divided into 3 minibatches"):
+        learn(state, rollout, ref_params, optimizer, minibatches=3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"clip_eps": 0.0}, "clip_eps must be positive: got 0.0"),
+        ({"gae_lambda": 1.5}, r"gae_lambda must be in \[0, 1\]: got 1.5"),
+        ({"epochs": 0}, "epochs must be at least 1: got 0"),
+        ({"length_coef": -1.0}, "length_coef must not be negative: got -1.0"),
+        ({"dual_clip": 1.0}, "dual_clip must be above 1: got 1.0"),
+        ({"component_weights": (1.0,)}, "1 component_weights for 3 component_names"),
+        ({"kl_control": "adaptve"}, "kl_control"),
+    ],
+)
+def test_wrong_numbers_are_named(wrong: dict[str, Any], message: str) -> None:
+    # A wrong name is a TypeError here: the tests check annotations before the class does.
+    with pytest.raises((ValueError, TypeError), match=message):
+        PPOConfig(**wrong)
+
+
+def test_policy_output_on_padding_is_nan_in_these_tests(
+    two_programs: ppo.TwoPrograms, state: ppo.PPOState, params: Any
+) -> None:
+    """The finite results above mean that nobody reads padding; here is the proof that they could have seen it."""
+    rollout = two_programs.sample(state, prompts(B))
+    said: PolicyOutput = policy(params, rollout)
+    assert np.isnan(np.asarray(said.values)[~np.asarray(rollout.response_mask)]).all()
+    assert not np.asarray(rollout.response_mask).all()

@@ -1,0 +1,65 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.interfaces import Params
+from rlhf_jax.learners import reward_model
+from rlhf_jax.learners.optimizer import make_optimizer
+from rlhf_jax.learners.reward_model import RewardBatch
+
+
+def linear(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
+    del key
+    return jnp.sum(inputs[:, :, None] * params["weight"][None], axis=1)
+
+
+def labelled(n: int, seed: int) -> tuple[RewardBatch, np.ndarray]:
+    """A linear truth, a third of the labels missing (NaN)."""
+    rng = np.random.default_rng(seed)
+    truth = np.random.default_rng(0).normal(size=(4, 3))
+    inputs = rng.normal(size=(n, 4))
+    mask = rng.random((n, 3)) > 1 / 3
+    labels = np.where(mask, inputs @ truth, np.nan)
+    as_float = functools.partial(jnp.asarray, dtype=jnp.float32)
+    return RewardBatch(inputs=as_float(inputs), labels=as_float(labels), label_mask=jnp.asarray(mask)), truth
+
+
+def test_recovers_the_truth_from_incomplete_labels() -> None:
+    optimizer = make_optimizer(learning_rate=0.1, total_steps=300)
+    step = jax.jit(
+        functools.partial(reward_model.update, score_fn=linear, optimizer=optimizer, microbatches=2), donate_argnums=0
+    )
+    batch, truth = labelled(32, seed=1)
+    state = reward_model.init({"weight": jnp.zeros((4, 3))}, optimizer)
+    for n in range(300):
+        state, metrics = step(state, batch, jax.random.key(n))
+    np.testing.assert_allclose(state.params["weight"], truth, atol=0.01)
+    by_component = [metrics[f"loss/{name}"] for name in ("engagement", "relevance", "sentiment")]
+    assert max(by_component) < 1e-3
+    assert int(state.skipped) == 0
+
+
+def test_components_are_averaged_over_their_own_labels() -> None:
+    mask = jnp.array([[True, True, False], [True, False, False]])
+    sums = reward_model.regression_sums(jnp.zeros((2, 3)), jnp.array([[1.0, 2.0, jnp.nan], [3.0, 9.0, 9.0]]), mask)
+    assert (float(sums.loss), float(sums.count)) == (14.0, 3.0)
+    parts = {name: tuple(map(float, part)) for name, part in sums.parts.items()}
+    assert parts == {"loss/engagement": (10.0, 2.0), "loss/relevance": (4.0, 1.0), "loss/sentiment": (0.0, 0.0)}
+
+
+def test_pearson_equals_numpy_on_the_rows_that_have_labels() -> None:
+    batch, _ = labelled(50, seed=2)
+    scores = jax.random.normal(jax.random.key(0), (50, 3))
+    rho = reward_model.pearson(scores, batch.labels, batch.label_mask)
+    for c in range(3):
+        rows = np.asarray(batch.label_mask[:, c])
+        expected = np.corrcoef(np.asarray(scores)[rows, c], np.asarray(batch.labels)[rows, c])[0, 1]
+        np.testing.assert_allclose(rho[c], expected, atol=1e-5)
+
+
+def test_pearson_of_a_constant_or_of_nothing_is_zero() -> None:
+    labels = jnp.array([[1.0, 1.0], [2.0, jnp.nan]])
+    mask = jnp.array([[True, False], [True, False]])
+    np.testing.assert_array_equal(reward_model.pearson(jnp.full((2, 2), 0.3), labels, mask), [0.0, 0.0])
