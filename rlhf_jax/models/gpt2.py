@@ -12,6 +12,7 @@ Tree: `wte [V,D]`, `wpe [n_positions,D]`, `h_<i>` (`ln_1`, `attn` {`c_attn`, `c_
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import chex
@@ -265,6 +266,7 @@ class GPT2(nn.Module):
         return self.ln_f(x)[:, 0], advanced
 
 
+@partial(jax.jit, static_argnums=0)
 def init(config: GPT2Config, key: Key[Array, ""]) -> Params:
     """Fresh parameters: N(0, 0.02), residual projections N(0, 0.02/√(2L)), biases 0, layer norm 1 and 0."""
     one = jnp.zeros((1, 1), jnp.int32)

@@ -1,0 +1,98 @@
+"""The grammar: the serial form, the parallel form and a parser written apart agree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import lax
+
+from rlhf_jax.decoding import grammar as rules
+from rlhf_jax.decoding.grammar import Grammar
+
+GRAMMAR = Grammar(n_words=4, pad=4, eos=5, rec=6, say=7, first_item=8, n_items=4, max_items=3, vocab_size=13)
+WORDS, PAD, EOS, REC, SAY, ITEMS = {0, 1, 2, 3}, 4, 5, 6, 7, {8, 9, 10, 11}
+LENGTH = 8
+rows = st.lists(st.integers(0, 12), min_size=LENGTH, max_size=LENGTH)
+
+
+@jax.jit
+def serial(tokens: jax.Array) -> jax.Array:
+    """Masks of one token after the other. [B, T, V]"""
+
+    def step(state: rules.GrammarState, token: jax.Array) -> tuple[rules.GrammarState, jax.Array]:
+        return rules.advance(GRAMMAR, state, token), rules.allowed(GRAMMAR, state)
+
+    _, masks = lax.scan(step, rules.initial_state(GRAMMAR, tokens.shape[0]), tokens.T)
+    return masks.swapaxes(0, 1)
+
+
+@jax.jit
+def parallel(tokens: jax.Array) -> jax.Array:
+    """Masks of all positions at once. [B, T, V]"""
+    return rules.allowed_along(GRAMMAR, tokens)
+
+
+def may_follow(turn: list[int]) -> set[int]:
+    """The rules in plain Python, for a grammatical beginning of a turn."""
+    if not turn:
+        return {REC, SAY}
+    if EOS in turn:
+        return {PAD}
+    listed = set(turn[1 : turn.index(SAY)] if SAY in turn else turn[1:])
+    if SAY in turn:
+        return WORDS | listed | {EOS}
+    more = ITEMS - listed if len(listed) < 3 else set()
+    return more | ({SAY} if listed else set())
+
+
+@given(st.lists(rows, min_size=5, max_size=5))
+def test_serial_and_parallel_masks_are_equal_on_any_tokens(batch: list[list[int]]) -> None:
+    tokens = jnp.asarray(batch, jnp.int32)
+    masks = np.asarray(serial(tokens))
+    np.testing.assert_array_equal(masks, parallel(tokens))
+    assert masks.any(axis=-1).all()
+    assert not masks[..., 12].any()
+
+
+@given(st.lists(st.lists(st.integers(0, 10**6), min_size=LENGTH, max_size=LENGTH), min_size=5, max_size=5))
+def test_masks_follow_the_rules_on_any_grammatical_turn(choices: list[list[int]]) -> None:
+    turns: list[list[int]] = [[] for _ in choices]
+    expected = np.zeros((5, LENGTH, 13), bool)
+    for row, (turn, numbers) in enumerate(zip(turns, choices, strict=True)):
+        for column, number in enumerate(numbers):
+            options = sorted(may_follow(turn))
+            expected[row, column, options] = True
+            turn.append(options[number % len(options)])
+    np.testing.assert_array_equal(parallel(jnp.asarray(turns, jnp.int32)), expected)
+
+
+def test_a_list_of_the_whole_catalogue_goes_on_with_words() -> None:
+    grammar = GRAMMAR._replace(n_items=2, max_items=5)
+    tokens = jnp.array([[REC, 8, 9, SAY, 9, EOS]])
+    masks = np.asarray(jax.jit(rules.allowed_along, static_argnums=0)(grammar, tokens))[0]
+    assert list(np.flatnonzero(masks[2])) == [SAY, 9]
+    assert list(np.flatnonzero(masks[3])) == [SAY]
+    assert list(np.flatnonzero(masks[4])) == [0, 1, 2, 3, EOS, 8, 9]
+
+
+def test_special_tokens_among_the_words_are_not_words() -> None:
+    grammar = GRAMMAR._replace(n_words=6)
+    masks = np.asarray(jax.jit(rules.allowed_along, static_argnums=0)(grammar, jnp.array([[SAY, 1]])))[0]
+    assert list(np.flatnonzero(masks[1])) == [0, 1, 2, 3, EOS]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pad": 5}, "special tokens must differ"),
+        ({"say": 9}, "outside items"),
+        ({"vocab_size": 11}, "clash"),
+        ({"n_words": 9}, "clash"),
+        ({"max_items": 0}, "max_items 0"),
+    ],
+)
+def test_impossible_grammars_are_refused_with_the_numbers(change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        rules.check_grammar(GRAMMAR._replace(**change))

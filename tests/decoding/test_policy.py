@@ -1,0 +1,83 @@
+"""GPT-2 as the learners' callables: what the sampler says of its draws is what the learner says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.decoding import policy
+from rlhf_jax.decoding.grammar import Grammar
+from rlhf_jax.interfaces import PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.models import gpt2, heads
+
+CONFIG = gpt2.GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+GRAMMAR = Grammar(n_words=6, pad=20, eos=21, rec=24, say=25, first_item=26, n_items=9, max_items=4, vocab_size=40)
+TEMPERATURE = 0.8
+BATCH, PROMPT, RESPONSE = 6, 7, 10
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    trunk = jax.tree.map(lambda leaf: 4 * leaf, gpt2.init(CONFIG, jax.random.key(0)))
+    value = {"kernel": jnp.full(16, 0.1), "bias": jnp.array(0.5)}
+    return {"trunk": trunk, "value": value, "reward": heads.init_reward_heads(jax.random.key(1), 16, 3)}
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptBatch:
+    tokens = jax.random.randint(jax.random.key(2), (BATCH, PROMPT), 0, 20)
+    mask = jnp.arange(PROMPT)[None, :] >= jnp.array([0, 1, 2, 3, 4, 5])[:, None]
+    return PromptBatch(tokens=jnp.where(mask, tokens, GRAMMAR.pad), mask=mask)
+
+
+@pytest.fixture(scope="module")
+def rollout(params: dict, prompts: PromptBatch) -> Rollout:
+    draw = policy.make_sample(CONFIG, GRAMMAR, max_tokens=RESPONSE, temperature=TEMPERATURE)
+    return jax.jit(draw)(params, prompts, jax.random.key(3))
+
+
+judge = jax.jit(policy.make_policy_apply(CONFIG, GRAMMAR, temperature=TEMPERATURE))
+
+
+@pytest.fixture(scope="module")
+def judged(params: dict, rollout: Rollout) -> PolicyOutput:
+    return judge(params, rollout)
+
+
+def test_sampler_and_learner_log_probabilities_are_equal(rollout: Rollout, judged: PolicyOutput) -> None:
+    np.testing.assert_allclose(judged.logprobs, rollout.logprobs, atol=1e-5)
+    assert float(rollout.logprobs.min()) < -2
+    assert bool(rollout.finished.any()) and not bool(rollout.finished.all())
+
+
+def test_values_and_entropy_stand_before_each_token(params: dict, rollout: Rollout, judged: PolicyOutput) -> None:
+    tokens = jnp.concatenate([rollout.prompt_tokens, rollout.response_tokens], axis=1)
+    mask = jnp.concatenate([rollout.prompt_mask, rollout.response_mask], axis=1)
+    hidden = jax.jit(gpt2.hidden_states, static_argnums=0)(CONFIG, params["trunk"], tokens, mask)
+    values = heads.value(params["value"], hidden)[:, PROMPT - 1 : PROMPT + RESPONSE - 1]
+    np.testing.assert_allclose(judged.values, jnp.where(rollout.response_mask, values, 0), atol=1e-5)
+    assert (np.asarray(judged.entropy) >= 0).all()
+    # The first token is <rec> or <say>: at most log 2.
+    assert (np.asarray(judged.entropy[:, 0]) <= np.log(2) + 1e-6).all()
+    last = jnp.sum(rollout.response_mask, axis=1) + PROMPT - 1
+    expected = heads.reward_components(params["reward"], hidden[jnp.arange(BATCH), last])
+    np.testing.assert_allclose(jax.jit(policy.make_score(CONFIG))(params, rollout), expected, atol=1e-5)
+
+
+def test_a_row_keeps_its_response_whatever_the_batch_and_the_padding(
+    params: dict, prompts: PromptBatch, rollout: Rollout
+) -> None:
+    chosen = jnp.array([4, 1])
+    tokens = jnp.pad(prompts.tokens[chosen], ((0, 0), (3, 0)), constant_values=GRAMMAR.pad)
+    mask = jnp.pad(prompts.mask[chosen], ((0, 0), (3, 0)))
+    decode = policy.make_decode(CONFIG, GRAMMAR, max_tokens=RESPONSE, temperature=TEMPERATURE)
+    again = jax.jit(decode)(params, PromptBatch(tokens=tokens, mask=mask), jax.random.key(3), chosen)
+    np.testing.assert_array_equal(again.response_tokens, rollout.response_tokens[chosen])
+    np.testing.assert_allclose(again.logprobs, rollout.logprobs[chosen], atol=1e-5)
+
+
+def test_nan_in_the_padding_row_reaches_no_response(params: dict, rollout: Rollout) -> None:
+    poisoned = {**params, "trunk": {**params["trunk"], "wte": params["trunk"]["wte"].at[GRAMMAR.pad].set(jnp.nan)}}
+    output = judge(poisoned, rollout)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
+    np.testing.assert_allclose(output.logprobs, rollout.logprobs, atol=1e-5)

@@ -1,0 +1,157 @@
+"""GPT-2: padding changes nothing, cached decoding is the full forward pass, and mistakes are said at the boundary."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.models import gpt2
+
+CONFIG = gpt2.GPT2Config(vocab_size=40, n_positions=24, n_embd=16, n_layer=2, n_head=2)
+PAD = 39
+REAL = 7
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    # Five times the usual scale, so that attention is far from uniform.
+    return jax.tree.map(lambda leaf: 5 * leaf, gpt2.init(CONFIG, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def forward() -> Callable:
+    return jax.jit(partial(gpt2.forward, CONFIG))
+
+
+@pytest.fixture(scope="module")
+def step() -> Callable:
+    return jax.jit(partial(gpt2.decode_step, CONFIG))
+
+
+def sentence(offset: int, *, filler: int = PAD) -> tuple[jax.Array, jax.Array]:
+    """The same seven tokens with `offset` fillers on the left, to 12 columns."""
+    words = np.random.default_rng(1).integers(0, PAD, REAL)
+    tokens = np.full((1, LENGTH), filler)
+    tokens[0, offset : offset + REAL] = words
+    mask = np.zeros((1, LENGTH), bool)
+    mask[0, offset : offset + REAL] = True
+    return jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
+
+
+def test_tree_has_the_documented_names_and_shapes(params: dict) -> None:
+    assert set(params) == {"wte", "wpe", "h_0", "h_1", "ln_f"}
+    assert params["wte"].shape == (40, 16)
+    assert params["wpe"].shape == (24, 16)
+    assert set(params["h_0"]) == {"ln_1", "attn", "ln_2", "mlp"}
+    assert params["h_1"]["attn"]["c_attn"]["kernel"].shape == (16, 48)
+    assert params["h_1"]["mlp"]["c_fc"]["kernel"].shape == (16, 64)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+
+
+def test_padding_side_and_amount_change_no_logits(params: dict, forward: Callable) -> None:
+    reference = forward(params, *(x[:, :REAL] for x in sentence(0)))
+    for offset in (0, 2, LENGTH - REAL):
+        logits = forward(params, *sentence(offset))[:, offset : offset + REAL]
+        np.testing.assert_allclose(logits, reference, atol=1e-5)
+
+
+def test_nan_in_padding_changes_no_value_and_no_gradient(params: dict) -> None:
+    tokens, mask = (jnp.concatenate(pair) for pair in zip(sentence(0), sentence(4), strict=True))
+
+    @jax.jit
+    def loss_and_gradient(params: dict) -> tuple[jax.Array, dict]:
+        def loss(params: dict) -> jax.Array:
+            hidden = gpt2.hidden_states(CONFIG, params, tokens, mask)
+            return jnp.sum(jnp.where(mask[..., None], jnp.sin(hidden), 0))
+
+        return jax.value_and_grad(loss)(params)
+
+    poisoned = {**params, "wte": params["wte"].at[PAD].set(jnp.nan)}
+    value, gradient = loss_and_gradient(params)
+    poisoned_value, poisoned_gradient = loss_and_gradient(poisoned)
+    assert value == poisoned_value
+    jax.tree.map(np.testing.assert_array_equal, gradient, poisoned_gradient)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_cached_decoding_is_the_full_forward_pass(params: dict, forward: Callable, step: Callable) -> None:
+    tokens = jax.random.randint(jax.random.key(1), (2, LENGTH), 0, PAD)
+    mask = jnp.ones((2, LENGTH), bool).at[0, :3].set(False)
+    full = forward(params, tokens, mask)
+    prompt = 5
+    prefill = jax.jit(partial(gpt2.prefill, CONFIG, cache_length=LENGTH))
+    hidden, cache = prefill(params, tokens[:, :prompt], mask[:, :prompt])
+    for column in range(prompt, LENGTH):
+        np.testing.assert_allclose(gpt2.lm_logits(params, hidden), full[:, column - 1], atol=1e-5)
+        hidden, cache = step(params, cache, tokens[:, column])
+    np.testing.assert_allclose(gpt2.lm_logits(params, hidden), full[:, -1], atol=1e-5)
+    assert int(cache.index) == LENGTH
+
+
+def test_an_empty_cache_decodes_from_the_first_token(params: dict, forward: Callable, step: Callable) -> None:
+    tokens = jax.random.randint(jax.random.key(1), (2, LENGTH), 0, PAD)
+    cache = gpt2.init_cache(CONFIG, 2, LENGTH)
+    _, cache = step(params, cache, tokens[:, 0])
+    hidden, _ = step(params, cache, tokens[:, 1])
+    full = forward(params, tokens, jnp.ones((2, LENGTH), bool))
+    np.testing.assert_allclose(gpt2.lm_logits(params, hidden), full[:, 1], atol=1e-5)
+
+
+def test_from_position_and_remat_change_no_gradient_and_dropout_needs_a_key(params: dict) -> None:
+    tokens, mask = sentence(2)
+
+    def loss(params: dict, config: gpt2.GPT2Config, from_position: int, key: jax.Array | None) -> jax.Array:
+        hidden = gpt2.hidden_states(config, params, tokens, mask, from_position=from_position, dropout_key=key)
+        return jnp.mean(jnp.cos(hidden[:, -4:]))
+
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=(1, 2))
+    whole = gradient(params, CONFIG, 0, None)
+    same = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(same, whole, gradient(params, CONFIG, LENGTH - 4, None))
+    dropped = gradient(params, CONFIG, 0, jax.random.key(3))
+    jax.tree.map(same, dropped, gradient(params, dataclasses.replace(CONFIG, remat=True), 0, jax.random.key(3)))
+    assert abs(dropped[0] - whole[0]) > 1e-3
+
+
+def test_drop_keeps_the_mean_and_the_stated_share() -> None:
+    thinned = gpt2.drop(jnp.ones((101, 301)), 0.1, jax.random.key(0))
+    share = round(0.1 * 256) / 256
+    assert abs(float(jnp.mean(thinned == 0)) - share) < 0.006
+    assert abs(float(jnp.mean(thinned)) - 1) < 0.007
+
+
+def test_bfloat16_stays_near_float32(params: dict, forward: Callable) -> None:
+    tokens, mask = sentence(1)
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    low = jax.jit(partial(gpt2.forward, config))(params, tokens, mask)
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low[:, 1:8], forward(params, tokens, mask)[:, 1:8], atol=0.25)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n_head": 3}, "n_embd 16 is not a multiple of n_head 3"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"compute_dtype": "float16"}, "float16"),
+        ({"n_layer": 0}, "'n_layer': 0"),
+    ],
+)
+def test_impossible_configurations_are_refused_with_the_numbers(change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_sequences_that_do_not_fit_are_refused_with_the_numbers(params: dict) -> None:
+    tokens, mask = jnp.zeros((1, 25), jnp.int32), jnp.ones((1, 25), bool)
+    with pytest.raises(ValueError, match="25 tokens exceed n_positions 24"):
+        gpt2.hidden_states(CONFIG, params, tokens, mask)
+    with pytest.raises(ValueError, match=r"from_position 5 is outside \[0, 5\)"):
+        gpt2.hidden_states(CONFIG, params, tokens[:, :5], mask[:, :5], from_position=5)
+    with pytest.raises(ValueError, match="cache_length 30 <= n_positions 24"):
+        gpt2.prefill(CONFIG, params, tokens[:, :5], mask[:, :5], cache_length=30)

@@ -1,0 +1,48 @@
+"""Heads: starting values, the last real token, and items that share features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.models import gpt2, heads
+
+
+def test_values_start_at_zero_and_are_affine() -> None:
+    head = heads.init_value_head(4)
+    hidden = jnp.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_array_equal(heads.value(head, hidden), np.zeros((2, 3)))
+    head = {"kernel": jnp.array([1.0, 0.0, 0.0, 2.0]), "bias": jnp.array(0.5)}
+    np.testing.assert_allclose(heads.value(head, hidden[0, 1]), 4 + 14 + 0.5)
+
+
+def test_reward_heads_start_at_the_stated_scale() -> None:
+    head = heads.init_reward_heads(jax.random.key(0), 399, 3)
+    assert head["kernel"].shape == (399, 3)
+    assert abs(float(jnp.std(head["kernel"])) * 20 - 1) < 0.06
+    np.testing.assert_array_equal(head["bias"], np.zeros(3))
+    scores = heads.reward_components({**head, "bias": jnp.arange(3.0)}, jnp.zeros((2, 399)))
+    np.testing.assert_array_equal(scores, [[0, 1, 2], [0, 1, 2]])
+
+
+def test_last_token_is_found_on_either_side() -> None:
+    hidden = jnp.arange(12.0).reshape(3, 4, 1)
+    mask = jnp.array([[True, True, False, False], [False, False, True, True], [True, True, True, True]])
+    np.testing.assert_array_equal(heads.last_token_hidden(hidden, mask)[:, 0], [1, 7, 11])
+
+
+def test_item_logits_are_the_item_columns_of_the_head() -> None:
+    params = gpt2.init(gpt2.GPT2Config(vocab_size=20, n_positions=4, n_embd=8, n_layer=1, n_head=1), jax.random.key(0))
+    hidden = jax.random.normal(jax.random.key(1), (3, 8))
+    items = heads.item_logits(params, hidden, first_item=12, n_items=5)
+    np.testing.assert_allclose(items, gpt2.lm_logits(params, hidden)[:, 12:17], atol=1e-6)
+
+
+def test_items_gain_the_mean_of_their_features_and_nothing_else_changes() -> None:
+    table = heads.init_item_features(2, 3) + jnp.array([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
+    params = {"wte": jnp.ones((6, 2)), "item_features": table, "wpe": jnp.zeros((2, 2))}
+    features = jnp.array([[0, 1], [2, -1], [-1, -1]])
+    result = heads.with_item_features(params, features, first_item=2)
+    assert set(result) == {"wte", "wpe"}
+    np.testing.assert_allclose(result["wte"], [[1, 1], [1, 1], [3, 2], [6, 6], [1, 1], [1, 1]])
+    gradient = jax.grad(lambda params: jnp.sum(heads.with_item_features(params, features, first_item=2)["wte"]))(params)
+    np.testing.assert_allclose(gradient["item_features"], [[0.5, 0.5], [0.5, 0.5], [1, 1]])
