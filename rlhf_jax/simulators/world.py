@@ -79,9 +79,7 @@ class WorldConfig:
         if self.n_items < 16:
             raise ValueError(f"n_items must be at least 16, got {self.n_items}")
         if min(self.n_train, self.n_test) < 1 or self.n_users < 1:
-            raise ValueError(
-                f"n_train, n_test, n_users must be positive: {self.n_train}, {self.n_test}, {self.n_users}"
-            )
+            raise ValueError(f"n_train, n_test, n_users must be > 0: {self.n_train}, {self.n_test}, {self.n_users}")
         if min(self.p_popularity, self.p_taste) < 0 or self.p_popularity + self.p_taste > 1:
             raise ValueError(f"p_popularity + p_taste must lie in [0, 1]: {self.p_popularity} + {self.p_taste}")
         if not 0 <= self.politeness <= 1:
@@ -172,7 +170,7 @@ def decade_word(decade: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Taste:
-    """What a user likes; indices into GENRES, PEOPLE, DECADES. The facts can be put into words, `utilities` is the truth."""
+    """What a user likes, as indices into GENRES, PEOPLE, DECADES. The facts can be said, `utilities` is the truth."""
 
     user_id: int
     genre: int

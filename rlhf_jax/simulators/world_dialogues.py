@@ -124,9 +124,10 @@ class _Transcript:
 
 
 def write_world(folder: Path | str, config: WorldConfig, seed: int) -> Path:
-    """Writes the log as `train_data.jsonl`, `test_data.jsonl`, `movies_with_mentions.csv`, `kg/id2info.json`, `world.json`.
+    """Writes the log in the official schema; the same configuration and seed give the same bytes.
 
-    The same configuration and seed give the same bytes.
+    Files: `{train,test}_data.jsonl`, `{train,test}_provenance.tsv`, `movies_with_mentions.csv`, `kg/id2info.json`, and
+    `world.json` with the configuration and seed.
 
     Returns: the folder.
     """
@@ -141,6 +142,9 @@ def write_world(folder: Path | str, config: WorldConfig, seed: int) -> Path:
                 record = official_record(entry, catalogue)
                 mentions.update(int(item) for item in record["movieMentions"])
                 file.write(json.dumps(record) + "\n")
+        with open(folder / f"{split}_provenance.tsv", "w", encoding="utf-8", newline="\n") as file:
+            file.write("conversationId\tprovenance\n")
+            file.writelines(f"{entry.dialogue.dialogue_id}\tworld\n" for entry in logged)
     with open(folder / "movies_with_mentions.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("movieId", "movieName", "nbMentions"))

@@ -76,13 +76,13 @@ class UserReaction(NamedTuple):
 
 def opening(user: WorldUser, rng: np.random.Generator, *, greeted: bool = False) -> tuple[Message, WorldUser]:
     """First message: the genre and, mostly, one more fact."""
-    facts = ["genre"] if rng.random() < 0.3 else ["genre", _new_fact(rng, (*user.stated, "genre"))]
+    facts = ("genre",) if rng.random() < 0.3 else ("genre", _new_fact(rng, ("genre",)))
     hello = "" if greeted else choose(rng, USER_HELLO)
-    said = [fact_parts(rng, user.catalogue, user.taste, str(fact)) for fact in facts]
-    separator = [("and",)] if len(said) > 1 else []
-    words = join(*([(hello,)] if hello else []), said[0], *[part for pair in zip(separator, said[1:]) for part in pair])
-    stated = (*user.stated, *(str(fact) for fact in facts))
-    return _message(words), dataclasses.replace(user, stated=stated)
+    words: Parts = (hello,) if hello else ()
+    for number, fact in enumerate(facts):
+        between: Parts = ("and",) if number else ()
+        words = join(words, between, fact_parts(rng, user.catalogue, user.taste, fact))
+    return _message(words), dataclasses.replace(user, stated=facts)
 
 
 def turn_utility(user: WorldUser, items: tuple[int, ...], n_words: int) -> float:
@@ -131,7 +131,7 @@ def reply(user: WorldUser, items: tuple[int, ...], n_words: int, rng: np.random.
     feeling_words = _feeling_words(user, items, min(6, max(0, level)), rng)
     best = max(items, key=lambda item: _item_utility(user, item), default=0)
     if accepted:
-        words = join(feeling_words, *[("and",)], fill(choose(rng, ACCEPTANCE), best))
+        words = join(feeling_words, ("and",), fill(choose(rng, ACCEPTANCE), best))
     elif ended:
         words = join(feeling_words, (choose(rng, QUIT),))
     else:

@@ -1,0 +1,75 @@
+"""Relevance: cosine of the embedded response and the embedded context window.
+
+    relevance = cos(e(response with titles spelled out), e(last `window` messages before it))
+
+Source: arXiv:2508.05289 (sentence embeddings). The encoder here is TF-IDF, optionally reduced by SVD (latent semantic
+analysis), fitted on the training split; any callable from texts to vectors takes its place.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import spmatrix
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from rlhf_jax.data.turns import spell
+from rlhf_jax.interfaces import Item, Message
+
+Floats = NDArray[np.float64]
+Encoder = Callable[[Sequence[str]], Floats]
+"""Texts to vectors, one row a text; a zero row means that nothing is known about the text."""
+
+
+def item_texts(items: Mapping[int, Item], *, metadata: bool) -> dict[int, str]:
+    """What stands for an item in a text: its title, and with `metadata` also year, genres and people."""
+    if not metadata:
+        return {item_id: item.title for item_id, item in items.items()}
+    return {
+        item_id: " ".join([item.title, *item.genres, *item.people, f"{item.year // 10 * 10}s" if item.year else ""])
+        for item_id, item in items.items()
+    }
+
+
+def context_text(messages: Sequence[Message], texts: Mapping[int, str], *, window: int) -> str:
+    """The last `window` messages as one text; empty if there are none."""
+    return " ".join(spell(message.parts, texts, placeholder="") for message in messages[-window:]).strip()
+
+
+def fit_tfidf(texts: Sequence[str], *, n_components: int | None = 64, min_df: int = 2) -> Encoder:
+    """TF-IDF encoder (sublinear counts, unit rows), reduced to `n_components` by SVD unless None.
+
+    The SVD takes at most as many components as the vocabulary has words less one.
+
+    Raises: ValueError if no word occurs in `min_df` texts.
+    """
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min_df, lowercase=True)
+    try:
+        matrix = vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise ValueError(f"no word occurs in at least {min_df} of the {len(texts)} texts") from error
+    if n_components is None:
+        return lambda new: np.asarray(vectorizer.transform(new).todense())
+    svd = TruncatedSVD(max(1, min(n_components, matrix.shape[1] - 1)), random_state=0).fit(matrix)
+
+    def encode(new: Sequence[str]) -> Floats:
+        sparse: spmatrix = vectorizer.transform(new)
+        return svd.transform(sparse)
+
+    return encode
+
+
+def cosine_relevance(encoder: Encoder, contexts: Sequence[str], responses: Sequence[str]) -> Floats:
+    """Cosine of each response with its context, in [-1, 1]; NaN where either vector is zero. [N]
+
+    Raises: ValueError if the two lists differ in length.
+    """
+    if len(contexts) != len(responses):
+        raise ValueError(f"{len(contexts)} contexts for {len(responses)} responses")
+    if not contexts:
+        return np.zeros(0)
+    left, right = np.asarray(encoder(contexts), float), np.asarray(encoder(responses), float)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    defined = norms > 1e-12
+    return np.where(defined, np.einsum("nd,nd->n", left, right) / np.where(defined, norms, 1.0), np.nan)

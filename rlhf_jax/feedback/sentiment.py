@@ -1,0 +1,55 @@
+"""Sentiment: what the user's words say about the system's message before them.
+
+    level = S(u_{t+1}),   shift = S(u_{t+1}) − S(u_t)
+
+Source: arXiv:2508.05289 (shift, S from RoBERTa as p(pos) − p(neg)). Here S is VADER's compound score (Hutto & Gilbert
+2014), in [-1, 1], or any scorer that is passed in. Titles are not opinions: items are read as "it".
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from rlhf_jax.data.turns import next_user_turn
+from rlhf_jax.interfaces import Dialogue
+
+Scorer = Callable[[str], float]
+"""Sentiment of a text in [-1, 1]; 0 is neutral."""
+
+
+def vader_scorer() -> Scorer:
+    """VADER's compound score; loading the lexicon takes some tens of milliseconds."""
+    analyzer = SentimentIntensityAnalyzer()
+    return lambda text: float(analyzer.polarity_scores(text)["compound"])
+
+
+def opinion_text(parts: Sequence[str | int]) -> str:
+    """The words of a message or turn with every item replaced by `it`."""
+    return " ".join("".join(part if isinstance(part, str) else " it " for part in parts).split())
+
+
+def sentiment(
+    dialogue: Dialogue, message_index: int, *, scorer: Scorer, form: Literal["shift", "level"] = "shift"
+) -> float:
+    """Sentiment feedback on a system message; NaN where the user says nothing after (or, for `shift`, before) it."""
+    reply = next_user_turn(dialogue, message_index)
+    if reply is None:
+        return math.nan
+    level = scorer(opinion_text(reply.parts))
+    if form == "level":
+        return level
+    before = _turn_before(dialogue, message_index)
+    return math.nan if before is None else level - scorer(opinion_text(before))
+
+
+def _turn_before(dialogue: Dialogue, message_index: int) -> tuple[str | int, ...] | None:
+    """Parts of the seeker's last turn before a message, other messages of the recommender skipped."""
+    parts: list[str | int] = []
+    for message in reversed(dialogue.messages[:message_index]):
+        if message.role == "seeker":
+            parts = [*message.parts, " ", *parts]
+        elif parts:
+            break
+    return tuple(parts) if parts else None

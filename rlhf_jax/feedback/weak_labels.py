@@ -1,0 +1,228 @@
+"""Weak labels: engagement, relevance and sentiment of every system message that got an answer, z-scored on train.
+
+    R = α·z(engagement) + β·z(relevance) + γ·z(sentiment),   z(x) = (x − mean_train)/std_train
+
+Source: arXiv:2508.05289, its reward; the z-scores are ours, so that the weights compare like with like.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_jax.data.turns import Turn, next_user_turn, spell
+from rlhf_jax.feedback import engagement, relevance
+from rlhf_jax.feedback.sentiment import Scorer, sentiment, vader_scorer
+from rlhf_jax.interfaces import COMPONENTS, Dialogue, Item
+
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelOptions:
+    """Which form of each signal is used."""
+
+    engagement: Literal["dwell_sim", "latency", "continuation"] = "dwell_sim"
+    """Simulated dwell, real reply latency, or whether the user goes on."""
+    sentiment: Literal["shift", "level"] = "shift"
+    """Change of the user's sentiment, or its level after the message."""
+    window: int = 6
+    """Messages of context relevance compares with."""
+    n_components: int | None = 64
+    """Dimensions of the SVD after TF-IDF; None keeps the words."""
+    item_metadata: bool = False
+    """Whether an item is spelled out with genres, people and decade besides its title."""
+
+    def __post_init__(self) -> None:
+        if self.engagement not in ("dwell_sim", "latency", "continuation"):
+            raise ValueError(f"engagement must be dwell_sim, latency or continuation, got {self.engagement!r}")
+        if self.sentiment not in ("shift", "level"):
+            raise ValueError(f"sentiment must be shift or level, got {self.sentiment!r}")
+        if self.window < 1:
+            raise ValueError(f"window must be positive, got {self.window}")
+
+
+class Standardiser(NamedTuple):
+    """Mean and standard deviation of each component on the training split, NaN left out."""
+
+    mean: Floats
+    """[3]"""
+    std: Floats
+    """[3]; 1 where a component never varies."""
+
+    def __call__(self, raw: Floats) -> Floats:
+        """z-scores; NaN stays NaN. [N, 3] -> [N, 3]"""
+        return (raw - self.mean) / self.std
+
+    def save(self, path: Path) -> None:
+        """Writes JSON with the components' names."""
+        fields = {"components": list(COMPONENTS), "mean": self.mean.tolist(), "std": self.std.tolist()}
+        path.write_text(json.dumps(fields, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Standardiser":
+        """Reads what `save` wrote. Raises ValueError for another order of components."""
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.get("components") != list(COMPONENTS):
+            raise ValueError(f"{path}: components are {fields.get('components')}, expected {list(COMPONENTS)}")
+        return cls(np.array(fields["mean"], float), np.array(fields["std"], float))
+
+
+def fit_standardiser(raw: Floats) -> Standardiser:
+    """Statistics of the known values of each component. Raises ValueError if a component has none."""
+    known = np.isfinite(raw).sum(0)
+    if not known.all():
+        missing = [name for name, n in zip(COMPONENTS, known, strict=True) if n == 0]
+        raise ValueError(f"no training row has a value for {', '.join(missing)} ({len(raw)} rows)")
+    std = np.nanstd(raw, 0)
+    return Standardiser(np.nanmean(raw, 0), np.where(std > 1e-8, std, 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelTable:
+    """One row per system message with a following user turn, in order of dialogues and messages; N rows."""
+
+    dialogue_ids: NDArray[np.str_]
+    """[N]"""
+    dialogue_indices: NDArray[np.int64]
+    """Place of the dialogue in the sequence that was labelled. [N]"""
+    message_indices: NDArray[np.int64]
+    """Place of the system message in its dialogue. [N]"""
+    raw: Floats
+    """Components in their own units, order COMPONENTS; NaN where undefined. [N, 3]"""
+    z: Floats
+    """Standardised components, 0 where undefined. [N, 3]"""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """True where a component is defined. [N, 3]"""
+        return np.isfinite(self.raw)
+
+    def save(self, path: Path) -> None:
+        """Writes the arrays as npz."""
+        np.savez(path, **dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "LabelTable":
+        """Reads what `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class WeakLabeller:
+    """Everything fitted on the training split; calling it labels any dialogues."""
+
+    options: LabelOptions
+    texts: Mapping[int, str]
+    """What stands for an item in a text."""
+    encoder: relevance.Encoder
+    scorer: Scorer
+    latency: engagement.LatencyScale | None
+    standardiser: Standardiser
+
+    def __call__(self, dialogues: Sequence[Dialogue]) -> LabelTable:
+        """Labels every system message that got an answer."""
+        rows = list(_rows(dialogues))
+        raw = _raw(rows, self.options, self.texts, self.encoder, self.scorer, self.latency)
+        return LabelTable(
+            np.array([row.dialogue.dialogue_id for row in rows], dtype=np.str_),
+            np.array([row.dialogue_index for row in rows], dtype=np.int64),
+            np.array([row.message_index for row in rows], dtype=np.int64),
+            raw,
+            np.nan_to_num(self.standardiser(raw)),
+        )
+
+
+def fit_weak_labels(
+    train: Sequence[Dialogue],
+    items: Mapping[int, Item],
+    options: LabelOptions | None = None,
+    *,
+    encoder: relevance.Encoder | None = None,
+    scorer: Scorer | None = None,
+) -> WeakLabeller:
+    """Fits TF-IDF, the latency scale and the standardiser on the training dialogues.
+
+    Args:
+      train: training split; nothing else is looked at.
+      items: catalogue, for titles.
+      options: which form of each signal.
+      encoder: replaces TF-IDF for relevance.
+      scorer: replaces VADER for sentiment.
+    Returns: the labeller.
+    Raises: ValueError if a component has no value in any training row.
+    """
+    options = options or LabelOptions()
+    texts = relevance.item_texts(items, metadata=options.item_metadata)
+    rows = list(_rows(train))
+    if not rows:
+        raise ValueError(f"none of the {len(train)} training dialogues has an answered system message")
+    if encoder is None:
+        contexts, responses = _texts(rows, options, texts)
+        encoder = relevance.fit_tfidf([*contexts, *responses], n_components=options.n_components)
+    scorer = scorer or vader_scorer()
+    latency = engagement.fit_latency(*_times(rows)) if options.engagement == "latency" else None
+    raw = _raw(rows, options, texts, encoder, scorer, latency)
+    return WeakLabeller(options, texts, encoder, scorer, latency, fit_standardiser(raw))
+
+
+def weighted_sum(z: Floats, weights: Sequence[float]) -> Floats:
+    """α·engagement + β·relevance + γ·sentiment; [N, 3] -> [N]."""
+    return z @ np.asarray(weights, float)
+
+
+class _Row(NamedTuple):
+    dialogue_index: int
+    dialogue: Dialogue
+    message_index: int
+    reply: Turn
+
+
+def _rows(dialogues: Sequence[Dialogue]):
+    for number, dialogue in enumerate(dialogues):
+        for index, message in enumerate(dialogue.messages):
+            if message.role == "recommender" and (reply := next_user_turn(dialogue, index)) is not None:
+                yield _Row(number, dialogue, index, reply)
+
+
+def _texts(rows: Sequence[_Row], options: LabelOptions, texts: Mapping[int, str]) -> tuple[list[str], list[str]]:
+    contexts = [
+        relevance.context_text(row.dialogue.messages[: row.message_index], texts, window=options.window) for row in rows
+    ]
+    return contexts, [spell(row.dialogue.messages[row.message_index].parts, texts, placeholder="") for row in rows]
+
+
+def _times(rows: Sequence[_Row]) -> tuple[Floats, Floats, Floats]:
+    """Gaps in seconds, words of the messages, words of the replies. [N] each"""
+    gaps = [engagement.reply_gap(row.dialogue, row.message_index, row.reply) for row in rows]
+    words = [len(spell(row.dialogue.messages[row.message_index].parts).split()) for row in rows]
+    reply_words = [len(spell(row.reply.parts).split()) for row in rows]
+    return np.array(gaps, float), np.array(words, float), np.array(reply_words, float)
+
+
+def _raw(
+    rows: Sequence[_Row],
+    options: LabelOptions,
+    texts: Mapping[int, str],
+    encoder: relevance.Encoder,
+    scorer: Scorer,
+    latency: engagement.LatencyScale | None,
+) -> Floats:
+    """Raw components of the rows. [N, 3]"""
+    if options.engagement == "continuation":
+        held = np.array([engagement.continuation(row.dialogue, row.message_index, row.reply) for row in rows], float)
+    elif latency is not None:
+        held = latency(*_times(rows))
+    else:
+        held = engagement.dwell_sim(_times(rows)[0])
+    contexts, responses = _texts(rows, options, texts)
+    near = relevance.cosine_relevance(encoder, contexts, responses)
+    felt = np.array(
+        [sentiment(row.dialogue, row.message_index, scorer=scorer, form=options.sentiment) for row in rows], float
+    )
+    return np.stack([held, near, felt], axis=1)
