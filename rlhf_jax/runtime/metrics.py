@@ -78,7 +78,7 @@ class Window:
     def summary(self) -> dict[str, float]:
         """The collected line; the window is empty afterwards."""
         line = {name: total / count for name, (total, count) in self._sums.items()}
-        line |= {"skipped": self._skipped, "seconds_per_update": self._seconds / max(self._updates, 1)}
+        line |= {"skipped": float(self._skipped), "seconds_per_update": self._seconds / max(self._updates, 1)}
         self._sums, self._updates, self._skipped, self._seconds = {}, 0, 0, 0.0
         return line
 
@@ -166,7 +166,7 @@ class _TensorBoard:
 class _WandB:
     def __init__(self, directory: run.RunDirectory, stage: str, step: int) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports] - an extra
         except ImportError as error:
             raise run.RunError("tracking with wandb needs the extra: pip install 'rlhf-jax[tracking]'") from error
         # The same id when the stage is continued, another one for another run in a folder of the same name.

@@ -259,7 +259,8 @@ def enable_compilation_cache(path: Path | str | None = None) -> Path | None:
     Returns: the folder, or None where it cannot be written (the run then only compiles again).
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf_jax" / "jax_cache"
-    folder = Path(path or jax.config.jax_compilation_cache_dir or default)
+    configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - made at run time
+    folder = Path(path or configured or default)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,156 @@
+"""The run directory: what it holds, and what it refuses."""
+
+import dataclasses
+import enum
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax.runtime import run
+
+
+class Kind(enum.Enum):
+    WORLD = "world"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    kind: Kind = Kind.WORLD
+    folder: Path = Path("a/b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    run_dir: str = "one"
+    weights: tuple[float, ...] = (0.5, 0.5)
+    data: Data = Data()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_new_run_is_described(tmp_path: Path) -> None:
+    with run.open_run(tmp_path / "deep" / "run", Config(seed=3)) as directory:
+        assert not directory.resumed
+        directory.record(data={"n": np.int64(7), "score": np.float32(0.5)}, mesh=None)
+    stored = json.loads((tmp_path / "deep" / "run" / "config.json").read_text())
+    assert stored["config"] == {"seed": 3, "weights": [0.5, 0.5], "data": {"kind": "world", "folder": "a/b"}}
+    assert stored["data"] == {"n": 7, "score": 0.5}
+    assert stored["environment"]["versions"]["jax"] == jax.__version__
+    assert stored["environment"]["devices"] == {"kind": "cpu", "count": 1, "processes": 1}
+
+
+def test_the_same_configuration_continues_where_only_volatile_fields_differ(tmp_path: Path) -> None:
+    run.open_run(tmp_path, Config()).close()
+    before = contents(tmp_path)
+    with run.open_run(tmp_path, Config(run_dir="two")) as directory:
+        assert directory.resumed
+    assert contents(tmp_path) == before
+
+
+def test_another_configuration_is_refused_by_field_and_nothing_changes(tmp_path: Path) -> None:
+    run.open_run(tmp_path, Config()).close()
+    before = contents(tmp_path)
+    with pytest.raises(
+        run.RunError, match=r"another configuration: seed was 0, now 1; data\.folder was 'a/b', now 'c'"
+    ):
+        run.open_run(tmp_path, Config(seed=1, data=Data(folder=Path("c"))))
+    assert contents(tmp_path) == before
+
+
+def test_another_environment_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run.open_run(tmp_path, Config()).close()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["environment"]["versions"]["jax"] = "0.0.1"
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    run.open_run(tmp_path, Config()).close()
+    assert "bitwise equality is not promised: versions.jax was '0.0.1'" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "config.json").read_text())["continued"]) == 1
+
+
+def test_changed_data_is_refused(tmp_path: Path) -> None:
+    with run.open_run(tmp_path, Config()) as directory:
+        directory.record(data={"train.jsonl": "abc"})
+        directory.record(data={"train.jsonl": "abc"})
+        with pytest.raises(run.RunError, match=r"data\.train\.jsonl was 'abc', now 'xyz'"):
+            directory.record(data={"train.jsonl": "xyz"})
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(run.RunError, match=r"not empty and holds no config\.json"):
+        run.open_run(tmp_path, Config())
+    assert contents(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(run.RunError, match="is a file"):
+        run.open_run(tmp_path / "file", Config())
+    with pytest.raises(run.RunError, match="a file of that name is in the way"):
+        run.open_run(tmp_path / "file" / "run", Config())
+
+
+def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
+    with run.open_run(tmp_path, Config()), pytest.raises(run.RunError, match="another process is working in"):
+        run.open_run(tmp_path, Config())
+    run.open_run(tmp_path, Config()).close()
+
+
+def test_unreadable_description_is_an_error(tmp_path: Path) -> None:
+    run.open_run(tmp_path, Config()).close()
+    (tmp_path / "config.json").write_text('{"config": ')
+    with pytest.raises(run.RunError, match=r"config\.json is not readable JSON"):
+        run.open_run(tmp_path, Config())
+
+
+def failing(number: int) -> Callable[..., None]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_missing_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "open", failing(errno.EACCES))
+    with pytest.raises(run.RunError, match="no permission to write .*choose another run directory"):
+        run.open_run(tmp_path / "run", Config())
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_json(tmp_path / "results.json", {"hits": 1})
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    with pytest.raises(run.RunError, match=r"disk full while writing .*results\.json .*MiB free.*same command again"):
+        run.write_json(tmp_path / "results.json", {"hits": 2})
+    assert contents(tmp_path) == {"results.json": b'{\n  "hits": 1\n}\n'}
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    assert run.as_json({"a": float("nan"), "b": [np.inf, np.float32(1)], "c": {3, 1}}) == {
+        "a": None,
+        "b": [None, 1.0],
+        "c": [1, 3],
+    }
+
+
+def test_what_json_cannot_hold_is_named() -> None:
+    with pytest.raises(ValueError, match=r"config\.inner\.what = <object .* of type object"):
+        run.as_json({"inner": {"what": object()}})
+
+
+def test_compilation_cache_goes_where_it_is_told(tmp_path: Path) -> None:
+    try:
+        assert run.enable_compilation_cache(tmp_path / "cache") == tmp_path / "cache"
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache")
+        (tmp_path / "file").write_text("")
+        assert run.enable_compilation_cache(tmp_path / "file" / "cache") is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)

@@ -1,0 +1,176 @@
+"""The stage loop: what is logged, which state comes out, and how it gives up."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.runtime import run
+from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.stage import Best, NonFiniteError, run_stage, stage_state
+
+QUIET: dict[str, Any] = {"trackers": (), "save_every": 2}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[run.RunDirectory]:
+    with run.open_run(tmp_path / "run", {"seed": 0}) as opened:
+        yield opened
+
+
+def add_one(state: dict, step: int) -> tuple[dict, dict]:
+    return {"w": state["w"] + 1}, {"loss": np.float32(step)}
+
+
+def start() -> dict[str, jax.Array]:
+    return {"w": jnp.zeros(2)}
+
+
+def lines(directory: run.RunDirectory) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in line.items() if name != "seconds_per_update"}
+        for line in read_metrics(directory.path / "metrics.jsonl")
+    ]
+
+
+def test_lines_hold_means_and_the_end_is_saved(directory: run.RunDirectory) -> None:
+    state = run_stage(directory, "sft", start(), add_one, 5, log_every=2, **QUIET)
+    assert state["w"].tolist() == [5.0, 5.0]
+    assert lines(directory) == [
+        {"stage": "sft", "step": 2, "loss": 0.5, "skipped": 0},
+        {"stage": "sft", "step": 4, "loss": 2.5, "skipped": 0},
+        {"stage": "sft", "step": 5, "loss": 4.0, "skipped": 0},
+    ]
+    assert stage_state(directory.path, "sft", start())["w"].tolist() == [5.0, 5.0]
+    again = run_stage(directory, "sft", start(), add_one, 5, log_every=2, **QUIET)
+    assert again["w"].tolist() == [5.0, 5.0]
+    assert len(lines(directory)) == 3
+
+
+def test_a_stage_of_no_steps_returns_its_start(directory: run.RunDirectory) -> None:
+    assert run_stage(directory, "sft", start(), add_one, 0, **QUIET)["w"].tolist() == [0.0, 0.0]
+    assert run_stage(directory, "sft", {"w": jnp.ones(2)}, add_one, 0, **QUIET)["w"].tolist() == [0.0, 0.0]
+
+
+def test_donated_states_leave_the_callers_arrays_alive(directory: run.RunDirectory) -> None:
+    donate = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
+    state = start()
+    run_stage(directory, "sft", state, lambda state, step: (donate(state), {}), 3, **QUIET)
+    assert state["w"].tolist() == [0.0, 0.0]
+
+
+def test_the_best_state_comes_out_and_patience_stops(directory: run.RunDirectory) -> None:
+    losses = {2: 3.0, 4: 1.0, 6: float("nan"), 8: 2.0, 10: 0.5}
+    arguments = {"eval_every": 2, "best": Best("validation_loss", patience=2), "keep": 1, "log_every": 3}
+
+    def on_eval(state: dict, step: int) -> dict:
+        return {"validation_loss": losses[step]}
+
+    for _ in range(2):
+        state = run_stage(directory, "sft", start(), add_one, 10, on_eval=on_eval, **arguments, **QUIET)
+        assert state["w"].tolist() == [4.0, 4.0]
+    done = json.loads((directory.checkpoints / "sft" / "done.json").read_text())
+    assert (done["step"], done["last_step"], done["best_value"], done["stopped_early"]) == (4, 8, 1.0, True)
+    assert [line["validation_loss"] for line in lines(directory) if "validation_loss" in line] == [3.0, 1.0, None, 2.0]
+    assert [line["step"] for line in lines(directory) if "loss" in line] == [3, 6, 8]
+
+
+def test_an_interrupted_window_and_a_broken_checkpoint_change_no_line(directory: run.RunDirectory) -> None:
+    def broken_once(state: dict, step: int) -> tuple[dict, dict]:
+        if step == 5 and not (directory.path / "failed").exists():
+            (directory.path / "failed").touch()
+            raise OSError("a cable")
+        return add_one(state, step)
+
+    arguments: dict[str, Any] = {"log_every": 3, **QUIET}
+    with pytest.raises(OSError, match="a cable"):
+        run_stage(directory, "sft", start(), broken_once, 7, **arguments)
+    with open(directory.path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "sft", "step": 5, "loss": 9}\n{"stage": "sf')
+    newest = max(
+        (directory.checkpoints / "sft" / "4").rglob("*"), key=lambda entry: entry.stat().st_size * entry.is_file()
+    )
+    os.truncate(newest, 1)
+    state = run_stage(directory, "sft", start(), broken_once, 7, **arguments)
+    assert state["w"].tolist() == [7.0, 7.0]
+    assert [(line["step"], line["loss"]) for line in lines(directory)] == [(3, 1.0), (6, 4.0), (7, 6.0)]
+
+
+def test_skipped_updates_are_counted_and_limited(directory: run.RunDirectory) -> None:
+    def sometimes(state: dict, step: int) -> tuple[dict, dict]:
+        bad = step % 2
+        return state, {"loss": jnp.float32(np.nan if bad else step), "skipped": jnp.int32(bad)}
+
+    with pytest.raises(NonFiniteError, match="stage ppo, step 8: 4 optimiser steps .* 3 are accepted"):
+        run_stage(directory, "ppo", start(), sometimes, 20, log_every=4, skip_limit=3, **QUIET)
+    assert lines(directory) == [{"stage": "ppo", "step": 4, "loss": 1.0, "skipped": 2}]
+
+
+def test_the_count_of_skipped_updates_survives_a_restart(directory: run.RunDirectory) -> None:
+    def failing(state: dict, step: int) -> tuple[dict, dict]:
+        if step == 4 and not (directory.path / "failed").exists():
+            (directory.path / "failed").touch()
+            raise OSError("a cable")
+        return state, {"skipped": 1}
+
+    with pytest.raises(OSError, match="a cable"):
+        run_stage(directory, "ppo", start(), failing, 20, skip_limit=6, **QUIET)
+    with pytest.raises(NonFiniteError, match="stage ppo, step 7: 7 optimiser steps"):
+        run_stage(directory, "ppo", start(), failing, 20, skip_limit=6, **QUIET)
+
+
+def test_an_unexplained_nan_reaches_the_log(directory: run.RunDirectory) -> None:
+    run_stage(directory, "sft", start(), lambda state, step: (state, {"loss": float("nan")}), 2, log_every=2, **QUIET)
+    assert lines(directory)[0]["loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (
+            lambda state, step: ({"w": state["w"].astype(jnp.bfloat16)}, {}),
+            r"\['w'\] was float32\[2\], now bfloat16\[2\]",
+        ),
+        (lambda state, step: ({**state, "x": 1}, {}), r"\['x'\] was absent, now int"),
+        (lambda state, step: (state, {"loss": jnp.zeros(3)}), r"metric 'loss' has shape \(3,\)"),
+    ],
+)
+def test_updates_that_could_not_be_continued_are_refused(
+    directory: run.RunDirectory, update: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stage(directory, "sft", start(), update, 2, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"save_every": 0}, "save_every = 0, at least 1"),
+        ({"eval_every": 2}, "eval_every and best need on_eval"),
+        ({"eval_every": 0, "on_eval": lambda state, step: {}}, "eval_every = 0"),
+        ({"name": "a/b"}, "stage name 'a/b'"),
+        ({"best": Best("hits"), "on_eval": lambda state, step: {"loss": 1.0}}, r"no metric 'hits' in .*\['loss'\]"),
+    ],
+)
+def test_bad_arguments_are_named(directory: run.RunDirectory, changed: dict[str, Any], message: str) -> None:
+    arguments = {"name": "sft", "state": start(), "update": add_one, "n_steps": 2, **QUIET, **changed}
+    with pytest.raises(ValueError, match=message):
+        run_stage(directory, **arguments)
+
+
+def test_a_stage_that_is_not_there_is_named(directory: run.RunDirectory) -> None:
+    run_stage(directory, "sft", start(), add_one, 1, **QUIET)
+    with pytest.raises(run.RunError, match="no checkpoint of stage 'ppo'; there are sft"):
+        stage_state(directory.path, "ppo", start())
+
+
+def test_tensorboard_gets_the_numbers(directory: run.RunDirectory) -> None:
+    run_stage(directory, "sft", start(), add_one, 2, save_every=2)
+    (events,) = (directory.path / "tensorboard" / "sft").iterdir()
+    assert b"loss" in events.read_bytes()
