@@ -44,14 +44,14 @@ def dpo_loss(
     ref_rejected: Float[Array, "*shape"],
     *,
     beta: float | Float[Array, ""],
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, "*shape"]:
     """Logistic loss on the margin, with optional label smoothing.
 
         −(1 − e) log σ(βh) − e log σ(−βh)
 
     Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; e is the share of flipped labels assumed (conservative DPO,
-    Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, eq. 3).
+    Mitchell 2023, https://ericmitchell.ai/cdpo.pdf).
 
     Args:
       chosen: log π(y_w), nats. [*shape]
@@ -114,8 +114,8 @@ def softmax_dpo_loss(
 
         −log [ exp r_w / (exp r_w + Σ_k exp r_k) ] = log(1 + Σ_k exp(r_k − r_w)),   r = β (log π − log π_ref)
 
-    Source: Chen et al. 2024, "On Softmax Direct Preference Optimization for Recommendation", arXiv:2406.09215, eq. 11,
-    written as −log σ(−log Σ_k exp(r_k − r_w)). With K = 1 it is `dpo_loss`.
+    Source: Chen et al. 2024, "On Softmax Direct Preference Optimization for Recommendation", arXiv:2406.09215,
+    where it is written as −log σ(−log Σ_k exp(r_k − r_w)). With K = 1 it is `dpo_loss`.
 
     Args:
       chosen: log π(y_w), nats. []

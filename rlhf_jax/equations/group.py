@@ -48,7 +48,7 @@ def leave_one_out_advantages(scores: Float[Array, " G"]) -> Float[Array, " G"]:
         A_i = s_i − 1/(G−1) Σ_{j≠i} s_j = G/(G−1) (s_i − mean)
 
     Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024,
-    arXiv:2402.14740, section 3.3.
+    arXiv:2402.14740 (RLOO).
 
     Args:
       scores: of the G ≥ 2 responses to one prompt, score units. [G]

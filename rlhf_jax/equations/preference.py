@@ -77,7 +77,7 @@ def plackett_luce_logprob(
     utilities = utilities.astype(jnp.promote_types(utilities.dtype, jnp.float32))
     mask = jnp.ones(length, bool) if mask is None else mask
     ranking = jnp.where(mask, ranking, 0)
-    drawn = (jnp.arange(n_items) == ranking[:, None]) & mask[:, None]
+    drawn = (jnp.arange(n_items)[None] == ranking[:, None]) & mask[:, None]
     taken = jnp.cumsum(drawn, axis=0) - drawn > 0
     # Places after the end of the list see the whole catalogue: an empty one would give −∞ and NaN gradients.
     remaining = jnp.where(taken & mask[:, None], -jnp.inf, utilities[None])

@@ -4,7 +4,7 @@ from typing import Literal
 
 import chex
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 
 def missing_eos_score(
@@ -43,7 +43,7 @@ def missing_eos_score(
 
 
 def token_rewards(
-    score: Float[Array, ""], kl_k1: Float[Array, " T"], mask: Bool[Array, " T"], *, kl_coef: float | Float[Array, ""]
+    score: Num[Array, ""], kl_k1: Float[Array, " T"], mask: Bool[Array, " T"], *, kl_coef: float | Float[Array, ""]
 ) -> Float[Array, " T"]:
     """Per-token rewards of one response; batch with `jax.vmap`.
 

@@ -1,0 +1,58 @@
+"""Group advantages: sums, scale, flat groups, the leave-one-out baseline."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from rlhf_jax.equations.group import group_advantages, is_flat_group, leave_one_out_advantages
+
+groups = hnp.arrays(np.float32, 4, elements=st.floats(-9, 9, width=16))
+SCORES = jnp.array([0.3, -1.0, 2.0, 0.9])
+grpo, rloo = jax.jit(group_advantages), jax.jit(leave_one_out_advantages)
+
+
+@given(groups, st.floats(0.5, 4, width=16), st.floats(-4, 4, width=16))
+def test_identities(scores: np.ndarray, scale: float, shift: float) -> None:
+    advantages, others = np.asarray(grpo(jnp.asarray(scores))), np.asarray(rloo(jnp.asarray(scores)))
+    assert advantages.sum() == pytest.approx(0, abs=1e-4) and others.sum() == pytest.approx(0, abs=1e-4)
+    np.testing.assert_allclose(others, [s - np.delete(scores, i).mean() for i, s in enumerate(scores)], atol=1e-4)
+    moved = jnp.asarray(np.float32(scale) * scores + np.float32(shift))
+    np.testing.assert_allclose(rloo(moved), np.float32(scale) * others, atol=1e-3)
+    if scores.std() > 0.1:
+        assert (advantages**2).mean() == pytest.approx(1, abs=1e-3)
+        np.testing.assert_allclose(grpo(moved), advantages, atol=1e-3)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.1, -7.3, 1e4])
+def test_flat_groups_teach_nothing(score: float) -> None:
+    flat = jnp.full(3, score, jnp.float32)  # three times 0.1 do not average to 0.1 in float32
+    assert is_flat_group(flat)
+    np.testing.assert_array_equal(group_advantages(flat), 0)
+    assert np.all(np.isfinite(jax.grad(lambda s: (group_advantages(s) * s).sum())(flat)))
+    assert not is_flat_group(SCORES)
+    assert is_flat_group(jnp.ones(1)) and group_advantages(jnp.ones(1)) == 0
+
+
+def test_epsilon_bounds_nearly_equal_groups() -> None:
+    np.testing.assert_allclose(group_advantages(jnp.array([0.0, 2.0]), epsilon=1.0), [-0.5, 0.5])
+    np.testing.assert_allclose(group_advantages(jnp.array([0.0, 2e-6])), [-0.5, 0.5], rtol=1e-5)
+
+
+def test_gradients(assert_gradients) -> None:
+    assert_gradients(lambda s: [group_advantages(s), leave_one_out_advantages(s)], np.asarray(SCORES))
+    # The baseline of a response must not depend on its own score.
+    jacobian = jax.jacrev(leave_one_out_advantages)(SCORES)
+    np.testing.assert_allclose(jacobian, np.eye(4) - (1 - np.eye(4)) / 3, atol=1e-6)
+
+
+def test_float32_and_vmap(assert_float32, assert_vmap) -> None:
+    for function in (group_advantages, leave_one_out_advantages):
+        assert_float32(function, SCORES)
+        assert_vmap(function, jnp.stack([SCORES, SCORES**2, jnp.ones(4)]))
+    with pytest.raises(ValueError, match="at least 2 responses per prompt, got 1"):
+        leave_one_out_advantages(jnp.ones(1))
+    np.testing.assert_allclose(leave_one_out_advantages(jnp.array([1.0, 3.0])), [-2, 2])
