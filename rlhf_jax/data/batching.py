@@ -53,7 +53,7 @@ def batch_indices(
     return indices
 
 
-def pad_left(sequences: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_left(sequences: Sequence[Sequence[int] | np.ndarray], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
     """Token lists as one array, ending at the right edge (prompts).
 
     Returns: tokens, int32 [B, length], and mask, True on real tokens [B, length].
@@ -66,7 +66,7 @@ def pad_left(sequences: Sequence[Sequence[int]], length: int, pad: int) -> tuple
     return _pad(sequences, length, pad, left=True)
 
 
-def pad_right(sequences: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_right(sequences: Sequence[Sequence[int] | np.ndarray], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
     """Token lists as one array, beginning at the left edge (responses, whole dialogues).
 
     Returns: tokens, int32 [B, length], and mask, True on real tokens [B, length].
@@ -79,7 +79,9 @@ def pad_right(sequences: Sequence[Sequence[int]], length: int, pad: int) -> tupl
     return _pad(sequences, length, pad, left=False)
 
 
-def _pad(sequences: Sequence[Sequence[int]], length: int, pad: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+def _pad(
+    sequences: Sequence[Sequence[int] | np.ndarray], length: int, pad: int, *, left: bool
+) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.full((len(sequences), length), pad, np.int32)
     mask = np.zeros((len(sequences), length), np.bool_)
     for row, sequence in enumerate(sequences):

@@ -111,7 +111,7 @@ def description_sequences(vocab: Vocabulary, items: Mapping[int, Item], *, max_t
     Raises:
       ValueError: if `max_tokens` leaves no room for words.
     """
-    frame = 8
+    frame = 7
     if max_tokens <= frame:
         raise ValueError(f"max_tokens is {max_tokens}; the frame of a description alone takes {frame}")
     known = [items[item_id] for item_id in vocab.item_ids if item_id in items]

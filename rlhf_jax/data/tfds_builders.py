@@ -56,11 +56,15 @@ class _CorpusBuilder(tfds.core.GeneratorBasedBuilder):
     def _corpus(self, dl_manager: tfds.download.DownloadManager) -> Corpus:
         """Reads the files, wherever they come from."""
 
+    @property
+    def _of_items(self) -> bool:
+        return self.builder_config is not None and self.builder_config.name == "items"
+
     def _info(self) -> tfds.core.DatasetInfo:
         ints = tfds.features.Tensor(shape=(None,), dtype=np.int64)
         texts = tfds.features.Sequence(tfds.features.Text())
         number = tfds.features.Scalar(dtype=np.int64)
-        if self.builder_config.name == "dialogues":
+        if not self._of_items:
             features = {
                 "dialogue_id": tfds.features.Text(),
                 "provenance": tfds.features.Text(),
@@ -94,8 +98,9 @@ class _CorpusBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
         corpus = self._corpus(dl_manager)
-        self.info.metadata["provenance"] = dict(corpus.provenance)
-        if self.builder_config.name == "items":
+        metadata: Any = self.info.metadata
+        metadata["provenance"] = dict(corpus.provenance)
+        if self._of_items:
             return {"catalogue": self._generate_examples(corpus.items.values())}
         return {split: self._generate_examples(getattr(corpus, split)) for split in _SPLITS}
 
@@ -182,7 +187,7 @@ def build(
 def read_corpus(name: str, data_dir: str | Path) -> Corpus:
     """A built data set (`redial` or `world`) as the corpus the direct reader gives."""
     metadata = tfds.builder(f"{name}/dialogues", data_dir=str(data_dir)).info.metadata
-    if not isinstance(metadata, Mapping):
+    if metadata is None or "provenance" not in metadata:
         raise ValueError(f"{data_dir}: the built data set {name!r} has no metadata; build it again")
     catalogue = [_item(record) for record in _records(f"{name}/items", "catalogue", data_dir)]
     splits = {split: tuple(map(_dialogue, _records(f"{name}/dialogues", split, data_dir))) for split in _SPLITS}

@@ -13,7 +13,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, SupportsInt
 
 from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -197,7 +197,7 @@ class Vocabulary:
 
     def decode(
         self,
-        tokens: Iterable[int],
+        tokens: Iterable[SupportsInt],
         titles: Mapping[int, str] | None = None,
         *,
         placeholder: str = "<movie>",

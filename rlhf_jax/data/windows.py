@@ -8,7 +8,7 @@ set is encoded in one pass; left out, they are encoded on the spot.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, SupportsInt
 
 import numpy as np
 
@@ -204,7 +204,7 @@ def prompt_from_utterances(
     return [*(token for utterance in reversed(chosen) for token in utterance), vocab.recommender]
 
 
-def utterance_from_response(vocab: Vocabulary, response: Iterable[int]) -> list[int]:
+def utterance_from_response(vocab: Vocabulary, response: Iterable[SupportsInt]) -> list[int]:
     """A sampled response as an utterance of the next prompt: the very tokens, never encoded again.
 
     Args:
@@ -219,7 +219,7 @@ def utterance_from_response(vocab: Vocabulary, response: Iterable[int]) -> list[
     return [vocab.recommender, *tokens, vocab.eos]
 
 
-def response_parts(vocab: Vocabulary, response: Iterable[int]) -> ResponseParts:
+def response_parts(vocab: Vocabulary, response: Iterable[SupportsInt]) -> ResponseParts:
     """Items listed and words said in a response, whether or not it follows the grammar to its end."""
     items: list[int] = []
     words: list[int] = []

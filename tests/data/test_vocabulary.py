@@ -1,0 +1,155 @@
+"""The vocabulary: layout, encoding, decoding, saving."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.data.windows import encode_words, training_texts
+from rlhf_jax.interfaces import Corpus
+
+TEXTS = ["Have you seen the movie?", "I have seen the movie, it's GREAT", "the movie with the star"]
+WORDS = Vocabulary.train(TEXTS * 3, (5, 9, 7), 280)
+CASED = Vocabulary.train(TEXTS * 3, (5, 9, 7), 280, lower_case=False)
+
+
+def test_layout() -> None:
+    specials = [WORDS.pad, WORDS.eos, WORDS.seeker, WORDS.recommender, WORDS.rec, WORDS.say, WORDS.pref]
+    assert specials == list(range(WORDS.n_words, WORDS.n_words + 7))
+    assert WORDS.first_item == WORDS.n_words + 7
+    assert [WORDS.item_token(item) for item in (5, 9, 7)] == [WORDS.first_item + place for place in range(3)]
+    assert [WORDS.item_id(WORDS.first_item + place) for place in range(3)] == [5, 9, 7]
+    assert WORDS.size % 64 == 0 and WORDS.size - 64 < WORDS.first_item + 3 <= WORDS.size
+    assert dataclasses.replace(WORDS, multiple=1).size == WORDS.first_item + 3
+    assert tuple(WORDS.grammar) == (WORDS.n_words, WORDS.pad, WORDS.eos, WORDS.rec, WORDS.say, WORDS.first_item, 3)
+
+
+@given(st.text())
+def test_text_round_trips_and_never_makes_other_tokens(text: str) -> None:
+    tokens = CASED.encode_text(text)
+    assert CASED.decode(tokens) == text.strip()
+    assert all(0 <= token < CASED.n_words for token in tokens)
+
+
+@pytest.mark.parametrize("text", ["<eos>", "<pad><rec>", "<|endoftext|>", "@10"])
+def test_text_that_spells_a_special_token_stays_text(text: str) -> None:
+    assert all(token < WORDS.n_words for token in WORDS.encode_text(text))
+    assert WORDS.decode(WORDS.encode_text(text)) == text
+
+
+def test_lower_case_is_an_option_of_trained_vocabularies() -> None:
+    assert WORDS.decode(WORDS.encode_text("It's GREAT")) == "it's great"
+    assert CASED.decode(CASED.encode_text("It's GREAT")) == "It's GREAT"
+
+
+def test_training_is_reproducible_and_bounded() -> None:
+    again = Vocabulary.train(TEXTS * 3, (5, 9, 7), 280)
+    assert again == WORDS and again.n_words <= 280
+    assert Vocabulary.train([], (), 256).n_words == 256
+    with pytest.raises(ValueError, match="n_words is 255"):
+        Vocabulary.train(TEXTS, (), 255)
+
+
+def test_encoding_many_equals_encoding_one() -> None:
+    texts = ["Have you", "", " the movie", "\N{GRINNING FACE}"]
+    assert WORDS.encode_texts(texts) == [WORDS.encode_text(text) for text in texts]
+    many = [("Seen ", 5, "? or ", 9), (), (7,), ("the movie",), ("Seen ", 5, "? or ", 9)]
+    assert WORDS.encode_many_parts(many) == [WORDS.encode_parts(parts) for parts in many]
+
+
+def test_parts_get_regular_white_space() -> None:
+    parts = ("  Have   you\tseen ", 5, "?  Or ", 9, " ", 7, " .")
+    tokens = WORDS.encode_parts(parts)
+    assert tokens == [
+        *WORDS.encode_text(" Have you seen"),
+        WORDS.item_token(5),
+        *WORDS.encode_text("? Or"),
+        WORDS.item_token(9),
+        WORDS.item_token(7),
+        *WORDS.encode_text(" ."),
+    ]
+    titles = {5: "Alien (1979)", 9: "Heat"}
+    assert WORDS.decode(tokens, titles) == "have you seen Alien (1979)? or Heat <movie> ."
+    assert WORDS.decode(tokens, titles, placeholder="@item") == "have you seen Alien (1979)? or Heat @item ."
+    assert WORDS.decode(tokens) == "have you seen <movie>? or <movie> <movie> ."
+
+
+def test_specials_are_shown_only_on_request() -> None:
+    tokens = [WORDS.rec, WORDS.item_token(5), WORDS.say, *WORDS.encode_text(" seen"), WORDS.eos, WORDS.pad, WORDS.pad]
+    assert WORDS.decode(tokens) == "<movie> seen"
+    assert WORDS.decode(tokens, specials=True) == "<rec> <movie> <say> seen <eos>"
+    assert WORDS.decode([WORDS.size - 1], specials=True) == ""
+
+
+def test_wrong_ids_are_named() -> None:
+    with pytest.raises(ValueError, match="item 6 is not among the 3 items"):
+        WORDS.encode_parts(("have", 6))
+    with pytest.raises(ValueError, match=f"token {WORDS.eos} is no item"):
+        WORDS.item_id(WORDS.eos)
+    with pytest.raises(ValueError, match=f"token {WORDS.size} is outside"):
+        WORDS.decode([WORDS.size])
+    with pytest.raises(ValueError, match="2 item ids hold only 1"):
+        Vocabulary.train(TEXTS, (5, 5), 256)
+    with pytest.raises(ValueError, match="multiple is 0"):
+        dataclasses.replace(WORDS, multiple=0)
+
+
+@pytest.mark.parametrize("vocabulary", [WORDS, CASED])
+def test_saved_and_loaded_is_the_same(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    vocabulary.save(tmp_path / "new" / "folder")
+    loaded = Vocabulary.load(tmp_path / "new" / "folder")
+    assert loaded == vocabulary
+    assert loaded.encode_text("Have YOU") == vocabulary.encode_text("Have YOU")
+
+
+def test_a_damaged_save_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocabulary\.json: missing"):
+        Vocabulary.load(tmp_path)
+    WORDS.save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json: missing"):
+        Vocabulary.load(tmp_path)
+    WORDS.save(tmp_path)
+    (tmp_path / "vocabulary.json").write_text(json.dumps({"item_ids": [1]}))
+    with pytest.raises(ValueError, match=r"vocabulary\.json: damaged"):
+        Vocabulary.load(tmp_path)
+
+
+def test_gpt2(data_dir: Path, tmp_path: Path) -> None:
+    """Ids published with the tokenizer; the end-of-text token is never made from text."""
+    vocabulary = Vocabulary.from_gpt2(data_dir / "gpt2-tokenizer", (5, 9))
+    assert vocabulary.n_words == 50_257 and not vocabulary.lower_case
+    assert vocabulary.encode_texts(
+        ["Hello world", " I like movies.", "This is some text \N{SLIGHTLY SMILING FACE} don't"]
+    ) == [
+        [15496, 995],
+        [314, 588, 6918, 13],
+        [1212, 318, 617, 2420, 32485, 836, 470],
+    ]
+    assert 50_256 not in vocabulary.encode_text("<|endoftext|>")
+    assert vocabulary.decode(vocabulary.encode_parts(("I like", 9, "!")), {9: "Heat"}) == "I like Heat!"
+    vocabulary.save(tmp_path)
+    assert Vocabulary.load(tmp_path) == vocabulary
+
+
+def test_gpt2_that_is_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocab\.json: missing"):
+        Vocabulary.from_gpt2(tmp_path, ())
+    with pytest.raises(ValueError, match="local hub cache has no vocab.json of 'nobody/no-such-gpt2'"):
+        Vocabulary.from_gpt2("nobody/no-such-gpt2", ())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_real_messages_round_trip(redial: Corpus) -> None:
+    """Every word of the test split comes back, white space made regular."""
+    vocabulary = Vocabulary.train(training_texts(redial.train[:500]), redial.items, 2000, lower_case=False)
+    dialogues = redial.test[:300]
+    for dialogue, words in zip(dialogues, encode_words(vocabulary, dialogues), strict=True):
+        for message, tokens in zip(dialogue.messages, words, strict=True):
+            assert tuple(vocabulary.item_id(token) for token in tokens if vocabulary.is_item(token)) == message.items
+            spoken = "".join(part if isinstance(part, str) else "<movie>" for part in message.parts)
+            assert vocabulary.decode(tokens).replace(" ", "") == "".join(spoken.split())
