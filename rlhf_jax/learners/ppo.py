@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.equations.gae import generalized_advantage_estimation
 from rlhf_jax.equations.kl import kl_k1, kl_k3
 from rlhf_jax.equations.kl_control import adaptive_kl_coef
-from rlhf_jax.equations.masked import masked_whiten, zero_padding
+from rlhf_jax.equations.masked import masked_mean, masked_whiten, zero_padding
 from rlhf_jax.equations.ppo import explained_variance
 from rlhf_jax.equations.rewards import token_rewards
 from rlhf_jax.equations.running import RunningMoments, initial_moments
@@ -173,6 +173,7 @@ def learn_phase(
 
     metrics = objective_metrics(
         combined,
+        scores,
         k1,
         kl_k3(old_logprobs, ref.logprobs),
         old,
@@ -181,6 +182,7 @@ def learn_phase(
         component_names=config.component_names,
         kl_coef=state.kl_coef,
     )
+    metrics["value/returns_mean"] = masked_mean(returns, mask)
     metrics["value/explained_variance"] = explained_variance(old.values, returns, mask)
     metrics["norms/parameter"] = optax.tree.norm(params)
     state = PPOState(
@@ -279,9 +281,11 @@ def _improve(
             stopped = stopped | (logged["policy/approx_kl"] > config.target_kl)
         result = apply_or_skip(optimizer, params, opt_state, gradient, loss, wanted=~stopped)
         logged = logged | {
+            "loss": loss,
             "norms/gradient": result.gradient_norm,
             "norms/update": result.update_norm,
             "taken": result.finite & ~stopped,
+            "stopped": stopped,
             "skipped": ~result.finite & ~stopped,
         }
         return (result.params, result.opt_state, stopped), logged

@@ -13,6 +13,7 @@ Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
 def summarise_steps(logged: dict[str, Array]) -> Metrics:
     """Means over the steps that were taken, extremes over those, and the ratio's deviation in the very first step."""
     taken = logged.pop("taken")
+    stopped = logged.pop("stopped")
     skipped = jnp.sum(logged.pop("skipped").astype(jnp.int32))
     ratio_max, ratio_min = logged.pop("policy/ratio_max"), -logged.pop("negative_ratio_min")
     means = {name: masked_mean(x, taken) for name, x in logged.items()}
@@ -21,12 +22,14 @@ def summarise_steps(logged: dict[str, Array]) -> Metrics:
         "policy/ratio_max": jnp.where(any_taken, jnp.max(jnp.where(taken, ratio_max, -jnp.inf)), 0.0),
         "policy/ratio_min": jnp.where(any_taken, jnp.min(jnp.where(taken, ratio_min, jnp.inf)), 0.0),
         "policy/first_ratio_max_deviation": jnp.maximum(ratio_max[0] - 1, 1 - ratio_min[0]),
+        "policy/stopped_early": jnp.mean(stopped.astype(jnp.float32)),
         "skipped": skipped,
     }
 
 
 def objective_metrics(
     combined: CombinedScores,
+    scores: Float[Array, " B"],
     k1: Float[Array, "B T"],
     k3: Float[Array, "B T"],
     old: PolicyOutput,
@@ -45,7 +48,7 @@ def objective_metrics(
         by_component[f"objective/{name}_normalised"] = jnp.mean(combined.components[:, c])
     return by_component | {
         "objective/score_raw": jnp.mean(combined.raw),
-        "objective/score_normalised": jnp.mean(combined.normalised),
+        "objective/score_normalised": jnp.mean(scores),
         "objective/kl_k1": jnp.mean(per_response_k1),
         "objective/kl_k3": jnp.mean(jnp.sum(k3, axis=1)),
         "objective/non_score_reward": -kl_coef * jnp.mean(per_response_k1),

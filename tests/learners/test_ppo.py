@@ -16,12 +16,14 @@ from rlhf_jax.interfaces import PolicyOutput, Rollout
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.runtime import metric_names
 
 CONFIG = PPOConfig(epochs=2, minibatches=2, length_coef=0.05, length_free=2, entropy_coef=0.01, target_kl=10.0)
 STEPS = CONFIG.epochs * CONFIG.minibatches
 B = 16
 
 NAMES = {
+    "loss",
     "objective/score_raw",
     "objective/score_normalised",
     "objective/engagement_raw",
@@ -43,9 +45,11 @@ NAMES = {
     "policy/ratio_max",
     "policy/first_ratio_max_deviation",
     "policy/sampler_mismatch",
+    "policy/stopped_early",
     "value/loss",
     "value/clip_fraction",
     "value/explained_variance",
+    "value/returns_mean",
     "text/response_length",
     "text/eos_fraction",
     "norms/gradient",
@@ -113,6 +117,8 @@ def test_first_minibatch_has_ratio_one_and_every_metric_is_there(
 ) -> None:
     state, metrics, rollout = one_program(state, prompts(B), ref_params, jnp.asarray(REWARD))
     assert set(metrics) == NAMES
+    for name in NAMES:
+        metric_names.check(metric_names.qualified("ppo", name))
     chex.assert_tree_all_finite(metrics)
     assert metrics["policy/first_ratio_max_deviation"] < 1e-5
     assert metrics["policy/sampler_mismatch"] < 1e-5
@@ -127,8 +133,12 @@ def test_first_minibatch_has_ratio_one_and_every_metric_is_there(
     raw = np.asarray(score(jnp.asarray(REWARD), rollout))
     np.testing.assert_allclose(metrics["objective/relevance_raw"], raw[:, 1].mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["objective/score_raw"], raw.mean(), rtol=1e-5)
-    # All scores seen so far are this batch: it is normalised to mean 0.
-    np.testing.assert_allclose(metrics["objective/score_normalised"], 0.0, atol=1e-5)
+    # All scores seen so far are this batch, so it is normalised to mean 0; what is left is what line 4 prices.
+    unfinished, beyond = ~np.asarray(rollout.finished), np.maximum(mask.sum(axis=1) - 2, 0)
+    np.testing.assert_allclose(
+        metrics["objective/score_normalised"], -unfinished.mean() - 0.05 * beyond.mean(), atol=1e-5
+    )
+    assert metrics["policy/stopped_early"] == 0.0
     assert (int(state.update), int(state.skipped), int(metrics["skipped"])) == (1, 0, 0)
 
 
@@ -245,6 +255,7 @@ def test_one_step_against_a_numpy_loop(
             returns.append(advantages[-1] + value[t])
     advantages, returns, values = map(np.array, (advantages, returns, values))
     whitened = (advantages - advantages.mean()) / advantages.std()
+    np.testing.assert_allclose(metrics["value/returns_mean"], returns.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["policy/loss"], -whitened.mean(), atol=1e-5)
     np.testing.assert_allclose(metrics["value/loss"], 0.5 * np.mean((values - returns) ** 2), rtol=1e-4)
     np.testing.assert_allclose(
@@ -303,6 +314,7 @@ def test_stored_logprobs_adaptive_price_and_early_stop(
     np.testing.assert_allclose(metrics["objective/kl_coef"], 0.05, rtol=1e-6)
     # The first step moves the policy; the second sees it moved, and stops the rest.
     assert int(new.opt_state[1].count) == 1
+    np.testing.assert_allclose(metrics["policy/stopped_early"], (STEPS - 1) / STEPS)
     assert (int(metrics["skipped"]), int(new.skipped)) == (0, 0)
     np.testing.assert_allclose(metrics["policy/approx_kl"], 5e-5, rtol=1e-2)
     chex.assert_tree_all_finite((new.params, metrics))
