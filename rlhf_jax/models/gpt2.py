@@ -376,4 +376,5 @@ def decode_step(
 
     The caller stops before the cache is full; a write past the end would overwrite the last slot.
     """
-    return GPT2(config).apply({"params": params}, cache, token, method=GPT2.step)
+    stepped: Any = GPT2(config).apply({"params": params}, cache, token, method=GPT2.step)
+    return stepped
