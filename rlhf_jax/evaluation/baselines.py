@@ -1,6 +1,16 @@
 """Two rankings without a model that stand in every table: what is popular, and what was just said.
 
 Both give plain scores, so they go through the same code as a model's logits.
+
+Measured on the ReDial test split, hit rate at 1/10/50, counts from the whole official train file as rebuilt (training
+and validation dialogues together), beside other people's figures for the same rows:
+
+                      popularity           copy                 copy, fresh
+    here              .013 .058 .157       .046 .147 .239       .005 .051 .153
+    published         .010 .048 .159       .054 .142 .243       .003 .043 .156
+
+Neither counting messages, dialogues, suggestions or liked labels instead of mentions, nor merged turns, nor averaging
+over messages instead of items closes the gap; theirs rests on the official train file, ours on its rebuild.
 """
 
 from collections import Counter

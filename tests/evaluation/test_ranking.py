@@ -159,7 +159,7 @@ def redial(data_dir: Path) -> Corpus:
 
 
 def test_baselines_on_the_redial_test_split(redial: Corpus):
-    """Measured here; other people's figures for the same protocol differ by up to .011 (docs/metrics.md)."""
+    """Measured here; other people's figures for the same protocol differ by up to .011 (see `baselines`)."""
     rows = list(ranking_rows(redial.test))
     ids = tuple(redial.items)
     counts = baselines.mention_counts((*redial.train, *redial.validation))

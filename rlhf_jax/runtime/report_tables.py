@@ -1,0 +1,120 @@
+"""Tables of a report as Markdown, from entries of `results.json`."""
+
+from collections.abc import Mapping, Sequence
+
+from rlhf_jax.evaluation.results import Result
+
+GATE = 0.6
+"""Held-out Pearson correlation a reward model needs before PPO."""
+SYSTEM_ORDER = ("human", "constant", "popularity", "copy", "logged", "sft", "ppo")
+"""Columns come in this order; other systems follow in order of appearance, differences last."""
+
+
+def is_difference(result: Result) -> bool:
+    """`ppo-sft/…` compares two systems."""
+    return "-" in result.system
+
+
+def protocol_table(results: Sequence[Result]) -> str:
+    """Systems against metrics for entries of one protocol and split; what n counts is the same along a row."""
+    systems = ordered_systems(results)
+    cells = {(r.metric, r.system): r for r in results}
+    metrics = list(dict.fromkeys(r.metric for r in results))
+    rows = []
+    for metric in metrics:
+        found = [cells[metric, system] for system in systems if (metric, system) in cells]
+        counts = " / ".join(str(n) for n in dict.fromkeys(r.n for r in found))
+        rows.append([metric, counts, *(cell(cells.get((metric, system))) for system in systems)])
+    return markdown_table(["metric", "n", *(system.replace("-", " − ") for system in systems)], rows)
+
+
+def cell(result: Result | None) -> str:
+    """Value, spread over seeds, interval; for a difference also what may be claimed."""
+    if result is None:
+        return "–"
+    text = number(result.value, result) + (
+        f" ± {number(result.std, result, signed=False)}" if result.std is not None else ""
+    )
+    if result.interval is not None:
+        text += f" [{number(result.interval[0], result)}, {number(result.interval[1], result)}]"
+    return f"{text} {claim(result)}" if is_difference(result) else text
+
+
+def claim(result: Result) -> str:
+    """What a difference allows to say: a claim needs three seeds and an interval without 0."""
+    if not result.interval_excludes_zero:
+        return "(no difference shown)"
+    if not result.shows_difference:
+        return f"({'one seed' if len(result.seeds) <= 1 else f'{len(result.seeds)} seeds'}: no claim)"
+    return "**▲**" if result.value > 0 else "**▼**"
+
+
+def gate_table(results: Sequence[Result]) -> str:
+    """The reward model's correlations on held-out rows; those on the weak labels are gated."""
+    rows = []
+    for r in results:
+        gated = r.metric.startswith("pearson")
+        passes = "–" if not gated else "passes" if r.value > GATE else "**below the gate**"
+        rows.append([r.metric, str(r.n), cell(r), f"> {GATE}" if gated else "–", passes, r.split])
+    return markdown_table(["measure", "n", "value [95 %]", "gate", "verdict", "split"], rows)
+
+
+def definitions(results: Sequence[Result]) -> list[str]:
+    """One line per metric and protocol that occurs."""
+    texts: dict[str, str] = {}
+    for r in results:
+        if not is_difference(r):
+            texts.setdefault(f"`{r.metric}` ({r.protocol})", r.definition)
+    return [f"- {name}: {text}" for name, text in texts.items()]
+
+
+def by_protocol(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Entries by (split, protocol), in order of appearance."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for r in results:
+        groups.setdefault((r.split, r.protocol), []).append(r)
+    return groups
+
+
+def ordered_systems(results: Sequence[Result]) -> list[str]:
+    """Plain systems in `SYSTEM_ORDER`, then others, then differences."""
+    systems = list(dict.fromkeys(r.system for r in results))
+    place = {system: index for index, system in enumerate(SYSTEM_ORDER)}
+    return sorted(systems, key=lambda s: ("-" in s, place.get(s, len(place))))
+
+
+def seeds_note(results: Sequence[Result]) -> str:
+    """Which training seeds stand behind the entries."""
+    seeds = sorted({seed for r in results for seed in r.seeds})
+    return f"training seeds {', '.join(map(str, seeds))}" if seeds else "no trained system"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; `|` inside a cell is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines)
+
+
+def facts_table(facts: Mapping[str, object]) -> str:
+    """Nested facts as dotted names and values."""
+    return markdown_table(["fact", "value"], [[name, f"`{value}`"] for name, value in flatten(facts)])
+
+
+def flatten(facts: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    """Leaves of nested mappings under dotted names; long lists are counted instead of shown."""
+    out: list[tuple[str, object]] = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            out += flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and len(str(value)) > 120:
+            out.append((f"{prefix}{name}", f"{len(value)} entries"))
+        else:
+            out.append((f"{prefix}{name}", value))
+    return out
+
+
+def number(value: float, result: Result, *, signed: bool | None = None) -> str:
+    """Three decimals, two for BLEU, lengths and seconds; a difference with its sign."""
+    signed = is_difference(result) if signed is None else signed
+    coarse = result.metric in ("bleu4", "response_length", "average_turns", "mean_length", "dwell_seconds")
+    return f"{value:{'+' if signed else ''}.{2 if coarse else 3}f}"
