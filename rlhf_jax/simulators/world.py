@@ -58,7 +58,7 @@ class WorldConfig:
     """Share of logged suggestions drawn by popularity."""
     p_taste: float = 0.35
     """Share of logged suggestions that match one stated fact; the rest is uniform."""
-    taste_noise: float = 0.3
+    taste_noise: float = 0.2
     """Standard deviation of what no fact explains in a user's taste, in logits."""
     noise: float = 1.0
     """Scale of the noise in words, acceptance and dwell; 0 makes the reaction a function of utility."""
@@ -71,7 +71,7 @@ class WorldConfig:
     patient_words: int = 10
     """Words a system turn may have before it costs utility."""
     min_messages: int = 6
-    """Messages of the shortest planned dialogue."""
+    """Messages of the shortest planned dialogue, at least 6; a user who leaves makes it shorter."""
     max_messages: int = 12
     """Messages of the longest dialogue."""
 
@@ -89,8 +89,8 @@ class WorldConfig:
                 "noise, taste_noise, hackability, impatience must not be negative: "
                 f"{self.noise}, {self.taste_noise}, {self.hackability}, {self.impatience}"
             )
-        if not 4 <= self.min_messages <= self.max_messages:
-            raise ValueError(f"need 4 <= min_messages <= max_messages: {self.min_messages}, {self.max_messages}")
+        if not 6 <= self.min_messages <= self.max_messages:
+            raise ValueError(f"need 6 <= min_messages <= max_messages: {self.min_messages}, {self.max_messages}")
 
 
 def hackable(config: WorldConfig) -> WorldConfig:

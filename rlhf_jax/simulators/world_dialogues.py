@@ -77,7 +77,7 @@ class _Transcript:
         message, self.user = opening(self.user, self.rng, greeted=greeted)
         self._say("seeker", message.parts, pause=0.0)
         ended = False
-        while not ended and len(self.messages) + 2 <= n_messages - 1:
+        while not ended and len(self.messages) + 4 <= n_messages:
             ended = self._exchange(recommender)
         if not ended:
             self._farewell()

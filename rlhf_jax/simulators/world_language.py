@@ -13,18 +13,18 @@ Parts = tuple[str | int, ...]
 MAX_WORDS = 16
 
 FACTS = {
-    "genre": ("i am into {} movies", "i watch a lot of {} movies", "looking for a {} movie", "i usually go for {}"),
-    "person": ("something with {}", "i follow everything {} is in", "i watch whatever has {} in it", "with {} in it"),
-    "decade": ("something from the {}", "i go for movies from the {}", "a movie from the {}", "ideally from the {}"),
-    "disliked_genre": ("nothing {}", "{} movies are not for me", "i never watch {} movies", "anything but {}"),
-    "seen_item": ("i have seen {} twice", "i just saw {}", "last month i watched {}", "i keep going back to {}"),
+    "genre": ("i am into {} movies", "i watch {} movies", "looking for a {} movie", "mostly {}"),
+    "person": ("something with {}", "i follow {}", "whatever has {} in it", "with {}"),
+    "decade": ("something from the {}", "a movie from the {}", "from the {}", "{} movies"),
+    "disliked_genre": ("nothing {}", "{} is not for me", "i never watch {}", "anything but {}"),
+    "seen_item": ("i have seen {} twice", "i just saw {}", "i watched {} again", "i keep going back to {}"),
 }
 """Wordings of each fact about a taste; the user has one value of each."""
 
 REACTIONS = (
     ("horrible pick, i hate it", "this is awful, i hate that one", "i hate this, terrible"),
-    ("that sounds bad", "that is a bad pick", "that one looks terrible to me"),
-    ("that one looks weak", "that looks a bit dull", "it sounds a bit boring to me"),
+    ("that sounds bad", "that is a bad pick", "that one is bad"),
+    ("that looks a bit dull", "it sounds a bit boring to me", "a bit boring for me"),
     ("hmm, it could go either way", "i have to think about that one", "hmm, i do not know about it"),
     ("okay, maybe", "it could be okay", "fine, i may give it a try"),
     ("great pick", "that sounds great", "that is a great one"),

@@ -3,7 +3,7 @@
 A recommender sees what was said so far (the user's stated facts, the items shown), never the taste itself.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,11 +11,8 @@ from rlhf_jax.simulators.world import Catalogue, Floats, WorldConfig, fact_logit
 from rlhf_jax.simulators.world_language import QUESTIONS, Parts, choose, suggestion_parts
 from rlhf_jax.simulators.world_user import WorldUser
 
-
-class Recommender(Protocol):
-    """Chooses the words of the next system turn; the items are those mentioned."""
-
-    def __call__(self, user: WorldUser, rng: np.random.Generator) -> Parts: ...
+Recommender = Callable[[WorldUser, np.random.Generator], Parts]
+"""Chooses the words of the next system turn; the items are those mentioned."""
 
 
 def stated_logits(user: WorldUser) -> Floats:

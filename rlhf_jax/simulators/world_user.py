@@ -39,7 +39,8 @@ TALK_UTILITY = 0.3
 IDLE_UTILITY = 0.1
 """Utility of a turn without a suggestion when the user has said everything, or was made to talk twice in a row."""
 LEAVE_UTILITY = 0.4
-"""Users whose turn was worth less may leave."""
+"""Users whose turn was worth less may leave, but not before they heard PATIENT_TURNS turns."""
+PATIENT_TURNS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,8 @@ class WorldUser:
     """Facts said so far, in order."""
     shown: frozenset[int] = frozenset()
     """Ids of the items suggested so far."""
+    heard: int = 0
+    """System turns answered so far."""
     idle_turns: int = 0
     """System turns without a suggestion since the last suggestion."""
 
@@ -75,13 +78,18 @@ class UserReaction(NamedTuple):
 
 
 def opening(user: WorldUser, rng: np.random.Generator, *, greeted: bool = False) -> tuple[Message, WorldUser]:
-    """First message: the genre and, mostly, one more fact."""
-    facts = ("genre",) if rng.random() < 0.3 else ("genre", _new_fact(rng, ("genre",)))
+    """First message: the genre and one or two more facts, as many as MAX_WORDS allow."""
+    facts: tuple[str, ...] = ("genre",)
+    for _ in range(1 if rng.random() < 0.3 else 2):
+        facts = (*facts, _new_fact(rng, facts))
     hello = "" if greeted else choose(rng, USER_HELLO)
     words: Parts = (hello,) if hello else ()
     for number, fact in enumerate(facts):
         between: Parts = ("and",) if number else ()
-        words = join(words, between, fact_parts(rng, user.catalogue, user.taste, fact))
+        longer = join(words, between, fact_parts(rng, user.catalogue, user.taste, fact))
+        if count_words(longer) > MAX_WORDS:
+            return _message(words), dataclasses.replace(user, stated=facts[:number])
+        words = longer
     return _message(words), dataclasses.replace(user, stated=facts)
 
 
@@ -113,7 +121,7 @@ def reply(user: WorldUser, items: tuple[int, ...], n_words: int, rng: np.random.
       user: the user before the turn.
       items: ids of the items the turn lists, in order; repeats count once.
       n_words: length of the turn in words, items not counted.
-      rng: source of every draw; always the same number of draws decides feeling, acceptance and dwell.
+      rng: source of every draw.
     Returns: reaction, with the user after it.
     Raises: ValueError for an item outside the catalogue or a negative length.
     """
@@ -126,8 +134,14 @@ def reply(user: WorldUser, items: tuple[int, ...], n_words: int, rng: np.random.
     level = round(6 * feeling + 0.5 * config.noise * rng.standard_normal())
     dwell = dwell_seconds(config, utility, n_words, rng)
     accepted = bool(items) and rng.random() < acceptance_probability(config, utility)
-    ended = not accepted and rng.random() < 0.3 * max(0.0, 1 - utility / LEAVE_UTILITY)
-    after = dataclasses.replace(user, shown=user.shown | set(items), idle_turns=0 if items else user.idle_turns + 1)
+    leaves = rng.random() < 0.3 * max(0.0, 1 - utility / LEAVE_UTILITY)
+    ended = not accepted and leaves and user.heard >= PATIENT_TURNS
+    after = dataclasses.replace(
+        user,
+        shown=user.shown | set(items),
+        heard=user.heard + 1,
+        idle_turns=0 if items else user.idle_turns + 1,
+    )
     feeling_words = _feeling_words(user, items, min(6, max(0, level)), rng)
     best = max(items, key=lambda item: _item_utility(user, item), default=0)
     if accepted:
@@ -155,7 +169,7 @@ def _follow_up(user: WorldUser, feeling_words: Parts, rng: np.random.Generator) 
     """Adds a new fact, repeats an old one, or asks for more; keeps to MAX_WORDS."""
     draw = rng.random()
     fact = _new_fact(rng, user.stated)
-    if not feeling_words or (draw < 0.5 and fact):
+    if not feeling_words or not user.stated or (draw < 0.5 and fact):
         words = fact_parts(rng, user.catalogue, user.taste, fact)
         user = dataclasses.replace(user, stated=(*user.stated, fact))
     elif draw < 0.85:
@@ -167,9 +181,13 @@ def _follow_up(user: WorldUser, feeling_words: Parts, rng: np.random.Generator) 
 
 
 def _new_fact(rng: np.random.Generator, stated: tuple[str, ...]) -> str:
-    """A fact not said yet, the genre first; empty when all are said."""
+    """A fact not said yet, the genre first and the person often second; empty when all are said."""
     unsaid = [fact for fact in FACTS if fact not in stated]
-    return "" if not unsaid else "genre" if "genre" in unsaid else choose(rng, tuple(unsaid))
+    if len(unsaid) == len(FACTS):
+        return "genre"
+    if "person" in unsaid and rng.random() < 0.75:
+        return "person"
+    return choose(rng, tuple(unsaid)) if unsaid else ""
 
 
 def _message(parts: Parts) -> Message:
