@@ -38,13 +38,13 @@ def context_text(messages: Sequence[Message], texts: Mapping[int, str], *, windo
 
 
 def fit_tfidf(texts: Sequence[str], *, n_components: int | None = 64, min_df: int = 2) -> Encoder:
-    """TF-IDF encoder (sublinear counts, unit rows), reduced to `n_components` by SVD unless None.
+    """TF-IDF encoder (sublinear counts, English stop words left out, unit rows), reduced to `n_components` by SVD unless None.
 
     The SVD takes at most as many components as the vocabulary has words less one.
 
     Raises: ValueError if no word occurs in `min_df` texts.
     """
-    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min_df, lowercase=True)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min_df, lowercase=True, stop_words="english")
     try:
         matrix = vectorizer.fit_transform(texts)
     except ValueError as error:

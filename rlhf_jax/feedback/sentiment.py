@@ -6,6 +6,7 @@ Source: arXiv:2508.05289 (shift, S from RoBERTa as p(pos) − p(neg)). Here S is
 2014), in [-1, 1], or any scorer that is passed in. Titles are not opinions: items are read as "it".
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -20,9 +21,9 @@ Scorer = Callable[[str], float]
 
 
 def vader_scorer() -> Scorer:
-    """VADER's compound score; loading the lexicon takes some tens of milliseconds."""
+    """VADER's compound score, remembered per text; loading the lexicon takes some tens of milliseconds."""
     analyzer = SentimentIntensityAnalyzer()
-    return lambda text: float(analyzer.polarity_scores(text)["compound"])
+    return functools.lru_cache(maxsize=65_536)(lambda text: float(analyzer.polarity_scores(text)["compound"]))
 
 
 def opinion_text(parts: Sequence[str | int]) -> str:

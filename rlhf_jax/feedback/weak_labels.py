@@ -86,8 +86,8 @@ def fit_standardiser(raw: Floats) -> Standardiser:
 class LabelTable:
     """One row per system message with a following user turn, in order of dialogues and messages; N rows."""
 
-    dialogue_ids: NDArray[np.str_]
-    """[N]"""
+    dialogue_ids: np.ndarray
+    """As strings. [N]"""
     dialogue_indices: NDArray[np.int64]
     """Place of the dialogue in the sequence that was labelled. [N]"""
     message_indices: NDArray[np.int64]

@@ -111,7 +111,7 @@ def dwell_seconds(config: WorldConfig, utility: float, n_words: int, rng: np.ran
 
 def acceptance_probability(config: WorldConfig, utility: float) -> float:
     """Probability that a suggesting turn of this utility is accepted."""
-    return 1.0 / (1.0 + math.exp(-12.0 * (utility - 0.62) / max(config.noise, 1e-3)))
+    return 0.5 * (1.0 + math.tanh(6.0 * (utility - 0.62) / max(config.noise, 1e-3)))
 
 
 def reply(user: WorldUser, items: tuple[int, ...], n_words: int, rng: np.random.Generator) -> UserReaction:

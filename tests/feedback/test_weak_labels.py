@@ -1,0 +1,171 @@
+"""The table of weak labels: rows, units, standardisation on train, options, and what they say about the truth."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from rlhf_jax.data.redial import read_redial
+from rlhf_jax.feedback.weak_labels import (
+    LabelOptions,
+    LabelTable,
+    Standardiser,
+    fit_standardiser,
+    fit_weak_labels,
+    weighted_sum,
+)
+from rlhf_jax.interfaces import Dialogue, Message
+from rlhf_jax.simulators.world import WorldConfig, make_catalogue
+from rlhf_jax.simulators.world_dialogues import logged_dialogues
+
+CONFIG = WorldConfig(n_train=300, n_test=80, n_users=150)
+ITEMS = {item.item_id: item for item in make_catalogue(CONFIG, 0).items}
+
+
+@pytest.fixture(scope="module")
+def train():
+    return logged_dialogues(CONFIG, 0, "train")
+
+
+@pytest.fixture(scope="module")
+def test():
+    return logged_dialogues(CONFIG, 0, "test")
+
+
+@pytest.fixture(scope="module")
+def labeller(train):
+    return fit_weak_labels([entry.dialogue for entry in train], ITEMS)
+
+
+@pytest.fixture(scope="module")
+def table(labeller, train):
+    return labeller([entry.dialogue for entry in train])
+
+
+def truth(logged, table):
+    return np.array(
+        [logged[d].utilities[m] for d, m in zip(table.dialogue_indices, table.message_indices, strict=True)]
+    )
+
+
+def test_one_row_per_answered_system_message(table, train):
+    rows = list(zip(table.dialogue_ids, table.dialogue_indices, table.message_indices, strict=True))
+    assert rows == [
+        (entry.dialogue.dialogue_id, number, index)
+        for number, entry in enumerate(train)
+        for index in range(len(entry.dialogue.messages) - 1)
+        if entry.dialogue.messages[index].role == "recommender"
+    ]
+
+
+def test_z_scores_have_mean_0_and_std_1_on_train_and_0_where_masked(table):
+    for component in range(3):
+        known = table.z[table.mask[:, component], component]
+        assert known.mean() == pytest.approx(0, abs=1e-9) and known.std() == pytest.approx(1)
+    assert (table.z[~table.mask] == 0).all() and np.isnan(table.raw[~table.mask]).all()
+    greeted = table.message_indices == 0
+    assert greeted.any() and not table.mask[greeted, 1:].any() and table.mask[:, 0].all() and table.mask[~greeted].all()
+
+
+def test_nothing_but_train_is_looked_at(labeller, table, train, test):
+    held_out = labeller([entry.dialogue for entry in test])
+    joint = labeller([entry.dialogue for entry in (*train, *test)])
+    np.testing.assert_array_equal(joint.raw[: len(table.raw)], table.raw)
+    np.testing.assert_array_equal(joint.raw[len(table.raw) :], held_out.raw)
+    refitted = fit_standardiser(table.raw)
+    np.testing.assert_array_equal(labeller.standardiser.mean, refitted.mean)
+    np.testing.assert_array_equal(labeller.standardiser.std, refitted.std)
+    assert abs(np.nanmean(labeller.standardiser(held_out.raw), 0)).max() > 1e-3
+
+
+def test_same_dialogues_same_labels(train, table):
+    again = fit_weak_labels([entry.dialogue for entry in train], ITEMS)([entry.dialogue for entry in train])
+    np.testing.assert_array_equal(again.raw, table.raw)
+
+
+def test_the_proxy_points_at_true_utility(table, train):
+    utility, suggests = (
+        truth(train, table),
+        np.array([bool(train[d].dialogue.messages[m].items) for d, m in zip(
+            table.dialogue_indices, table.message_indices, strict=True)]),
+    )  # fmt: skip
+    rows = suggests & table.mask.all(1)
+    correlations = [np.corrcoef(utility[rows], table.z[rows, k])[0, 1] for k in range(3)]
+    assert correlations[0] > 0.8 and correlations[1] > 0.1 and correlations[2] > 0.6
+    assert np.corrcoef(utility[rows], weighted_sum(table.z[rows], (1 / 3, 1 / 3, 1 / 3)))[0, 1] > 0.7
+
+
+@pytest.mark.parametrize("engagement", ["continuation", "latency"])
+@pytest.mark.parametrize("sentiment", ["level"])
+def test_other_forms(train, engagement, sentiment):
+    options = LabelOptions(engagement=engagement, sentiment=sentiment, n_components=8, item_metadata=True)
+    table = fit_weak_labels([entry.dialogue for entry in train], ITEMS, options)([entry.dialogue for entry in train])
+    assert table.mask[:, [0, 2]].all() and np.corrcoef(truth(train, table), table.z[:, 0])[0, 1] > 0.2
+    if engagement == "continuation":
+        assert set(np.unique(table.raw[:, 0])) == {0.0, 1.0}
+
+
+def test_unknown_times_are_masked_not_guessed(train, labeller):
+    dialogue = train[0].dialogue
+    messages = tuple(dataclasses.replace(message, time_offset=None) for message in dialogue.messages)
+    table = labeller([dataclasses.replace(dialogue, messages=messages)])
+    assert not table.mask[:, 0].any() and (table.z[:, 0] == 0).all() and table.mask[1:, 1:].all()
+
+
+def test_table_and_standardiser_come_back_from_disk(table, labeller, tmp_path):
+    table.save(tmp_path / "labels.npz")
+    loaded = LabelTable.load(tmp_path / "labels.npz")
+    for field in dataclasses.fields(LabelTable):
+        np.testing.assert_array_equal(getattr(loaded, field.name), getattr(table, field.name))
+    labeller.standardiser.save(tmp_path / "standardiser.json")
+    again = Standardiser.load(tmp_path / "standardiser.json")
+    np.testing.assert_array_equal(again(table.raw), labeller.standardiser(table.raw))
+    (tmp_path / "other.json").write_text('{"components": ["a"]}')
+    with pytest.raises(ValueError, match=r"other.json: components are \['a'\]"):
+        Standardiser.load(tmp_path / "other.json")
+
+
+def test_own_encoder_and_scorer(train):
+    dialogues = [entry.dialogue for entry in train[:20]]
+    labeller = fit_weak_labels(
+        dialogues,
+        ITEMS,
+        LabelOptions(sentiment="level"),
+        encoder=lambda texts: np.array([[1.0, len(text)] for text in texts]),
+        scorer=lambda text: float(len(text)),
+    )
+    assert labeller(dialogues).raw[:, 2].min() >= 1 and labeller(dialogues).mask.all()
+
+
+def test_constant_component_stays_finite():
+    raw = np.array([[1.0, 2.0, np.nan], [1.0, 4.0, 5.0]])
+    np.testing.assert_allclose(fit_standardiser(raw)(raw), [[0, -1, np.nan], [0, 1, 0]])
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="none of the 0 training dialogues"):
+        fit_weak_labels([], ITEMS)
+    with pytest.raises(ValueError, match="no training row has a value for engagement"):
+        fit_standardiser(np.array([[np.nan, 1.0, 2.0]]))
+    # Under the type-checking hook the annotation speaks first.
+    with pytest.raises((ValueError, TypeCheckError), match="engagement"):
+        LabelOptions(engagement="time")
+    with pytest.raises(ValueError, match="window must be positive, got 0"):
+        LabelOptions(window=0)
+    silent = Dialogue("1", (Message("seeker", ("hi",), 0), Message("recommender", ("hi",), 1)), {}, {})
+    with pytest.raises(ValueError, match="none of the 1 training dialogues"):
+        fit_weak_labels([silent], ITEMS)
+
+
+def test_real_dialogues_are_labelled(data_dir):
+    corpus = read_redial(data_dir / "redial", max_dialogues=150)
+    options = LabelOptions(engagement="latency", sentiment="level")
+    labels = fit_weak_labels(corpus.test, corpus.items, options)(corpus.test)
+    assert len(labels.raw) > 800 and labels.mask[:, 2].all() and labels.mask[:, 0].mean() > 0.95
+    assert np.isfinite(labels.z).all() and abs(labels.raw[:, 2]).max() <= 1
+    rebuilt = [dialogue for dialogue in corpus.train if dialogue.provenance in ("rebuilt", "forms")]
+    table = fit_weak_labels(rebuilt, corpus.items, LabelOptions(engagement="continuation"))(rebuilt)
+    assert table.mask[:, 0].all()
+    with pytest.raises(ValueError, match="training rows have both times"):
+        fit_weak_labels(rebuilt, corpus.items, options)
