@@ -1,108 +1,49 @@
-"""GPT-2 behind the learners' callables: policy, sampler, reward model and item scorer from one configuration.
+"""One network and one grammar behind all the callables that stages need.
 
-Parameter trees: a policy is {`gpt2`, `value_head`} (one shared trunk), a reward model {`gpt2`, `reward_heads`}.
+Parameter trees, as `decoding.policy` names them: a policy is {`trunk`, `value`}, a reward model {`trunk`, `reward`}.
 """
 
-import dataclasses
-import functools
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.decoding import sampler
-from rlhf_jax.decoding.grammar import Grammar, allowed_along
-from rlhf_jax.equations.logprobs import entropy, token_logprobs
-from rlhf_jax.interfaces import COMPONENTS, Params, PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.decoding.grammar import Grammar
+from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply, make_sample, make_score
+from rlhf_jax.interfaces import COMPONENTS, Params, PolicyApply, PromptBatch, Sample, Score
 from rlhf_jax.models import gpt2, heads
 
 
-@dataclasses.dataclass(frozen=True)
-class Agent:
-    """The network's size, the grammar it speaks and how it decodes; holds no parameters."""
+class ScoreTokens(Protocol):
+    """Reward components at the last real token; `key` draws dropout while the reward model is trained."""
+
+    def __call__(
+        self, params: Params, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"], key: Key[Array, ""] | None
+    ) -> Float[Array, "B C"]: ...
+
+
+class ScoreItems(Protocol):
+    """Logits of every catalogue item right after `<rec>`, from the context alone."""
+
+    def __call__(self, params: Params, prompts: PromptBatch) -> Float[Array, "B I"]: ...
+
+
+class Agent(NamedTuple):
+    """Callables over parameters; holds none itself."""
 
     network: gpt2.GPT2Config
     grammar: Grammar
     response_tokens: int
-    """Longest response, `<eos>` included."""
-    temperature: float = 1.0
-    """Divides the logits of policy and reference, in sampling and in learning."""
-
-    def policy(self, params: Params, rollout: Rollout) -> PolicyOutput:
-        """`interfaces.PolicyApply`: one pass over prompt and response, heads on the response's positions only."""
-        prompt_length = rollout.prompt_tokens.shape[1]
-        tokens = jnp.concatenate([rollout.prompt_tokens, rollout.response_tokens], axis=1)
-        mask = jnp.concatenate([rollout.prompt_mask, rollout.response_mask], axis=1)
-        # Position t is judged by the hidden state before it; the last token's own state judges nothing.
-        hidden = gpt2.hidden_states(
-            self.network, params["gpt2"], tokens[:, :-1], mask[:, :-1], from_position=prompt_length - 1
-        )
-        logits = gpt2.lm_logits(params["gpt2"], hidden, compute_dtype=self.network.compute_dtype)
-        allowed = allowed_along(self.grammar, rollout.response_tokens)
-        judge = functools.partial(token_logprobs, temperature=self.temperature)
-        spread = functools.partial(entropy, temperature=self.temperature)
-        return PolicyOutput(
-            logprobs=jax.vmap(lambda lg, tok, ok: judge(lg, tok, allowed=ok))(logits, rollout.response_tokens, allowed),
-            entropy=jax.vmap(lambda lg, ok: spread(lg, allowed=ok))(logits, allowed),
-            values=heads.value(params["value_head"], hidden),
-        )
-
-    def decode(
-        self, params: Params, prompts: PromptBatch, key: Key[Array, ""], *, greedy: bool = False
-    ) -> Rollout:
-        """One response per prompt in one compiled loop; `greedy` takes the likeliest token instead of drawing."""
-        trunk, dtype = params["gpt2"], self.network.compute_dtype
-
-        def start(tokens: Int[Array, "B P"], mask: Bool[Array, "B P"]) -> tuple[Array, gpt2.Cache]:
-            cache_length = tokens.shape[1] + self.response_tokens
-            hidden, cache = gpt2.prefill(self.network, trunk, tokens, mask, cache_length=cache_length)
-            return gpt2.lm_logits(trunk, hidden, compute_dtype=dtype), cache
-
-        def step(cache: gpt2.Cache, token: Int[Array, " B"]) -> tuple[Array, gpt2.Cache]:
-            hidden, cache = gpt2.decode_step(self.network, trunk, cache, token)
-            return gpt2.lm_logits(trunk, hidden, compute_dtype=dtype), cache
-
-        return sampler.sample(
-            prompts,
-            key,
-            start=start,
-            step=step,
-            grammar=self.grammar,
-            max_tokens=self.response_tokens,
-            temperature=0.0 if greedy else self.temperature,
-            rollout_for_learning=not greedy,
-        )
-
-    def sample(self, params: Params, prompts: PromptBatch, key: Key[Array, ""]) -> Rollout:
-        """`interfaces.Sample`: draws from the tempered policy, never truncated."""
-        return self.decode(params, prompts, key)
-
-    def components(
-        self, params: Params, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"], key: Key[Array, ""] | None = None
-    ) -> Float[Array, "B C"]:
-        """Reward components read off the last real token; `key` draws dropout while training."""
-        hidden = gpt2.hidden_states(self.network, params["gpt2"], tokens, mask, dropout_key=key)
-        return heads.reward_components(params["reward_heads"], heads.last_token_hidden(hidden, mask))
-
-    def score(self, params: Params, rollout: Rollout) -> Float[Array, "B C"]:
-        """`interfaces.Score`: the reward model on prompt and response."""
-        tokens = jnp.concatenate([rollout.prompt_tokens, rollout.response_tokens], axis=1)
-        return self.components(params, tokens, jnp.concatenate([rollout.prompt_mask, rollout.response_mask], axis=1))
-
-    def item_scores(self, params: Params, prompts: PromptBatch) -> Float[Array, "B I"]:
-        """Logits of every catalogue item right after `<rec>`, from the context alone."""
-        rec = jnp.full((prompts.tokens.shape[0], 1), self.grammar.rec, prompts.tokens.dtype)
-        tokens = jnp.concatenate([prompts.tokens, rec], axis=1)
-        mask = jnp.concatenate([prompts.mask, jnp.ones_like(rec, bool)], axis=1)
-        hidden = gpt2.hidden_states(self.network, params["gpt2"], tokens, mask, from_position=tokens.shape[1] - 1)
-        return heads.item_logits(
-            params["gpt2"],
-            hidden[:, 0],
-            first_item=self.grammar.first_item,
-            n_items=self.grammar.n_items,
-            compute_dtype=self.network.compute_dtype,
-        )
+    policy: PolicyApply
+    sample: Sample
+    """For learning: the whole tempered distribution."""
+    greedy: Decode
+    """For reading and text metrics: the likeliest token each time."""
+    score: Score
+    score_tokens: ScoreTokens
+    score_items: ScoreItems
 
 
 def make_agent(
@@ -110,30 +51,57 @@ def make_agent(
 ) -> Agent:
     """An agent that speaks `vocab`.
 
+    Args:
+      max_items: longest suggestion list.
+      response_tokens: longest response, `<eos>` included.
+      temperature: divides the logits of policy and reference, in sampling and in learning.
     Raises: ValueError if the network's table is not as large as the vocabulary.
     """
     if network.vocab_size != vocab.size:
         raise ValueError(f"the network has {network.vocab_size} embedding rows, the vocabulary {vocab.size} tokens")
-    ids = vocab.grammar
-    grammar = Grammar(
-        n_words=ids.n_words,
-        pad=ids.pad,
-        eos=ids.eos,
-        rec=ids.rec,
-        say=ids.say,
-        first_item=ids.first_item,
-        n_items=ids.n_items,
-        max_items=max_items,
-        vocab_size=vocab.size,
+    grammar = Grammar(**vocab.grammar._asdict(), max_items=max_items, vocab_size=vocab.size)
+
+    def score_tokens(params: Params, tokens: Array, mask: Array, key: Array | None) -> Array:
+        hidden = gpt2.hidden_states(network, params["trunk"], tokens, mask, dropout_key=key)
+        return heads.reward_components(params["reward"], heads.last_token_hidden(hidden, mask))
+
+    def score_items(params: Params, prompts: PromptBatch) -> Array:
+        rec = jnp.full((prompts.tokens.shape[0], 1), grammar.rec, prompts.tokens.dtype)
+        tokens = jnp.concatenate([prompts.tokens, rec], axis=1)
+        mask = jnp.concatenate([prompts.mask, jnp.ones_like(rec, bool)], axis=1)
+        last = tokens.shape[1] - 1
+        hidden = gpt2.hidden_states(network, params["trunk"], tokens, mask, from_position=last)[:, 0]
+        return heads.item_logits(
+            params["trunk"],
+            hidden,
+            first_item=grammar.first_item,
+            n_items=grammar.n_items,
+            compute_dtype=network.compute_dtype,
+        )
+
+    return Agent(
+        network=network,
+        grammar=grammar,
+        response_tokens=response_tokens,
+        policy=make_policy_apply(network, grammar, temperature=temperature),
+        sample=make_sample(network, grammar, max_tokens=response_tokens, temperature=temperature),
+        greedy=make_decode(network, grammar, max_tokens=response_tokens, temperature=0.0, rollout_for_learning=False),
+        score=make_score(network),
+        score_tokens=score_tokens,
+        score_items=score_items,
     )
-    return Agent(network, grammar, response_tokens, temperature)
 
 
 def policy_params(trunk: Params, width: int) -> Params:
     """A policy on a trained trunk; its values start at 0."""
-    return {"gpt2": trunk, "value_head": heads.init_value_head(width)}
+    return {"trunk": trunk, "value": heads.init_value_head(width)}
 
 
 def reward_params(trunk: Params, width: int, key: Key[Array, ""]) -> Params:
     """A reward model on a trained trunk, one head per component."""
-    return {"gpt2": trunk, "reward_heads": heads.init_reward_heads(key, width, len(COMPONENTS))}
+    return {"trunk": trunk, "reward": heads.init_reward_heads(key, width, len(COMPONENTS))}
+
+
+def copied(params: Params) -> Params:
+    """The same tree in memory of its own."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)

@@ -28,9 +28,7 @@ class Text:
     """An item description: part of the first `description_epochs` only."""
 
 
-def dialogue_texts(
-    vocab: Vocabulary, dialogues: Sequence[Dialogue], *, max_tokens: int, max_listed: int
-) -> list[Text]:
+def dialogue_texts(vocab: Vocabulary, dialogues: Sequence[Dialogue], *, max_tokens: int, max_listed: int) -> list[Text]:
     """Whole dialogues; one longer than `max_tokens` is cut into pieces at utterances (a longer utterance is cut)."""
     texts = []
     for dialogue, words in zip(dialogues, encode_words(vocab, dialogues), strict=True):

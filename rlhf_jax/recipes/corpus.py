@@ -1,0 +1,218 @@
+"""Stage 0: dialogues, vocabulary and network from a configuration; prompts and responses as arrays."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.data.batching import pad_left, pad_right
+from rlhf_jax.data.items import item_title_tokens
+from rlhf_jax.data.redial import read_redial
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.data.windows import encode_words, is_empty, prompt_tokens, response_tokens, training_texts
+from rlhf_jax.interfaces import Corpus, Dialogue, Params
+from rlhf_jax.models.convert import extend_vocabulary, load_hf
+from rlhf_jax.models.gpt2 import GPT2Config
+from rlhf_jax.runtime.keys import stream_key
+from rlhf_jax.runtime.run import RunDirectory, RunError, notice
+from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.simulators.world_dialogues import write_world
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where dialogues come from and how a conversation becomes a prompt."""
+
+    source: Literal["world", "redial"] = "world"
+    """The simulated world, written on the spot, or files in the official ReDial format under `dir`."""
+    dir: Path | None = None
+    """Folder with the ReDial files (`train_data.jsonl[.gz]`, `test_data.jsonl`, `movies_with_mentions.csv`)."""
+    on_bad_line: Literal["error", "skip"] = "error"
+    """A malformed line ends the run, or is counted and reported."""
+    max_dialogues: int | None = None
+    """Read only the first so many dialogues of each split; None reads all."""
+    world: WorldConfig = WorldConfig()
+    """The simulated world's size, difficulty and hackability; used where `source` is `world`."""
+    n_words: int = 1000
+    """Tokens of the BPE trained on the training split; used where no `tokenizer` is given."""
+    tokenizer: str | None = None
+    """GPT-2's own BPE: a folder with `vocab.json` and `merges.txt`, or a hub name in the local cache."""
+    window: int = 6
+    """The state: how many turns of the conversation the policy sees."""
+    context_tokens: int = 96
+    """Longest prompt; whole utterances only."""
+    response_tokens: int = 32
+    """Longest response, `<eos>` included."""
+    max_items: int = 5
+    """Longest suggestion list of a turn."""
+
+    def __post_init__(self) -> None:
+        if self.source == "redial" and self.dir is None:
+            raise ValueError("--data.dir must name the folder with the ReDial files when --data.source is redial")
+        if self.source == "world" and self.dir is not None:
+            raise ValueError(f"--data.dir {self.dir} is not read when --data.source is world; use the preset `redial`")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Size of the GPT-2, or where its weights are."""
+
+    weights: str | None = None
+    """Hugging Face folder (`config.json`, `model.safetensors`); gives size and weights. None trains from scratch."""
+    n_layer: int = 2
+    """Blocks."""
+    n_embd: int = 128
+    """Width."""
+    n_head: int = 4
+    """Attention heads."""
+    n_positions: int = 512
+    """Longest sequence."""
+    dropout: float = 0.1
+    """Rate while training stages 1 and 2."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 on accelerators; on a CPU float32 is faster."""
+    remat: bool = False
+    """Recompute blocks in the backward pass to save memory."""
+
+
+class Prepared(NamedTuple):
+    """What every later stage starts from."""
+
+    corpus: Corpus
+    vocab: Vocabulary
+    network: GPT2Config
+    trunk: Params | None
+    """Pretrained weights with the vocabulary's rows; None means from scratch."""
+    world_seed: int | None
+    """Seed of the simulated world; None for real data."""
+
+
+def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: int) -> Prepared:
+    """Reads (or simulates) the corpus, makes the vocabulary once per run, and sizes the network."""
+    folder = _world_folder(run, data.world, seed) if data.source == "world" else Path(str(data.dir))
+    try:
+        corpus = read_redial(folder, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
+    except FileNotFoundError as error:
+        raise RunError(f"--data.dir {folder}: {error}") from error
+    if corpus.provenance.get("skipped_lines"):
+        notice(f"{corpus.provenance['skipped_lines']} malformed lines were skipped")
+    run.record(data=corpus.provenance)
+    vocab = _vocabulary(run, corpus, data)
+    notice(
+        f"{len(corpus.train)} training, {len(corpus.validation)} validation, {len(corpus.test)} test dialogues; "
+        f"{len(corpus.items)} items, {vocab.n_words} words"
+    )
+    if model.weights is None:
+        network = GPT2Config(
+            vocab_size=vocab.size,
+            n_positions=model.n_positions,
+            n_embd=model.n_embd,
+            n_layer=model.n_layer,
+            n_head=model.n_head,
+            dropout=model.dropout,
+            compute_dtype=model.compute_dtype,
+            remat=model.remat,
+        )
+        return Prepared(corpus, vocab, network, None, seed if data.source == "world" else None)
+    network, trunk = load_hf(model.weights)
+    key = stream_key(jax.random.key(seed), "vocabulary/rows", 0)
+    trunk = extend_vocabulary(
+        trunk,
+        key,
+        vocab.size,
+        n_words=vocab.n_words,
+        first_item=vocab.first_item,
+        item_titles=item_title_tokens(vocab, corpus.items),
+    )
+    network = dataclasses.replace(
+        network,
+        vocab_size=vocab.size,
+        dropout=model.dropout,
+        compute_dtype=model.compute_dtype,
+        remat=model.remat,
+    )
+    return Prepared(corpus, vocab, network, trunk, seed if data.source == "world" else None)
+
+
+def _world_folder(run: RunDirectory, world: WorldConfig, seed: int) -> Path:
+    folder = run.path / "data"
+    if not folder.exists():
+        # Renamed when whole: a run killed while writing starts the world again.
+        write_world(run.path / "data.partial", world, seed).rename(folder)
+    return folder
+
+
+def _vocabulary(run: RunDirectory, corpus: Corpus, data: DataConfig) -> Vocabulary:
+    folder = run.path / "vocabulary"
+    if folder.exists():
+        return Vocabulary.load(folder)
+    if data.tokenizer is not None:
+        vocab = Vocabulary.from_gpt2(data.tokenizer, corpus.items)
+    else:
+        vocab = Vocabulary.train(training_texts(corpus.train), corpus.items, data.n_words)
+    vocab.save(run.path / "vocabulary.partial")
+    (run.path / "vocabulary.partial").rename(folder)
+    return vocab
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows:
+    """Dialogues encoded once; prompts and responses of any message on demand, padded to fixed lengths."""
+
+    vocab: Vocabulary
+    dialogues: Sequence[Dialogue]
+    data: DataConfig
+
+    @functools.cached_property
+    def words(self) -> list[list[list[int]]]:
+        """Word tokens of every message of every dialogue."""
+        return encode_words(self.vocab, self.dialogues)
+
+    def turns(self) -> list[tuple[int, int]]:
+        """(dialogue, message) of every recommender message that says something after a context."""
+        found = []
+        for number, dialogue in enumerate(self.dialogues):
+            has_context = False
+            for index, message in enumerate(dialogue.messages):
+                if has_context and message.role == "recommender" and not is_empty(message):
+                    found.append((number, index))
+                has_context = has_context or not is_empty(message)
+        return found
+
+    def prompts(self, turns: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Left-padded contexts before the given messages: tokens and mask. [N, context_tokens] each"""
+        sequences = [
+            prompt_tokens(
+                self.vocab,
+                self.dialogues[number].messages[:index],
+                self.words[number][:index],
+                window=self.data.window,
+                context_tokens=self.data.context_tokens,
+            )
+            for number, index in turns
+        ]
+        return pad_left(sequences, self.data.context_tokens, self.vocab.pad)
+
+    def responses(self, turns: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """The given messages as responses, right-padded: tokens and mask. [N, response_tokens] each"""
+        sequences = [
+            response_tokens(
+                self.vocab,
+                self.dialogues[number].messages[index],
+                self.words[number][index],
+                max_tokens=self.data.response_tokens,
+                max_items=self.data.max_items,
+            )
+            for number, index in turns
+        ]
+        return pad_right(sequences, self.data.response_tokens, self.vocab.pad)
+
+
+def take(arrays: tuple[np.ndarray, ...], rows: np.ndarray) -> tuple[jax.Array, ...]:
+    """The given rows of parallel arrays, on the device."""
+    return tuple(jnp.asarray(array[rows]) for array in arrays)
