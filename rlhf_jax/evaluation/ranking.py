@@ -241,13 +241,13 @@ def _row_ranks(
     seed: int,
 ) -> np.ndarray:
     gold = row.fresh_gold if protocol.startswith("fresh") else row.gold
-    of_gold = scores[[columns[item] for item in gold]]
+    of_gold = scores[np.array([columns[item] for item in gold], np.int64)]
     if protocol == "sampled-99":
-        negatives = scores[_negatives(row, columns, seed)]
+        negatives = np.take(scores, _negatives(row, columns, seed))
         return 1 + np.count_nonzero(negatives[None, :] >= of_gold[:, None], axis=1)
     ranks = np.array([np.count_nonzero(scores >= score) for score in of_gold], np.int64)
     if protocol == "fresh-filtered":
-        ranks -= np.count_nonzero(scores[mentioned][None, :] >= of_gold[:, None], axis=1)
+        ranks -= np.count_nonzero(np.take(scores, mentioned)[None, :] >= of_gold[:, None], axis=1)
     return ranks
 
 
@@ -265,4 +265,4 @@ def _table(protocol: str, rows: Sequence[RankingRow], ranks: list[np.ndarray]) -
     counts = [len(of_row) for of_row in ranks]
     index = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
     flat = np.concatenate(ranks).astype(np.int32) if ranks else np.zeros(0, np.int32)
-    return RankTable(protocol, flat, index, tuple(rows[i].dialogue.dialogue_id for i in index))
+    return RankTable(protocol, flat, index, tuple(rows[i].dialogue.dialogue_id for i in index.tolist()))

@@ -48,7 +48,7 @@ def top_items(
       scores: of all catalogue items for one row. [I]
       mentioned: columns of items mentioned before. [M]
     """
-    best = tuple(item_ids[column] for column in np.flatnonzero(scores == scores.max()))
+    best = tuple(item_ids[int(column)] for column in np.flatnonzero(scores == scores.max()))
     if len(mentioned) == 0:
         return best, best
     open_to_all = np.ones(len(scores), bool)
@@ -56,7 +56,7 @@ def top_items(
     if not open_to_all.any():
         return best, ()
     highest = scores[open_to_all].max()
-    return best, tuple(item_ids[column] for column in np.flatnonzero((scores == highest) & open_to_all))
+    return best, tuple(item_ids[int(column)] for column in np.flatnonzero((scores == highest) & open_to_all))
 
 
 def rewards(top: TopOne, protocol: str) -> np.ndarray:

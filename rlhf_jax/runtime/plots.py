@@ -73,8 +73,11 @@ class Panel:
     """Where the axis begins, for quantities that cannot be lower: noise then looks as small as it is."""
 
 
-def small_multiples(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
+def small_multiples(panels: Sequence[Panel], *, columns: int = 3, share_rows: bool = False) -> Figure:
     """Panels on a grid, read row by row.
+
+    Args:
+      share_rows: panels of one row have the same scale, because they are to be compared.
 
     Raises: ValueError without a panel.
     """
@@ -85,7 +88,8 @@ def small_multiples(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = _figure(WIDTH * (columns / 3 if columns < 3 else 1.0), 2.15 * rows + 0.25)
         for index, panel in enumerate(panels):
-            _draw(figure.add_subplot(rows, columns, index + 1), panel)
+            first = figure.axes[index - index % columns] if share_rows and index % columns else None
+            _draw(figure.add_subplot(rows, columns, index + 1, sharey=first), panel)
         figure.tight_layout(h_pad=1.4, w_pad=1.4)
     return figure
 

@@ -38,7 +38,9 @@ class Curve(NamedTuple):
 
 LEARNING = (
     Curve("Loss", {"loss": "training", "validation/loss": "validation"}),
-    Curve("Token likelihood", {"token_nll": "training", "validation/token_nll": "validation"}, "nats per token"),
+    Curve("All learnt tokens", {"token_nll": "training", "validation/token_nll": "validation"}, "nats per token"),
+    Curve("Words", {"word_nll": "training", "validation/word_nll": "validation"}, "nats per token"),
+    Curve("Items", {"item_nll": "training", "validation/item_nll": "validation"}, "nats per token"),
     Curve("Ranking, validation", {f"validation/hr@{k}": f"HR@{k}" for k in (1, 10, 50)}, bottom=0.0),
     Curve("Gradient norm", {"norms/gradient": "gradient"}, bottom=0.0),
     Curve("Learning rate", {"learning_rate": "learning rate"}, bottom=0.0),
@@ -49,6 +51,7 @@ CORRELATION = Curve(
     {f"validation/pearson_{name}": name for name in COMPONENTS} | {"validation/pearson": "sum"},
     levels={"gate": report_tables.GATE},
 )
+COMPONENT_LOSS = Curve("Loss by component", {f"loss/{name}": name for name in COMPONENTS}, bottom=0.0)
 PPO = (
     Curve("Score, raw", {"objective/score_raw": "α·E + β·R + γ·S"}, "z"),
     Curve("Score, as paid", {"objective/score_normalised": "score", "objective/non_score_reward": "KL penalty"}),
@@ -92,7 +95,7 @@ def sections(entries: Entries, results: Sequence[Result]) -> list[Section]:
     for stage in supervised or ["sft"]:
         title = {"sft": "Supervised fine-tuning", "pretrain": "Pretraining"}.get(stage, f"Stage {stage}")
         out.append(Section(title, "Learning curves.", _page(entries, stage, LEARNING)))
-    curves = (LEARNING[0], CORRELATION, LEARNING[3])
+    curves = (LEARNING[0], CORRELATION, COMPONENT_LOSS)
     out.append(Section("Reward model training", "Learning curves.", _page(entries, "reward_model", curves)))
     text = (
         "One point is the mean over the updates of a log line; with many points the pale line is the log and the dark one "
@@ -148,6 +151,25 @@ def proxy_and_truth(entries: Entries, results: Sequence[Result]) -> Section:
     return Section(title, verdict(points, results), figures)
 
 
+def study(groups: Mapping[str, Sequence[Entries]]) -> Figure:
+    """Proxy (first row), truth (second) and KL (third) of several runs; one column per group, one line per run.
+
+    Args:
+      groups: name of a setting (a world, a reward) to the `metrics.jsonl` lines of its runs, in the order of seeds.
+    """
+    rows = (
+        ("proxy reward", "objective/score_raw", "z"),
+        ("true utility", TRUTH[0], ""),
+        ("KL", "objective/kl_k1", "nats per response"),
+    )
+    panels = [
+        Panel(f"{group}: {title}", [Line(f"run {n + 1}", *series(run, "ppo", m)) for n, run in enumerate(runs)], unit)
+        for title, m, unit in rows
+        for group, runs in groups.items()
+    ]
+    return plots.small_multiples(panels, columns=len(groups), share_rows=True)
+
+
 def verdict(points: Sequence[tuple[float, float, float, float]], results: Sequence[Result]) -> str:
     """One paragraph that says what happened to the proxy and to the truth, with the numbers.
 
@@ -155,7 +177,10 @@ def verdict(points: Sequence[tuple[float, float, float, float]], results: Sequen
       points: (update, KL, proxy, truth) at every evaluation.
       results: may hold `ppo-sft/proxy_score` and `ppo-sft/mean_utility`, which decide where they are there.
     """
-    gains = {r.metric: r for r in results if r.system == "ppo-sft" and r.metric in ("proxy_score", "mean_utility")}
+    gains: dict[str, Result] = {}
+    for r in results:
+        if r.system == "ppo-sft" and r.metric in ("proxy_score", "mean_utility"):
+            gains.setdefault(r.metric, r)  # The first split leads: the policy as it was trained, sampled.
     text = []
     if len(points) >= 2:
         best = max(points, key=lambda point: point[3])
@@ -167,7 +192,8 @@ def verdict(points: Sequence[tuple[float, float, float, float]], results: Sequen
     if len(gains) == 2:
         proxy, true = gains["proxy_score"], gains["mean_utility"]
         text.append(
-            f"PPO − SFT: proxy {report_tables.cell(proxy)}, true utility {report_tables.cell(true)}, n = {true.n} users."
+            f"PPO − SFT: proxy {report_tables.cell(proxy)}, true utility {report_tables.cell(true)}, n = {true.n} users "
+            f"({true.split})."
         )
         up = proxy.interval_excludes_zero and proxy.value > 0
         if up and true.interval_excludes_zero:

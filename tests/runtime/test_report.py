@@ -182,6 +182,18 @@ def test_running_mean_leaves_gaps_out():
     assert np.isnan(plots.running_mean(np.array([np.nan, np.nan]), 3)).all()
 
 
+def test_a_study_has_a_column_per_group_and_a_line_per_run():
+    figure = report_figures.study({"plain": [metric_lines(), metric_lines()], "hackable": [metric_lines()]})
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[:4] == [
+        "plain: proxy reward",
+        "hackable: proxy reward",
+        "plain: true utility",
+        "hackable: true utility",
+    ]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1, 2, 1, 2, 1]
+
+
 def test_figures_are_reproducible(tmp_path: Path):
     panel = plots.Panel("A", [plots.Line("a", [1, 2, 3], [1.0, 2.0, 3.0])])
     for folder in ("a", "b"):
