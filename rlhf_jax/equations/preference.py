@@ -76,10 +76,9 @@ def plackett_luce_logprob(
         raise ValueError(f"a list of {length} cannot be drawn without replacement from {n_items} items")
     utilities = utilities.astype(jnp.promote_types(utilities.dtype, jnp.float32))
     mask = jnp.ones(length, bool) if mask is None else mask
-    ranking = jnp.where(mask, ranking, 0)
-    drawn = (jnp.arange(n_items)[None] == ranking[:, None]) & mask[:, None]
+    drawn = jnp.arange(n_items)[None] == ranking[:, None]
     taken = jnp.cumsum(drawn, axis=0) - drawn > 0
-    # Places after the end of the list see the whole catalogue: an empty one would give −∞ and NaN gradients.
-    remaining = jnp.where(taken & mask[:, None], -jnp.inf, utilities[None])
+    remaining = jnp.where(taken, -jnp.inf, utilities[None])
+    # Places after the end hold any index; they cannot empty the catalogue, so what is masked here is finite.
     logprobs = utilities[ranking] - jax.nn.logsumexp(remaining, axis=-1)
     return jnp.where(mask, logprobs, 0).sum()

@@ -69,5 +69,5 @@ def token_rewards(
     dtype = jnp.promote_types(jnp.promote_types(score.dtype, kl_k1.dtype), jnp.float32)
     length = mask.shape[0]
     last = length - 1 - jnp.argmax(mask[::-1])
-    penalty = jnp.where(mask, -kl_coef * jnp.where(mask, kl_k1, 0).astype(dtype), 0)
+    penalty = -kl_coef * jnp.where(mask, kl_k1, 0).astype(dtype)
     return penalty + jnp.where(mask & (jnp.arange(length) == last), score.astype(dtype), 0)

@@ -44,9 +44,10 @@ def assert_float32() -> Callable[..., None]:
 
     def check(function: Callable[..., jax.Array], *inputs: jax.Array) -> None:
         narrow = [x.astype(jnp.bfloat16) for x in inputs]
-        got = function(*narrow)
+        compiled = jax.jit(function)
+        got = compiled(*narrow)
         assert got.dtype == jnp.float32
-        np.testing.assert_array_equal(got, function(*[x.astype(jnp.float32) for x in narrow]))
+        np.testing.assert_array_equal(got, compiled(*[x.astype(jnp.float32) for x in narrow]))
 
     return check
 

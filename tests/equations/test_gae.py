@@ -107,7 +107,7 @@ def test_gradients(assert_gradients) -> None:
 
     assert_gradients(both, rewards, values)
     # ∂A_t/∂V_t = −1 and ∂A_t/∂V_k = γ(1 − λ)(γλ)^(k−t−1) for k > t: only λ < 1 lets later values in.
-    jacobian = jax.jacrev(lambda v: gae(jnp.zeros(3), v, **options))(jnp.asarray(values, jnp.float32))
+    jacobian = jax.jit(jax.jacrev(lambda v: gae(jnp.zeros(3), v, **options)))(jnp.asarray(values, jnp.float32))
     a, b = 0.9 * (1 - 0.8), 0.9 * 0.8
     expected = [[-1, a, a * b, 0.9 * b * b], [0, -1, a, 0.9 * b], [0, 0, -1, 0.9]]
     np.testing.assert_allclose(jacobian, expected, rtol=1e-5)

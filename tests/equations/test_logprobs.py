@@ -23,6 +23,7 @@ LOGITS = jnp.array([[0.5, -1.0, 2.0, 0.0, 0.1], [3.0, 0.2, -2.0, 1.0, 0.4], [0.0
 ALLOWED = jnp.array(
     [[True, False, True, False, True], [True, True, True, True, True], [False, False, True, False, False]]
 )
+normalised, logprobs_of, entropy_of = jax.jit(log_softmax), jax.jit(token_logprobs), jax.jit(entropy)
 both = jax.jit(lambda x, tau: (token_logprobs(x, TOKENS, temperature=tau), entropy(x, temperature=tau)))
 
 
@@ -42,8 +43,8 @@ def test_shift_temperature_and_bounds(logits: np.ndarray, shift: float, tau: flo
 @given(logit_arrays, hnp.arrays(np.bool_, (T, V)))
 def test_a_mask_is_a_smaller_vocabulary(logits: np.ndarray, allowed: np.ndarray) -> None:
     allowed[:, 1] = True
-    logprobs = np.asarray(log_softmax(jnp.asarray(logits), allowed=jnp.asarray(allowed)))
-    nats = entropy(jnp.asarray(logits), allowed=jnp.asarray(allowed))
+    logprobs = np.asarray(normalised(jnp.asarray(logits), allowed=jnp.asarray(allowed)))
+    nats = entropy_of(jnp.asarray(logits), allowed=jnp.asarray(allowed))
     for t in range(T):
         kept = logits[t, allowed[t]].astype(np.float64)
         expected = kept - np.log(np.exp(kept - kept.max()).sum()) - kept.max()
@@ -53,14 +54,14 @@ def test_a_mask_is_a_smaller_vocabulary(logits: np.ndarray, allowed: np.ndarray)
 
 
 def test_extremes_of_entropy() -> None:
-    np.testing.assert_allclose(entropy(jnp.zeros((1, V))), [np.log(V)], rtol=1e-6)
+    np.testing.assert_allclose(entropy_of(jnp.zeros((1, V))), [np.log(V)], rtol=1e-6)
     certain = jnp.array([[1e4, 0.0, -1e4], [50.0, 0.0, 0.0], [3e38, -3e38, 0.0]])
-    nats, gradient = jax.value_and_grad(lambda x: entropy(x).sum())(certain)
+    nats, gradient = jax.jit(jax.value_and_grad(lambda x: entropy(x).sum()))(certain)
     assert nats >= 0 and nats < 1e-6
     assert np.all(np.isfinite(gradient))
     impossible = jnp.array([[0.0, 0.0, -jnp.inf]])
-    np.testing.assert_allclose(entropy(impossible), [np.log(2)], rtol=1e-6)
-    assert np.all(np.isfinite(jax.grad(lambda x: entropy(x).sum())(impossible)))
+    np.testing.assert_allclose(entropy_of(impossible), [np.log(2)], rtol=1e-6)
+    assert np.all(np.isfinite(jax.jit(jax.grad(lambda x: entropy(x).sum()))(impossible)))
 
 
 def test_forbidden_tokens_are_unread() -> None:
@@ -75,27 +76,27 @@ def test_forbidden_tokens_are_unread() -> None:
         jax.tree.map(np.testing.assert_array_equal, dirty, clean)
     assert np.all(np.isfinite(clean[1])) and not np.any(np.asarray(clean[1])[~np.asarray(ALLOWED)])
     # One choice left: log-probability and entropy 0, whatever its logit.
-    assert token_logprobs(LOGITS, TOKENS, allowed=ALLOWED)[2] == 0
-    assert entropy(LOGITS, allowed=ALLOWED)[2] == 0
+    assert logprobs_of(LOGITS, TOKENS, allowed=ALLOWED)[2] == 0
+    assert entropy_of(LOGITS, allowed=ALLOWED)[2] == 0
     np.testing.assert_array_equal(clean[1][2], 0)
 
 
 def test_a_row_that_allows_nothing_stays_finite() -> None:
     none = ALLOWED.at[1].set(False)
     np.testing.assert_array_equal(
-        token_logprobs(LOGITS, TOKENS, allowed=none), token_logprobs(LOGITS, TOKENS, allowed=ALLOWED)
+        logprobs_of(LOGITS, TOKENS, allowed=none), logprobs_of(LOGITS, TOKENS, allowed=ALLOWED)
     )
-    gradient = jax.grad(lambda x: entropy(x, allowed=none).sum())(LOGITS)
+    gradient = jax.jit(jax.grad(lambda x: entropy(x, allowed=none).sum()))(LOGITS)
     assert np.all(np.isfinite(gradient))
 
 
 def test_gradients(assert_gradients) -> None:
     tau = 0.7
     probabilities = jnp.exp(log_softmax(LOGITS, temperature=tau))
-    gradient = jax.grad(lambda x: token_logprobs(x, TOKENS, temperature=tau).sum())(LOGITS)
+    gradient = jax.jit(jax.grad(lambda x: token_logprobs(x, TOKENS, temperature=tau).sum()))(LOGITS)
     np.testing.assert_allclose(gradient, (jax.nn.one_hot(TOKENS, V) - probabilities) / tau, atol=1e-6)
-    gradient = jax.grad(lambda x: entropy(x, temperature=tau).sum())(LOGITS)
-    nats = entropy(LOGITS, temperature=tau)
+    gradient = jax.jit(jax.grad(lambda x: entropy(x, temperature=tau).sum()))(LOGITS)
+    nats = entropy_of(LOGITS, temperature=tau)
     np.testing.assert_allclose(gradient, -probabilities * (jnp.log(probabilities) + nats[:, None]) / tau, atol=1e-6)
 
     def outputs(logits: jax.Array) -> list[jax.Array]:
@@ -146,8 +147,8 @@ def test_float32_and_vmap(assert_float32, assert_vmap) -> None:
     assert_float32(lambda x: entropy(x), LOGITS)
     assert_float32(lambda x: sequence_logprob(x, mask), LOGITS[:, 0])
     narrow = [x.astype(jnp.bfloat16) for x in (LOGITS[:, :3], head)]
-    got = chunked_token_logprobs(*narrow, TOKENS, chunk=2)
-    wide = chunked_token_logprobs(*[x.astype(jnp.float32) for x in narrow], TOKENS, chunk=2)
+    chunked = jax.jit(lambda h, w: chunked_token_logprobs(h, w, TOKENS, chunk=2))
+    got, wide = chunked(*narrow), chunked(*[x.astype(jnp.float32) for x in narrow])
     assert got.dtype == jnp.float32  # products of bfloat16 are exact in float32: the sums agree to rounding
     np.testing.assert_allclose(got, wide, rtol=1e-5)
     batch = jnp.stack([LOGITS, -LOGITS])

@@ -20,6 +20,7 @@ from rlhf_jax.equations.ppo import (
 
 N = 6
 vectors = hnp.arrays(np.float32, N, elements=st.floats(-2, 2, width=16))
+value_loss, explained = jax.jit(clipped_value_loss), jax.jit(explained_variance)
 eps_values = st.sampled_from([0.05, 0.2, 0.5])
 NEW = jnp.array([-1.0, -1.0, -1.0, -1.0, -1.0, -1.0])
 # Ratios e^0.5 and e^-0.5 lie outside [0.8, 1.2], e^0.1 inside.
@@ -78,7 +79,7 @@ def test_dual_clip_stops_the_push() -> None:
     def loss(new: jax.Array) -> jax.Array:
         return clipped_surrogate(new, OLD, ADVANTAGES, clip_eps=0.2, dual_clip=1.5).sum()
 
-    gradient = np.asarray(jax.grad(loss)(NEW))  # e^0.5 = 1.65 > 1.5
+    gradient = np.asarray(jax.jit(jax.grad(loss))(NEW))  # e^0.5 = 1.65 > 1.5
     assert gradient[1] == 0 and gradient[5] != 0
     with pytest.raises(ValueError, match="dual_clip must exceed 1, got 1"):
         clipped_surrogate(NEW, OLD, ADVANTAGES, clip_eps=0.2, dual_clip=1.0)
@@ -87,14 +88,14 @@ def test_dual_clip_stops_the_push() -> None:
 @given(vectors, vectors, vectors, eps_values)
 def test_value_loss(values: np.ndarray, old: np.ndarray, returns: np.ndarray, eps: float) -> None:
     arguments = [jnp.asarray(x) for x in (values, old, returns)]
-    loss = np.asarray(clipped_value_loss(*arguments, value_clip_eps=eps))
+    loss = np.asarray(value_loss(*arguments, value_clip_eps=eps))
     plain = (values - returns) ** 2 / 2
     assert np.all(loss >= plain - 1e-6)
     inside = np.abs(values - old) <= eps
     np.testing.assert_allclose(loss[inside], plain[inside], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(clipped_value_loss(*arguments, value_clip_eps=jnp.inf), plain, rtol=1e-6)
+    np.testing.assert_allclose(value_loss(*arguments, value_clip_eps=jnp.inf), plain, rtol=1e-6)
     frozen = np.maximum(plain, (old - returns) ** 2 / 2)
-    np.testing.assert_allclose(clipped_value_loss(*arguments, value_clip_eps=0.0), frozen, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(value_loss(*arguments, value_clip_eps=0.0), frozen, rtol=1e-5, atol=1e-6)
 
 
 def test_value_gradient() -> None:
@@ -103,7 +104,7 @@ def test_value_gradient() -> None:
         jnp.array([0.5, 0.5, 0.2, -0.5]),
         jnp.array([1.0, 0, 0, -1.0]),
     )
-    gradient = jax.grad(lambda v: clipped_value_loss(v, old, returns, value_clip_eps=0.2).sum())(values)
+    gradient = jax.jit(jax.grad(lambda v: clipped_value_loss(v, old, returns, value_clip_eps=0.2).sum()))(values)
     # Towards the return, but already further than the range allows: no pull.
     np.testing.assert_allclose(gradient, [0, 0.9, 0.1, 0], rtol=1e-6)
 
@@ -112,22 +113,22 @@ def test_ratio_and_approx_kl() -> None:
     d = np.asarray(NEW - OLD, np.float64)
     np.testing.assert_allclose(importance_ratio(NEW, OLD), np.exp(d), rtol=1e-6)
     np.testing.assert_allclose(approx_kl(NEW, OLD), d * d / 2, rtol=1e-5)
-    np.testing.assert_allclose(jax.grad(lambda x: importance_ratio(x, OLD).sum())(NEW), np.exp(d), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: importance_ratio(x, OLD).sum()))(NEW), np.exp(d), rtol=1e-6)
 
 
 def test_explained_variance() -> None:
     mask = jnp.array([True, True, True, True, False, False])
     returns = jnp.array([1.0, 2.0, 3.0, 4.0, jnp.nan, jnp.inf])
     junk = returns.at[4].set(-jnp.inf)
-    assert explained_variance(returns, junk, mask) == 1
-    assert explained_variance(jnp.full(N, 7.0), returns, mask) == 0
-    assert explained_variance(returns + 5, returns, mask) == 1  # a constant error is not variance
-    assert explained_variance(-returns, returns, mask) == -3
-    assert explained_variance(2 * returns, returns, mask) == 0
-    assert explained_variance(returns, jnp.ones(N), mask) == 0
-    assert explained_variance(returns, returns, mask & False) == 0
+    assert explained(returns, junk, mask) == 1
+    assert explained(jnp.full(N, 7.0), returns, mask) == 0
+    assert explained(returns + 5, returns, mask) == 1  # a constant error is not variance
+    assert explained(-returns, returns, mask) == -3
+    assert explained(2 * returns, returns, mask) == 0
+    assert explained(returns, jnp.ones(N), mask) == 0
+    assert explained(returns, returns, mask & False) == 0
     half = returns.at[:4].set(jnp.array([1.0, 2.0, 4.0, 3.0]))
-    assert explained_variance(half, returns, mask) == pytest.approx(1 - 0.5 / 1.25, rel=1e-6)
+    assert explained(half, returns, mask) == pytest.approx(1 - 0.5 / 1.25, rel=1e-6)
 
 
 def test_cleared_padding_reaches_no_gradient(assert_padding_unread) -> None:

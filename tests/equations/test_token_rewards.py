@@ -13,6 +13,7 @@ from rlhf_jax.equations.rewards import missing_eos_score, token_rewards
 T = 5
 KL = jnp.array([0.5, -0.2, 0.1, 0.3, -0.7])
 rewards_of = jax.jit(token_rewards)
+judged = jax.jit(missing_eos_score, static_argnames="mode")
 
 
 @given(
@@ -50,12 +51,12 @@ def test_scores_keep_their_fraction() -> None:
 
 def test_missing_eos() -> None:
     score, finished = jnp.array([0.4, 0.4, -3.0]), jnp.array([True, False, False])
-    np.testing.assert_allclose(missing_eos_score(score, finished, penalty=1.5), [0.4, -1.1, -4.5], rtol=1e-6)
-    replaced = missing_eos_score(score, finished, penalty=1.5, mode="replace")
+    np.testing.assert_allclose(judged(score, finished, penalty=1.5), [0.4, -1.1, -4.5], rtol=1e-6)
+    replaced = judged(score, finished, penalty=1.5, mode="replace")
     np.testing.assert_allclose(replaced, [0.4, -1.5, -1.5], rtol=1e-6)
-    gradient = jax.grad(lambda s: missing_eos_score(s, finished, penalty=1.5).sum())(score)
+    gradient = jax.jit(jax.grad(lambda s: missing_eos_score(s, finished, penalty=1.5).sum()))(score)
     np.testing.assert_array_equal(gradient, 1)
-    gradient = jax.grad(lambda s: missing_eos_score(s, finished, penalty=1.5, mode="replace").sum())(score)
+    gradient = jax.jit(jax.grad(lambda s: missing_eos_score(s, finished, penalty=1.5, mode="replace").sum()))(score)
     np.testing.assert_array_equal(gradient, [1, 0, 0])
     with pytest.raises((ValueError, TypeError)):
         missing_eos_score(score, finished, penalty=1.5, mode="ignore")

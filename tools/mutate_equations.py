@@ -1,0 +1,327 @@
+"""Does the suite bite? Breaks the equations one token at a time and runs their tests.
+
+    python tools/mutate_equations.py
+
+Each mutant is a small change written by hand (a sign, a bound, an axis, an off-by-one, a missing mask) in a temporary
+copy of `rlhf_jax/equations`; the tests of that file and its golden vectors run on the copy until one fails. A mutant
+that passes everything survives. A full run (about a quarter of an hour on one core) writes `docs/mutation_table.md` and fails
+below 95 % killed; `--only gae` runs one file's mutants and writes nothing.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TABLE = REPOSITORY / "docs" / "mutation_table.md"
+REQUIRED = 0.95
+COPIED = ("pyproject.toml", "rlhf_jax/__init__.py", "rlhf_jax/equations", "tests/conftest.py", "tests/equations")
+COPIED += ("tests/golden",)
+TESTS = {
+    "masked": "test_masked.py",
+    "logprobs": "test_logprobs.py",
+    "gae": "test_gae.py",
+    "kl": "test_kl.py",
+    "rewards": "test_token_rewards.py",
+    "ppo": "test_ppo_losses.py",
+    "kl_control": "test_kl_control.py",
+    "running": "test_running.py",
+    "group": "test_group.py",
+    "dpo": "test_dpo_losses.py",
+    "preference": "test_preference_losses.py",
+}
+
+
+class Mutant(NamedTuple):
+    """One change: `original` must occur exactly once in the file."""
+
+    module: str
+    original: str
+    replacement: str
+    breaks: str
+
+
+MUTANTS = [
+    Mutant("masked", "return jnp.where(mask, x, 0)", "return jnp.where(mask, x, 1)", "padding counts as 1"),
+    Mutant("masked", "return jnp.where(mask, x, 0)", "return jnp.where(~mask, x, 0)", "mask inverted"),
+    Mutant("masked", "return jnp.where(mask, x, 0)", "return x * mask", "NaN times 0 instead of a selection"),
+    Mutant("masked", "x.dtype, jnp.float32", "x.dtype, jnp.bfloat16", "bfloat16 inputs stay bfloat16"),
+    Mutant("masked", "jnp.maximum(mask.sum(), 1)", "jnp.maximum(mask.size, 1)", "mean over all entries"),
+    Mutant("masked", "jnp.maximum(mask.sum(), 1)", "jnp.maximum(mask.sum(), 2)", "mean of one entry halved"),
+    Mutant("masked", "jnp.maximum(mask.sum(), 1)", "jnp.minimum(mask.sum(), 1)", "sum instead of mean"),
+    Mutant("masked", "x - masked_mean(x, mask)", "x + masked_mean(x, mask)", "variance around minus the mean"),
+    Mutant("masked", "jnp.square(x - ", "jnp.abs(x - ", "mean absolute deviation"),
+    Mutant("masked", "(x, mask)), mask)", "(x, mask)), mask | True)", "variance without the mask"),
+    Mutant("masked", "(x - mean) *", "(x + mean) *", "whitening shifts the wrong way"),
+    Mutant("masked", "jax.lax.rsqrt(", "jax.lax.sqrt(", "multiplies by the standard deviation"),
+    Mutant("masked", "mask) + epsilon", "mask) - epsilon", "ε subtracted: NaN without variance"),
+    Mutant("masked", "float = 1e-8", "float = 1e-5", "ε a thousand times larger"),
+    Mutant("masked", "whitened + mean", "whitened - mean", "mean put back with the wrong sign"),
+    Mutant("masked", "whitened if shift_mean", "whitened if not shift_mean", "option inverted"),
+    Mutant("masked", "jnp.where(mask, whitened", "jnp.where(True, whitened", "padding is whitened too"),
+    Mutant("logprobs", "jnp.float32)) / temperature", "jnp.float32)) * temperature", "temperature inverted"),
+    Mutant("logprobs", "allowed | ~allowed.any", "allowed & ~allowed.any", "mask is empty wherever it was not"),
+    Mutant("logprobs", "~allowed.any(", "~allowed.all(", "any forbidden token lifts the mask"),
+    Mutant("logprobs", "logits, -jnp.inf)", "logits, jnp.inf)", "forbidden tokens become certain"),
+    Mutant("logprobs", "logits, -jnp.inf)", "logits, 0)", "forbidden tokens get logit 0"),
+    Mutant("logprobs", "log_softmax(logits, axis=-1)", "log_softmax(logits, axis=0)", "normalised over positions"),
+    Mutant("logprobs", "tokens[:, None], axis=-1)", "tokens[:, None] - 1, axis=-1)", "token id off by one"),
+    Mutant("logprobs", "jnp.isfinite(logprobs)", "jnp.isnan(logprobs)", "only NaN counts as possible"),
+    Mutant("logprobs", "(possible, logprobs, 0)", "(possible, logprobs, logprobs)", "single where: NaN gradients"),
+    Mutant("logprobs", "return -jnp.where(possible", "return jnp.where(possible", "entropy negative"),
+    Mutant("logprobs", "jnp.exp(logprobs) * logprobs", "jnp.exp2(logprobs) * logprobs", "weights to the base 2"),
+    Mutant(
+        "logprobs", "logprobs, 0).sum(axis=-1)", "logprobs, 0).mean(axis=-1)", "entropy per token of the vocabulary"
+    ),
+    Mutant("logprobs", "if chunk < 1", "if chunk < 0", "chunk 0 accepted"),
+    Mutant("logprobs", "-(-length // chunk)", "(length // chunk)", "last partial chunk dropped"),
+    Mutant("logprobs", "reshape(-1)[:length]", "reshape(-1)[-length:]", "padding returned, first tokens dropped"),
+    Mutant("logprobs", "    @jax.checkpoint\n", "", "logits of all chunks kept for the backward pass"),
+    Mutant("logprobs", "allowed=permitted", "allowed=None", "chunked form ignores the mask"),
+    Mutant(
+        "logprobs",
+        "promote_types(states.dtype, jnp.float32)",
+        "promote_types(states.dtype, jnp.bfloat16)",
+        "bfloat16 logits",
+    ),
+    Mutant("logprobs", "(mask, logprobs, 0).sum()", "(mask, logprobs, 0).mean()", "sequence mean instead of sum"),
+    Mutant("logprobs", "(mask, logprobs, 0).sum()", "(mask, logprobs, 1).sum()", "padding counts as 1 nat"),
+    Mutant("gae", "rewards + gamma * values[1:]", "rewards - gamma * values[1:]", "next value subtracted"),
+    Mutant("gae", "values[1:] - values[:-1]", "values[1:] + values[:-1]", "own value added"),
+    Mutant("gae", "gamma * values[1:] -", "gae_lambda * values[1:] -", "λ in the TD error"),
+    Mutant("gae", "gamma * values[1:] -", "gamma * values[:-1] -", "value off by one"),
+    Mutant("gae", "delta + gamma * gae_lambda * later", "delta - gamma * gae_lambda * later", "sign of the recursion"),
+    Mutant("gae", "delta + gamma * gae_lambda * later", "delta + gamma * later", "λ missing"),
+    Mutant("gae", "delta + gamma * gae_lambda * later", "delta + gae_lambda * later", "γ missing"),
+    Mutant("gae", "deltas, reverse=True", "deltas, reverse=False", "runs forwards"),
+    Mutant("gae", "jnp.zeros((), dtype), deltas", "jnp.ones((), dtype), deltas", "advantage beyond the end"),
+    Mutant("gae", "next_value - value + gamma", "next_value + value + gamma", "own value added, multi-turn"),
+    Mutant("gae", "gamma * next_value", "gae_lambda * next_value", "λ in the TD error, multi-turn"),
+    Mutant("gae", "reward + gamma * next_value", "gamma * next_value", "rewards dropped"),
+    Mutant("gae", "gamma * gae_lambda * next_advantage", "gae_lambda * next_advantage", "γ missing, multi-turn"),
+    Mutant("gae", "value + gamma * gae_lambda * next", "value - gamma * gae_lambda * next", "sign, multi-turn"),
+    Mutant("gae", "(chosen, value, next_value)", "(chosen, value, gamma * next_value)", "user tokens discounted"),
+    Mutant("gae", "(chosen, value, next_value)", "(chosen, value, value)", "value of a user token carried"),
+    Mutant("gae", "(chosen, advantage, next_advantage)", "(chosen, advantage, 0)", "user tokens cut the credit"),
+    Mutant("gae", "carry, jnp.where(chosen, advantage, 0)", "carry, advantage", "user tokens get advantages"),
+    Mutant(
+        "gae", "jnp.where(policy_mask, rewards.astype(dtype), 0)", "rewards.astype(dtype)", "user rewards read: NaN"
+    ),
+    Mutant(
+        "gae",
+        "jnp.where(policy_mask, values[:-1].astype(dtype), 0)",
+        "values[:-1].astype(dtype)",
+        "user values read: NaN",
+    ),
+    Mutant("gae", "bootstrap, values = values[-1]", "bootstrap, values = values[-2]", "bootstrap off by one"),
+    Mutant("gae", "(bootstrap, jnp.zeros", "(bootstrap, jnp.ones", "advantage beyond the end, multi-turn"),
+    Mutant("gae", "policy_mask), reverse=True", "policy_mask), reverse=False", "runs forwards, multi-turn"),
+    Mutant("kl", "logprobs.astype(dtype) - ref", "logprobs.astype(dtype) + ref", "sum of log-probabilities"),
+    Mutant("kl", "ref_logprobs.dtype), jnp.float32", "ref_logprobs.dtype), jnp.bfloat16", "bfloat16 difference"),
+    Mutant("kl", "ref_logprobs)) / 2", "ref_logprobs)) * 2", "k2 four times too large"),
+    Mutant("kl", "jnp.square(_log_ratio", "jnp.abs(_log_ratio", "k2 linear"),
+    Mutant("kl", "jnp.expm1(-log_ratio)", "jnp.expm1(log_ratio)", "k3 of the inverse ratio"),
+    Mutant("kl", "jnp.expm1(-log_ratio)", "jnp.exp(-log_ratio)", "k3 off by one"),
+    Mutant("kl", "(-log_ratio) + log_ratio", "(-log_ratio) - log_ratio", "k3's control variate with the wrong sign"),
+    Mutant("kl", "jnp.exp(logprobs) * (", "jnp.exp(ref_logprobs) * (", "weights of the reference"),
+    Mutant("kl", "(logprobs - ref_logprobs)", "(logprobs + ref_logprobs)", "exact KL adds"),
+    Mutant("kl", "jnp.isfinite(logprobs)", "jnp.isfinite(ref_logprobs)", "infinite KL hidden"),
+    Mutant("kl", "jnp.where(possible, logprobs, 0), ", "logprobs, ", "0 · −∞ in the gradient"),
+    Mutant("kl", "0).sum(axis=-1)", "0).mean(axis=-1)", "KL per token of the vocabulary"),
+    Mutant("rewards", "score, score - penalty", "score, score + penalty", "no eos is rewarded"),
+    Mutant("rewards", "score, -penalty", "score, penalty", "replacement positive"),
+    Mutant("rewards", 'mode == "subtract"', 'mode != "subtract"', "modes confused"),
+    Mutant(
+        "rewards", "jnp.where(finished, score, score -", "jnp.where(~finished, score, score -", "finished are punished"
+    ),
+    Mutant("rewards", "-kl_coef * jnp", "kl_coef * jnp", "divergence rewarded"),
+    Mutant("rewards", "jnp.where(mask, kl_k1, 0)", "kl_k1", "KL of padding paid, NaN read"),
+    Mutant("rewards", "length - 1 - jnp", "length - jnp", "score one position late"),
+    Mutant("rewards", "length - 1 - jnp", "length - 2 - jnp", "score one position early"),
+    Mutant("rewards", "argmax(mask[::-1])", "argmax(mask)", "first real token counted from the end"),
+    Mutant("rewards", "mask & (jnp", "mask | (jnp", "score on every token"),
+    Mutant("rewards", "== last)", "<= last)", "score on every token up to the last"),
+    Mutant(
+        "rewards",
+        "(jnp.promote_types(score.dtype, kl_k1.dtype), jnp.float32)",
+        "(score.dtype, score.dtype)",
+        "integer scores truncate the KL term",
+    ),
+    Mutant("ppo", "exp(logprobs.astype(dtype) - old", "exp(logprobs.astype(dtype) + old", "product of probabilities"),
+    Mutant("ppo", "return jnp.exp(", "return jnp.expm1(", "ratio off by one"),
+    Mutant("ppo", "jnp.maximum(-advantages", "jnp.minimum(-advantages", "optimistic bound"),
+    Mutant("ppo", "maximum(-advantages", "maximum(advantages", "sign of the advantage"),
+    Mutant("ppo", "-advantages * jnp.clip(", "advantages * jnp.clip(", "sign of the clipped term"),
+    Mutant("ppo", "advantages * jnp.clip(ratio, 1 - clip", "advantages * jnp.clip(ratio, 1 + clip", "no lower bound"),
+    Mutant("ppo", "1 + clip_eps))\n", "1 - clip_eps))\n", "upper bound below 1"),
+    Mutant("ppo", "advantages < 0, ", "advantages > 0, ", "dual clip on good tokens"),
+    Mutant("ppo", "jnp.minimum(loss", "jnp.maximum(loss", "dual clip raises the loss"),
+    Mutant("ppo", "loss, -dual_clip *", "loss, dual_clip *", "sign of the dual bound"),
+    Mutant("ppo", "dual_clip <= 1", "dual_clip < 1", "dual clip of 1 accepted"),
+    Mutant("ppo", "clipped > -adv", "clipped < -adv", "flags the tokens the clip never touches"),
+    Mutant("ppo", "clipped > -adv", "clipped >= -adv", "flags every token inside the range"),
+    Mutant("ppo", "clipped = jnp.clip(ratio, 1 - ", "clipped = jnp.clip(ratio, 0 - ", "flags no fallen ratios"),
+    Mutant("ppo", "square(logprobs.astype(dtype) - ", "square(logprobs.astype(dtype) + ", "approximate KL of a sum"),
+    Mutant("ppo", "old_logprobs.astype(dtype)) / 2", "old_logprobs.astype(dtype)) * 2", "approximate KL times four"),
+    Mutant("ppo", "old_values - value_clip_eps", "old_values + value_clip_eps", "value range has no lower half"),
+    Mutant("ppo", "old_values + value_clip_eps)", "old_values - value_clip_eps)", "value range has no upper half"),
+    Mutant("ppo", "jnp.maximum(jnp.square(values", "jnp.minimum(jnp.square(values", "optimistic value loss"),
+    Mutant("ppo", "square(clipped - returns)", "square(clipped + returns)", "clipped error of a sum"),
+    Mutant("ppo", "square(values - returns)", "square(values + returns)", "error of a sum"),
+    Mutant("ppo", "returns)) / 2", "returns)) * 2", "value loss times four"),
+    Mutant("ppo", "square(x - x.sum() / n", "square(x + x.sum() / n", "variance around minus the mean"),
+    Mutant("ppo", "jnp.where(mask, jnp.square", "jnp.where(True, jnp.square", "padding has variance"),
+    Mutant("ppo", "variance(returns - values)", "variance(returns + values)", "variance of a sum"),
+    Mutant("ppo", "1 - variance(", "1 + variance(", "more error, more explained"),
+    Mutant("ppo", "jnp.where(total > 0, 1 -", "jnp.where(total >= 0, 1 -", "constant returns count as explained"),
+    Mutant("kl_control", "MAX_ERROR = 0.2", "MAX_ERROR = 0.3", "larger steps"),
+    Mutant("kl_control", "observed / target", "observed * target", "target inverted"),
+    Mutant("kl_control", "target - 1", "target + 1", "error off by two"),
+    Mutant("kl_control", "target - 1, -MAX_ERROR", "target - 1, 0", "coefficient never falls"),
+    Mutant("kl_control", "1 + error", "1 - error", "moves away from the target"),
+    Mutant("kl_control", "n_responses / horizon)", "n_responses * horizon)", "horizon inverted"),
+    Mutant("kl_control", "jnp.float32) * (1", "jnp.float32) / (1", "divides by the factor"),
+    Mutant("running", "x.mean(axis=0)", "x.mean()", "components share a mean"),
+    Mutant("running", "x - mean_new[None]", "x + mean_new[None]", "deviation from minus the mean"),
+    Mutant("running", "[None]).sum(axis=0)", "[None]).mean(axis=0)", "variance instead of the sum"),
+    Mutant("running", "moments.count + n_new", "moments.count + 1", "counts batches"),
+    Mutant("running", "mean_new - moments.mean", "mean_new + moments.mean", "shift of a sum"),
+    Mutant("running", "moments.mean + shift", "moments.mean - shift", "mean moves away"),
+    Mutant("running", "shift * (n_new / count)", "shift * (moments.count / count)", "weights swapped"),
+    Mutant("running", "moments.m2 + m2_new", "m2_new", "old deviations forgotten"),
+    Mutant("running", "jnp.square(shift) *", "jnp.abs(shift) *", "linear shift term"),
+    Mutant("running", "(moments.count * n_new / count)", "(moments.count * n_new)", "shift term not divided"),
+    Mutant("running", "m2_new + jnp.square", "m2_new - jnp.square", "shift term subtracted"),
+    Mutant("running", "moments.count >= 2", "moments.count >= 1", "std of one observation"),
+    Mutant("running", "moments.count >= 2", "moments.count > 2", "std of two ignored"),
+    Mutant("running", "moments.m2 > 0", "moments.m2 >= 0", "division by a zero std"),
+    Mutant("running", "moments.count - 1, 1)", "moments.count, 1)", "biased variance"),
+    Mutant("running", "jnp.sqrt(variance)", "jnp.square(variance)", "divides by variance squared"),
+    Mutant("running", "- moments.mean[None])", "+ moments.mean[None])", "mean added"),
+    Mutant("running", "clip(z, -clip, clip)", "clip(z, 0, clip)", "negative scores clipped away"),
+    Mutant("group", "scores.max() == scores.min()", "scores.max() != scores.min()", "flat test inverted"),
+    Mutant("group", "centred = scores - ", "centred = scores + ", "mean added"),
+    Mutant("group", "jnp.square(centred).mean()", "jnp.square(centred).sum()", "variance not divided"),
+    Mutant("group", "jnp.where(flat, 1, jnp", "jnp.where(flat, 0, jnp", "√0 in the gradient"),
+    Mutant("group", "jnp.where(flat, 0, centred", "jnp.where(False, 0, centred", "rounding noise in flat groups"),
+    Mutant("group", "(variance) + epsilon", "(variance) - epsilon", "ε subtracted"),
+    Mutant("group", "float = 1e-6", "float = 1e-4", "ε a hundred times larger"),
+    Mutant("group", "n_responses < 2", "n_responses < 1", "a single response accepted"),
+    Mutant("group", "(n_responses - 1)", "(n_responses + 1)", "wrong factor"),
+    Mutant("group", "return (scores - scores.mean())", "return (scores + scores.mean())", "baseline added"),
+    Mutant("dpo", "return beta * (", "return beta + (", "β added"),
+    Mutant("dpo", "logprob.astype(dtype) - ref", "logprob.astype(dtype) + ref", "reference added"),
+    Mutant("dpo", "beta=beta) - implicit", "beta=beta) + implicit", "margin of a sum"),
+    Mutant("dpo", "log_sigmoid(-margin)", "log_sigmoid(margin)", "smoothing without the other label"),
+    Mutant("dpo", "-(1 - label", "-(1 + label", "weights do not sum to one"),
+    Mutant("dpo", "* right - label", "* right + label", "flipped label rewarded"),
+    Mutant("dpo", "beta=1.0) - implicit", "beta=1.0) + implicit", "IPO margin of a sum"),
+    Mutant("dpo", "margin - 1 / (2", "margin + 1 / (2", "IPO aims at the opposite margin"),
+    Mutant("dpo", "(2 * beta)", "(2 / beta)", "IPO target inverted"),
+    Mutant("dpo", "jnp.square(margin", "jnp.abs(margin", "IPO linear"),
+    Mutant("dpo", "others])) - reward", "others])) + reward", "sign of the chosen reward"),
+    Mutant("dpo", "[reward[None], others]", "[others, others]", "chosen left out of its own softmax"),
+    Mutant("preference", "-jax.nn.log_sigmoid", "jax.nn.log_sigmoid", "loss negative"),
+    Mutant("preference", "chosen.astype(dtype) - rej", "chosen.astype(dtype) + rej", "sum of scores"),
+    Mutant("preference", "jnp.square(scores - ", "jnp.square(scores + ", "error of a sum"),
+    Mutant("preference", "jnp.square(scores - ", "jnp.abs(scores - ", "absolute error"),
+    Mutant("preference", "jnp.where(mask, labels, 0)", "labels", "missing labels read: NaN"),
+    Mutant("preference", "jnp.where(mask, scores, 0)", "scores", "scores without a label punished"),
+    Mutant("preference", "if length > n_items", "if length >= n_items", "full rankings refused"),
+    Mutant("preference", "cumsum(drawn, axis=0)", "cumsum(drawn, axis=1)", "drawn items along the catalogue"),
+    Mutant("preference", "- drawn > 0", "> 0", "an item leaves before it is drawn"),
+    Mutant("preference", "(taken, -jnp.inf,", "(taken, 0.0,", "drawn items stay with utility 0"),
+    Mutant("preference", "utilities[ranking] - jax", "utilities[ranking] + jax", "normaliser added"),
+    Mutant("preference", "logsumexp(remaining, axis=-1)", "logsumexp(remaining)", "one normaliser for all places"),
+    Mutant("preference", "(mask, logprobs, 0).sum()", "(mask, logprobs, 0).mean()", "mean over places"),
+    Mutant("preference", "(mask, logprobs, 0).sum()", "logprobs.sum()", "places after the end count"),
+]
+
+
+def copy_sources(folder: Path) -> None:
+    """What the tests of the equations need, and nothing else."""
+    for name in COPIED:
+        source, target = REPOSITORY / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+
+
+def run_tests(folder: Path, module: str) -> tuple[bool, str]:
+    """Whether all tests of one module pass on the copy, and the first that fails."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    files = ["tests/equations/test_golden.py", f"tests/equations/{TESTS[module]}"]
+    options = ["-x", "-q", "-k", module, "-p", "no:cacheprovider", "--durations=0", "--durations-min=60"]
+    command = [sys.executable, "-m", "pytest", *options, *files]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest could not run the tests of {module}:\n{done.stdout}{done.stderr}")
+    failed = re.search(r"^FAILED \S*::(\w+)(\[[^\]]*\])?", done.stdout, re.MULTILINE)
+    return done.returncode == 0, "".join(failed.groups(default="")) if failed else ""
+
+
+def break_file(folder: Path, mutant: Mutant) -> None:
+    """Writes the mutated file over the copy's."""
+    name = f"rlhf_jax/equations/{mutant.module}.py"
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    if text.count(mutant.original) != 1:
+        raise ValueError(f"{name}: {mutant.original!r} occurs {text.count(mutant.original)} times, expected once")
+    (folder / name).write_text(text.replace(mutant.original, mutant.replacement), encoding="utf-8")
+
+
+def restore_file(folder: Path, module: str) -> None:
+    """Undoes `break_file`."""
+    name = f"rlhf_jax/equations/{module}.py"
+    shutil.copy(REPOSITORY / name, folder / name)
+
+
+def code(text: str) -> str:
+    """Source text in a Markdown table cell."""
+    return "`" + (text.strip().replace("|", "\\|") or " ") + "`"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=sorted(TESTS), help="mutate one file and leave the table as it is")
+    only = parser.parse_args().only
+    mutants = [m for m in MUTANTS if only in (None, m.module)]
+    rows, killed = [], 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_sources(folder)
+        for mutant in mutants:  # a text that no longer fits is found before the long run
+            break_file(folder, mutant)
+            restore_file(folder, mutant.module)
+        for module in sorted({m.module for m in mutants}):
+            passed, test = run_tests(folder, module)
+            if not passed:
+                raise RuntimeError(f"the tests of {module} fail without any mutation: {test}")
+        for number, mutant in enumerate(mutants, start=1):
+            break_file(folder, mutant)
+            survived, test = run_tests(folder, mutant.module)
+            restore_file(folder, mutant.module)
+            killed += not survived
+            verdict = "**survived**" if survived else code(test)
+            change = f"{code(mutant.original)} → {code(mutant.replacement)}"
+            rows.append(f"| {number} | {mutant.module} | {change} | {mutant.breaks} | {verdict} |")
+            print(rows[-1], flush=True)
+    share = killed / len(mutants)
+    summary = f"{killed} of {len(mutants)} mutants killed ({share:.1%})."
+    print(summary)
+    if only is None:
+        head = "| # | file | change | what it breaks | first test that fails |\n|---|---|---|---|---|\n"
+        intro = "# Mutants of the equations\n\nWritten by `python tools/mutate_equations.py`; 95 % must be killed.\n"
+        TABLE.write_text(f"{intro}\n{summary}\n\n{head}" + "\n".join(rows) + "\n", encoding="utf-8")
+    return 0 if share >= REQUIRED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
