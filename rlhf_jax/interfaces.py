@@ -5,7 +5,8 @@ V vocabulary, I items, C reward components.
 """
 
 import dataclasses
-from typing import Any, Literal, Mapping, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import chex
 from jaxtyping import Array, Bool, Float, Int, Key

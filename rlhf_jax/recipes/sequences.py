@@ -5,8 +5,10 @@ Everything is a pure function of (seed, step), so that a resumed run sees the sa
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.items import description_sequences
@@ -137,12 +139,12 @@ class TextBatches:
                     kinds[row, position] = kind
                     listed[row, position, : len(so_far)] = so_far
         batch = GrammarTargets(
-            targets=targets,
-            kinds=kinds,
-            listed=listed,
-            item_positions=item_positions,
-            item_kinds=item_kinds,
-            item_listed=item_listed,
+            targets=jnp.asarray(targets),
+            kinds=jnp.asarray(kinds),
+            listed=jnp.asarray(listed),
+            item_positions=jnp.asarray(item_positions),
+            item_kinds=jnp.asarray(item_kinds),
+            item_listed=jnp.asarray(item_listed),
         )
         return tokens, tokens != self.vocab.pad, batch
 
@@ -166,7 +168,7 @@ def target_kinds(tokens: Sequence[int], vocab: Vocabulary, max_listed: int) -> l
     A list longer than `max_listed` cannot come from the grammar: what exceeds it is not a target.
     """
     phase, listed, kinds = FREE_WORD, (), []
-    for token, target in zip(tokens[:-1], tokens[1:], strict=True):
+    for token, target in itertools.pairwise(tokens):
         if token == vocab.recommender:
             phase, listed = FIRST, ()
         elif token == vocab.rec:

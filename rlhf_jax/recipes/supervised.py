@@ -252,7 +252,7 @@ def _named(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def text_batch(tokens: np.ndarray, mask: np.ndarray, targets: GrammarTargets) -> TextBatch:
     """A packed batch as the loss reads it."""
-    return TextBatch(tokens=tokens, mask=mask, targets=targets)
+    return TextBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), targets=targets)
 
 
 def training_batches(

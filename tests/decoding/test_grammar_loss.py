@@ -1,0 +1,103 @@
+"""The two small heads against the masked softmax over the whole vocabulary that sampling and PPO use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.decoding.grammar import Grammar, allowed_along
+from rlhf_jax.decoding.grammar_loss import FREE_ITEM, FREE_WORD, GrammarTargets, grammar_nll
+from rlhf_jax.equations.logprobs import token_logprobs
+from rlhf_jax.recipes.sequences import Text, TextBatches, target_kinds
+
+MAX_ITEMS = 3
+
+
+@pytest.fixture(scope="module")
+def vocab() -> Vocabulary:
+    return Vocabulary.train(["a b c d e f", "see the film"], (7, 8, 9, 10, 11, 12), 300, multiple=8)
+
+
+@pytest.fixture(scope="module")
+def grammar(vocab: Vocabulary) -> Grammar:
+    return Grammar(**vocab.grammar._asdict(), max_items=MAX_ITEMS, vocab_size=vocab.size)
+
+
+def responses(vocab: Vocabulary) -> list[list[int]]:
+    item = [vocab.item_token(i) for i in vocab.item_ids]
+    return [
+        [vocab.rec, item[0], item[4], vocab.say, 5, 6, item[4], 7, vocab.eos],
+        [vocab.rec, item[5], item[1], item[2], vocab.say, 9, vocab.eos],  # a full list: `<say>` must follow
+        [vocab.say, 3, 4, vocab.eos],
+        [vocab.rec, item[3], vocab.say, item[3], item[3], vocab.eos],
+    ]
+
+
+def packed(vocab: Vocabulary, texts: list[list[int]], bucket: int) -> tuple[np.ndarray, GrammarTargets]:
+    batches = TextBatches(tuple(Text(tuple(t)) for t in texts), vocab, (bucket,), bucket * len(texts), 0, MAX_ITEMS)
+    tokens, _, targets = batches.pack(texts, bucket, None)
+    return tokens, targets
+
+
+def test_recommender_turns_equal_the_masked_softmax_over_the_whole_vocabulary(vocab: Vocabulary, grammar: Grammar):
+    found = responses(vocab)
+    tokens, targets = packed(vocab, [[vocab.recommender, *response] for response in found], 24)
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(len(found), 24, 16)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(vocab.size, 16)), jnp.float32)
+    words, items = grammar_nll(hidden, table, targets, grammar)
+    sums = np.asarray(words.sum(axis=1) + items.sum(axis=1))
+    for row, response in enumerate(found):
+        # The reference: every logit, masked by the rules, one response at a time.
+        logits = hidden[row, : len(response)] @ table.T
+        allowed = allowed_along(grammar, jnp.asarray([response]))[0]
+        expected = -token_logprobs(logits, jnp.asarray(response), allowed=allowed)
+        np.testing.assert_allclose(sums[row], float(expected.sum()), rtol=1e-5)
+    assert tokens.shape == (4, 24)
+
+
+def test_outside_the_grammar_words_and_items_are_two_softmaxes(vocab: Vocabulary, grammar: Grammar):
+    item = vocab.item_token(9)
+    text = [vocab.seeker, 5, item, 6, vocab.eos]
+    _, targets = packed(vocab, [text, text], 20)
+    rng = np.random.default_rng(1)
+    hidden = jnp.asarray(rng.normal(size=(2, 20, 8)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(vocab.size, 8)), jnp.float32)
+    words, items = grammar_nll(hidden, table, targets, grammar)
+    logits = np.asarray(hidden[0] @ table.T, np.float64)
+    columns = [t for t in range(vocab.first_item) if t != vocab.pad]
+    for position, target in ((0, 5), (2, 6), (3, vocab.eos)):
+        expected = np.log(np.exp(logits[position, columns]).sum()) - logits[position, target]
+        np.testing.assert_allclose(words[0, position], expected, rtol=1e-5)
+    among = logits[1, vocab.first_item : vocab.first_item + vocab.n_items]
+    np.testing.assert_allclose(items[0, 0], np.log(np.exp(among).sum()) - logits[1, item], rtol=1e-5)
+    assert float(words[0, 1]) == 0.0
+
+
+def test_padding_has_no_loss_and_no_gradient(vocab: Vocabulary, grammar: Grammar):
+    found = responses(vocab)
+    tokens, targets = packed(vocab, [[vocab.recommender, *response] for response in found], 24)
+    rng = np.random.default_rng(2)
+    hidden = jnp.asarray(rng.normal(size=(len(found), 24, 4)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(vocab.size, 4)), jnp.float32)
+
+    def total(hidden: jax.Array) -> jax.Array:
+        words, items = grammar_nll(hidden, table, targets, grammar)
+        return words.sum() + items.sum()
+
+    gradient = np.asarray(jax.grad(total)(hidden))
+    lengths = (tokens != vocab.pad).sum(axis=1)
+    for row, length in enumerate(lengths):
+        assert np.isfinite(gradient).all()
+        assert not gradient[row, length - 1 :].any()
+        assert gradient[row, : length - 1].any(axis=1).sum() >= length - 2  # a forced `<say>` teaches nothing
+
+
+def test_an_item_that_was_not_listed_is_no_target(vocab: Vocabulary):
+    item = [vocab.item_token(i) for i in vocab.item_ids]
+    text = [vocab.recommender, vocab.rec, item[0], vocab.say, item[1], 5, vocab.eos]
+    kinds = [kind for kind, _ in target_kinds(text, vocab, MAX_ITEMS)]
+    assert kinds[3] == 0 and kinds[4] != 0
+    kinds = [kind for kind, _ in target_kinds([vocab.seeker, item[0], 5, vocab.eos], vocab, MAX_ITEMS)]
+    assert kinds == [FREE_ITEM, FREE_WORD, FREE_WORD]
