@@ -318,9 +318,9 @@ def per_user(result: ClosedLoopResult) -> dict[str, np.ndarray]:
 
 
 def baseline_assessments(prepared: Prepared, config: AssessmentConfig) -> dict[str, RankingOutcome]:
-    """Popularity and copy, which stand in every ranking table."""
+    """Popularity and copy, which stand in every ranking table; counted in all training dialogues, validation included."""
     rows = test_rows(prepared, config)
-    counts = baselines.mention_counts(prepared.corpus.train)
+    counts = baselines.mention_counts((*prepared.corpus.train, *prepared.corpus.validation))
     return {
         name: ranking.rank_rows(rows, scores(rows, prepared.vocab.item_ids, counts), prepared.vocab.item_ids)
         for name, scores in (("popularity", baselines.popularity_scores), ("copy", baselines.copy_scores))
