@@ -138,17 +138,17 @@ def main(config: Config) -> Path:
         # 4. Evaluation and report.
         policies = {"sft": sft, "ppo": policy}
         systems = {
-            name: assessment.assess(
+            name: {seed: assessment.assess(
                 run, name, prepared, agent, params, config.assess, data,
                 reward_model=reward_model, weights=weights, seed=seed,
-            )
+            )}
             for name, params in policies.items()
         }
         split = f"{data.source}/test"
         baselines = assessment.baseline_assessments(prepared, config.assess)
-        found = assessment.results(systems, baselines, split=split, seed=seed)
+        found = assessment.results(systems, baselines, split=split)
         write_results(run.path, found + reward.results(gate, split=f"{data.source}/validation", seed=seed))
-        shown = assessment.conversations(prepared, systems, agent, config.assess, data, policies)
+        shown = assessment.conversations(prepared, agent, config.assess, data, policies)
         write_samples(run.path, shown)
         report = write_report(
             run.path, title=f"IUF-RLHF on {data.source}, seed {seed}", notes=assessment.notes(prepared, data)

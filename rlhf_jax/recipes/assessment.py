@@ -332,6 +332,7 @@ def save(path: Path, assessment: Assessment) -> None:
     arrays: dict[str, Any] = {}
     for protocol, table in assessment.ranking.tables.items():
         arrays[f"ranks/{protocol}"], arrays[f"rows/{protocol}"] = table.ranks, table.rows
+        arrays[f"dialogues/{protocol}"] = np.array(table.dialogues, np.str_)
     arrays["top/whole"] = np.array(json.dumps(assessment.ranking.top.whole))
     arrays["top/filtered"] = np.array(json.dumps(assessment.ranking.top.filtered))
     arrays["turns"] = np.array(json.dumps([list(turn) for turn in assessment.turns]))
@@ -342,17 +343,16 @@ def save(path: Path, assessment: Assessment) -> None:
     partial.rename(path)
 
 
-def load(path: Path, rows: Sequence[RankingRow]) -> Assessment:
-    """Reads what `save` wrote; `rows` are the same test rows."""
+def load(path: Path, rows: Sequence[RankingRow] = ()) -> Assessment:
+    """Reads what `save` wrote; `rows`, the same test rows, are needed for the user-centric metrics only."""
     with np.load(path) as arrays:
         names = list(arrays)
         tables = {}
         for name in names:
             kind, _, protocol = name.partition("/")
             if kind == "ranks":
-                places = arrays[f"rows/{protocol}"]
-                dialogues = tuple(rows[place].dialogue.dialogue_id for place in places)
-                tables[protocol] = RankTable(protocol, arrays[name], places, dialogues)
+                dialogues = tuple(map(str, arrays[f"dialogues/{protocol}"]))
+                tables[protocol] = RankTable(protocol, arrays[name], arrays[f"rows/{protocol}"], dialogues)
         whole, filtered = (
             tuple(tuple(items) for items in json.loads(str(arrays[f"top/{kind}"]))) for kind in ("whole", "filtered")
         )
@@ -367,48 +367,56 @@ def load(path: Path, rows: Sequence[RankingRow]) -> Assessment:
 
 
 def results(
-    systems: Mapping[str, Assessment],
+    systems: Mapping[str, Mapping[int, Assessment]],
     baseline: Mapping[str, RankingOutcome],
     *,
     split: str,
-    seed: int,
+    same_users: bool = False,
 ) -> list[Result]:
-    """Entries of `results.json`: every system alone, and the last against the first, pair by pair."""
+    """Entries of `results.json`: every system alone, and the last against the first, pair by pair.
+
+    Args:
+      systems: assessments by training seed, by name, in the order to show.
+      baseline: systems that were not trained.
+      split: data set and split, for example `redial/test`.
+      same_users: every seed met the same users (the same world); otherwise each had its own.
+    """
     found: list[Result] = []
     for name, outcome in baseline.items():
         found += ranking.ranking_results(name, outcome.tables, split=split)
         found += user_centric.user_centric_results(name, outcome.top, split=split)
-    for name, system in systems.items():
-        found += ranking.ranking_results(name, {seed: system.ranking.tables}, split=split)
-        found += user_centric.user_centric_results(name, {seed: system.ranking.top}, split=split)
-        if system.turns:
-            found += text.text_results(name, [system.turns], split=split, seeds=[seed])
-        for decoding, measured in system.users.items():
-            found += closed_loop.closed_loop_results(name, {seed: measured}, split=f"{split}-users-{decoding}")
+    for name, runs in systems.items():
+        seeds, some = sorted(runs), runs[min(runs)]
+        found += ranking.ranking_results(name, _each(runs, lambda run: run.ranking.tables), split=split)
+        if some.ranking.top.rows:
+            found += user_centric.user_centric_results(name, _each(runs, lambda run: run.ranking.top), split=split)
+        found += text.text_results(name, [runs[seed].turns for seed in seeds], split=split, seeds=seeds)
+        for decoding in some.users:
+            measured = {seed: run.users[decoding] for seed, run in runs.items()}
+            at = f"{split}-users-{decoding}"
+            found += closed_loop.closed_loop_results(name, measured, split=at, same_users=same_users)
     names = list(systems)
     if len(names) > 1:
-        first, last = systems[names[0]], systems[names[-1]]
-        name = f"{names[-1]}-{names[0]}"
-        found += ranking.difference_results(
-            name, {seed: last.ranking.tables}, {seed: first.ranking.tables}, split=split
-        )
-        if first.turns and last.turns:
-            found += text.text_differences(name, [last.turns], [first.turns], split=split, seeds=[seed])
-        for decoding in last.users:
-            found += closed_loop.closed_loop_differences(
-                name,
-                {seed: last.users[decoding]},
-                {seed: first.users[decoding]},
-                split=f"{split}-users-{decoding}",
-            )
-    some = next(iter(systems.values()))
-    if some.turns:
-        found += text.constant_results([(turn.dialogue, turn.reference) for turn in some.turns], split=split)
-    return found
+        first, last, name = systems[names[0]], systems[names[-1]], f"{names[-1]}-{names[0]}"
+        tables = [_each(runs, lambda run: run.ranking.tables) for runs in (last, first)]
+        found += ranking.difference_results(name, *tables, split=split)
+        seeds = sorted(first)
+        sides = [[runs[seed].turns for seed in seeds] for runs in (last, first)]
+        found += text.text_differences(name, *sides, split=split, seeds=seeds)
+        for decoding in first[seeds[0]].users:
+            met = [{seed: run.users[decoding] for seed, run in runs.items()} for runs in (last, first)]
+            at = f"{split}-users-{decoding}"
+            found += closed_loop.closed_loop_differences(name, *met, split=at, same_users=same_users)
+    turns = systems[names[0]][min(systems[names[0]])].turns
+    return found + text.constant_results([(turn.dialogue, turn.reference) for turn in turns], split=split)
+
+
+def _each(runs: Mapping[int, Assessment], part: Callable[[Assessment], Any]) -> dict[int, Any]:
+    return {seed: part(run) for seed, run in runs.items()}
 
 
 def conversations(
-    prepared: Prepared, systems: Mapping[str, Assessment], agent: Agent, config: AssessmentConfig, data: DataConfig,
+    prepared: Prepared, agent: Agent, config: AssessmentConfig, data: DataConfig,
     params: Mapping[str, Params],
 ) -> list[Conversation]:
     """Test contexts with what the human and every system said there, titles spelled out."""
@@ -417,8 +425,8 @@ def conversations(
     turns = turns[:: max(1, len(turns) // config.conversations)][: config.conversations]
     titles = spelled_titles(prepared.corpus.items)
     replies = {
-        name: greedy_responses(agent, params[name], windows, turns, len(turns), name=f"{name}: samples")
-        for name in systems
+        name: greedy_responses(agent, policy, windows, turns, len(turns), name=f"{name}: samples")
+        for name, policy in params.items()
     }
 
     def shown(message: Message) -> str:
@@ -429,7 +437,7 @@ def conversations(
     for place, (dialogue, index) in enumerate(turns):
         whole: Dialogue = windows.dialogues[dialogue]
         context = whole.messages[max(0, index - data.window) : index]
-        said = {name: prepared.vocab.decode(replies[name][place], titles, specials=True) for name in systems}
+        said = {name: prepared.vocab.decode(replies[name][place], titles, specials=True) for name in params}
         found.append(
             Conversation(
                 dialogue=whole.dialogue_id,

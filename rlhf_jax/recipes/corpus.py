@@ -109,29 +109,31 @@ def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: in
         f"{len(corpus.train)} training, {len(corpus.validation)} validation, {len(corpus.test)} test dialogues; "
         f"{len(corpus.items)} items, {vocab.n_words} words"
     )
+    network, trunk = load_network(model, vocab)
+    if trunk is not None:
+        trunk = extend_vocabulary(
+            trunk,
+            stream_key(jax.random.key(seed), "vocabulary/rows", 0),
+            vocab.size,
+            n_words=vocab.n_words,
+            first_item=vocab.first_item,
+            item_titles=item_title_tokens(vocab, corpus.items),
+        )
+    return Prepared(corpus, vocab, network, trunk, seed if data.source == "world" else None)
+
+
+def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Params | None]:
+    """The network's sizes for this vocabulary, and the weights as they are on disk; None means from scratch."""
     if model.weights is None:
-        network = GPT2Config(
+        network, trunk = GPT2Config(
             vocab_size=vocab.size,
             n_positions=model.n_positions,
             n_embd=model.n_embd,
             n_layer=model.n_layer,
             n_head=model.n_head,
-            dropout=model.dropout,
-            attention_dropout=model.attention_dropout,
-            compute_dtype=model.compute_dtype,
-            remat=model.remat,
-        )
-        return Prepared(corpus, vocab, network, None, seed if data.source == "world" else None)
-    network, trunk = load_hf(model.weights)
-    key = stream_key(jax.random.key(seed), "vocabulary/rows", 0)
-    trunk = extend_vocabulary(
-        trunk,
-        key,
-        vocab.size,
-        n_words=vocab.n_words,
-        first_item=vocab.first_item,
-        item_titles=item_title_tokens(vocab, corpus.items),
-    )
+        ), None
+    else:
+        network, trunk = load_hf(model.weights)
     network = dataclasses.replace(
         network,
         vocab_size=vocab.size,
@@ -140,7 +142,7 @@ def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: in
         compute_dtype=model.compute_dtype,
         remat=model.remat,
     )
-    return Prepared(corpus, vocab, network, trunk, seed if data.source == "world" else None)
+    return network, trunk
 
 
 def _world_folder(run: RunDirectory, world: WorldConfig, seed: int) -> Path:

@@ -1,0 +1,96 @@
+"""Several runs of `ppo_redial.py` as one result: mean over seeds, paired intervals, one figure.
+
+    python experiments/gather_seeds.py runs/summary plain=runs/plain-0,runs/plain-1,runs/plain-2 hackable=runs/hack-0,…
+
+Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. Everything is read from what the runs stored
+case by case; nothing is measured again. Writes `results.json`, `report.md` and the proxy-against-truth figure into the
+first argument. A difference is claimed only with three seeds and an interval without 0.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rlhf_jax.evaluation.results import Result
+from rlhf_jax.recipes import assessment
+from rlhf_jax.runtime import plots, report_figures
+from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.report import read_results, write_report, write_results
+from rlhf_jax.runtime.run import RunError, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which runs belong together."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder for the summary; made if absent."""
+    settings: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """NAME=RUN,RUN,… for every setting."""
+
+    def __post_init__(self) -> None:
+        wrong = [setting for setting in self.settings if not setting.partition("=")[2]]
+        if wrong or not self.settings:
+            raise ValueError(f"settings must look like NAME=RUN,RUN; got {wrong or 'none'}")
+
+
+def runs_by_seed(name: str, folders: list[Path]) -> dict[int, Path]:
+    """The finished runs of one setting by their seed.
+
+    Raises: RunError for a run that is not finished, or runs that differ in more than the seed.
+    """
+    found: dict[int, Path] = {}
+    first = None
+    for folder in folders:
+        if not (folder / "results.json").exists():
+            raise RunError(f"{folder}: no results.json; let the run finish first (start its command again)")
+        config = read_json(folder / "config.json")["config"]
+        seed = config.pop("seed")
+        first = first or config
+        if config != first or seed in found:
+            what = f"seed {seed} occurs twice" if seed in found else "its configuration differs in more than the seed"
+            raise RunError(f"setting {name}: {folder} does not belong with {folders[0]}: {what}")
+        found[seed] = folder
+    return found
+
+
+def gathered(name: str, folders: list[Path]) -> list[Result]:
+    """Entries over all seeds of one setting."""
+    runs = runs_by_seed(name, folders)
+    systems = {
+        system: {seed: assessment.load(folder / "assessments" / f"{system}.npz") for seed, folder in runs.items()}
+        for system in ("sft", "ppo")
+    }
+    source = read_json(folders[0] / "config.json")["config"]["data"]["source"]
+    found = assessment.results(systems, {}, split=f"{name}: {source}/test")
+    # The gate's correlations are one number a run: shown seed by seed.
+    for seed, folder in runs.items():
+        for result in read_results(folder):
+            if result.system == "reward_model":
+                found.append(dataclasses.replace(result, split=f"{name}, seed {seed}: {result.split}"))
+    return found
+
+
+def main(config: Config) -> Path:
+    """Reads all runs and writes the summary."""
+    settings = {
+        name: [Path(folder) for folder in folders.split(",")]
+        for name, _, folders in (setting.partition("=") for setting in config.settings)
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    results = [result for name, folders in settings.items() for result in gathered(name, folders)]
+    write_results(config.out, results)
+    lines = {name: [read_metrics(run / "metrics.jsonl") for run in folders] for name, folders in settings.items()}
+    plots.save(report_figures.study(lines), config.out / "plots", "study")
+    command = f"python experiments/gather_seeds.py {config.out} {' '.join(config.settings)}"
+    notes = ["![Proxy reward, true utility and KL along PPO; one column a setting, one line a seed](plots/study.png)"]
+    return write_report(config.out, title="Runs over seeds", command=command, notes=notes)
+
+
+if __name__ == "__main__":
+    try:
+        print(f"report: {main(tyro.cli(Config, description=__doc__))}")
+    except (RunError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
