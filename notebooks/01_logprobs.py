@@ -1,0 +1,204 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1 · Log-probabilities: how likely was that sentence?
+#
+# You know policy gradients: a policy $\pi(a \mid s)$ draws an action $a$ in a state $s$, a reward comes back, and the
+# gradient of $\log \pi(a \mid s)$ says how to make that action likelier. This course carries the idea over to language.
+# Its first question is the smallest one: **a language model has just written a sentence. How probable was it, and how does
+# that number change with the model's parameters?**
+#
+# | in reinforcement learning | in language |
+# |---|---|
+# | action $a_t$ | a **token**: a word or a piece of one, drawn from a fixed list, the **vocabulary**, of size $V$ |
+# | state $s_t$ | everything said so far: the **prompt** $x$, then the tokens $a_1 \ldots a_{t-1}$ |
+# | policy $\pi(\cdot \mid s_t)$ | the model's distribution over the next token |
+# | episode | a **response** $y = (a_1, \ldots, a_T)$; it ends with the token `<eos>`, "end of sequence" |
+# | environment | none between two tokens: the next state is the old one with the token appended |
+#
+# A model gives one score per token of the vocabulary, the **logits** $l$. The **softmax** turns them into probabilities:
+#
+# $$\log \pi(v \mid s_t) = l_{t,v} - \log \sum_u \exp(l_{t,u})$$
+#
+# We stay in logarithms, because the probability of a whole response is a product of many small numbers. The unit of a natural
+# logarithm is the **nat**: $-1$ nat means a probability of $e^{-1} \approx 0.37$.
+
+# %%
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from rlhf_jax.equations.logprobs import entropy, log_softmax, sequence_logprob, token_logprobs
+
+# %% [markdown]
+# ## By hand
+#
+# Five words, a response of four tokens: *a good film* `<eos>`. Row $t$ of `logits` is what the model thought **before** token
+# $t$ was said: position $t$ of the logits belongs to token $t$. (A network puts it out one position earlier, while it reads
+# token $t-1$. Being off by one here is the classic bug of this field: the numbers look fine and nothing is learnt.)
+
+# %%
+VOCABULARY = ["<eos>", "a", "good", "bad", "film"]
+response = np.array([1, 2, 4, 0])
+logits = np.array(
+    [
+        [-1.0, 2.0, 1.0, 0.5, 0.0],  # before "a"
+        [-1.0, -2.0, 1.5, 1.2, 0.8],  # before "good"
+        [0.5, -2.0, 0.0, -1.0, 2.0],  # before "film"
+        [2.5, -1.0, -0.5, -1.0, -0.5],  # before "<eos>"
+    ]
+)
+
+logprobs_by_hand = np.zeros(len(response))
+for t, token in enumerate(response):
+    logprobs_by_hand[t] = logits[t, token] - np.log(np.exp(logits[t]).sum())
+
+logprobs = token_logprobs(jnp.asarray(logits, jnp.float32), jnp.asarray(response))
+for token, hand, library in zip(response, logprobs_by_hand, logprobs, strict=True):
+    print(f"{VOCABULARY[token]:6s} log π = {hand:.4f} by hand, {library:.4f} by the library, π = {np.exp(hand):.3f}")
+
+# %% [markdown]
+# The probability of the response is the product of its tokens' probabilities, so its log-probability is their sum:
+#
+# $$\log \pi(y \mid x) = \sum_t \log \pi(a_t \mid s_t)$$
+#
+# ### Padding and the mask
+#
+# Responses differ in length, arrays do not: short responses are filled up with **padding**, and a **mask** says which tokens
+# are real (`<eos>` is real, what follows it is not). Nothing may be computed from padding. The library is tested with `NaN`
+# ("not a number") there, because a zero can hide a mistake and `NaN` cannot.
+
+# %%
+padded = jnp.concatenate([logprobs, jnp.full(2, jnp.nan)])
+mask = jnp.array([True, True, True, True, False, False])
+total = sequence_logprob(padded, mask)
+print(f"log π(response) = {total:.4f} nats, probability {np.exp(total):.4f}")
+
+# %% [markdown]
+# ### Temperature and entropy
+#
+# To make a model bolder or safer when it speaks, its logits are divided by a **temperature** $\tau$: $\tau < 1$ sharpens the
+# distribution, $\tau > 1$ flattens it. The policy that acts is the tempered one, so *its* log-probabilities are the ones that
+# count, in sampling and in learning alike.
+#
+# **Entropy** measures how undecided the model is at a position: $H_t = -\sum_v \pi(v \mid s_t) \log \pi(v \mid s_t)$. It is 0 when
+# one token is certain, and $\log V$ when all are equally likely.
+
+# %%
+for temperature in (0.5, 1.0, 2.0):
+    probabilities = np.exp(logits / temperature)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    by_hand = -(probabilities * np.log(probabilities)).sum(axis=1)
+    library = entropy(jnp.asarray(logits, jnp.float32), temperature=temperature)
+    np.testing.assert_allclose(library, by_hand, rtol=1e-5)
+    print(f"temperature {temperature}: entropy by position {np.round(by_hand, 2)}, at most log 5 = {np.log(5):.2f}")
+
+# %% [markdown]
+# ## The picture
+#
+# Left: the whole distribution at each position; the frame marks the token that was said. Right: the same first position at
+# three temperatures.
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[1.15, 1], layout="constrained")
+probabilities = np.exp(log_softmax(jnp.asarray(logits, jnp.float32)))
+image = left.imshow(probabilities.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+for t, token in enumerate(response):
+    left.add_patch(plt.Rectangle((t - 0.5, token - 0.5), 1, 1, fill=False, edgecolor="darkorange", linewidth=2.5))
+    for v in range(len(VOCABULARY)):
+        color = "white" if probabilities[t, v] > 0.6 else "black"
+        left.text(t, v, f"{probabilities[t, v]:.2f}", ha="center", va="center", color=color)
+left.set_xticks(range(4), [f"t = {t + 1}\nsaid: {VOCABULARY[token]}" for t, token in enumerate(response)])
+left.set_yticks(range(5), VOCABULARY)
+left.set_title("π(token | what was said before)")
+figure.colorbar(image, ax=left, label="probability")
+for offset, temperature in zip((-0.27, 0.0, 0.27), (0.5, 1.0, 2.0), strict=True):
+    row = jnp.asarray(logits[:1], jnp.float32)
+    height = np.exp(log_softmax(row, temperature=temperature))[0]
+    undecided = entropy(row, temperature=temperature)[0]
+    right.bar(np.arange(5) + offset, height, 0.25, label=f"τ = {temperature}, entropy {undecided:.2f} nats")
+right.set_xticks(range(5), VOCABULARY)
+right.set_ylabel("probability at t = 1")
+right.set_title("Temperature sharpens or flattens")
+right.legend()
+plt.show()
+
+# %% [markdown]
+# ## Its gradient is the policy gradient's score function
+#
+# $$\frac{\partial}{\partial l_{t,v}} \log \pi(a_t \mid s_t) = [v = a_t] - \pi(v \mid s_t)$$
+#
+# Raise the logit of what was said, lower all logits in proportion to their probability. REINFORCE multiplies this by how good
+# the response was; everything in this course is about what to put in place of "how good", and how far to follow it.
+
+# %%
+gradient = jax.grad(lambda l: token_logprobs(l, jnp.asarray(response)).sum())(jnp.asarray(logits, jnp.float32))
+gradient_by_hand = np.eye(5)[response] - probabilities
+print(np.round(gradient, 2))
+
+# %% [markdown]
+# ## Checks
+
+# %%
+np.testing.assert_allclose(logprobs, logprobs_by_hand, rtol=1e-5)
+np.testing.assert_allclose(total, logprobs_by_hand.sum(), rtol=1e-5)
+np.testing.assert_allclose(gradient, gradient_by_hand, atol=1e-6)
+np.testing.assert_allclose(np.sum(gradient, axis=1), 0, atol=1e-6)
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. What does $\log \pi(a_t)$ tend to as $\tau \to 0$ and as $\tau \to \infty$, for the likeliest token and for another one?
+# 2. A recommender must not end its reply before it has said something, so `<eos>` is forbidden at the first position (the
+#    argument `allowed`). What happens to the log-probability of "a"? What goes wrong if the sampler obeys the rule and the
+#    learner does not know it?
+# 3. Show that $\sum_v \pi(v)\, \nabla \log \pi(v) = 0$. Why does that allow us to subtract any constant, a **baseline**, from the
+#    reward?
+#
+# Solutions follow.
+
+# %% [markdown]
+# **1.** As $\tau \to 0$ the distribution collapses onto the likeliest token: its log-probability tends to 0, all others to
+# $-\infty$. As $\tau \to \infty$ all tokens become equally likely: $-\log V$.
+
+# %%
+for temperature in (0.01, 100.0):
+    sharp = log_softmax(jnp.asarray(logits[:1], jnp.float32), temperature=temperature)[0]
+    print(f"τ = {temperature}: likeliest {sharp.max():.3f}, least likely {sharp.min():.3f}; −log 5 = {-np.log(5):.3f}")
+
+# %% [markdown]
+# **2.** The probability of `<eos>` is shared out among the others, so "a" becomes likelier. A learner without the rule works
+# with the wrong, smaller, probability: the ratio of the two is then not 1 even though nothing has been learnt yet, and PPO
+# (notebook 5), which steers by that ratio, steers by noise. It would also waste gradient on a token that is never drawn.
+
+# %%
+allowed = jnp.ones((1, 5), bool).at[0, 0].set(False)
+first = jnp.asarray(logits[:1], jnp.float32), jnp.asarray(response[:1])
+with_rule, without_rule = token_logprobs(*first, allowed=allowed)[0], token_logprobs(*first)[0]
+print(
+    f"with the rule {with_rule:.4f}, without {without_rule:.4f}; spurious ratio {np.exp(without_rule - with_rule):.4f}"
+)
+assert with_rule > without_rule
+
+# %% [markdown]
+# **3.** $\sum_v \pi(v) \nabla \log \pi(v) = \sum_v \nabla \pi(v) = \nabla \sum_v \pi(v) = \nabla 1 = 0$. A constant $b$ times this sum is
+# still zero, so rewards $r$ and $r - b$ give the same expected gradient. What changes is its variance, which is why a good
+# baseline is worth learning (notebook 4).
+
+# %%
+every_token = jax.vmap(jax.grad(lambda l, v: log_softmax(l[None])[0, v]), in_axes=(None, 0))
+scores = every_token(jnp.asarray(logits[0], jnp.float32), jnp.arange(5))
+expected_score = probabilities[0] @ np.asarray(scores)
+print(np.round(expected_score, 7))
+np.testing.assert_allclose(expected_score, 0, atol=1e-6)
