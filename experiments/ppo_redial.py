@@ -31,6 +31,7 @@ from rlhf_jax.recipes.reward import LabelOptions, RewardConfig
 from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.report import write_report, write_results, write_samples
 from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run
+from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.simulators.world import WorldConfig
 
 
@@ -110,7 +111,7 @@ PRESETS = {
 def main(config: Config) -> Path:
     """The paper's algorithm: 0 data, 1 supervised policy, 2 reward model, 3 PPO, 4 evaluation, report."""
     enable_compilation_cache()
-    with open_run(config.run_dir, config) as run:
+    with exits_on_signals(), open_run(config.run_dir, config) as run:
         seed, data = config.seed, config.data
         # 0. Dialogues, vocabulary, network.
         prepared = corpus.prepare(run, data, config.model, seed=seed)

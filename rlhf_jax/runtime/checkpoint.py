@@ -106,6 +106,19 @@ class Checkpoints:
             )
         return None
 
+    def arrays(self, step: int) -> Any:
+        """The state of a checkpoint as nested dicts and lists, for readers that do not know what made it.
+
+        Raises: RunError where it cannot be read.
+        """
+        folder = self.folder / str(step)
+        try:
+            _check_sizes(folder)
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore((folder / "state").absolute())
+        except Exception as error:
+            raise run.RunError(f"checkpoint {folder} cannot be read: {error}") from error
+
     def _check_space(self, state: Any, target: Path) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes")) + _SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
@@ -146,11 +159,15 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(files)}
 
 
-def _read(folder: Path, step: int, like: Any) -> Restored:
+def _check_sizes(folder: Path) -> None:
     expected, found = run.read_json(folder / "files.json"), _sizes(folder)
     for name, size in expected.items():
         if found.get(name) != size:
             raise run.RunError(f"{folder / name} has {found.get(name, 'no')} bytes, {size} were written")
+
+
+def _read(folder: Path, step: int, like: Any) -> Restored:
+    _check_sizes(folder)
     stage = run.read_json(folder / "stage.json")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     with ocp.StandardCheckpointer() as checkpointer:

@@ -144,13 +144,14 @@ def path(panels: Sequence[Panel], *, colour_label: str, order: Sequence[float]) 
             _levels(axes, panel)
             axes.set_title(panel.title)
             axes.set_ylabel(panel.unit)
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
             if index == len(panels) - 1:
                 axes.set_xlabel(panel.x_label)
             if panel.levels:
                 axes.legend(loc="best")
         figure.tight_layout(h_pad=1.2)
-        figure.colorbar(shade, ax=list(grid), label=colour_label, pad=0.02, aspect=40)
+        figure.colorbar(shade, ax=list(grid), label=colour_label, pad=0.02, aspect=40, ticks=MaxNLocator(6, integer=True))
     return figure
 
 
@@ -190,7 +191,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.set_xlim(left=0)
     if panel.bottom is not None:
-        axes.set_ylim(bottom=panel.bottom)
+        # A line far from the bottom has a margin of its own range, which is nothing here: its marks would be cut.
+        top = axes.get_ylim()[1]
+        axes.set_ylim(panel.bottom, top + 0.06 * (top - panel.bottom))
     if len(panel.lines) > 1 or panel.levels:
         axes.legend(loc="best", handlelength=1.4, labelspacing=0.25)
 

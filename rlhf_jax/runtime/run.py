@@ -235,7 +235,7 @@ def _describe(config_file: Path, config: Mapping[str, Any], resumed: bool) -> No
     """Writes `config.json`, or notes in it that the run goes on in another environment."""
     here = environment()
     if not resumed:
-        write_json(config_file, {"config": config, "command": sys.argv, "started": _now(), "environment": here})
+        write_json(config_file, {"config": config, "command": ["python", *sys.argv], "started": _now(), "environment": here})
         return
     stored = read_json(config_file)
     last = stored.get("continued", [{}])[-1].get("environment", stored.get("environment"))

@@ -180,7 +180,7 @@ def run_stage(
 
 
 def stage_state(directory: Path, name: str, like: State) -> State:
-    """The state a stage ended with, or has reached so far, for reading only: chat, evaluation.
+    """The state a stage ended with, or has reached so far, for reading only.
 
     Args:
       directory: of the run; it need not be open.
@@ -188,6 +188,17 @@ def stage_state(directory: Path, name: str, like: State) -> State:
       like: a state of the same structure, e.g. from `jax.eval_shape`.
     Raises: RunError where the stage has no checkpoint, naming the stages that have.
     """
+    checkpoints, step = _reached(directory, name)
+    return _restored(checkpoints, like, step)
+
+
+def stage_arrays(directory: Path, name: str) -> Any:
+    """`stage_state` as nested dicts and lists, for readers that do not know what made it: chat, comparison of runs."""
+    checkpoints, step = _reached(directory, name)
+    return checkpoints.arrays(step)
+
+
+def _reached(directory: Path, name: str) -> tuple[Checkpoints, int]:
     checkpoints = Checkpoints(directory / "checkpoints" / name)
     if not checkpoints.steps():
         found = sorted(entry.parent.name for entry in directory.glob("checkpoints/*/[0-9]*"))
@@ -195,7 +206,7 @@ def stage_state(directory: Path, name: str, like: State) -> State:
             f"{directory} has no checkpoint of stage {name!r}; there are {', '.join(sorted(set(found))) or 'none'}"
         )
     done = _done(checkpoints)
-    return _restored(checkpoints, like, checkpoints.steps()[-1] if done is None else done)
+    return checkpoints, checkpoints.steps()[-1] if done is None else done
 
 
 def _done(checkpoints: Checkpoints) -> int | None:
