@@ -151,6 +151,8 @@ def test_float32_and_vmap(assert_float32, assert_vmap) -> None:
     got, wide = chunked(*narrow), chunked(*[x.astype(jnp.float32) for x in narrow])
     assert got.dtype == jnp.float32  # products of bfloat16 are exact in float32: the sums agree to rounding
     np.testing.assert_allclose(got, wide, rtol=1e-5)
+    # The compiler may widen on its own, so the program is read: it must ask for float32.
+    assert "preferred_element_type=float32" in str(jax.make_jaxpr(chunked)(*narrow))
     batch = jnp.stack([LOGITS, -LOGITS])
     assert_vmap(token_logprobs, batch, jnp.stack([TOKENS, TOKENS[::-1]]))
     assert_vmap(lambda x: entropy(x), batch)
