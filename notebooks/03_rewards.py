@@ -140,7 +140,13 @@ for coefficient in (2.0, 0.7, 0.3, 0.1):
     mean, kl = score_and_kl(soft_optimum(coefficient))
     right.plot(kl, mean, "o", color="tab:blue")
     right.annotate(f"κ = {coefficient}", (kl, mean), xytext=(-6, 7), textcoords="offset points", ha="right")
-right.set(xlabel="KL to the reference, nats", ylabel="mean score", title="Score against KL", xlim=(-0.35, None))
+right.set(
+    xlabel="KL to the reference, nats",
+    ylabel="mean score",
+    title="Score against KL",
+    xlim=(-0.35, None),
+    ylim=(-0.3, 1.9),
+)
 right.legend(loc="lower right")
 plt.show()
 
