@@ -73,8 +73,6 @@ class Conversation:
 
     def _prompt(self) -> PromptBatch:
         length = self._data.context_tokens
-        prompt = prompt_from_utterances(
-            self._vocab, self._utterances, window=self._data.window, context_tokens=length
-        )
+        prompt = prompt_from_utterances(self._vocab, self._utterances, window=self._data.window, context_tokens=length)
         tokens, mask = pad_left([prompt], length, self._vocab.pad)
         return PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))

@@ -101,8 +101,8 @@ def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: in
         corpus = read_redial(folder, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
     except FileNotFoundError as error:
         raise RunError(f"--data.dir {folder}: {error}") from error
-    if corpus.provenance.get("skipped_lines"):
-        notice(f"{corpus.provenance['skipped_lines']} malformed lines were skipped")
+    if corpus.provenance["n_skipped"]:
+        notice(f"{corpus.provenance['n_skipped']} malformed lines were skipped; config.json lists them")
     run.record(data=corpus.provenance)
     vocab = _vocabulary(run, corpus, data)
     notice(
@@ -125,13 +125,16 @@ def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: in
 def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Params | None]:
     """The network's sizes for this vocabulary, and the weights as they are on disk; None means from scratch."""
     if model.weights is None:
-        network, trunk = GPT2Config(
-            vocab_size=vocab.size,
-            n_positions=model.n_positions,
-            n_embd=model.n_embd,
-            n_layer=model.n_layer,
-            n_head=model.n_head,
-        ), None
+        network, trunk = (
+            GPT2Config(
+                vocab_size=vocab.size,
+                n_positions=model.n_positions,
+                n_embd=model.n_embd,
+                n_layer=model.n_layer,
+                n_head=model.n_head,
+            ),
+            None,
+        )
     else:
         network, trunk = load_hf(model.weights)
     network = dataclasses.replace(

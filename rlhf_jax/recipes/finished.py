@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import Corpus, Params
@@ -74,6 +71,5 @@ def stage_policy(run: Finished, stage: str) -> Params:
         return state["params"]
     config = from_json(SupervisedConfig, run.config["sft"], "config.sft")
     knowledge, _ = supervised.item_knowledge(run.vocab, run.corpus, config)
-    knowledge = jax.tree.map(jnp.asarray, knowledge)
     trunk = supervised.compose(state["average"], knowledge, run.vocab.first_item)
     return policy_params(trunk, run.agent.network.n_embd)

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from rlhf_jax.data.batching import batch_indices
-from rlhf_jax.feedback.weak_labels import LabelOptions, LabelTable, WeakLabeller, fit_weak_labels, weighted_sum
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.feedback.weak_labels import LabelOptions, LabelTable, WeakLabeller, fit_weak_labels, weighted_sum
 from rlhf_jax.interfaces import COMPONENTS, Corpus, Dialogue, Params
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer

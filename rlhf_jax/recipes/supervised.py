@@ -107,9 +107,9 @@ def item_knowledge(vocab: Vocabulary, corpus: Corpus, config: SupervisedConfig) 
         for row, tokens in enumerate(item_title_tokens(vocab, corpus.items)):
             titles[row, : len(tokens)] = tokens[: titles.shape[1]]
     if config.features_per_item == 0:
-        return ItemKnowledge(titles=titles, features=np.full((vocab.n_items, 0), -1, np.int32)), 0
+        return ItemKnowledge(titles=jnp.asarray(titles), features=jnp.zeros((vocab.n_items, 0), jnp.int32)), 0
     names, features = item_features(corpus.items, vocab.item_ids, max_features=config.features_per_item)
-    return ItemKnowledge(titles=titles, features=features), len(names)
+    return ItemKnowledge(titles=jnp.asarray(titles), features=jnp.asarray(features)), len(names)
 
 
 def compose(params: Params, knowledge: ItemKnowledge, first_item: int) -> Params:
@@ -203,7 +203,6 @@ def train(
         max_grad_norm=config.max_grad_norm,
         b2=0.98,
     )
-    knowledge = jax.tree.map(jnp.asarray, knowledge)
     loss = functools.partial(
         text_loss,
         network=agent.network,

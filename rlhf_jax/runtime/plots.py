@@ -151,7 +151,9 @@ def path(panels: Sequence[Panel], *, colour_label: str, order: Sequence[float]) 
             if panel.levels:
                 axes.legend(loc="best")
         figure.tight_layout(h_pad=1.2)
-        figure.colorbar(shade, ax=list(grid), label=colour_label, pad=0.02, aspect=40, ticks=MaxNLocator(6, integer=True))
+        figure.colorbar(
+            shade, ax=list(grid), label=colour_label, pad=0.02, aspect=40, ticks=MaxNLocator(6, integer=True)
+        )
     return figure
 
 

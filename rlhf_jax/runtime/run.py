@@ -192,10 +192,10 @@ def open_run(path: Path | str, config: Any, *, volatile: Sequence[str] = ("run_d
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path} is a file: choose another run directory")
     config_file = path / "config.json"
-    resumed = config_file.exists()
+    resumed = config_file.exists() and _begun(path)
     if resumed:
         _check_same(path, read_json(config_file), stored_config)
-    elif path.is_dir() and any(entry.name not in ("lock", "config.json.partial") for entry in path.iterdir()):
+    elif not config_file.exists() and path.is_dir() and _begun(path):
         raise RunError(f"{path} is not empty and holds no config.json: choose an empty or new run directory")
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -211,6 +211,11 @@ def open_run(path: Path | str, config: Any, *, volatile: Sequence[str] = ("run_d
         os.close(lock)
         raise
     return RunDirectory(path=path, config=stored_config, resumed=resumed, lock=lock)
+
+
+def _begun(path: Path) -> bool:
+    """Whether anything was made here: a run that failed on its first input may be started with other options."""
+    return any(entry.name not in ("lock", "config.json", "config.json.partial") for entry in path.iterdir())
 
 
 def _check_same(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -235,7 +240,9 @@ def _describe(config_file: Path, config: Mapping[str, Any], resumed: bool) -> No
     """Writes `config.json`, or notes in it that the run goes on in another environment."""
     here = environment()
     if not resumed:
-        write_json(config_file, {"config": config, "command": ["python", *sys.argv], "started": _now(), "environment": here})
+        write_json(
+            config_file, {"config": config, "command": ["python", *sys.argv], "started": _now(), "environment": here}
+        )
         return
     stored = read_json(config_file)
     last = stored.get("continued", [{}])[-1].get("environment", stored.get("environment"))

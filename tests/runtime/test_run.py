@@ -50,14 +50,23 @@ def test_a_new_run_is_described(tmp_path: Path) -> None:
 
 def test_the_same_configuration_continues_where_only_volatile_fields_differ(tmp_path: Path) -> None:
     run.open_run(tmp_path, Config()).close()
+    (tmp_path / "vocabulary").mkdir()
     before = contents(tmp_path)
     with run.open_run(tmp_path, Config(run_dir="two")) as directory:
         assert directory.resumed
     assert contents(tmp_path) == before
 
 
+def test_a_run_that_made_nothing_may_be_started_otherwise(tmp_path: Path) -> None:
+    run.open_run(tmp_path, Config()).close()
+    with run.open_run(tmp_path, Config(seed=1)) as directory:
+        assert not directory.resumed
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["seed"] == 1
+
+
 def test_another_configuration_is_refused_by_field_and_nothing_changes(tmp_path: Path) -> None:
     run.open_run(tmp_path, Config()).close()
+    (tmp_path / "vocabulary").mkdir()
     before = contents(tmp_path)
     with pytest.raises(
         run.RunError, match=r"another configuration: seed was 0, now 1; data\.folder was 'a/b', now 'c'"
@@ -68,6 +77,7 @@ def test_another_configuration_is_refused_by_field_and_nothing_changes(tmp_path:
 
 def test_another_environment_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run.open_run(tmp_path, Config()).close()
+    (tmp_path / "vocabulary").mkdir()
     stored = json.loads((tmp_path / "config.json").read_text())
     stored["environment"]["versions"]["jax"] = "0.0.1"
     (tmp_path / "config.json").write_text(json.dumps(stored))
@@ -107,6 +117,7 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
 
 def test_unreadable_description_is_an_error(tmp_path: Path) -> None:
     run.open_run(tmp_path, Config()).close()
+    (tmp_path / "vocabulary").mkdir()
     (tmp_path / "config.json").write_text('{"config": ')
     with pytest.raises(run.RunError, match=r"config\.json is not readable JSON"):
         run.open_run(tmp_path, Config())

@@ -1,0 +1,213 @@
+"""The preset `debug` from data to report, once; what it leaves behind, and what interruptions change: nothing."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlhf_jax.runtime.fingerprint import fingerprint
+from rlhf_jax.runtime.metric_names import check, qualified
+from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.report import read_results
+from rlhf_jax.runtime.stage import stage_arrays
+
+STAGES = ("sft", "reward_model", "ppo")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """Starts the experiments as a person would; compiled programs are shared, so that only the first start is slow."""
+
+    repository: Path
+    cache: Path
+
+    def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        environment = os.environ | {
+            "XDG_CACHE_HOME": str(self.cache),
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(self.repository),
+        }
+        command = [sys.executable, str(self.repository / "experiments" / script), *arguments]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+
+    def run(self, script: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
+        """Exit code and output."""
+        with self.start(script, *arguments) as process:
+            output, _ = process.communicate(stdin)
+        return process.returncode, output
+
+    def debug(self, folder: Path, *options: str) -> tuple[int, str]:
+        return self.run("ppo_redial.py", "debug", "--run-dir", str(folder), *options)
+
+    def interrupt(self, folder: Path, number: signal.Signals, when: Callable[[], bool]) -> tuple[int, str]:
+        """Sends a signal as soon as `when` holds."""
+        with self.start("ppo_redial.py", "debug", "--run-dir", str(folder)) as process:
+            while process.poll() is None and not when():
+                time.sleep(0.005)
+            process.send_signal(number)
+            output, _ = process.communicate()
+        return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Lab:
+    return Lab(repository, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Path:
+    """One uninterrupted run."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    code, output = lab.debug(folder)
+    assert code == 0, output
+    assert f"report: {folder / 'report.md'}" in output
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
+
+
+def forget(folder: Path, *stages: str) -> None:
+    """Makes the run as if these stages and the evaluation had not been reached."""
+    for stage in stages:
+        shutil.rmtree(folder / "checkpoints" / stage)
+    shutil.rmtree(folder / "assessments")
+    (folder / "results.json").unlink()
+
+
+def test_the_configuration_is_stored_with_its_surroundings(finished: Path) -> None:
+    stored = json.loads((finished / "config.json").read_text())
+    assert stored["config"]["model"]["n_layer"] == 1
+    assert stored["environment"]["versions"]["jax"]
+    assert stored["data"]["n_train"] + stored["data"]["n_validation"] == 60
+    assert all(len(sha256) == 64 for sha256 in stored["data"]["files"].values())
+
+
+def test_every_logged_metric_is_in_the_table(finished: Path) -> None:
+    entries = read_metrics(finished / "metrics.jsonl")
+    assert {entry["stage"] for entry in entries} == set(STAGES)
+    for entry in entries:
+        for name in set(entry) - {"stage", "step"}:
+            check(qualified(entry["stage"], name))
+
+
+def test_results_are_complete(finished: Path) -> None:
+    results = read_results(finished)
+    assert {r.protocol for r in results} == {
+        "full",
+        "fresh",
+        "fresh-filtered",
+        "text",
+        "closed-loop",
+        "held-out",  # 40 items: no 99 negatives
+    }
+    assert {"popularity", "copy", "sft", "ppo", "ppo-sft", "reward_model"} <= {r.system for r in results}
+    for result in results:
+        assert math.isfinite(result.value) and result.n > 0 and result.definition and result.split.startswith("world/")
+        trained = result.system in ("sft", "ppo", "ppo-sft", "reward_model")
+        assert result.seeds == ((0,) if trained else ()), result.name
+        # Counts of different n-grams have no interval over dialogues.
+        assert result.interval is not None or result.metric.startswith("distinct_"), result.name
+
+
+def test_the_report_shows_plots_that_exist(finished: Path) -> None:
+    report = (finished / "report.md").read_text()
+    files = re.findall(r"\((plots/[^)]+)\)", report)
+    assert {f"plots/{stage}.png" for stage in STAGES} <= set(files)
+    assert "plots/proxy_and_truth.png" in files
+    for file in files:
+        head = (finished / file).read_bytes()[:400]
+        assert head.startswith(b"\x89PNG") or b"<svg" in head, file
+    assert "**below the gate**" in report
+    assert "## Conversations before and after" in report
+
+
+def test_the_first_ratio_is_one_and_the_sampler_agrees(finished: Path) -> None:
+    updates = [entry for entry in read_metrics(finished / "metrics.jsonl") if entry["stage"] == "ppo"]
+    named = [{qualified("ppo", name): value for name, value in entry.items()} for entry in updates]
+    ratios = [entry["ppo/policy/first_ratio_max_deviation"] for entry in named if "ppo/policy/loss" in entry]
+    mismatches = [entry["ppo/policy/sampler_mismatch"] for entry in named if "ppo/policy/loss" in entry]
+    assert len(ratios) == json.loads((finished / "config.json").read_text())["config"]["align"]["updates"]
+    assert max(ratios) < 1e-5
+    assert max(mismatches) < 1e-4
+
+
+def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished: Path, lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    metrics, ppo = folder / "metrics.jsonl", folder / "checkpoints" / "ppo"
+    code, output = lab.interrupt(folder, signal.SIGTERM, lambda: metrics.exists() and metrics.stat().st_size > 900)
+    assert code == 75, output
+    assert "sft: stopped and saved at step" in output
+    code, output = lab.interrupt(folder, signal.SIGKILL, lambda: (ppo / "2").exists())
+    assert code == -signal.SIGKILL, output
+    assert "sft: continues at step" in output
+    code, output = lab.debug(folder)
+    assert code == 0, output
+    assert "sft: done before" in output and "ppo: continues at step" in output
+    for stage in STAGES:
+        assert fingerprint(stage_arrays(folder, stage)) == fingerprint(stage_arrays(finished, stage)), stage
+    assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert (folder / "samples.json").read_bytes() == (finished / "samples.json").read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_a_person_can_talk_with_the_model(finished: Path, lab: Lab, stage: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    name, title = (finished / "data" / "movies_with_mentions.csv").read_text().splitlines()[1].split(",")[:2]
+    typed = f"hi, i liked {title.lower()} and @{name}\n/top 3\n/nonsense\n/reset\n/quit\nnever read\n"
+    code, output = lab.run("chat.py", str(finished), "--stage", stage, "--greedy", stdin=typed)
+    assert code == 0, output
+    assert f"recognised: {title}\n" in output
+    assert "model> " in output
+    assert "No command '/nonsense'" in output and "Forgotten" in output and "never read" not in output
+    assert len(re.findall(r"^ +\d+\. +\d+\.\d%  .+ \(\d{4}\)$", output, re.MULTILINE)) == 5 + 3
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_another_configuration_is_refused(copied: Path, lab: Lab) -> None:
+    before = (copied / "config.json").read_bytes()
+    code, output = lab.debug(copied, "--ppo.clip-eps", "0.1", "--seed", "5")
+    assert code == 1
+    assert "belongs to a run of another configuration: seed was 0, now 5; ppo.clip_eps was 0.2, now 0.1" in output
+    assert "Traceback" not in output
+    assert (copied / "config.json").read_bytes() == before
+
+
+def test_a_truncated_checkpoint_is_named(copied: Path, lab: Lab) -> None:
+    folder = copied / "checkpoints" / "sft"
+    step = json.loads((folder / "done.json").read_text())["step"]
+    file = max((folder / str(step)).rglob("d/*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-10])
+    code, output = lab.debug(copied)
+    assert code == 1
+    assert "no checkpoint in" in output and file.name in output and "were written" in output
+    assert "nothing was overwritten" in output
+    assert "Traceback" not in output
+
+
+def test_the_gate_stops_before_ppo(copied: Path, lab: Lab) -> None:
+    forget(copied, "ppo")
+    stored = json.loads((copied / "config.json").read_text())
+    stored["config"]["reward"]["gate"] = "stop"
+    (copied / "config.json").write_text(json.dumps(stored))
+    code, output = lab.debug(copied, "--reward.gate", "stop")
+    assert code == 1
+    assert "the reward model's held-out Pearson is below 0.6 for " in output
+    assert "--reward.gate warn" in output
+    assert "Traceback" not in output
+    assert not (copied / "checkpoints" / "ppo").exists()

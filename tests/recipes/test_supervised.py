@@ -1,0 +1,78 @@
+"""Items composed of titles and features are folded into a plain GPT-2 tree."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.interfaces import Corpus, Item
+from rlhf_jax.recipes.supervised import ItemKnowledge, SupervisedConfig, compose, item_knowledge
+
+FIRST_ITEM, N_ITEMS, WIDTH = 5, 3, 4
+
+
+def knowledge(titles: list[list[int]], features: list[list[int]]) -> ItemKnowledge:
+    return ItemKnowledge(
+        titles=jnp.array(titles, jnp.int32).reshape(N_ITEMS, -1),
+        features=jnp.array(features, jnp.int32).reshape(N_ITEMS, -1),
+    )
+
+
+def params(n_features: int) -> dict:
+    draw = np.random.default_rng(0)
+    wte = jnp.asarray(draw.normal(size=(10, WIDTH)).astype(np.float32))
+    features = jnp.asarray(draw.normal(size=(n_features, WIDTH)).astype(np.float32))
+    return {"trunk": {"wte": wte, "wpe": jnp.ones((2, WIDTH))}, "item_features": features}
+
+
+def test_compose_adds_the_mean_of_title_words_and_of_features() -> None:
+    tree = params(2)
+    titles, features = [[0, 1, -1], [4, -1, -1], [-1, -1, -1]], [[1, -1], [0, 1], [-1, -1]]
+    folded = compose(tree, knowledge(titles, features), FIRST_ITEM)
+    wte, table = np.asarray(tree["trunk"]["wte"]), np.asarray(tree["item_features"])
+    expected = wte.copy()
+    expected[5] += (wte[0] + wte[1]) / 2 + table[1]
+    expected[6] += wte[4] + (table[0] + table[1]) / 2
+    assert set(folded) == {"wte", "wpe"}
+    np.testing.assert_allclose(folded["wte"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(folded["wte"][:5], wte[:5])
+    np.testing.assert_array_equal(folded["wte"][7:], wte[7:])
+
+
+def test_compose_without_titles_and_features_changes_nothing() -> None:
+    tree = params(0)
+    folded = compose(tree, knowledge([[], [], []], [[], [], []]), FIRST_ITEM)
+    np.testing.assert_array_equal(folded["wte"], tree["trunk"]["wte"])
+
+
+def test_item_knowledge_is_in_the_order_of_the_vocabulary(vocab: Vocabulary) -> None:
+    items = {
+        11: Item(item_id=11, title="Hello (1990)", year=1990, genres=("drama",)),
+        12: Item(item_id=12, title="", genres=("drama", "crime")),
+        13: Item(item_id=13, title="Again (1991)", year=1991, genres=("crime",)),
+        14: Item(item_id=14, title="There"),
+    }
+    corpus = Corpus(train=(), validation=(), test=(), items=items, provenance={})
+    found, n_features = item_knowledge(vocab, corpus, SupervisedConfig(features_per_item=4))
+    assert n_features == 3  # drama, crime and the nineties: two items each
+    assert [int((row >= 0).sum()) for row in found.features] == [2, 2, 2, 0]
+    assert (found.titles[1] == -1).all()
+    words = [token for token in found.titles[2].tolist() if token >= 0]
+    assert vocab.decode(words).strip() == "again"
+    off = SupervisedConfig(features_per_item=0, title_embeddings=False)
+    found, n_features = item_knowledge(vocab, corpus, off)
+    assert (n_features, found.titles.shape, found.features.shape) == (0, (4, 0), (4, 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"buckets": (64, 32)}, "must rise"),
+        ({"buckets": (64,), "max_tokens": 65}, "must hold max_tokens 65"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"tokens_per_batch": 100}, "tokens_per_batch 100: too small"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SupervisedConfig(**changes)
