@@ -8,32 +8,40 @@ from types import TracebackType
 from tqdm import tqdm
 
 _LINE_SECONDS = 20.0
-_SHOWN = ("loss", "validation_loss", "score", "kl", "pearson")
+_SHOWN = ("loss", "validation/loss", "objective/score_raw", "objective/kl_k1", "validation/pearson")
 
 
 class Progress:
     """Shows how far a stage is; in a log file (no terminal) as plain lines, 20 seconds apart."""
 
     def __init__(self, name: str, step: int, n_steps: int) -> None:
-        self._name, self._first, self._n_steps = name, step, n_steps
-        self._started = self._printed = time.monotonic()
-        self._bar = tqdm(
-            total=n_steps, initial=step, desc=name, unit="update", leave=True, file=sys.stderr, disable=None
-        )
+        self._name, self._n_steps = name, n_steps
+        self._printed = time.monotonic()
+        self._warm: tuple[int, float] | None = None
+        self._bar = tqdm(total=n_steps, initial=step, desc=name, unit="step", leave=True, file=sys.stderr, disable=None)
 
     def advance(self, step: int) -> None:
-        """Says that `step` updates are done."""
+        """Says that `step` steps are done."""
         self._bar.update(step - self._bar.n if not self._bar.disable else 0)
+        self._warm = self._warm or (step, time.monotonic())
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows the newest metrics."""
+        """Shows the newest metrics of `step`."""
+        self.advance(step)
         text = ", ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
         if not self._bar.disable:
             self._bar.set_postfix_str(text)
         elif time.monotonic() - self._printed > _LINE_SECONDS or step == self._n_steps:
             self._printed = time.monotonic()
-            left = (self._printed - self._started) / max(step - self._first, 1) * (self._n_steps - step)
-            print(f"{self._name}: {step}/{self._n_steps}, {left:.0f} s left, {text}", file=sys.stderr, flush=True)
+            parts = [f"{self._name}: {step}/{self._n_steps}", self._left(step), text]
+            print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+    def _left(self, step: int) -> str:
+        """Remaining time; the first step, which compiles, says nothing about the others."""
+        if self._warm is None or not self._warm[0] < step < self._n_steps:
+            return ""
+        per_step = (self._printed - self._warm[1]) / (step - self._warm[0])
+        return f"{per_step * (self._n_steps - step):.0f} s left"
 
     def __enter__(self) -> "Progress":
         return self
