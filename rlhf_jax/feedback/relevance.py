@@ -23,13 +23,20 @@ Encoder = Callable[[Sequence[str]], Floats]
 
 
 def item_texts(items: Mapping[int, Item], *, metadata: bool) -> dict[int, str]:
-    """What stands for an item in a text: its title, and with `metadata` also year, genres and people."""
+    """What stands for an item in a text: its title, and with `metadata` also genres, people and decade."""
     if not metadata:
         return {item_id: item.title for item_id, item in items.items()}
     return {
-        item_id: " ".join([item.title, *item.genres, *item.people, f"{item.year // 10 * 10}s" if item.year else ""])
+        item_id: " ".join([item.title, *item.genres, *item.people, _decade(item.year)])
         for item_id, item in items.items()
     }
+
+
+def _decade(year: int | None) -> str:
+    """A decade as people write it: `90s`, `2000s`; empty if the year is unknown."""
+    if year is None:
+        return ""
+    return f"{year // 10 * 10 % 100}s" if year < 2000 else f"{year // 10 * 10}s"
 
 
 def context_text(messages: Sequence[Message], texts: Mapping[int, str], *, window: int) -> str:

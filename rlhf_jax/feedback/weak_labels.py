@@ -34,7 +34,7 @@ class LabelOptions:
     """Messages of context relevance compares with."""
     n_components: int | None = 64
     """Dimensions of the SVD after TF-IDF; None keeps the words."""
-    item_metadata: bool = False
+    item_metadata: bool = True
     """Whether an item is spelled out with genres, people and decade besides its title."""
 
     def __post_init__(self) -> None:

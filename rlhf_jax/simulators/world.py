@@ -1,6 +1,6 @@
 """The simulated world: a seeded catalogue, users with a latent taste, and the true utility of a suggestion.
 
-    u(user, item) = σ(b + w_g·[genre] + w_p·[person] + w_d·[decade] − w_n·[disliked genre] + w_q·quality + ε)
+    u(user, item) = σ(−2.4 + 3·[genre] + 1.5·[person] + 0.8·[decade] − 1.5·[disliked genre] + 0.3·quality + ε)
 
 Only this package knows the truth; everything else sees words, times and answers. Every draw comes from a named
 stream `(seed, crc32(name), index)`, so that one user or dialogue does not depend on how many others are made.
@@ -23,19 +23,9 @@ PEOPLE = (
     "Mara Quill", "Joe Tran", "Nina Okoro", "Leo Brandt", "Ada Voss", "Sam Kovac", "Ivy Chen", "Max Duran",
     "Zoe Halden", "Raj Patel", "Uma Lindt", "Kit Moreno", "Eva Sato", "Ben Adeyemi", "Lia Rossi", "Tom Varga",
 )  # fmt: skip
-_TITLE_FIRST = {
-    "western": ("Saddle", "Canyon", "Prairie", "Rodeo"),
-    "noir": ("Lantern", "Alley", "Midnight", "Smoke"),
-    "heist": ("Vault", "Ledger", "Tunnel", "Courier"),
-    "space": ("Orbit", "Comet", "Rocket", "Nebula"),
-    "sports": ("Stadium", "League", "Racket", "Inning"),
-    "spy": ("Cipher", "Agent", "Signal", "Embassy"),
-    "samurai": ("Katana", "Temple", "Ronin", "Bamboo"),
-    "musical": ("Melody", "Stage", "Chorus", "Piano"),
-}
-_TITLE_SECOND = (
+_TITLE_NOUNS = (
     "Creek", "Harbor", "Avenue", "River", "Road", "Hour", "Letter", "Garden", "Mirror", "Mountain", "Station",
-    "Winter", "Summer", "Valley", "Bridge", "Island", "Tower", "Window", "Corner", "Season",
+    "Winter", "Summer", "Valley", "Bridge", "Island", "Tower", "Window", "Corner", "Season", "Canyon", "Lantern",
 )  # fmt: skip
 FIRST_ITEM_ID = 200_001
 SPLITS = ("train", "test", "closed-loop")
@@ -46,17 +36,23 @@ SPLITS = ("train", "test", "closed-loop")
 class WorldConfig:
     """Size, difficulty and hackability of the world. Utilities are in [0, 1], times in seconds."""
 
-    n_items: int = 120
+    n_items: int = 100
     """Catalogue size, at least 16."""
+    n_genres: int = 6
+    """Genres, 2 to 8: with `n_people` what makes tastes hard to learn."""
+    n_people: int = 8
+    """People who play in the movies, 3 to 16; two in each."""
+    dislikes: bool = False
+    """Whether users say which genre they do not want, which takes reading negations."""
     n_train: int = 2500
     """Logged training dialogues."""
     n_test: int = 250
     """Logged test dialogues, with users who are not in the training file."""
     n_users: int = 1000
     """Size of the training population; a quarter of it, at least one, is the test population."""
-    p_popularity: float = 0.35
+    p_popularity: float = 0.3
     """Share of logged suggestions drawn by popularity."""
-    p_taste: float = 0.35
+    p_taste: float = 0.45
     """Share of logged suggestions that match one stated fact; the rest is uniform."""
     taste_noise: float = 0.2
     """Standard deviation of what no fact explains in a user's taste, in logits."""
@@ -70,7 +66,7 @@ class WorldConfig:
     """Relative loss of true utility per word beyond `patient_words`."""
     patient_words: int = 10
     """Words a system turn may have before it costs utility."""
-    min_messages: int = 6
+    min_messages: int = 8
     """Messages of the shortest planned dialogue, at least 6; a user who leaves makes it shorter."""
     max_messages: int = 12
     """Messages of the longest dialogue."""
@@ -78,6 +74,8 @@ class WorldConfig:
     def __post_init__(self) -> None:
         if self.n_items < 16:
             raise ValueError(f"n_items must be at least 16, got {self.n_items}")
+        if not (2 <= self.n_genres <= len(GENRES) and 3 <= self.n_people <= len(PEOPLE)):
+            raise ValueError(f"need 2 <= n_genres <= 8 and 3 <= n_people <= 16: {self.n_genres}, {self.n_people}")
         if min(self.n_train, self.n_test) < 1 or self.n_users < 1:
             raise ValueError(f"n_train, n_test, n_users must be > 0: {self.n_train}, {self.n_test}, {self.n_users}")
         if min(self.p_popularity, self.p_taste) < 0 or self.p_popularity + self.p_taste > 1:
@@ -108,9 +106,9 @@ class Catalogue(NamedTuple):
 
     items: tuple[Item, ...]
     genres: Floats
-    """1 where the item has the genre. [I, 8]"""
+    """1 where the item has the genre. [I, n_genres]"""
     people: Floats
-    """1 where the person plays. [I, 16]"""
+    """1 where the person plays. [I, n_people]"""
     decades: Floats
     """One-hot decade. [I, 4]"""
     quality: Floats
@@ -127,26 +125,22 @@ class Catalogue(NamedTuple):
 
 
 def make_catalogue(config: WorldConfig, seed: int) -> Catalogue:
-    """Draws the catalogue: one or two genres, two people, a year, a unique title that hints at the first genre."""
+    """Draws the catalogue: a genre, two people, a year, and a unique title that hints at the genre."""
     rng = stream(seed, "catalogue")
     shape = (config.n_items,)
-    genres, people, decades = (np.zeros((*shape, len(names))) for names in (GENRES, PEOPLE, DECADES))
+    genres, people, decades = (np.zeros((*shape, n)) for n in (config.n_genres, config.n_people, len(DECADES)))
     items: list[Item] = []
     titles: set[str] = set()
     for row in range(config.n_items):
-        main = row % len(GENRES)
-        item_genres = [main]
-        if rng.random() < 0.5:
-            item_genres.append(int((main + rng.integers(1, len(GENRES))) % len(GENRES)))
-        item_people = rng.permutation(len(PEOPLE))[:2]
+        genre = row % config.n_genres
+        item_people = rng.permutation(config.n_people)[:2]
         decade = int(rng.integers(len(DECADES)))
         year = DECADES[decade] + int(rng.integers(10))
-        title = _unique_title(rng, GENRES[main], titles)
-        genres[row, item_genres] = people[row, item_people] = decades[row, decade] = 1
+        title = _unique_title(rng, GENRES[genre], titles)
+        genres[row, genre] = people[row, item_people] = decades[row, decade] = 1
         names = tuple(PEOPLE[p] for p in item_people)
-        words = tuple(GENRES[g] for g in item_genres)
-        plot = f"A {decade_word(decade)} {' and '.join(words)} movie with {names[0]} and {names[1]}."
-        items.append(Item(FIRST_ITEM_ID + row, f"{title} ({year})", year, words, names, plot))
+        plot = f"A {decade_word(decade)} {GENRES[genre]} movie with {names[0]} and {names[1]}."
+        items.append(Item(FIRST_ITEM_ID + row, f"{title} ({year})", year, (GENRES[genre],), names, plot))
     quality = rng.standard_normal(shape)
     order = np.argsort(-(quality + rng.standard_normal(shape)))
     popularity = np.empty(shape)
@@ -155,12 +149,14 @@ def make_catalogue(config: WorldConfig, seed: int) -> Catalogue:
 
 
 def _unique_title(rng: np.random.Generator, genre: str, taken: set[str]) -> str:
-    title = f"{rng.choice(_TITLE_FIRST[genre])} {rng.choice(_TITLE_SECOND)}"
-    number = 2
-    while (unique := title if number == 2 else f"{title} {number - 1}") in taken:
-        number += 1
-    taken.add(unique)
-    return unique
+    """The genre and a noun, as in `Western Creek`: titles are what a small model can learn an item from."""
+    free = [noun for noun in _TITLE_NOUNS if f"{genre.title()} {noun}" not in taken]
+    noun = str(rng.choice(free or _TITLE_NOUNS))
+    title, number = f"{genre.title()} {noun}", 2
+    while title in taken:
+        title, number = f"{genre.title()} {noun} {number}", number + 1
+    taken.add(title)
+    return title
 
 
 def decade_word(decade: int) -> str:
@@ -188,9 +184,10 @@ def make_taste(config: WorldConfig, catalogue: Catalogue, seed: int, *, split: s
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     rng = stream(seed, f"user/{split}", index)
-    genre, disliked = (int(g) for g in rng.permutation(len(GENRES))[:2])
-    person, decade = int(rng.integers(len(PEOPLE))), int(rng.integers(len(DECADES)))
-    logits = fact_logits(catalogue, genre=genre, person=person, decade=decade, disliked_genre=disliked)
+    genre, disliked = (int(g) for g in rng.permutation(config.n_genres)[:2])
+    person, decade = int(rng.integers(config.n_people)), int(rng.integers(len(DECADES)))
+    unwanted = disliked if config.dislikes else None
+    logits = fact_logits(catalogue, genre=genre, person=person, decade=decade, disliked_genre=unwanted)
     logits = logits + config.taste_noise * rng.standard_normal(len(catalogue.items))
     utilities = 1.0 / (1.0 + np.exp(-logits))
     seen = int(rng.choice(np.argsort(-utilities)[:5]))
@@ -207,13 +204,13 @@ def fact_logits(
     disliked_genre: int | None = None,
 ) -> Floats:
     """Logit of utility as far as the given facts explain it; unknown facts add nothing. [I]"""
-    logits = -2.2 + 0.4 * catalogue.quality
+    logits = -2.4 + 0.3 * catalogue.quality
     if genre is not None:
-        logits = logits + 2.4 * catalogue.genres[:, genre]
+        logits = logits + 3.0 * catalogue.genres[:, genre]
     if person is not None:
-        logits = logits + 2.0 * catalogue.people[:, person]
+        logits = logits + 1.5 * catalogue.people[:, person]
     if decade is not None:
-        logits = logits + 1.0 * catalogue.decades[:, decade]
+        logits = logits + 0.8 * catalogue.decades[:, decade]
     if disliked_genre is not None:
         logits = logits - 1.5 * catalogue.genres[:, disliked_genre]
     return logits

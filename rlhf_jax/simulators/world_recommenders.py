@@ -56,7 +56,7 @@ def logged_recommender(config: WorldConfig) -> Recommender:
         question = 0.35 if not user.shown else 0.07
         if rng.random() < question:
             return (choose(rng, QUESTIONS),)
-        n_items = int(rng.choice(3, p=(0.6, 0.3, 0.1))) + 1
+        n_items = int(rng.choice(3, p=(0.7, 0.2, 0.1))) + 1
         rows: list[int] = []
         while len(rows) < n_items:
             row = _logged_row(config, user, rng)
@@ -80,12 +80,12 @@ def _logged_row(config: WorldConfig, user: WorldUser, rng: np.random.Generator) 
 
 
 def _matches_one_fact(user: WorldUser, rng: np.random.Generator) -> Floats:
-    """1 where an item fits one of the stated likes, chosen at random. [I]"""
+    """1 where an item fits one of the stated likes, the genre rather often. [I]"""
     columns = {"genre": user.catalogue.genres, "person": user.catalogue.people, "decade": user.catalogue.decades}
     stated = tuple(fact for fact in user.stated if fact in columns)
     if not stated:
         return np.ones(len(user.catalogue.items))
-    fact = choose(rng, stated)
+    fact = "genre" if "genre" in stated and rng.random() < 0.5 else choose(rng, stated)
     return columns[fact][:, getattr(user.taste, fact)]
 
 

@@ -3,9 +3,9 @@
 turn utility   u = mean over listed items of u(user, item), 0 for a repeated or already seen one,
                    × (1 − impatience·max(0, words − patient_words))
 shown feeling  s = (1 − politeness)·u + politeness·min(1, words/16)
-words          level = round(6·s + noise·N(0, ½)), one of seven levels from hate to delight
+words          level = round(6·s + noise·N(0, 0.4²)), one of seven levels from hate to delight
 acceptance     P = σ(12·(u − 0.62)/noise)
-dwell          exp(log 5 + 2.2·u + noise·N(0, ¼)) + 0.15·hackability·words   seconds
+dwell          exp(log 5 + 2.2·u + noise·N(0, 0.2²)) + 0.15·hackability·words   seconds
 """
 
 import dataclasses
@@ -59,6 +59,12 @@ class WorldUser:
     idle_turns: int = 0
     """System turns without a suggestion since the last suggestion."""
 
+    @property
+    def unsaid(self) -> tuple[str, ...]:
+        """Facts the user could still say."""
+        known = (*self.stated, *(() if self.config.dislikes else ("disliked_genre",)))
+        return tuple(fact for fact in FACTS if fact not in known)
+
 
 class UserReaction(NamedTuple):
     """What a system turn brought about."""
@@ -81,7 +87,7 @@ def opening(user: WorldUser, rng: np.random.Generator, *, greeted: bool = False)
     """First message: the genre and one or two more facts, as many as MAX_WORDS allow."""
     facts: tuple[str, ...] = ("genre",)
     for _ in range(1 if rng.random() < 0.3 else 2):
-        facts = (*facts, _new_fact(rng, facts))
+        facts = (*facts, _new_fact(rng, tuple(fact for fact in user.unsaid if fact not in facts)))
     hello = "" if greeted else choose(rng, USER_HELLO)
     words: Parts = (hello,) if hello else ()
     for number, fact in enumerate(facts):
@@ -98,14 +104,14 @@ def turn_utility(user: WorldUser, items: tuple[int, ...], n_words: int) -> float
     if items:
         value = float(np.mean([_item_utility(user, item) for item in items]))
     else:
-        value = TALK_UTILITY if user.idle_turns == 0 and len(user.stated) < len(FACTS) else IDLE_UTILITY
+        value = TALK_UTILITY if user.idle_turns == 0 and user.unsaid else IDLE_UTILITY
     too_long = max(0, n_words - user.config.patient_words)
     return value * max(0.0, 1.0 - user.config.impatience * too_long)
 
 
 def dwell_seconds(config: WorldConfig, utility: float, n_words: int, rng: np.random.Generator) -> float:
     """Interest, log-normal in utility, plus reading time; seconds."""
-    interest = math.exp(math.log(5.0) + 2.2 * utility + 0.25 * config.noise * rng.standard_normal())
+    interest = math.exp(math.log(5.0) + 2.2 * utility + 0.2 * config.noise * rng.standard_normal())
     return interest + 0.15 * config.hackability * n_words
 
 
@@ -131,7 +137,7 @@ def reply(user: WorldUser, items: tuple[int, ...], n_words: int, rng: np.random.
     utility = turn_utility(user, items, n_words)
     config = user.config
     feeling = (1 - config.politeness) * utility + config.politeness * min(1.0, n_words / MAX_WORDS)
-    level = round(6 * feeling + 0.5 * config.noise * rng.standard_normal())
+    level = round(6 * feeling + 0.4 * config.noise * rng.standard_normal())
     dwell = dwell_seconds(config, utility, n_words, rng)
     accepted = bool(items) and rng.random() < acceptance_probability(config, utility)
     leaves = rng.random() < 0.3 * max(0.0, 1 - utility / LEAVE_UTILITY)
@@ -162,32 +168,30 @@ def _feeling_words(user: WorldUser, items: tuple[int, ...], level: int, rng: np.
     if items:
         repeated = level <= 1 and all(_item_utility(user, item) == 0 for item in items)
         return (choose(rng, REPEATED if repeated else REACTIONS[level]),)
-    return () if user.idle_turns == 0 and len(user.stated) < len(FACTS) else (choose(rng, WAITING),)
+    return () if user.idle_turns == 0 and user.unsaid else (choose(rng, WAITING),)
 
 
 def _follow_up(user: WorldUser, feeling_words: Parts, rng: np.random.Generator) -> tuple[Parts, WorldUser]:
     """Adds a new fact, repeats an old one, or asks for more; keeps to MAX_WORDS."""
     draw = rng.random()
-    fact = _new_fact(rng, user.stated)
+    fact = _new_fact(rng, user.unsaid)
     if not feeling_words or not user.stated or (draw < 0.5 and fact):
         words = fact_parts(rng, user.catalogue, user.taste, fact)
         user = dataclasses.replace(user, stated=(*user.stated, fact))
     elif draw < 0.85:
-        words = fact_parts(rng, user.catalogue, user.taste, choose(rng, user.stated))
+        again = "genre" if "genre" in user.stated and rng.random() < 0.6 else choose(rng, user.stated)
+        words = fact_parts(rng, user.catalogue, user.taste, again)
     else:
         words = (choose(rng, MORE),)
     full = join(feeling_words + (",",) if feeling_words else (), words)
     return (full if count_words(full) <= MAX_WORDS else feeling_words), user
 
 
-def _new_fact(rng: np.random.Generator, stated: tuple[str, ...]) -> str:
-    """A fact not said yet, the genre first and the person often second; empty when all are said."""
-    unsaid = [fact for fact in FACTS if fact not in stated]
-    if len(unsaid) == len(FACTS):
-        return "genre"
+def _new_fact(rng: np.random.Generator, unsaid: tuple[str, ...]) -> str:
+    """One of the facts not said yet, often the person; empty when all are said."""
     if "person" in unsaid and rng.random() < 0.75:
         return "person"
-    return choose(rng, tuple(unsaid)) if unsaid else ""
+    return choose(rng, unsaid) if unsaid else ""
 
 
 def _message(parts: Parts) -> Message:

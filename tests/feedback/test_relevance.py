@@ -49,4 +49,4 @@ def test_context_is_the_last_window_with_titles_spelled_out():
     messages = [Message("seeker", (word,), 0) for word in ("one", "two")] + [Message("recommender", ("try ", 5), 0)]
     assert context_text(messages, item_texts(items, metadata=False), window=2) == "two try Saddle Creek (1984)"
     assert context_text(messages, {}, window=9) == "one two try" and context_text([], {}, window=3) == ""
-    assert item_texts(items, metadata=True)[5] == "Saddle Creek (1984) western Mara Quill 1980s"
+    assert item_texts(items, metadata=True)[5] == "Saddle Creek (1984) western Mara Quill 80s"

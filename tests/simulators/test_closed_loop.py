@@ -37,7 +37,7 @@ def test_headroom_above_the_log(results):
     utility = {name: result.summary()["mean_utility"] for name, result in results.items()}
     print(utility)
     assert utility["random"] < utility["popularity"] < utility["logged"] < utility["oracle"]
-    assert 0.3 < utility["logged"] < 0.42 and utility["oracle"] > utility["logged"] + 0.3
+    assert 0.34 < utility["logged"] < 0.5 and utility["oracle"] > utility["logged"] + 0.3
     turns = {name: result.summary()["average_turns"] for name, result in results.items()}
     assert turns["oracle"] < 2 < turns["logged"] < turns["random"]
 

@@ -39,7 +39,7 @@ def test_catalogue_arrays_say_what_the_items_say(catalogue):
         assert {GENRES[g] for g in np.flatnonzero(catalogue.genres[row])} == set(item.genres)
         assert catalogue.people[row].sum() == len(item.people) == 2
         assert catalogue.decades[row].sum() == 1 and f"({item.year})" in item.title
-    with pytest.raises(ValueError, match="item 7 is not in the world's catalogue of 120"):
+    with pytest.raises(ValueError, match="item 7 is not in the world's catalogue of 100"):
         catalogue.row(7)
     with pytest.raises(ValueError, match="not in the world's catalogue"):
         catalogue.row(FIRST_ITEM_ID + CONFIG.n_items)
@@ -76,14 +76,16 @@ def test_facts_move_utility_in_their_direction(catalogue):
         assert (sign * change[column == 1] > 0).all() and (change[column == 0] == 0).all()
 
 
-def test_utilities_are_explained_by_facts_up_to_taste_noise(catalogue):
-    taste = make_taste(dataclasses.replace(CONFIG, taste_noise=0.0), catalogue, 0, split="train", index=1)
+@pytest.mark.parametrize("dislikes", [False, True])
+def test_utilities_are_explained_by_facts_up_to_taste_noise(catalogue, dislikes):
+    config = dataclasses.replace(CONFIG, taste_noise=0.0, dislikes=dislikes)
+    taste = make_taste(config, catalogue, 0, split="train", index=1)
     logits = fact_logits(
         catalogue,
         genre=taste.genre,
         person=taste.person,
         decade=taste.decade,
-        disliked_genre=taste.disliked_genre,
+        disliked_genre=taste.disliked_genre if dislikes else None,
     )
     np.testing.assert_allclose(taste.utilities, 1 / (1 + np.exp(-logits)))
     assert taste.utilities[taste.seen_item] >= np.sort(taste.utilities)[-5] and taste.genre != taste.disliked_genre
@@ -93,6 +95,7 @@ def test_utilities_are_explained_by_facts_up_to_taste_noise(catalogue):
     ("changes", "message"),
     [
         ({"n_items": 15}, "n_items must be at least 16, got 15"),
+        ({"n_genres": 9}, "need 2 <= n_genres <= 8 and 3 <= n_people <= 16: 9, 8"),
         ({"n_test": 0}, "must be > 0"),
         ({"p_popularity": 0.8, "p_taste": 0.3}, r"p_popularity \+ p_taste must lie in \[0, 1\]: 0.8 \+ 0.3"),
         ({"politeness": 1.5}, "politeness must lie in"),
