@@ -100,14 +100,19 @@ class MetricsLog:
         drop_after(self._file, stage, step)
         self._writers: list[Writer] = [_WRITERS[tracker](directory, stage, step) for tracker in trackers]
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one line `{"stage", "step", name: value ...}`; a value that is not finite is written as null."""
+    def write(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Adds one line `{"stage", "step", name: value ...}`; a value that is not finite is written as null.
+
+        Returns: the values by the names they were written under, without the stage (`sft/loss` is `loss` of `sft`).
+        """
+        values = {name.removeprefix(f"{self._stage}/"): value for name, value in values.items()}
         line = json.dumps(run.as_json({"stage": self._stage, "step": step, **values}, "metrics.jsonl"), allow_nan=False)
         with run.storage_errors(self._file):
             with open(self._file, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
             for writer in self._writers:
                 writer.write(step, values)
+        return values
 
     def __enter__(self) -> "MetricsLog":
         return self

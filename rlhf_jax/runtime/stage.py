@@ -157,16 +157,16 @@ def run_stage(
             evaluates = on_eval is not None and plan.due(eval_every, loop.step)
             if evaluates or stop.is_set() or plan.due(log_every, loop.step) or plan.due(save_every, loop.step):
                 _count_skipped(plan, loop, window)
-            gained = evaluates and _evaluate(plan, loop, state, log)
-            window.restart_clock()
+            gained = False
+            if evaluates:
+                gained = _evaluate(plan, loop, state, log)
+                window.restart_clock()
             if loop.stopped_early or plan.due(log_every, loop.step):
-                line = window.summary()
-                log.write(loop.step, line)
-                progress.show(loop.step, line)
+                progress.show(loop.step, log.write(loop.step, window.summary()))
             if gained or loop.stopped_early or stop.is_set() or plan.due(save_every, loop.step):
                 _count_skipped(plan, loop, window)
                 _save(checkpoints, state, loop, window)
-            window.restart_clock()
+                window.restart_clock()
             if stop.is_set():
                 break
         if stop.is_set() and loop.step < n_steps and not loop.stopped_early:

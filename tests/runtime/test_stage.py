@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def directory(tmp_path: Path) -> Iterator[run.RunDirectory]:
 
 
 def add_one(state: dict, step: int) -> tuple[dict, dict]:
-    return {"w": state["w"] + 1}, {"loss": np.float32(step)}
+    return {"w": state["w"] + 1}, {"sft/loss": np.float32(step)}
 
 
 def start() -> dict[str, jax.Array]:
@@ -51,6 +52,16 @@ def test_lines_hold_means_and_the_end_is_saved(directory: run.RunDirectory) -> N
     again = run_stage(directory, "sft", start(), add_one, 5, log_every=2, **QUIET)
     assert again["w"].tolist() == [5.0, 5.0]
     assert len(lines(directory)) == 3
+
+
+def test_the_time_of_every_update_counts(directory: run.RunDirectory) -> None:
+    def slow(state: dict, step: int) -> tuple[dict, dict]:
+        time.sleep(0.02)
+        return state, {}
+
+    run_stage(directory, "sft", start(), slow, 4, log_every=4, **QUIET)
+    (line,) = read_metrics(directory.path / "metrics.jsonl")
+    assert line["seconds_per_update"] >= 0.02
 
 
 def test_a_stage_of_no_steps_returns_its_start(directory: run.RunDirectory) -> None:
