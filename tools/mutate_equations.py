@@ -206,9 +206,9 @@ MUTANTS = [
     Mutant("running", "jnp.square(shift) *", "jnp.abs(shift) *", "linear shift term"),
     Mutant("running", "(moments.count * n_new / count)", "(moments.count * n_new)", "shift term not divided"),
     Mutant("running", "m2_new + jnp.square", "m2_new - jnp.square", "shift term subtracted"),
-    Mutant("running", "moments.count >= 2", "moments.count >= 1", "std of one observation"),
-    Mutant("running", "moments.count >= 2", "moments.count > 2", "std of two ignored"),
-    Mutant("running", "moments.m2 > 0", "moments.m2 >= 0", "division by a zero std"),
+    Mutant("running", "moments.m2 > rounding", "moments.m2 >= rounding", "division by a zero std"),
+    Mutant("running", "moments.m2 > rounding", "moments.m2 > -rounding", "rounding counts as spread"),
+    Mutant("running", "RELATIVE_ROUNDING = 1e-5", "RELATIVE_ROUNDING = 1e-2", "true spread counts as rounding"),
     Mutant("running", "moments.count - 1, 1)", "moments.count, 1)", "biased variance"),
     Mutant("running", "jnp.sqrt(variance)", "jnp.square(variance)", "divides by variance squared"),
     Mutant("running", "- moments.mean[None])", "+ moments.mean[None])", "mean added"),
@@ -216,7 +216,9 @@ MUTANTS = [
     Mutant("group", "scores.max() == scores.min()", "scores.max() != scores.min()", "flat test inverted"),
     Mutant("group", "centred = scores - ", "centred = scores + ", "mean added"),
     Mutant("group", "jnp.square(centred).mean()", "jnp.square(centred).sum()", "variance not divided"),
-    Mutant("group", "jnp.where(flat, 1, jnp", "jnp.where(flat, 0, jnp", "√0 in the gradient"),
+    Mutant(
+        "group", "jnp.where(flat, 1, jnp.square(centred).mean())", "jnp.square(centred).mean()", "√0 in the gradient"
+    ),
     Mutant("group", "jnp.where(flat, 0, centred", "jnp.where(False, 0, centred", "rounding noise in flat groups"),
     Mutant("group", "(variance) + epsilon", "(variance) - epsilon", "ε subtracted"),
     Mutant("group", "float = 1e-6", "float = 1e-4", "ε a hundred times larger"),

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+RELATIVE_ROUNDING = 1e-5
+"""A standard deviation below this share of the mean is float32 rounding, not spread."""
+
 
 class RunningMoments(NamedTuple):
     """Moments of a stream of arrays of one shape, kept per entry."""
@@ -66,7 +69,7 @@ def normalise(
 ) -> Float[Array, "B *shape"]:
     """Observations in standard deviations from the running mean, optionally clipped.
 
-        z = clip((x − mean)/std, −c, c),   std² = M2/(n − 1), and std = 1 while n < 2 or where M2 = 0
+        z = clip((x − mean)/std, −c, c),   std² = M2/(n − 1), and std = 1 while n < 2 or where all x were equal
 
     Args:
       moments: usually already updated with `x`.
@@ -79,7 +82,9 @@ def normalise(
       >>> [round(z, 4) for z in normalise(update_moments(initial_moments(), x), x, clip=1.0).tolist()]
       [-0.8429, -0.562, 1.0, 0.0]
     """
-    spread = (moments.count >= 2) & (moments.m2 > 0)
+    # A stream of equal scores leaves rounding in M2; dividing by it would blow noise up to full-size advantages.
+    rounding = moments.count * jnp.square(RELATIVE_ROUNDING * moments.mean)
+    spread = moments.m2 > rounding
     variance = jnp.where(spread, moments.m2, 1) / jnp.where(spread, moments.count - 1, 1)
     z = (x.astype(jnp.float32) - moments.mean[None]) / jnp.sqrt(variance)[None]
     return z if clip is None else jnp.clip(z, -clip, clip)

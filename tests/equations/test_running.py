@@ -45,6 +45,11 @@ def test_fewer_than_two_and_constants() -> None:
     np.testing.assert_array_equal(scaled(initial_moments(), x), x)
     np.testing.assert_array_equal(scaled(over(np.array([3.0], np.float32)), x), [0, 2])
     np.testing.assert_array_equal(scaled(over(np.full(5, 3, np.float32)), x), [0, 2])
+    # Batches of 0.1 average to something else than 0.1 in float32: a residue of 1e-9, which must not become a std.
+    tenths = over(np.full(7, 0.1, np.float32), np.full(3, 0.1, np.float32))
+    np.testing.assert_allclose(scaled(tenths, x), [2.9, 4.9], rtol=1e-5)
+    fine = over(np.array([1.0, 1.001], np.float32))
+    np.testing.assert_allclose(scaled(fine, fine.mean[None] + 1e-3), [np.sqrt(2)], rtol=1e-2)
     two = over(np.array([3.0, 5.0], np.float32))
     np.testing.assert_allclose(scaled(two, x), [-np.sqrt(0.5), np.sqrt(0.5)], rtol=1e-6)
     gradient = jax.jit(jax.grad(lambda y: normalise(initial_moments(), y).sum()))(x)
