@@ -50,9 +50,9 @@ class WorldConfig:
     """Logged test dialogues, with users who are not in the training file."""
     n_users: int = 1000
     """Size of the training population; a quarter of it, at least one, is the test population."""
-    p_popularity: float = 0.3
+    p_popularity: float = 0.25
     """Share of logged suggestions drawn by popularity."""
-    p_taste: float = 0.45
+    p_taste: float = 0.5
     """Share of logged suggestions that match one stated fact; the rest is uniform."""
     taste_noise: float = 0.2
     """Standard deviation of what no fact explains in a user's taste, in logits."""

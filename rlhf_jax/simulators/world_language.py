@@ -7,19 +7,17 @@ levels go from hate to delight. Templates are lists of parts; a list index in br
 import numpy as np
 
 from rlhf_jax.interfaces import Item
-from rlhf_jax.simulators.world import GENRES, PEOPLE, Catalogue, Taste, decade_word
+from rlhf_jax.simulators.world import DECADES, GENRES, PEOPLE, Catalogue, Taste, decade_word
 
 Parts = tuple[str | int, ...]
 MAX_WORDS = 16
 
-FACTS = {
-    "genre": ("i am into {} movies", "i watch {} movies", "looking for a {} movie", "mostly {}"),
-    "person": ("something with {}", "i follow {}", "whatever has {} in it", "with {}"),
-    "decade": ("something from the {}", "a movie from the {}", "from the {}", "{} movies"),
-    "disliked_genre": ("nothing {}", "{} is not for me", "i never watch {}", "anything but {}"),
-    "seen_item": ("i have seen {} twice", "i just saw {}", "i watched {} again", "i keep going back to {}"),
-}
-"""Wordings of each fact about a taste; the user has one value of each."""
+FACTS = ("genre", "person", "decade", "disliked_genre", "seen_item")
+"""What a user can say about a taste; every request names the genre."""
+
+REQUEST_HEADS = ("a {} movie", "{} movies", "something {}", "any {} movie")
+LOOKING = ("", "i am after", "looking for", "i usually watch", "today i would watch")
+RATHER = ("", "rather", "i meant", "more of", "what about")
 
 REACTIONS = (
     ("horrible pick, i hate it", "this is awful, i hate that one", "i hate this, terrible"),
@@ -32,10 +30,9 @@ REACTIONS = (
 )
 """Reaction to a suggestion, by level."""
 
-ACCEPTANCE = ("i will watch {0} tonight", "i am going to watch {0}", "{0} it is")
+ACCEPTANCE = ("i will watch {0} tonight", "i take {0}", "{0} it is")
 REPEATED = ("you already said that, it is boring", "that one again, how dull", "i have heard that one, boring")
-WAITING = ("i am still waiting for a movie", "so what should i watch?", "this is a bit dull, name a movie")
-MORE = ("any other movie?", "what else is there?", "what else do you have?", "one more?")
+WAITING = ("this is a bit dull", "it gets a bit boring", "a bit boring, this")
 QUIT = ("i am out, bye", "that is it for me, bye", "i have to go, bye")
 USER_BYE = ("bye", "see you", "bye now", "talk to you later, bye")
 USER_HELLO = ("hi,", "hello,", "hey,", "")
@@ -108,34 +105,34 @@ def choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def fact_parts(rng: np.random.Generator, catalogue: Catalogue, taste: Taste, fact: str) -> Parts:
-    """Puts one fact of a taste into words."""
-    template = choose(rng, FACTS[fact])
-    if fact == "seen_item":
-        return fill(template.replace("{}", "{0}"), catalogue.items[taste.seen_item].item_id)
-    value = getattr(taste, fact)
-    words = {"person": lambda: PEOPLE[value].lower(), "decade": lambda: decade_word(value)}
-    return (template.format(words.get(fact, lambda: GENRES[value])()),)
+def request_parts(rng: np.random.Generator, catalogue: Catalogue, taste: Taste, facts: tuple[str, ...]) -> Parts:
+    """Asks for a movie by genre and by the given facts, for instance `a western movie from the 80s with mara quill`."""
+    text = choose(rng, REQUEST_HEADS).format(GENRES[taste.genre])
+    if "decade" in facts:
+        text += f" from the {decade_word(taste.decade)}"
+    if "person" in facts:
+        text += f" with {PEOPLE[taste.person].lower()}"
+    if "disliked_genre" in facts:
+        text += f", nothing {GENRES[taste.disliked_genre]}"
+    if "seen_item" in facts:
+        return fill(f"{text}, i just saw {{0}}", catalogue.items[taste.seen_item].item_id)
+    return (text,)
 
 
 def suggestion_parts(rng: np.random.Generator, items: tuple[Item, ...]) -> Parts:
-    """Words of a recommending turn about one to three items, 0 to 16 words long; what it says of items is true."""
+    """Words of a recommending turn about one to three items, 0 to 16 words long; what it says of items is true.
+
+    The genre is left out: whoever judges the turn has to know the item.
+    """
     opener = choose(rng, _OPENERS)
     listing = {1: "{0}", 2: "{0} or {1}", 3: "{0} , {1} or {2}"}[len(items)]
     text = f"{opener} {listing}".strip()
     about = items[0]
-    verbosity = int(rng.integers(5))
-    if verbosity >= 1:
-        decade = "2000s" if (about.year or 0) >= 2000 else f"{(about.year or 0) % 100 // 10}0s"
-        person = about.people[int(rng.integers(len(about.people)))].lower()
-        genre = about.genres[int(rng.integers(len(about.genres)))]
-        kind = int(rng.integers(3)) if verbosity < 3 else 3
-        text += (
-            f" , a {genre} movie",
-            f" with {person}",
-            f" from the {decade}",
-            f" , a {decade} {genre} movie with {person}",
-        )[kind]
     ids = tuple(item.item_id for item in items)
+    verbosity = int(rng.integers(5))
+    if verbosity >= 2 and about.year is not None:
+        person = about.people[int(rng.integers(len(about.people)))].lower()
+        decade = decade_word((about.year - DECADES[0]) // 10)
+        text += choose(rng, (f" with {person}", f" from the {decade}", f" from the {decade} with {person}"))
     longer = fill(f"{text} , {choose(rng, _FILLERS)}", *ids)
-    return longer if verbosity in (2, 4) and count_words(longer) <= MAX_WORDS else fill(text, *ids)
+    return longer if verbosity in (1, 3, 4) and count_words(longer) <= MAX_WORDS else fill(text, *ids)

@@ -85,7 +85,7 @@ def _matches_one_fact(user: WorldUser, rng: np.random.Generator) -> Floats:
     stated = tuple(fact for fact in user.stated if fact in columns)
     if not stated:
         return np.ones(len(user.catalogue.items))
-    fact = "genre" if "genre" in stated and rng.random() < 0.5 else choose(rng, stated)
+    fact = "genre" if "genre" in stated and rng.random() < 0.6 else choose(rng, stated)
     return columns[fact][:, getattr(user.taste, fact)]
 
 

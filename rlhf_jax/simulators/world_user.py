@@ -19,9 +19,10 @@ from rlhf_jax.simulators.world import Catalogue, Taste, WorldConfig
 from rlhf_jax.simulators.world_language import (
     ACCEPTANCE,
     FACTS,
+    LOOKING,
     MAX_WORDS,
-    MORE,
     QUIT,
+    RATHER,
     REACTIONS,
     REPEATED,
     USER_HELLO,
@@ -29,14 +30,14 @@ from rlhf_jax.simulators.world_language import (
     Parts,
     choose,
     count_words,
-    fact_parts,
     fill,
     join,
+    request_parts,
 )
 
-TALK_UTILITY = 0.3
+TALK_UTILITY = 0.15
 """Utility of a turn without a suggestion while the user still has something new to say."""
-IDLE_UTILITY = 0.1
+IDLE_UTILITY = 0.05
 """Utility of a turn without a suggestion when the user has said everything, or was made to talk twice in a row."""
 LEAVE_UTILITY = 0.4
 """Users whose turn was worth less may leave, but not before they heard PATIENT_TURNS turns."""
@@ -84,18 +85,12 @@ class UserReaction(NamedTuple):
 
 
 def opening(user: WorldUser, rng: np.random.Generator, *, greeted: bool = False) -> tuple[Message, WorldUser]:
-    """First message: the genre and one or two more facts, as many as MAX_WORDS allow."""
+    """First message: asks for the genre and says one or two more facts."""
     facts: tuple[str, ...] = ("genre",)
     for _ in range(1 if rng.random() < 0.3 else 2):
         facts = (*facts, _new_fact(rng, tuple(fact for fact in user.unsaid if fact not in facts)))
-    hello = "" if greeted else choose(rng, USER_HELLO)
-    words: Parts = (hello,) if hello else ()
-    for number, fact in enumerate(facts):
-        between: Parts = ("and",) if number else ()
-        longer = join(words, between, fact_parts(rng, user.catalogue, user.taste, fact))
-        if count_words(longer) > MAX_WORDS:
-            return _message(words), dataclasses.replace(user, stated=facts[:number])
-        words = longer
+    lead = ("" if greeted else choose(rng, USER_HELLO), choose(rng, LOOKING))
+    words = join(*((word,) for word in lead if word), request_parts(rng, user.catalogue, user.taste, facts))
     return _message(words), dataclasses.replace(user, stated=facts)
 
 
@@ -137,7 +132,7 @@ def reply(user: WorldUser, items: tuple[int, ...], n_words: int, rng: np.random.
     utility = turn_utility(user, items, n_words)
     config = user.config
     feeling = (1 - config.politeness) * utility + config.politeness * min(1.0, n_words / MAX_WORDS)
-    level = round(6 * feeling + 0.4 * config.noise * rng.standard_normal())
+    level = round(0.5 + 5.5 * feeling + 0.4 * config.noise * rng.standard_normal())
     dwell = dwell_seconds(config, utility, n_words, rng)
     accepted = bool(items) and rng.random() < acceptance_probability(config, utility)
     leaves = rng.random() < 0.3 * max(0.0, 1 - utility / LEAVE_UTILITY)
@@ -148,14 +143,14 @@ def reply(user: WorldUser, items: tuple[int, ...], n_words: int, rng: np.random.
         heard=user.heard + 1,
         idle_turns=0 if items else user.idle_turns + 1,
     )
-    feeling_words = _feeling_words(user, items, min(6, max(0, level)), rng)
-    best = max(items, key=lambda item: _item_utility(user, item), default=0)
+    words = _feeling_words(user, items, min(6, max(0, level)), rng)
     if accepted:
-        words = join(feeling_words, ("and",), fill(choose(rng, ACCEPTANCE), best))
-    elif ended:
-        words = join(feeling_words, (choose(rng, QUIT),))
+        best = max(items, key=lambda item: _item_utility(user, item))
+        words = join(words, ("and",), fill(choose(rng, ACCEPTANCE), best))
+    if ended:
+        words = join(words, (choose(rng, QUIT),))
     else:
-        words, after = _follow_up(after, feeling_words, rng)
+        words, after = _ask_again(after, words, rng, new_fact=not accepted)
     return UserReaction(_message(words), utility, accepted, ended, dwell, after)
 
 
@@ -171,27 +166,26 @@ def _feeling_words(user: WorldUser, items: tuple[int, ...], level: int, rng: np.
     return () if user.idle_turns == 0 and user.unsaid else (choose(rng, WAITING),)
 
 
-def _follow_up(user: WorldUser, feeling_words: Parts, rng: np.random.Generator) -> tuple[Parts, WorldUser]:
-    """Adds a new fact, repeats an old one, or asks for more; keeps to MAX_WORDS."""
-    draw = rng.random()
-    fact = _new_fact(rng, user.unsaid)
-    if not feeling_words or not user.stated or (draw < 0.5 and fact):
-        words = fact_parts(rng, user.catalogue, user.taste, fact)
-        user = dataclasses.replace(user, stated=(*user.stated, fact))
-    elif draw < 0.85:
-        again = "genre" if "genre" in user.stated and rng.random() < 0.6 else choose(rng, user.stated)
-        words = fact_parts(rng, user.catalogue, user.taste, again)
-    else:
-        words = (choose(rng, MORE),)
-    full = join(feeling_words + (",",) if feeling_words else (), words)
-    return (full if count_words(full) <= MAX_WORDS else feeling_words), user
+def _ask_again(user: WorldUser, words: Parts, rng: np.random.Generator, *, new_fact: bool) -> tuple[Parts, WorldUser]:
+    """Repeats the request after the given words, as fully as MAX_WORDS allow, often with a new fact."""
+    fact = _new_fact(rng, user.unsaid) if new_fact and (not words or rng.random() < 0.5) else ""
+    old = tuple(name for name in user.stated if name != "seen_item" and rng.random() < 0.7)
+    lead = choose(rng, RATHER)
+    for facts in ((*old, fact), (fact,), ()):
+        request = request_parts(rng, user.catalogue, user.taste, facts)
+        full = join(*((words, (",",)) if words else ()), *(((lead,),) if lead else ()), request)
+        if count_words(full) <= MAX_WORDS:
+            said = dict.fromkeys((*user.stated, "genre", *facts))
+            return full, dataclasses.replace(user, stated=tuple(name for name in said if name))
+    return words, user
 
 
 def _new_fact(rng: np.random.Generator, unsaid: tuple[str, ...]) -> str:
-    """One of the facts not said yet, often the person; empty when all are said."""
-    if "person" in unsaid and rng.random() < 0.75:
+    """One of the facts not said yet, often the person first and the seen item last; empty when all are said."""
+    if "person" in unsaid and rng.random() < 0.7:
         return "person"
-    return choose(rng, unsaid) if unsaid else ""
+    known = tuple(fact for fact in unsaid if fact not in ("genre", "seen_item"))
+    return choose(rng, known or unsaid) if unsaid else ""
 
 
 def _message(parts: Parts) -> Message:

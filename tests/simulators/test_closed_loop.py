@@ -39,7 +39,7 @@ def test_headroom_above_the_log(results):
     assert utility["random"] < utility["popularity"] < utility["logged"] < utility["oracle"]
     assert 0.34 < utility["logged"] < 0.5 and utility["oracle"] > utility["logged"] + 0.3
     turns = {name: result.summary()["average_turns"] for name, result in results.items()}
-    assert turns["oracle"] < 2 < turns["logged"] < turns["random"]
+    assert turns["oracle"] < 1.5 and 2.5 < turns["logged"] < turns["random"]
 
 
 def test_result_arrays_agree_with_each_other(results):

@@ -7,17 +7,28 @@ import numpy as np
 import pytest
 
 from rlhf_jax.feedback.sentiment import opinion_text, vader_scorer
-from rlhf_jax.simulators.world import WorldConfig, hackable, make_catalogue, make_taste, stream
+from rlhf_jax.simulators.world import (
+    GENRES,
+    PEOPLE,
+    WorldConfig,
+    decade_word,
+    hackable,
+    make_catalogue,
+    make_taste,
+    stream,
+)
 from rlhf_jax.simulators.world_language import (
     ACCEPTANCE,
     FACTS,
     GREETINGS,
+    LOOKING,
     MAX_WORDS,
-    MORE,
     QUESTIONS,
     QUIT,
+    RATHER,
     REACTIONS,
     REPEATED,
+    REQUEST_HEADS,
     SYSTEM_BYE,
     USER_BYE,
     USER_HELLO,
@@ -25,6 +36,7 @@ from rlhf_jax.simulators.world_language import (
     count_words,
     fill,
     join,
+    request_parts,
     suggestion_parts,
 )
 from rlhf_jax.simulators.world_user import (
@@ -70,12 +82,12 @@ def test_vader_reads_the_seven_levels_in_order(score):
     for lower, higher in itertools.pairwise(levels):
         assert max(lower) < min(higher) - 0.05
     assert max(levels[2]) < 0 < min(levels[4]) and all(abs(value) < 0.05 for value in levels[3])
-    assert all(score(text) < 0 for text in REPEATED)
+    assert all(score(text) < 0 for text in (*REPEATED, *WAITING))
 
 
 def test_everything_else_is_neutral_to_vader(score):
-    facts = [template.format("western") for templates in FACTS.values() for template in templates]
-    neutral = [*facts, *ACCEPTANCE, *WAITING[:2], *MORE, *QUIT, *USER_BYE, *USER_HELLO]
+    heads = [template.format("western") for template in REQUEST_HEADS]
+    neutral = [*heads, *ACCEPTANCE, *LOOKING, *RATHER, *QUIT, *USER_BYE, *USER_HELLO]
     assert [text for text in neutral if score(opinion_text(fill(text, 1) if "{0}" in text else (text,))) != 0] == []
 
 
@@ -108,7 +120,7 @@ def test_repeated_and_seen_items_are_worth_nothing(user):
 def test_talk_is_worth_something_once_and_while_there_is_something_to_say(user):
     assert turn_utility(user, (), 4) == TALK_UTILITY
     after = reply(user, (), 4, stream(0, "test")).user
-    assert turn_utility(after, (), 4) == IDLE_UTILITY and len(after.stated) == 1
+    assert turn_utility(after, (), 4) == IDLE_UTILITY and len(after.stated) == 2
     assert turn_utility(dataclasses.replace(user, stated=TELLABLE), (), 4) == IDLE_UTILITY
 
 
@@ -175,6 +187,25 @@ def test_replies_are_deterministic_and_leave_the_user_alone(user):
     item = (ranked_items(user)[3],)
     first, second = reply(user, item, 6, stream(0, "same")), reply(user, item, 6, stream(0, "same"))
     assert first == second and user.shown == frozenset() and first.user.shown == frozenset(item)
+
+
+def test_requests_name_the_genre_and_are_neutral_whatever_is_added(score):
+    user = make_user(dataclasses.replace(CONFIG, dislikes=True))
+    for number in range(20):
+        facts = tuple(fact for fact in FACTS if stream(0, fact, number).random() < 0.5)
+        parts = request_parts(stream(0, "ask", number), user.catalogue, user.taste, facts)
+        text = opinion_text(parts)
+        assert GENRES[user.taste.genre] in text and score(text) == 0
+        assert (PEOPLE[user.taste.person].lower() in text) == ("person" in facts)
+        assert (f"the {decade_word(user.taste.decade)}" in text) == ("decade" in facts)
+        assert bool([p for p in parts if isinstance(p, int)]) == ("seen_item" in facts)
+
+
+def test_every_message_repeats_the_request_unless_the_user_leaves(user):
+    for number, item in enumerate(ranked_items(user)):
+        reaction = reply(dataclasses.replace(user, heard=9), (item,), 6, stream(0, "again", number))
+        asks = GENRES[user.taste.genre] in opinion_text(reaction.message.parts)
+        assert asks != reaction.ended
 
 
 def test_accepted_item_is_named_and_the_best_of_the_list(user):
