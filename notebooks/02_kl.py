@@ -152,7 +152,7 @@ for name, estimator in (("k1", kl_k1), ("k2", kl_k2), ("k3", kl_k3)):
 #
 # - **k1 in the reward.** There it is a number, not a loss, and REINFORCE takes care of the samples (notebook 3). Only its mean
 #   matters, and that is exact.
-# - **k2 where a KL *loss* is wanted**, and, as $\frac12 (\log \pi - \log \pi_\text{old})^2$, to see how far one PPO update has gone.
+# - **k2 where a KL *loss* is wanted**, and, as $\frac{1}{2} (\log \pi - \log \pi_\text{old})^2$, to see how far one PPO update has gone.
 # - **k3 in reports**: unbiased, never negative, little noise.
 
 # %% [markdown]

@@ -29,11 +29,11 @@
 # The **advantage** $A_t$ of a token is how much better things became through it. Two extremes:
 #
 # - $A_t = \delta_t$ believes the critic after one token. Little noise, but **biased**: what the critic has not understood, nobody is credited for.
-# - $A_t = \sum_{u \ge t} r_u - V_t$ believes only what was paid. Unbiased, but every later token's luck is in it.
+# - $A_t = \sum_{u \geq t} r_u - V_t$ believes only what was paid. Unbiased, but every later token's luck is in it.
 #
 # **Generalised advantage estimation** ([Schulman et al. 2016](https://arxiv.org/abs/1506.02438)) goes from the first, $\lambda = 0$, to the second, $\lambda = 1$:
 #
-# $$A_t = \delta_t + \gamma\lambda\, A_{t+1} = \sum_{k \ge 0} (\gamma\lambda)^k\, \delta_{t+k}$$
+# $$A_t = \delta_t + \gamma\lambda\, A_{t+1} = \sum_{k \geq 0} (\gamma\lambda)^k\, \delta_{t+k}$$
 #
 # This is line 6 of [the PPO box](../docs/algorithms/ppo.md).
 

@@ -157,7 +157,7 @@ plt.show()
 # The critic learns by squared error to the return $R = A + V_\text{old}$ (notebook 4). The released code of
 # [Ziegler et al. 2019](https://arxiv.org/abs/1909.08593) clips it in the same spirit, and so does ours, line 7b:
 #
-# $$\frac12 \max\left( (V - R)^2,\; (\mathrm{clip}(V, V_\text{old} - \varepsilon_v, V_\text{old} + \varepsilon_v) - R)^2 \right)$$
+# $$\frac{1}{2} \max\left( (V - R)^2,\; (\mathrm{clip}(V, V_\text{old} - \varepsilon_v, V_\text{old} + \varepsilon_v) - R)^2 \right)$$
 #
 # The whole loss of a minibatch is the mean over its real tokens of line 7a plus $c_v$ times this, minus, if wanted, a bonus for
 # entropy, 7c, which keeps a policy undecided. A **minibatch** is a part of the sampled batch; an **epoch** is one pass over

@@ -111,7 +111,7 @@ def score(unused: None, rollout: Rollout) -> jax.Array:
 
 # %%
 PROMPTS = PromptBatch(tokens=jnp.full((256, 1), EOS), mask=jnp.ones((256, 1), bool))
-EPOCHS, UPDATES = 4, 150
+EPOCHS, UPDATES = 4, 60
 optimizer = make_optimizer(learning_rate=0.03, total_steps=UPDATES * EPOCHS)
 gae = functools.partial(generalized_advantage_estimation, gamma=1.0, gae_lambda=0.95)
 
@@ -248,10 +248,10 @@ names = ["".join(WORDS[v] if v < EOS else " <eos>" for v in RESPONSES[i]) for i 
 left.set_yticks(rows, [f"{name}   (score {all_scores[i]:+.0f})" for name, i in zip(names, shown, strict=True)])
 left.set(xlabel="probability of the whole response", title="What is said")
 left.legend(loc="lower right")
-right.axhline(maximum, color="tab:orange", label="best possible, κ log Z")
 right.plot([objective(REFERENCE), *(h["objective"] for h in history)], color="tab:blue", label="objective, exact")
 right.plot([h["score"] for h in history], color="tab:green", linewidth=0.8, label="score of the samples")
 right.plot([h["kl"] for h in history], color="tab:red", linewidth=0.8, label="KL of the samples, nats")
+right.axhline(maximum, color="tab:orange", linestyle="--", label="best possible, κ log Z")
 right.set(xlabel="update", title="Learning")
 right.legend(loc="lower right")
 plt.show()

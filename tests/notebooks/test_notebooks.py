@@ -1,0 +1,44 @@
+"""Every notebook runs from its first cell to its last; their asserts are the tests.
+
+As plain Python here, which is fast; `make notebooks` runs them in a Jupyter kernel each.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.py"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_the_first_cell_to_the_last(notebook: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(notebook.parents[1])}
+    # Elsewhere than in the checkout: a notebook must not depend on where it is started, nor leave anything behind.
+    done = subprocess.run(
+        [sys.executable, str(notebook)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_has_the_parts_of_a_lesson(notebook: Path) -> None:
+    cells = notebook.read_text(encoding="utf-8").split("\n# %%")
+    headings = [line for cell in cells for line in cell.splitlines() if line.startswith("# #")]
+    number = int(notebook.stem[:2])
+    assert headings[0].startswith(f"# # {number} · ")
+    for part in ("# ## Checks", "# ## Exercises"):
+        assert any(heading.startswith(part) for heading in headings), f"{notebook.name} has no {part[5:]!r}"
+    solutions = "\n".join(cells).split("# ## Exercises", 1)[1]
+    assert [n for n in (1, 2, 3) if f"# **{n}.**" in solutions] == [1, 2, 3]
+    assert "plt.show()" in "\n".join(cells)
+
+
+def test_the_course_is_complete_and_stored_without_outputs(repository: Path) -> None:
+    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 10))
+    assert list((repository / "notebooks").glob("*.ipynb")) == []
+    for notebook in NOTEBOOKS:
+        assert "format_name: percent" in notebook.read_text(encoding="utf-8")[:300]

@@ -1,0 +1,180 @@
+"""Builds the documentation as static pages that need no network: notebooks executed, formulas drawn as SVG.
+
+    python tools/build_site.py [OUTPUT_FOLDER]      # default: build/site; open index.html
+
+Pages are docs/**/*.md and notebooks/*.py. Formulas (`$...$`, `$$...$$`) are drawn by matplotlib's mathtext, so that no
+JavaScript, fonts or browser features are needed; one it cannot draw ends the build with its name.
+"""
+
+import base64
+import functools
+import html
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.mathtext
+import nbformat
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+from mdit_py_plugins.anchors import anchors_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+from run_notebooks import NOTEBOOKS, REPOSITORY, execute
+
+DOCS = REPOSITORY / "docs"
+POINTS = 12.0
+STYLE = """
+body { display: flex; margin: 0; font: 16px/1.55 system-ui, sans-serif; color: #222; }
+nav { flex: 0 0 15em; padding: 1.2em; background: #f4f5f7; min-height: 100vh; font-size: 14px; }
+nav h2 { font-size: 13px; margin: 1.2em 0 .3em; color: #666; }
+nav a { display: block; padding: .12em 0; color: #234; text-decoration: none; }
+nav a.here { font-weight: 600; }
+main { flex: 1; max-width: 50em; min-width: 0; padding: 1.2em 2.5em 4em; }
+pre, code { font: 13px/1.45 ui-monospace, monospace; background: #f4f5f7; }
+pre { padding: .7em .9em; overflow-x: auto; border-radius: 4px; }
+pre.output { background: none; border-left: 3px solid #ccd; border-radius: 0; }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+td, th { border: 1px solid #dde; padding: .3em .7em; text-align: left; vertical-align: top; }
+img.figure { max-width: 100%; }
+div.formula { text-align: center; margin: 1em 0; overflow-x: auto; }
+blockquote { margin: 1em 0; padding: .2em 1.2em; border-left: 4px solid #ccd; background: #fafbfc; }
+@media (max-width: 60em) { body { display: block; } nav { min-height: 0; } }
+"""
+
+
+@functools.cache
+def formula(tex: str, *, display: bool) -> str:
+    """A formula as an image that stands on the line of the text.
+
+    Raises: ValueError with the formula, where mathtext does not know one of its commands.
+    """
+    drawn = io.BytesIO()
+    tex = " ".join(tex.split())
+    try:
+        with matplotlib.rc_context({"mathtext.fontset": "stix", "svg.fonttype": "path", "svg.hashsalt": "formula"}):
+            depth = matplotlib.mathtext.math_to_image(
+                f"${tex}$", drawn, prop=matplotlib.font_manager.FontProperties(size=POINTS), dpi=72, format="svg"
+            )
+    except ValueError as error:
+        raise ValueError(f"cannot draw ${tex}$: {error}") from error
+    svg = drawn.getvalue()
+    height = re.search(rb'height="([\d.]+)pt"', svg)
+    assert height is not None
+    style = f"height:{float(height[1]) / POINTS:.3f}em;vertical-align:{-depth / POINTS:.3f}em"
+    source = base64.b64encode(svg).decode()
+    image = f'<img alt="{html.escape(tex)}" style="{style}" src="data:image/svg+xml;base64,{source}">'
+    return f'<div class="formula">{image}</div>' if display else image
+
+
+def site_path(source: Path) -> Path:
+    """Where a page goes, relative to the site: docs/ is its root."""
+    inside = source.relative_to(DOCS) if source.is_relative_to(DOCS) else source.relative_to(REPOSITORY)
+    return inside.with_suffix(".html")
+
+
+def markdown(source: Path, pages: Sequence[Path]) -> MarkdownIt:
+    """A renderer for the page of `source`: links between pages are followed, links into the code become plain text."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").use(anchors_plugin, max_level=3)
+    if source.is_relative_to(NOTEBOOKS) or source.is_relative_to(DOCS / "course"):
+        parser.use(
+            dollarmath_plugin,
+            allow_space=False,
+            allow_digits=False,
+            renderer=lambda tex, options: formula(tex, display=options["display_mode"]),
+        )
+
+    def link_open(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+        href, _, place = str(tokens[index].attrs["href"]).partition("#")
+        if href and "://" not in href:
+            target = (source.parent / href).resolve()
+            if not target.exists():
+                raise ValueError(f"{source.relative_to(REPOSITORY)}: link to {href}, which does not exist")
+            if target not in pages:
+                return "<a>"
+            href = os.path.relpath(site_path(target), site_path(source).parent)
+        return f'<a href="{html.escape(href + ("#" + place if place else ""))}">'
+
+    parser.add_render_rule("link_open", link_open)
+    return parser
+
+
+def title(source: Path) -> str:
+    """The first heading."""
+    found = re.search(r"^(?:# )?# (?!-)(\S.*)$", source.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1].replace("`", "") if found else source.stem
+
+
+def notebook_body(notebook: nbformat.NotebookNode, parser: MarkdownIt) -> str:
+    """Text, code and outputs of an executed notebook."""
+    formatter, parts = HtmlFormatter(), []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(parser.render(cell.source))
+            continue
+        parts.append(highlight(cell.source, PythonLexer(), formatter))
+        for output in cell.outputs:
+            if output.output_type == "stream" and output.name == "stdout":
+                parts.append(f'<pre class="output">{html.escape(output.text)}</pre>')
+            elif "image/png" in output.get("data", {}):
+                parts.append(f'<img class="figure" src="data:image/png;base64,{output.data["image/png"].strip()}">')
+    return "\n".join(parts)
+
+
+def navigation(here: Path, groups: dict[str, list[Path]]) -> str:
+    """Links to all pages."""
+    lines = []
+    for name, sources in groups.items():
+        lines.append(f"<h2>{name}</h2>")
+        for source in sources:
+            href = os.path.relpath(site_path(source), site_path(here).parent)
+            mark = ' class="here"' if source == here else ""
+            lines.append(f'<a{mark} href="{href}">{html.escape(title(source))}</a>')
+    return "\n".join(lines)
+
+
+def page_groups() -> dict[str, list[Path]]:
+    """All sources in the order of the navigation."""
+    found = {
+        "Start": [DOCS / "index.md"],
+        "Course": [*sorted(NOTEBOOKS.glob("*.py")), *sorted((DOCS / "course").glob("*.md"))],
+        "Algorithms": sorted((DOCS / "algorithms").glob("*.md")),
+        "Decisions": sorted((DOCS / "decisions").glob("*.md")),
+    }
+    taken = {source for sources in found.values() for source in sources}
+    return found | {"Reference": sorted(source for source in DOCS.glob("*.md") if source not in taken)}
+
+
+def build(folder: Path) -> None:
+    """Writes every page; a notebook that fails, a formula or a link that leads nowhere ends the build."""
+    groups = page_groups()
+    pages = [source for sources in groups.values() for source in sources]
+    code_style = HtmlFormatter().get_style_defs(".highlight")
+    for source in pages:
+        parser = markdown(source, pages)
+        body = (
+            notebook_body(execute(source), parser)
+            if source.suffix == ".py"
+            else parser.render(source.read_text(encoding="utf-8"))
+        )
+        target = folder / site_path(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title(source))}</title>'
+            f'<meta name="viewport" content="width=device-width"><style>{STYLE}{code_style}</style></head>'
+            f"<body><nav>{navigation(source, groups)}</nav><main>{body}</main></body></html>\n",
+            encoding="utf-8",
+        )
+        print(target, flush=True)
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]) if len(sys.argv) > 1 else REPOSITORY / "build" / "site")
