@@ -52,7 +52,10 @@ class Config:
     assess: AssessmentConfig = AssessmentConfig()
 
 
-DEMO = Config(model=ModelConfig(attention_dropout=False), sft=SupervisedConfig(epochs=4, max_tokens=256, buckets=(32, 96, 160, 256), tokens_per_batch=2560))
+DEMO = Config(
+    model=ModelConfig(attention_dropout=False),
+    sft=SupervisedConfig(epochs=4, max_tokens=256, buckets=(32, 96, 160, 256), tokens_per_batch=2560),
+)
 PRESETS = {
     "demo": ("simulated world, small GPT-2; minutes on 2 CPU cores", DEMO),
     "debug": (
@@ -60,7 +63,9 @@ PRESETS = {
         Config(
             run_dir=Path("runs/debug"),
             data=DataConfig(
-                world=WorldConfig(n_items=40, n_train=60, n_test=12, n_users=40), n_words=400, context_tokens=64,
+                world=WorldConfig(n_items=40, n_train=60, n_test=12, n_users=40),
+                n_words=400,
+                context_tokens=64,
                 response_tokens=24,
             ),
             model=ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=128),
@@ -83,9 +88,7 @@ PRESETS = {
                 epochs=5, description_tokens=32, buckets=(32, 128, 192, 256, 384, 512), warmup_steps=200
             ),
             # The gate's 0.6 is not reachable from context and response alone on real reactions: warn, and report it.
-            reward=RewardConfig(
-                labels=LabelOptions(engagement="continuation"), max_turns=4000, epochs=2, gate="warn"
-            ),
+            reward=RewardConfig(labels=LabelOptions(engagement="continuation"), max_turns=4000, epochs=2, gate="warn"),
             align=AlignmentConfig(updates=40, save_every=5),
             assess=AssessmentConfig(text_turns=1000),
         ),
@@ -95,11 +98,17 @@ PRESETS = {
         Config(
             run_dir=Path("runs/paper"),
             data=DataConfig(
-                source="redial", dir=Path("data/redial"), tokenizer="gpt2-medium", window=6, context_tokens=256,
+                source="redial",
+                dir=Path("data/redial"),
+                tokenizer="gpt2-medium",
+                window=6,
+                context_tokens=256,
                 response_tokens=64,
             ),
             model=ModelConfig(weights="gpt2-medium", compute_dtype="bfloat16", remat=True),
-            sft=SupervisedConfig(epochs=5, learning_rate=5e-5, tokens_per_batch=16_384, max_tokens=512, warmup_steps=500),
+            sft=SupervisedConfig(
+                epochs=5, learning_rate=5e-5, tokens_per_batch=16_384, max_tokens=512, warmup_steps=500
+            ),
             reward=RewardConfig(labels=LabelOptions(engagement="continuation"), learning_rate=1e-5, gate="warn"),
             align=AlignmentConfig(updates=500, batch_size=256, learning_rate=3e-6, save_every=25, evaluations=10),
             ppo=PPOConfig(minibatches=4),
@@ -116,7 +125,10 @@ def main(config: Config) -> Path:
         # 0. Dialogues, vocabulary, network.
         prepared = corpus.prepare(run, data, config.model, seed=seed)
         agent = make_agent(
-            prepared.vocab, prepared.network, max_items=data.max_items, response_tokens=data.response_tokens,
+            prepared.vocab,
+            prepared.network,
+            max_items=data.max_items,
+            response_tokens=data.response_tokens,
             temperature=config.align.temperature,
         )
         # 1. Imitation: the supervised policy, which is also the reference.
@@ -126,12 +138,18 @@ def main(config: Config) -> Path:
         sft = policy_params(trunk, prepared.network.n_embd)
         # 2. Implicit feedback: weak labels of users' reactions, and the reward model that predicts them.
         weights = config.ppo.component_weights
-        reward_model, gate = reward.train(
-            run, prepared, agent, trunk, config.reward, data, weights=weights, seed=seed
-        )
+        reward_model, gate = reward.train(run, prepared, agent, trunk, config.reward, data, weights=weights, seed=seed)
         # 3. PPO against the reward model, in sight of the reference.
         policy = alignment.align(
-            run, prepared, agent, trunk, reward_model, config.align, config.ppo, data, seed=seed,
+            run,
+            prepared,
+            agent,
+            trunk,
+            reward_model,
+            config.align,
+            config.ppo,
+            data,
+            seed=seed,
             truth=assessment.closed_loop_probe(
                 prepared, agent, reward_model, config.assess, data, weights=weights, seed=seed
             ),
@@ -139,10 +157,20 @@ def main(config: Config) -> Path:
         # 4. Evaluation and report.
         policies = {"sft": sft, "ppo": policy}
         systems = {
-            name: {seed: assessment.assess(
-                run, name, prepared, agent, params, config.assess, data,
-                reward_model=reward_model, weights=weights, seed=seed,
-            )}
+            name: {
+                seed: assessment.assess(
+                    run,
+                    name,
+                    prepared,
+                    agent,
+                    params,
+                    config.assess,
+                    data,
+                    reward_model=reward_model,
+                    weights=weights,
+                    seed=seed,
+                )
+            }
             for name, params in policies.items()
         }
         split = f"{data.source}/test"

@@ -34,6 +34,18 @@ def features_of(item: Item) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def spoken_decade(year: int | None) -> str:
+    """A decade as people write it; empty if the year is unknown.
+
+    Examples:
+      >>> spoken_decade(1994), spoken_decade(2011), spoken_decade(None)
+      ('90s', '2010s', '')
+    """
+    if year is None:
+        return ""
+    return f"{year // 10 * 10 % 100}s" if year < 2000 else f"{year // 10 * 10}s"
+
+
 def item_features(
     items: Mapping[int, Item], item_ids: Sequence[int], *, min_count: int = 2, max_features: int
 ) -> tuple[tuple[str, ...], np.ndarray]:

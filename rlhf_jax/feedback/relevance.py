@@ -14,6 +14,7 @@ from scipy.sparse import spmatrix
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from rlhf_jax.data.items import spoken_decade
 from rlhf_jax.data.turns import spell
 from rlhf_jax.interfaces import Item, Message
 
@@ -27,16 +28,9 @@ def item_texts(items: Mapping[int, Item], *, metadata: bool) -> dict[int, str]:
     if not metadata:
         return {item_id: item.title for item_id, item in items.items()}
     return {
-        item_id: " ".join([item.title, *item.genres, *item.people, _decade(item.year)])
+        item_id: " ".join([item.title, *item.genres, *item.people, spoken_decade(item.year)])
         for item_id, item in items.items()
     }
-
-
-def _decade(year: int | None) -> str:
-    """A decade as people write it: `90s`, `2000s`; empty if the year is unknown."""
-    if year is None:
-        return ""
-    return f"{year // 10 * 10 % 100}s" if year < 2000 else f"{year // 10 * 10}s"
 
 
 def context_text(messages: Sequence[Message], texts: Mapping[int, str], *, window: int) -> str:

@@ -30,7 +30,6 @@ from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.report import Conversation
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.closed_loop import ClosedLoopResult, evaluate_closed_loop
-from rlhf_jax.simulators.world import WorldConfig
 
 History = Sequence[Message]
 
@@ -202,7 +201,13 @@ def assess(
     if prepared.world_seed is not None:
         for decoding in ("sampled", "greedy"):
             responder = Responder(
-                prepared, agent, params, data, greedy=decoding == "greedy", seed=seed, reward_model=reward_model,
+                prepared,
+                agent,
+                params,
+                data,
+                greedy=decoding == "greedy",
+                seed=seed,
+                reward_model=reward_model,
                 weights=weights,
             )
             users[decoding] = meet_users(responder, prepared, data, n_users=config.users, n_turns=config.user_turns)
@@ -416,12 +421,17 @@ def _each(runs: Mapping[int, Assessment], part: Callable[[Assessment], Any]) -> 
 
 
 def conversations(
-    prepared: Prepared, agent: Agent, config: AssessmentConfig, data: DataConfig,
+    prepared: Prepared,
+    agent: Agent,
+    config: AssessmentConfig,
+    data: DataConfig,
     params: Mapping[str, Params],
 ) -> list[Conversation]:
     """Test contexts with what the human and every system said there, titles spelled out."""
     windows = Windows(prepared.vocab, prepared.corpus.test[: config.test_dialogues], data)
-    turns = [turn for turn in text_turns(windows, config.text_turns) if windows.dialogues[turn[0]].messages[turn[1]].items]
+    turns = [
+        turn for turn in text_turns(windows, config.text_turns) if windows.dialogues[turn[0]].messages[turn[1]].items
+    ]
     turns = turns[:: max(1, len(turns) // config.conversations)][: config.conversations]
     titles = spelled_titles(prepared.corpus.items)
     replies = {
@@ -446,8 +456,6 @@ def conversations(
             )
         )
     return found
-
-
 
 
 def summary_table(found: Sequence[Result]) -> str:

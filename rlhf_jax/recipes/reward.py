@@ -250,9 +250,9 @@ def _intervals(
     """95 % bootstrap intervals of `correlations`, resampling dialogues."""
 
     def compute(name: str) -> Any:
-        return lambda cases, _: correlations(
-            predicted[cases], turns.labels[cases], turns.label_mask[cases], weights
-        )[name]
+        return lambda cases, _: correlations(predicted[cases], turns.labels[cases], turns.label_mask[cases], weights)[
+            name
+        ]
 
     return {
         name: bootstrap.statistic(turns.dialogues, compute(name), replicates=200) for name in ("reward", *COMPONENTS)

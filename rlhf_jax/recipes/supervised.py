@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax.data.items import item_features, item_title_tokens
+from rlhf_jax.data.items import item_features, item_title_tokens, spoken_decade
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.decoding.grammar_loss import FIRST, LIST, NO_TARGET, SAY, GrammarTargets, grammar_nll
@@ -47,6 +47,8 @@ class SupervisedConfig:
     """Longest item description, in tokens."""
     title_embeddings: bool = True
     """Items share the embeddings of their titles' words."""
+    metadata_words: bool = False
+    """Items also share the embeddings of the words of their genres, people and decade, as users say them."""
     features_per_item: int = 8
     """Features (genres, decade, people) an item's embedding is composed of at most; 0 is off."""
     item_weight: float = 3.0
@@ -88,7 +90,8 @@ class ItemKnowledge:
     """What items are composed of, as token and feature numbers; −1 where there are fewer."""
 
     titles: Int[Array, "I K1"]
-    features: Int[Array, "I K2"]
+    metadata: Int[Array, "I K2"]
+    features: Int[Array, "I K3"]
 
 
 @chex.dataclass(frozen=True)
@@ -101,22 +104,31 @@ class TextBatch:
 
 
 def item_knowledge(vocab: Vocabulary, corpus: Corpus, config: SupervisedConfig) -> tuple[ItemKnowledge, int]:
-    """Title words and features of every item, and the number of features."""
-    titles = np.full((vocab.n_items, 8 if config.title_embeddings else 0), -1, np.int32)
-    if config.title_embeddings:
-        for row, tokens in enumerate(item_title_tokens(vocab, corpus.items)):
-            titles[row, : len(tokens)] = tokens[: titles.shape[1]]
-    if config.features_per_item == 0:
-        return ItemKnowledge(titles=jnp.asarray(titles), features=jnp.zeros((vocab.n_items, 0), jnp.int32)), 0
-    names, features = item_features(corpus.items, vocab.item_ids, max_features=config.features_per_item)
-    return ItemKnowledge(titles=jnp.asarray(titles), features=jnp.asarray(features)), len(names)
+    """Words and features of every item, and the number of features."""
+    titles = item_title_tokens(vocab, corpus.items) if config.title_embeddings else [[]] * vocab.n_items
+    items = [corpus.items[item_id] for item_id in vocab.item_ids]
+    spoken = [f" {' '.join([*item.genres, *item.people[:3], spoken_decade(item.year)])}" for item in items]
+    metadata = vocab.encode_texts(spoken) if config.metadata_words else [[]] * vocab.n_items
+    names: tuple[str, ...] = ()
+    features = np.full((vocab.n_items, 0), -1, np.int32)
+    if config.features_per_item:
+        names, features = item_features(corpus.items, vocab.item_ids, max_features=config.features_per_item)
+    return ItemKnowledge(titles=_table(titles, 8), metadata=_table(metadata, 12), features=features), len(names)
+
+
+def _table(rows: list[list[int]], width: int) -> np.ndarray:
+    table = np.full((len(rows), width), -1, np.int32)
+    for row, tokens in enumerate(rows):
+        table[row, : min(len(tokens), width)] = tokens[:width]
+    return table
 
 
 def compose(params: Params, knowledge: ItemKnowledge, first_item: int) -> Params:
     """The plain GPT-2 tree: item rows with what they share added, the feature table gone."""
     trunk, wte = params["trunk"], params["trunk"]["wte"]
     n_items = knowledge.titles.shape[0]
-    shared = _mean_rows(wte, knowledge.titles) + _mean_rows(params["item_features"], knowledge.features)
+    shared = _mean_rows(wte, knowledge.titles) + _mean_rows(wte, knowledge.metadata)
+    shared += _mean_rows(params["item_features"], knowledge.features)
     items = wte[first_item : first_item + n_items] + shared
     return {**trunk, "wte": jnp.concatenate([wte[:first_item], items, wte[first_item + n_items :]])}
 
