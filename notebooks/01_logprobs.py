@@ -33,6 +33,10 @@
 # We stay in logarithms, because the probability of a whole response is a product of many small numbers. The unit of a natural
 # logarithm is the **nat**: $-1$ nat means a probability of $e^{-1} \approx 0.37$.
 
+#
+# The code is NumPy and JAX. JAX is NumPy with derivatives: `jax.grad` differentiates a function, `jax.jit` compiles it, `jax.vmap` applies it to
+# every row of an array. The library's equations take *one* response; `jax.vmap` makes a batch of them.
+
 # %%
 import jax
 import jax.numpy as jnp
@@ -161,8 +165,8 @@ np.testing.assert_allclose(np.sum(gradient, axis=1), 0, atol=1e-6)
 #
 # 1. What does $\log \pi(a_t)$ tend to as $\tau \to 0$ and as $\tau \to \infty$, for the likeliest token and for another one?
 # 2. A recommender must not end its reply before it has said something, so `<eos>` is forbidden at the first position (the
-#    argument `allowed`). What happens to the log-probability of "a"? What goes wrong if the sampler obeys the rule and the
-#    learner does not know it?
+#    argument `allowed`). What happens to the log-probability of "a"? What goes wrong if the **sampler**, the code that draws
+#    responses, obeys the rule, and the **learner**, the code that improves the policy, does not know it?
 # 3. Show that $\sum_v \pi(v)\, \nabla \log \pi(v) = 0$. Why does that allow us to subtract any constant, a **baseline**, from the
 #    reward?
 #

@@ -162,7 +162,7 @@ batch = RewardBatch(
 
 
 def score_fn(params: dict[str, jax.Array], inputs: jax.Array, key: jax.Array) -> jax.Array:
-    """The smallest reward model: linear. `key` would draw dropout."""
+    """The smallest reward model: linear. `key` is for networks that switch off random units while they learn."""
     return inputs @ params["weights"]
 
 

@@ -137,7 +137,7 @@ print(f"value  by hand {value_by_hand:.5f} library {state.params['value']:.5f}")
 # %% [markdown]
 # ## Let it run
 #
-# The real configuration: four epochs per update, Adam, 120 updates of 256 responses, starting at the reference, for three prices $\kappa$.
+# The real configuration: four epochs per update, Adam (gradient descent that scales the step of each parameter), 120 updates of 256 responses, starting at the reference, for three prices $\kappa$.
 # The learner compiles once; $\kappa$ is part of its state. The best policy is $\pi^* \propto \pi_\text{ref}\, e^{s/\kappa}$, and the best value of the
 # objective $E[s] - \kappa\, \mathrm{KL}$ is $\kappa \log Z$ (notebook 3).
 
@@ -228,7 +228,7 @@ for kl_coef, (path, last) in runs.items():
 # 1. Set $\kappa = 0$. What is the best policy now, and is there anything that stops PPO on the way there?
 # 2. Switch whitening on for $\kappa = 0.5$. Why does the policy tremble around the optimum now?
 # 3. The critic is one number here, the mean reward. Could the other responses of the batch do its work? Compare the noise of the
-#    gradient with no baseline, and with the mean of the *other* scores (`leave_one_out_advantages`; that is RLOO).
+#    gradient with no baseline, and with the mean of the *other* scores (`leave_one_out_advantages`; that is **RLOO**, REINFORCE leave-one-out).
 
 # %% [markdown]
 # **1.** Always noir. Nothing stops it: the advantages of the other genres stay negative as long as they are drawn at all, and entropy goes
@@ -259,7 +259,8 @@ assert metrics["policy/approx_kl"] > calm_metrics["policy/approx_kl"]
 
 # %% [markdown]
 # **3.** Both gradients have the same mean (notebook 1, exercise 3), and the one with a baseline scatters less. The mean of the others is as good
-# as a critic wherever several responses to the *same* prompt can be afforded. That is the idea of RLOO and GRPO, which have no critic.
+# as a critic wherever several responses to the *same* prompt can be afforded. That is the idea of RLOO and of
+# **GRPO**, group relative policy optimisation; they have no critic.
 
 # %%
 probabilities = jax.nn.softmax(reference["logits"])
