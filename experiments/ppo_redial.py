@@ -18,7 +18,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import jax
 import tyro
 
 from rlhf_jax.learners.ppo_config import PPOConfig
@@ -198,7 +197,7 @@ if __name__ == "__main__":
     try:
         main(command_line(sys.argv[1:]))
     except (RunError, ValueError) as error:
-        if jax.config.jax_traceback_filtering == "off":
+        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
             raise
         notice(f"error: {error}")
         sys.exit(1)

@@ -5,6 +5,7 @@ pair by pair later, and an interrupted run does not measure twice.
 """
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,14 +82,7 @@ class Responder:
         self._params, self._reward_model = params, reward_model
         self._key, self._calls = jax.random.key(seed), 0
         self._proxy: dict[int, list[float]] = {}
-        alpha = jnp.asarray(weights, jnp.float32)
-
-        def turn(params: Params, reward_model: Params | None, prompts: PromptBatch, key: Any) -> tuple[Any, Any]:
-            rollout = agent.greedy(params, prompts, key, None) if greedy else agent.sample(params, prompts, key)
-            proxy = None if reward_model is None else agent.score(reward_model, rollout) @ alpha
-            return rollout.response_tokens, proxy
-
-        self._turn = jax.jit(turn)
+        self._turn = _compiled_turn(agent, greedy, tuple(weights))
 
     def __call__(self, histories: Sequence[History]) -> list[Message]:
         """The next message of every conversation."""
@@ -115,6 +109,24 @@ class Responder:
     def proxy_scores(self) -> np.ndarray | None:
         """Mean weighted score of the turns of each conversation, in order of their first turns; None without R_φ."""
         return np.array([np.mean(scores) for scores in self._proxy.values()]) if self._proxy else None
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_turn(agent: Agent, greedy: bool, weights: tuple[float, ...]) -> Any:
+    """One program for all responders of a kind: every evaluation has a responder of its own."""
+    alpha = jnp.asarray(weights, jnp.float32)
+
+    def turn(params: Params, reward_model: Params | None, prompts: PromptBatch, key: Any) -> tuple[Any, Any]:
+        rollout = agent.greedy(params, prompts, key, None) if greedy else agent.sample(params, prompts, key)
+        proxy = None if reward_model is None else agent.score(reward_model, rollout) @ alpha
+        return rollout.response_tokens, proxy
+
+    return jax.jit(turn)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_greedy(agent: Agent) -> Any:
+    return jax.jit(lambda params, prompts, key: agent.greedy(params, prompts, key, None))
 
 
 def meet_users(
@@ -297,7 +309,7 @@ def greedy_responses(
 ) -> list[list[int]]:
     """The likeliest response to every context, padding removed."""
     tokens, mask = windows.prompts(turns)
-    compiled = jax.jit(lambda params, prompts, key: agent.greedy(params, prompts, key, None))
+    compiled = _compiled_greedy(agent)
     responses: list[list[int]] = []
     with Progress(name, 0, len(turns)) as progress:
         for start in range(0, len(turns), batch_size):
@@ -483,9 +495,11 @@ def notes(prepared: Prepared, data: DataConfig) -> list[str]:
     """What a reader must know about the data before reading a number."""
     provenance = prepared.corpus.provenance
     found = [
-        f"{provenance['n_train']} training, {provenance['n_validation']} validation and {provenance['n_test']} test "
-        f"dialogues; catalogue of {len(prepared.corpus.items)} items (union over all splits). "
-        f"The policy sees the last {data.window} turns, at most {data.context_tokens} tokens."
+        (
+            f"{provenance['n_train']} training, {provenance['n_validation']} validation and {provenance['n_test']} test "
+            f"dialogues; catalogue of {len(prepared.corpus.items)} items (union over all splits). "
+            f"The policy sees the last {data.window} turns, at most {data.context_tokens} tokens."
+        )
     ]
     kinds = Counter(dialogue.provenance for dialogue in prepared.corpus.train)
     if kinds.get("rebuilt"):

@@ -148,7 +148,8 @@ def train(
     rate = schedule()
 
     def score(params: Params, inputs: Any, key: Key[Array, ""]) -> Array:
-        return agent.score_tokens(params, *inputs, key)
+        tokens, mask = inputs
+        return agent.score_tokens(params, tokens, mask, key)
 
     step = jax.jit(functools.partial(reward_model.update, score_fn=score, optimizer=optimizer), donate_argnums=0)
 
@@ -158,7 +159,7 @@ def train(
         metrics |= {"learning_rate": rate(index)}
         return state, {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
 
-    predict = jax.jit(lambda params, inputs: agent.score_tokens(params, *inputs, None))
+    predict = jax.jit(lambda params, inputs: agent.score_tokens(params, inputs[0], inputs[1], None))
 
     def evaluate(state: TrainState, index: int) -> Mapping[str, float]:
         del index
