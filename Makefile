@@ -9,12 +9,11 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 # Large pages and no trimming: XLA:CPU allocates its temporaries anew on every call (other systems ignore this).
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
 
-.PHONY: run test check bench notebooks docs clean
+.PHONY: run test check notebooks docs clean
 
 run: $(VENV)/.run          ; $(MALLOC) $(BIN)/python experiments/ppo_redial.py $(RUN)
 test: $(VENV)/.test        ; $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 check: $(VENV)/.test       ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python && $(BIN)/lint-imports
-bench: $(VENV)/.bench      ; $(MALLOC) $(BIN)/python benchmarks/ppo_iteration.py
 notebooks: $(VENV)/.notebooks ; $(BIN)/python tools/run_notebooks.py
 docs: $(VENV)/.docs        ; $(BIN)/python tools/build_site.py
 clean:                     ; rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
@@ -30,10 +29,6 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/bin/python
 $(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e ".[test]"
 	touch $@ $(VENV)/.run
-
-$(VENV)/.bench: $(SOURCES) | $(VENV)/bin/python
-	$(INSTALL) -e ".[bench]"
-	touch $@
 
 $(VENV)/.notebooks: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e ".[test,notebooks]"
