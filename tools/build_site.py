@@ -31,7 +31,8 @@ from pygments.lexers import PythonLexer
 from run_notebooks import NOTEBOOKS, REPOSITORY, execute
 
 DOCS = REPOSITORY / "docs"
-POINTS = 12.0
+POINTS = 60.0
+"""Size formulas are drawn at; large, because mathtext rounds heights to whole points."""
 STYLE = """
 body { display: flex; margin: 0; font: 16px/1.55 system-ui, sans-serif; color: #222; }
 nav { flex: 0 0 15em; padding: 1.2em; background: #f4f5f7; min-height: 100vh; font-size: 14px; }
