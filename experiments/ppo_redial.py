@@ -52,8 +52,23 @@ class Config:
 
 
 DEMO = Config(
+    data=DataConfig(
+        world=WorldConfig(n_items=48, n_genres=4, n_people=6, p_taste=0.6, p_popularity=0.25, hackability=0.3)
+    ),
     model=ModelConfig(attention_dropout=False),
-    sft=SupervisedConfig(epochs=4, max_tokens=256, buckets=(32, 96, 160, 256), tokens_per_batch=2560),
+    sft=SupervisedConfig(
+        epochs=6,
+        description_epochs=6,
+        metadata_words=True,
+        item_weight=5.0,
+        max_tokens=256,
+        buckets=(32, 96, 160, 256),
+        tokens_per_batch=2560,
+    ),
+    # The level of the user's next words, not their change: what was said before the turn is no merit of the turn.
+    reward=RewardConfig(labels=LabelOptions(sentiment="level"), epochs=6, learning_rate=1e-3),
+    align=AlignmentConfig(updates=40, batch_size=128, learning_rate=3e-4, evaluations=5),
+    ppo=PPOConfig(minibatches=2),
 )
 PRESETS = {
     "demo": ("simulated world, small GPT-2; minutes on 2 CPU cores", DEMO),
