@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.recipes import assessment
+from rlhf_jax.recipes import assessment, comparison
 from rlhf_jax.runtime import plots, report_figures
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.report import read_results, write_report, write_results
@@ -64,7 +64,7 @@ def gathered(name: str, folders: list[Path]) -> list[Result]:
         for system in ("sft", "ppo")
     }
     source = read_json(folders[0] / "config.json")["config"]["data"]["source"]
-    found = assessment.results(systems, {}, split=f"{name}: {source}/test")
+    found = comparison.results(systems, {}, split=f"{name}: {source}/test")
     # The gate's correlations are one number a run: shown seed by seed.
     for seed, folder in runs.items():
         for result in read_results(folder):

@@ -21,7 +21,7 @@ from pathlib import Path
 import tyro
 
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.recipes import alignment, assessment, corpus, reward, supervised
+from rlhf_jax.recipes import alignment, assessment, comparison, corpus, reward, supervised, users
 from rlhf_jax.recipes.agent import make_agent, policy_params
 from rlhf_jax.recipes.alignment import AlignmentConfig
 from rlhf_jax.recipes.assessment import AssessmentConfig
@@ -164,8 +164,15 @@ def main(config: Config) -> Path:
             config.ppo,
             data,
             seed=seed,
-            truth=assessment.closed_loop_probe(
-                prepared, agent, reward_model, config.assess, data, weights=weights, seed=seed
+            truth=users.closed_loop_probe(
+                prepared,
+                agent,
+                reward_model,
+                data,
+                weights=weights,
+                n_users=config.assess.users,
+                n_turns=config.assess.user_turns,
+                seed=seed,
             ),
         )
         # 4. Evaluation and report.
@@ -188,15 +195,15 @@ def main(config: Config) -> Path:
             for name, params in policies.items()
         }
         split = f"{data.source}/test"
-        baselines = assessment.baseline_assessments(prepared, config.assess)
-        found = assessment.results(systems, baselines, split=split)
+        baselines = comparison.baseline_assessments(prepared, config.assess)
+        found = comparison.results(systems, baselines, split=split)
         write_results(run.path, found + reward.results(gate, split=f"{data.source}/validation", seed=seed))
-        shown = assessment.conversations(prepared, agent, config.assess, data, policies)
+        shown = comparison.conversations(prepared, agent, config.assess, data, policies)
         write_samples(run.path, shown)
         report = write_report(
-            run.path, title=f"IUF-RLHF on {data.source}, seed {seed}", notes=assessment.notes(prepared, data)
+            run.path, title=f"IUF-RLHF on {data.source}, seed {seed}", notes=comparison.notes(prepared, data)
         )
-        print(assessment.summary_table(found))
+        print(comparison.summary_table(found))
         print(f"report: {report}")
         return report
 

@@ -3,7 +3,6 @@
 from typing import Any, Protocol, runtime_checkable
 
 import chex
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
@@ -75,23 +74,3 @@ def regression_sums(scores: Float[Array, "B C"], labels: Float[Array, "B C"], ma
     names = COMPONENTS if scores.shape[1] == len(COMPONENTS) else tuple(str(c) for c in range(scores.shape[1]))
     parts = {f"loss/{name}": sft.sum_and_count(errors[:, c], mask[:, c]) for c, name in enumerate(names)}
     return LossSums(loss=loss, count=count, parts=parts, maxima={})
-
-
-def pearson(scores: Float[Array, "N C"], labels: Float[Array, "N C"], mask: Bool[Array, "N C"]) -> Float[Array, " C"]:
-    """Correlation of every component with its label over the rows that have one.
-
-        ρ = Σ m (s − s̄)(l − l̄) / √(Σ m (s − s̄)² · Σ m (l − l̄)²)
-
-    Returns: ρ in [−1, 1]; 0 where either side does not vary (a constant model explains nothing). [C]
-    """
-    m = mask.astype(jnp.float32)
-    n = jnp.maximum(m.sum(axis=0, keepdims=True), 1.0)
-
-    def centred(x: Float[Array, "N C"]) -> Float[Array, "N C"]:
-        x = jnp.where(mask, x, 0.0)
-        return jnp.where(mask, x - x.sum(axis=0, keepdims=True) / n, 0.0)
-
-    s, t = centred(scores), centred(labels)
-    s2, t2 = jnp.sum(s * s, axis=0), jnp.sum(t * t, axis=0)
-    varies = (s2 > 0) & (t2 > 0)
-    return jnp.where(varies, jnp.sum(s * t, axis=0) / jnp.sqrt(jnp.where(varies, s2 * t2, 1.0)), 0.0)

@@ -99,8 +99,8 @@ def save_hf(
 ) -> None:
     """Writes a folder that `transformers.GPT2LMHeadModel.from_pretrained` loads.
 
-    Both files are replaced whole or not at all. Heads and other entries beside the trunk are not written; item
-    features, if any, must have been added to `wte` first (`heads.with_item_features`).
+    Both files are replaced whole or not at all. Heads and other entries beside the trunk are not written; an item's
+    embedding must have been composed into its row of `wte` first (`recipes.supervised.compose`).
 
     Args:
       folder: made if absent.

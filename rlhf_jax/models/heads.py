@@ -5,7 +5,7 @@ A head is a tree {`kernel`, `bias`}, float32, held beside the trunk's parameters
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from rlhf_jax.interfaces import Params
 
@@ -51,27 +51,3 @@ def item_logits(
     """
     rows = params["wte"][first_item : first_item + n_items].astype(compute_dtype)
     return jnp.einsum("bd,id->bi", hidden.astype(compute_dtype), rows, preferred_element_type=jnp.float32)
-
-
-def init_item_features(width: int, n_features: int) -> Float[Array, "F D"]:
-    """A table of feature embeddings (genre, people, decade …) to hold under `item_features`; zeros change nothing."""
-    return jnp.zeros((n_features, width), jnp.float32)
-
-
-def with_item_features(params: Params, features: Int[Array, "I K"], *, first_item: int) -> Params:
-    """Adds to every item's embedding the mean embedding of its features, so that items share what they have in common.
-
-        e_i = wte_i + 1/|F_i| Σ_{f ∈ F_i} item_features_f
-
-    Args:
-      params: tree with the table `item_features` [F, D].
-      features: feature numbers of each item, −1 where there are fewer than K. [I, K]
-      first_item: token id of the first item.
-    Returns: the tree with the new `wte` and without the table; gradients flow into both addends.
-    """
-    table = params["item_features"]
-    known = features >= 0
-    weight = known / jnp.maximum(jnp.sum(known, axis=1, keepdims=True), 1)
-    mean = jnp.einsum("ik,ikd->id", weight.astype(table.dtype), table[jnp.maximum(features, 0)])
-    wte = params["wte"].at[first_item : first_item + features.shape[0]].add(mean)
-    return {name: tree for name, tree in params.items() if name != "item_features"} | {"wte": wte}

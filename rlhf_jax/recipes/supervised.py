@@ -113,14 +113,15 @@ def item_knowledge(vocab: Vocabulary, corpus: Corpus, config: SupervisedConfig) 
     features = np.full((vocab.n_items, 0), -1, np.int32)
     if config.features_per_item:
         names, features = item_features(corpus.items, vocab.item_ids, max_features=config.features_per_item)
-    return ItemKnowledge(titles=_table(titles, 8), metadata=_table(metadata, 12), features=features), len(names)
+    knowledge = ItemKnowledge(titles=_table(titles, 8), metadata=_table(metadata, 12), features=jnp.asarray(features))
+    return knowledge, len(names)
 
 
-def _table(rows: list[list[int]], width: int) -> np.ndarray:
+def _table(rows: list[list[int]], width: int) -> Int[Array, "I K"]:
     table = np.full((len(rows), width), -1, np.int32)
     for row, tokens in enumerate(rows):
         table[row, : min(len(tokens), width)] = tokens[:width]
-    return table
+    return jnp.asarray(table)
 
 
 def compose(params: Params, knowledge: ItemKnowledge, first_item: int) -> Params:

@@ -47,19 +47,3 @@ def test_components_are_averaged_over_their_own_labels() -> None:
     assert (float(sums.loss), float(sums.count)) == (14.0, 3.0)
     parts = {name: tuple(map(float, part)) for name, part in sums.parts.items()}
     assert parts == {"loss/engagement": (10.0, 2.0), "loss/relevance": (4.0, 1.0), "loss/sentiment": (0.0, 0.0)}
-
-
-def test_pearson_equals_numpy_on_the_rows_that_have_labels() -> None:
-    batch, _ = labelled(50, seed=2)
-    scores = jax.random.normal(jax.random.key(0), (50, 3))
-    rho = reward_model.pearson(scores, batch.labels, batch.label_mask)
-    for c in range(3):
-        rows = np.asarray(batch.label_mask[:, c])
-        expected = np.corrcoef(np.asarray(scores)[rows, c], np.asarray(batch.labels)[rows, c])[0, 1]
-        np.testing.assert_allclose(rho[c], expected, atol=1e-5)
-
-
-def test_pearson_of_a_constant_or_of_nothing_is_zero() -> None:
-    labels = jnp.array([[1.0, 1.0], [2.0, jnp.nan]])
-    mask = jnp.array([[True, False], [True, False]])
-    np.testing.assert_array_equal(reward_model.pearson(jnp.full((2, 2), 0.3), labels, mask), [0.0, 0.0])

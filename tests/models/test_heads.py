@@ -35,14 +35,3 @@ def test_item_logits_are_the_item_columns_of_the_head() -> None:
     hidden = jax.random.normal(jax.random.key(1), (3, 8))
     items = heads.item_logits(params, hidden, first_item=12, n_items=5)
     np.testing.assert_allclose(items, gpt2.lm_logits(params, hidden)[:, 12:17], atol=1e-6)
-
-
-def test_items_gain_the_mean_of_their_features_and_nothing_else_changes() -> None:
-    table = heads.init_item_features(2, 3) + jnp.array([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0]])
-    params = {"wte": jnp.ones((6, 2)), "item_features": table, "wpe": jnp.zeros((2, 2))}
-    features = jnp.array([[0, 1], [2, -1], [-1, -1]])
-    result = heads.with_item_features(params, features, first_item=2)
-    assert set(result) == {"wte", "wpe"}
-    np.testing.assert_allclose(result["wte"], [[1, 1], [1, 1], [3, 2], [6, 6], [1, 1], [1, 1]])
-    gradient = jax.grad(lambda params: jnp.sum(heads.with_item_features(params, features, first_item=2)["wte"]))(params)
-    np.testing.assert_allclose(gradient["item_features"], [[0.5, 0.5], [0.5, 0.5], [1, 1]])

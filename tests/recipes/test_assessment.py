@@ -9,7 +9,8 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import Dialogue, ranking_rows
 from rlhf_jax.evaluation.ranking import rank_rows
 from rlhf_jax.evaluation.text import GeneratedTurn
-from rlhf_jax.recipes.assessment import Assessment, load, response_message, save
+from rlhf_jax.recipes.assessment import Assessment, load, save
+from rlhf_jax.recipes.users import response_message
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,11 @@ from rlhf_jax.recipes.supervised import ItemKnowledge, SupervisedConfig, compose
 FIRST_ITEM, N_ITEMS, WIDTH = 5, 3, 4
 
 
-def knowledge(titles: list[list[int]], features: list[list[int]]) -> ItemKnowledge:
+def knowledge(
+    titles: list[list[int]], features: list[list[int]], metadata: list[list[int]] | None = None
+) -> ItemKnowledge:
     return ItemKnowledge(
+        metadata=jnp.array(metadata or [[]] * N_ITEMS, jnp.int32).reshape(N_ITEMS, -1),
         titles=jnp.array(titles, jnp.int32).reshape(N_ITEMS, -1),
         features=jnp.array(features, jnp.int32).reshape(N_ITEMS, -1),
     )
@@ -25,13 +28,13 @@ def params(n_features: int) -> dict:
     return {"trunk": {"wte": wte, "wpe": jnp.ones((2, WIDTH))}, "item_features": features}
 
 
-def test_compose_adds_the_mean_of_title_words_and_of_features() -> None:
+def test_compose_adds_the_means_of_title_words_metadata_words_and_features() -> None:
     tree = params(2)
     titles, features = [[0, 1, -1], [4, -1, -1], [-1, -1, -1]], [[1, -1], [0, 1], [-1, -1]]
-    folded = compose(tree, knowledge(titles, features), FIRST_ITEM)
+    folded = compose(tree, knowledge(titles, features, metadata=[[2, 3], [-1, -1], [-1, -1]]), FIRST_ITEM)
     wte, table = np.asarray(tree["trunk"]["wte"]), np.asarray(tree["item_features"])
     expected = wte.copy()
-    expected[5] += (wte[0] + wte[1]) / 2 + table[1]
+    expected[5] += (wte[0] + wte[1]) / 2 + (wte[2] + wte[3]) / 2 + table[1]
     expected[6] += wte[4] + (table[0] + table[1]) / 2
     assert set(folded) == {"wte", "wpe"}
     np.testing.assert_allclose(folded["wte"], expected, rtol=1e-6)
@@ -59,9 +62,12 @@ def test_item_knowledge_is_in_the_order_of_the_vocabulary(vocab: Vocabulary) -> 
     assert (found.titles[1] == -1).all()
     words = [token for token in found.titles[2].tolist() if token >= 0]
     assert vocab.decode(words).strip() == "again"
-    off = SupervisedConfig(features_per_item=0, title_embeddings=False)
+    assert (found.metadata == -1).all()
+    off = SupervisedConfig(features_per_item=0, title_embeddings=False, metadata_words=True)
     found, n_features = item_knowledge(vocab, corpus, off)
-    assert (n_features, found.titles.shape, found.features.shape) == (0, (4, 0), (4, 0))
+    assert n_features == 0 and (found.titles == -1).all() and (found.features == -1).all()
+    words = [token for token in found.metadata[0].tolist() if token >= 0]
+    assert vocab.decode(words).strip().startswith("drama")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""A policy in conversation with the users of the simulated world, who know what its turns were worth."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.data.batching import pad_left
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.data.windows import prompt_tokens, response_parts
+from rlhf_jax.interfaces import Message, Params, PromptBatch
+from rlhf_jax.recipes.agent import Agent
+from rlhf_jax.recipes.corpus import DataConfig, Prepared
+from rlhf_jax.simulators.closed_loop import ClosedLoopResult, evaluate_closed_loop
+
+History = Sequence[Message]
+
+
+class Responder:
+    """The policy as one side of many conversations; remembers what the reward model thought of its turns."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        agent: Agent,
+        params: Params,
+        data: DataConfig,
+        *,
+        greedy: bool,
+        seed: int,
+        reward_model: Params | None = None,
+        weights: Sequence[float] = (),
+    ) -> None:
+        self._vocab, self._data = prepared.vocab, data
+        self._params, self._reward_model = params, reward_model
+        self._key, self._calls = jax.random.key(seed), 0
+        self._proxy: dict[int, list[float]] = {}
+        self._turn = _compiled_turn(agent, greedy, tuple(weights))
+
+    def __call__(self, histories: Sequence[History]) -> list[Message]:
+        """The next message of every conversation."""
+        sequences = [
+            prompt_tokens(self._vocab, history, window=self._data.window, context_tokens=self._data.context_tokens)
+            for history in histories
+        ]
+        # Padded to a power of two, so that a shrinking crowd does not compile a program per size.
+        size = max(8, 1 << (len(sequences) - 1).bit_length())
+        padding = sequences[:1] * (size - len(sequences))
+        tokens, mask = pad_left(sequences + padding, self._data.context_tokens, self._vocab.pad)
+        prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
+        key = jax.random.fold_in(self._key, self._calls)
+        self._calls += 1
+        responses, proxy = self._turn(self._params, self._reward_model, prompts, key)
+        if proxy is not None:
+            # A conversation is known by its first message, the same object throughout.
+            for history, score in zip(histories, np.asarray(proxy), strict=False):
+                self._proxy.setdefault(id(history[0]), []).append(float(score))
+        rows = np.asarray(responses)[: len(histories)]
+        return [response_message(self._vocab, row) for row in rows]
+
+    @property
+    def proxy_scores(self) -> np.ndarray | None:
+        """Mean weighted score of the turns of each conversation, in order of their first turns; None without R_φ."""
+        return np.array([np.mean(scores) for scores in self._proxy.values()]) if self._proxy else None
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_turn(agent: Agent, greedy: bool, weights: tuple[float, ...]) -> Any:
+    """One program for all responders of a kind: every evaluation has a responder of its own."""
+    alpha = jnp.asarray(weights, jnp.float32)
+
+    def turn(params: Params, reward_model: Params | None, prompts: PromptBatch, key: Any) -> tuple[Any, Any]:
+        rollout = agent.greedy(params, prompts, key, None) if greedy else agent.sample(params, prompts, key)
+        proxy = None if reward_model is None else agent.score(reward_model, rollout) @ alpha
+        return rollout.response_tokens, proxy
+
+    return jax.jit(turn)
+
+
+def meet_users(
+    responder: Responder, prepared: Prepared, data: DataConfig, *, n_users: int, n_turns: int
+) -> dict[str, np.ndarray]:
+    """Closed loop with users of the simulated world: metric to one value per user."""
+    assert prepared.world_seed is not None
+    result = evaluate_closed_loop(responder, data.world, prepared.world_seed, n_users=n_users, n_turns=n_turns)
+    values = per_user(result)
+    proxy = responder.proxy_scores
+    return values if proxy is None else values | {"proxy_score": proxy}
+
+
+def closed_loop_probe(
+    prepared: Prepared,
+    agent: Agent,
+    reward_model: Params,
+    data: DataConfig,
+    *,
+    weights: Sequence[float],
+    n_users: int,
+    n_turns: int,
+    seed: int,
+) -> Callable[[Params], dict[str, float]] | None:
+    """True utility while PPO runs, on the sampled policy; None where no world knows the truth."""
+    if prepared.world_seed is None:
+        return None
+
+    def probe(params: Params) -> dict[str, float]:
+        responder = Responder(
+            prepared, agent, params, data, greedy=False, seed=seed, reward_model=reward_model, weights=weights
+        )
+        values = meet_users(responder, prepared, data, n_users=n_users, n_turns=n_turns)
+        return {f"ppo/world/{metric}": float(np.mean(per)) for metric, per in values.items()}
+
+    return probe
+
+
+def response_message(vocab: Vocabulary, response: Sequence[int]) -> Message:
+    """A sampled response as a message: words with items where they are mentioned, listed ones that are not first."""
+    items, words = response_parts(vocab, response)
+    mentioned = {vocab.item_id(token) for token in words if vocab.is_item(token)}
+    parts: list[str | int] = [item for item in items if item not in mentioned]
+    run: list[int] = []
+    for token in [*words, -1]:
+        if token >= 0 and not vocab.is_item(token):
+            run.append(token)
+            continue
+        if run:
+            parts.append(vocab.decode(run))
+            run = []
+        if token >= 0:
+            parts.append(vocab.item_id(token))
+    return Message(role="recommender", parts=tuple(parts), message_id=0)
+
+
+def per_user(result: ClosedLoopResult) -> dict[str, np.ndarray]:
+    """What the closed-loop results average: one value per user and metric."""
+    return {
+        "mean_utility": result.mean_utility,
+        "first_utility": result.first_utility,
+        "average_turns": result.turns.astype(float),
+        "mean_length": result.mean_length,
+        "dwell_seconds": result.dwell_seconds,
+        **{f"success@{t + 1}": result.success[:, t].astype(float) for t in range(result.success.shape[1])},
+    }
