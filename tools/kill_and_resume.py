@@ -76,7 +76,7 @@ def disturb(folder: Path, options: list[str], n_kills: int, longest: float, draw
     while len(kills) < n_kills:
         path = folder / f"killed-{attempt}"
         # Each start gets a moment of its own; whole runs' lengths let kills fall into every stage.
-        process, moment = start(path, options), draw.uniform(0.0, longest)
+        process, moment, begun = start(path, options), draw.uniform(0.0, longest), time.monotonic()
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
@@ -87,6 +87,8 @@ def disturb(folder: Path, options: list[str], n_kills: int, longest: float, draw
             continue
         if process.returncode != 0:
             sys.exit(f"{path} ended with exit code {process.returncode}; see {path.with_suffix('.log')}")
+        # Compiled programs are kept, and the machine may be less busy now: later moments would be missed for ever.
+        longest = min(longest, time.monotonic() - begun)
         attempt += 1
     if (folder / f"killed-{attempt}").exists():
         finish(folder / f"killed-{attempt}", options)
