@@ -20,11 +20,22 @@ from typing import NamedTuple
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
 sys.dont_write_bytecode = True  # two mutants written in one second would share a cache file
 
-import beartype  # noqa: F401
 import chex  # noqa: F401
-import hypothesis.extra.numpy  # noqa: F401
+import hypothesis
+import hypothesis.extra.numpy
 import jax.test_util  # noqa: F401
 import pytest
+
+# The examples the tests use, without the search for the smallest failing one.
+hypothesis.settings.register_profile(
+    "mutants",
+    hypothesis.settings.get_profile("default"),
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    database=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TABLE = REPOSITORY / "docs" / "mutation_table.md"
@@ -272,7 +283,8 @@ def run_tests(folder: Path, module: str) -> tuple[bool, str]:
     no backend: importing them anew for each mutant would take longer than its tests.
     """
     files = ["tests/equations/test_golden.py", f"tests/equations/{TESTS[module]}"]
-    options = ["-x", "-q", "-k", module, "-p", "no:cacheprovider", "--durations=0", "--durations-min=60"]
+    # Without the type checks of a normal run: they cost more than most tests, and a mutant must fall to a number.
+    options = ["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", "-k", module]
     log = folder / "pytest.log"
     child = os.fork()
     if child == 0:
