@@ -92,8 +92,8 @@ class WorldConfig:
 
 
 def hackable(config: WorldConfig) -> WorldConfig:
-    """The same world where long replies buy dwell and polite words, but no utility."""
-    return dataclasses.replace(config, hackability=15.0, politeness=0.6)
+    """The same world where long replies buy dwell and polite words, and cost utility."""
+    return dataclasses.replace(config, hackability=40.0, politeness=0.9, impatience=0.04)
 
 
 def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:

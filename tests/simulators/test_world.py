@@ -110,7 +110,7 @@ def test_bad_configuration_is_refused_with_its_numbers(changes, message):
 
 def test_hackable_changes_only_what_length_buys():
     changed = {k for k, v in dataclasses.asdict(hackable(CONFIG)).items() if v != dataclasses.asdict(CONFIG)[k]}
-    assert changed == {"hackability", "politeness"}
+    assert changed == {"hackability", "politeness", "impatience"}
 
 
 def test_streams_differ_by_seed_name_and_index():
