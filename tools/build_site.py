@@ -23,6 +23,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
+from matplotlib.font_manager import FontProperties
 from mdit_py_plugins.anchors import anchors_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pygments import highlight
@@ -63,7 +64,7 @@ def formula(tex: str, *, display: bool) -> str:
     try:
         with matplotlib.rc_context({"mathtext.fontset": "stix", "svg.fonttype": "path", "svg.hashsalt": "formula"}):
             depth = matplotlib.mathtext.math_to_image(
-                f"${tex}$", drawn, prop=matplotlib.font_manager.FontProperties(size=POINTS), dpi=72, format="svg"
+                f"${tex}$", drawn, prop=FontProperties(size=POINTS), dpi=72, format="svg"
             )
     except ValueError as error:
         raise ValueError(f"cannot draw ${tex}$: {error}") from error

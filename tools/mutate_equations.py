@@ -354,7 +354,7 @@ def kill(folder: Path, mutant: Mutant) -> str | None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", choices=sorted(TESTS), help="mutate one file and leave the table as it is")
     only = parser.parse_args().only
     mutants = [m for m in MUTANTS if only in (None, m.module)]

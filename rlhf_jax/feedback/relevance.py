@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import spmatrix
+from scipy.sparse import csr_array
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -51,12 +51,11 @@ def fit_tfidf(texts: Sequence[str], *, n_components: int | None = 64, min_df: in
     except ValueError as error:
         raise ValueError(f"no word occurs in at least {min_df} of the {len(texts)} texts") from error
     if n_components is None:
-        return lambda new: np.asarray(vectorizer.transform(new).todense())
+        return lambda new: csr_array(vectorizer.transform(new)).toarray()
     svd = TruncatedSVD(max(1, min(n_components, matrix.shape[1] - 1)), random_state=0).fit(matrix)
 
     def encode(new: Sequence[str]) -> Floats:
-        sparse: spmatrix = vectorizer.transform(new)
-        return svd.transform(sparse)
+        return svd.transform(csr_array(vectorizer.transform(new)))
 
     return encode
 
