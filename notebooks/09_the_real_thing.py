@@ -144,15 +144,17 @@ print(f"score {score:+.3f}, KL of the reply {k1_by_hand.sum():+.4f} nats, {lengt
 # %%
 def name_of(token: int) -> str:
     """Short enough for a heat map."""
-    text = vocab.decode([token], titles, specials=True).strip() or "·"
-    return text if len(text) <= 8 else text[:7] + "…"
+    text = vocab.decode([token], titles, specials=True).strip()
+    if not text.isprintable() or "\ufffd" in text:
+        return "·"  # A piece of a character.
+    return text if len(text) <= 7 else text[:6] + "…"
 
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(15, 4.6), width_ratios=[1, 3.4], layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(16, 4.6), width_ratios=[1, 3.4], layout="constrained")
 curve = [(line["step"], line["loss"]) for line in history if line["stage"] == "sft" and "loss" in line]
 left.plot(*zip(*curve, strict=True), color="tab:blue")
 left.axhline(np.log(vocab.size), color="gray", linestyle=":", label="log V: no idea")
-left.set(xlabel="optimiser step", ylabel="loss, nats per token", title="Imitation", ylim=(0, None))
+left.set(xlabel="optimiser step", ylabel="loss, nats per token", title="Imitation", ylim=(0, 6.6))
 left.legend(loc="lower left")
 limit = float(np.abs(advantages).max())
 image = right.imshow(

@@ -61,17 +61,20 @@ def formula(tex: str, *, display: bool) -> str:
     """
     drawn = io.BytesIO()
     tex = " ".join(tex.split())
+    # mathtext leaves no room between a sum and what is summed.
+    spaced = re.sub(r"\\sum(_\{[^}]*\}|_\w)?(\^\{[^}]*\})?", r"\g<0>\\,", tex)
     try:
         with matplotlib.rc_context({"mathtext.fontset": "stix", "svg.fonttype": "path", "svg.hashsalt": "formula"}):
             depth = matplotlib.mathtext.math_to_image(
-                f"${tex}$", drawn, prop=FontProperties(size=POINTS), dpi=72, format="svg"
+                f"${spaced}$", drawn, prop=FontProperties(size=POINTS), dpi=72, format="svg"
             )
     except ValueError as error:
         raise ValueError(f"cannot draw ${tex}$: {error}") from error
     svg = drawn.getvalue()
     height = re.search(rb'height="([\d.]+)pt"', svg)
     assert height is not None
-    style = f"height:{float(height[1]) / POINTS:.3f}em;vertical-align:{-depth / POINTS:.3f}em"
+    scale = (1.2 if display else 1.05) / POINTS
+    style = f"height:{float(height[1]) * scale:.3f}em;vertical-align:{-depth * scale:.3f}em"
     source = base64.b64encode(svg).decode()
     image = f'<img alt="{html.escape(tex)}" style="{style}" src="data:image/svg+xml;base64,{source}">'
     return f'<div class="formula">{image}</div>' if display else image
@@ -111,7 +114,8 @@ def markdown(source: Path, pages: Sequence[Path]) -> MarkdownIt:
 
 def title(source: Path) -> str:
     """The first heading."""
-    found = re.search(r"^(?:# )?# (?!-)(\S.*)$", source.read_text(encoding="utf-8"), re.MULTILINE)
+    heading = r"^# # (.+)$" if source.suffix == ".py" else r"^# (.+)$"
+    found = re.search(heading, source.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1].replace("`", "") if found else source.stem
 
 
