@@ -31,7 +31,7 @@ from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.report import write_report, write_results, write_samples
 from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
-from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.simulators.world import WorldConfig, hackable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,14 @@ DEMO = Config(
 )
 PRESETS = {
     "demo": ("simulated world, small GPT-2; minutes on 2 CPU cores", DEMO),
+    "hackable": (
+        "the demo in a world where long replies buy the signals and cost the truth: the proxy should rise alone",
+        dataclasses.replace(
+            DEMO,
+            run_dir=Path("runs/hackable"),
+            data=dataclasses.replace(DEMO.data, world=hackable(DEMO.data.world)),
+        ),
+    ),
     "debug": (
         "the same in miniature; under a minute, for tests",
         Config(
