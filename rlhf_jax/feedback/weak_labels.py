@@ -7,7 +7,7 @@ Source: arXiv:2508.05289, its reward; the z-scores are ours, so that the weights
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -183,7 +183,7 @@ class _Row(NamedTuple):
     reply: Turn
 
 
-def _rows(dialogues: Sequence[Dialogue]):
+def _rows(dialogues: Sequence[Dialogue]) -> Iterator[_Row]:
     for number, dialogue in enumerate(dialogues):
         for index, message in enumerate(dialogue.messages):
             if message.role == "recommender" and (reply := next_user_turn(dialogue, index)) is not None:
