@@ -65,11 +65,12 @@ def align(
     Args:
       trunk: supervised GPT-2: the policy's start and, frozen, the reference.
       reward_model: R_φ's tree.
-      truth: a measurement the policy is not trained on, taken `config.evaluations` times on the way and at the end.
+      truth: a measurement the policy is not trained on, taken before the first update, `config.evaluations` times on the
+        way and at the end.
     """
     windows = Windows(prepared.vocab, prepared.corpus.train, data)
     tokens, mask = windows.prompts(windows.turns())
-    start = policy_params(trunk, agent.network.n_embd)
+    policy = policy_params(trunk, agent.network.n_embd)
     steps = config.updates * ppo_config.epochs * ppo_config.minibatches
     optimizer = make_optimizer(
         learning_rate=config.learning_rate,
@@ -88,9 +89,12 @@ def align(
     def update(state: ppo.PPOState, index: int) -> tuple[ppo.PPOState, dict[str, Any]]:
         rows = batch_indices(len(tokens), seed=seed, step=index, batch_size=config.batch_size)
         prompts = PromptBatch(tokens=jnp.asarray(tokens[rows]), mask=jnp.asarray(mask[rows]))
+        # Where the path begins: the supervised policy, KL 0. Measured before the state is donated.
+        start = truth(state.params) if truth is not None and index == 0 else {}
         state, metrics, rollout = iteration(state, prompts, reference, reward_model)
         metrics |= surface(rollout, prepared.vocab.rec)
-        return state, {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
+        named = {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
+        return state, named | start
 
     def evaluate(state: ppo.PPOState, index: int) -> Mapping[str, float]:
         del index
@@ -99,7 +103,7 @@ def align(
     final = run_stage(
         run,
         STAGE,
-        ppo.init(start, optimizer, ppo_config, key),
+        ppo.init(policy, optimizer, ppo_config, key),
         update,
         config.updates,
         save_every=config.save_every,
