@@ -25,7 +25,9 @@ def execute(source: Path) -> nbformat.NotebookNode:
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     notebook = jupytext.read(source)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(source.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=600, coalesce_streams=True, resources={"metadata": {"path": str(source.parent)}}
+    ).execute()
     return notebook
 
 
