@@ -45,6 +45,8 @@ import numpy as np
 
 from rlhf_jax.equations.logprobs import entropy, log_softmax, sequence_logprob, token_logprobs
 
+np.set_printoptions(precision=4, suppress=True)
+
 # %% [markdown]
 # ## By hand
 #

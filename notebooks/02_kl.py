@@ -43,6 +43,8 @@ import numpy as np
 
 from rlhf_jax.equations.kl import kl_exact, kl_k1, kl_k2, kl_k3
 
+np.set_printoptions(precision=4, suppress=True)
+
 # %% [markdown]
 # ## By hand
 #

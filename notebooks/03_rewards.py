@@ -36,6 +36,8 @@ from rlhf_jax.equations.kl_control import adaptive_kl_coef
 from rlhf_jax.equations.rewards import missing_eos_score, token_rewards
 from rlhf_jax.equations.running import initial_moments, normalise, update_moments
 
+np.set_printoptions(precision=4, suppress=True)
+
 # %% [markdown]
 # ## By hand
 #

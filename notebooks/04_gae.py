@@ -48,6 +48,8 @@ import numpy as np
 from rlhf_jax.equations.gae import generalized_advantage_estimation, multi_turn_generalized_advantage_estimation
 from rlhf_jax.equations.masked import masked_whiten
 
+np.set_printoptions(precision=4, suppress=True)
+
 # %% [markdown]
 # ## By hand
 #

@@ -44,6 +44,8 @@ from rlhf_jax.equations.ppo import (
     surrogate_clip_fraction,
 )
 
+np.set_printoptions(precision=4, suppress=True)
+
 # %% [markdown]
 # ## By hand
 #

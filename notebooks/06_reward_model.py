@@ -43,6 +43,8 @@ from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
 
+np.set_printoptions(precision=4, suppress=True)
+
 # %% [markdown]
 # ## By hand
 #

@@ -38,6 +38,8 @@ from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 
+np.set_printoptions(precision=4, suppress=True)
+
 # %% [markdown]
 # ## The game
 #

@@ -44,6 +44,8 @@ from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime.keys import stream_key
 
+np.set_printoptions(precision=4, suppress=True)
+
 A, B, EOS = 0, 1, 2
 WORDS = ["a", "b", "<eos>"]
 T, KL_COEF, PENALTY = 5, 0.4, 1.0

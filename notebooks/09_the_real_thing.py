@@ -54,6 +54,8 @@ from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 
+np.set_printoptions(precision=4, suppress=True)
+
 # %% [markdown]
 # ## Twenty lines
 #
