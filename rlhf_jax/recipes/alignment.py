@@ -94,7 +94,7 @@ def align(
         state, metrics, rollout = iteration(state, prompts, reference, reward_model)
         metrics |= surface(rollout, prepared.vocab.rec)
         named = {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
-        return state, named | start
+        return state, {**named, **start}
 
     def evaluate(state: ppo.PPOState, index: int) -> Mapping[str, float]:
         del index
