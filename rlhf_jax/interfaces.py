@@ -58,6 +58,8 @@ class Dialogue:
     recommender_labels: Mapping[int, ItemLabel]
     provenance: str = "official"
     """`official`/`verbatim`, `forms` or `rebuilt` (then times and `seen` are absent), `world` for simulated ones."""
+    domain: str = ""
+    """What is talked about where a data set has several kinds of items (`movie`, `book`); empty where it has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Item:
     genres: tuple[str, ...] = ()
     people: tuple[str, ...] = ()
     plot: str = ""
+    domain: str = ""
+    """Kind of item where a data set has several (`movie`, `book`); empty where it has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Rollout:
     prompt_mask: Bool[Array, "B P"]
     response_tokens: Int[Array, "B T"]
     response_mask: Bool[Array, "B T"]
-    """True on sampled tokens, the `<eos>` included; False on padding after it."""
+    """True on tokens the policy chose, the `<eos>` included; False on padding and on a user's tokens in between."""
     logprobs: Float[Array, "B T"]
     """Log-probability under the sampling policy, temperature and grammar mask applied, nats; 0 on padding."""
     finished: Bool[Array, " B"]

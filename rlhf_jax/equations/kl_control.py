@@ -19,7 +19,7 @@ def adaptive_kl_coef(
 
         e = clip(KL/target − 1, −0.2, 0.2),   κ ← κ (1 + e n/horizon)
 
-    Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2 (their K_β is 1/horizon per response, β is κ).
+    Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2 (their β is κ; their K_β is n/horizon, as in the released code).
     A fixed coefficient is the same with an infinite horizon.
 
     Args:

@@ -40,7 +40,7 @@ def update_moments(moments: RunningMoments, x: Float[Array, "B *shape"]) -> Runn
         n = n_a + n_b,   d = mean_b − mean_a,   mean = mean_a + d n_b/n,   M2 = M2_a + M2_b + d² n_a n_b/n
 
     Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances",
-    eq. 2.1 (their T is the sum, so mean·n; S is M2).
+    eqs. 2.1a and 2.1b (their T is the sum, so mean·n; S is M2).
 
     Args:
       moments: of what was seen before.

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax.equations.gae import generalized_advantage_estimation
+from rlhf_jax.equations.gae import multi_turn_generalized_advantage_estimation
 from rlhf_jax.equations.kl import kl_k1, kl_k3
 from rlhf_jax.equations.kl_control import adaptive_kl_coef
 from rlhf_jax.equations.masked import masked_mean, masked_whiten, zero_padding
@@ -145,11 +145,14 @@ def learn_phase(
     rewards = jax.vmap(functools.partial(token_rewards, kl_coef=state.kl_coef))(scores, k1, mask)
     if config.reward_whitening:
         rewards = masked_whiten(rewards, mask, shift_mean=False)
-    # 6. Advantages and returns; whitened once, over the whole rollout batch. The value beyond the end is 0 for cut
-    #    responses too: the penalty of line 4 says what their missing end is worth.
+    # 6. Advantages and returns; whitened once, over the whole rollout batch. Tokens the policy did not choose, a user's
+    #    turn or padding, are skipped. The value beyond the end is 0 for cut responses too: the penalty of line 4 says
+    #    what their missing end is worth.
     values_and_end = jnp.pad(old.values, ((0, 0), (0, 1)))
-    gae = functools.partial(generalized_advantage_estimation, gamma=config.gamma, gae_lambda=config.gae_lambda)
-    advantages = jnp.where(mask, jax.vmap(gae)(rewards, values_and_end), 0.0)
+    gae = functools.partial(
+        multi_turn_generalized_advantage_estimation, gamma=config.gamma, gae_lambda=config.gae_lambda
+    )
+    advantages = jax.vmap(gae)(rewards, values_and_end, mask)
     returns = advantages + old.values
     if config.whiten_advantages:
         advantages = masked_whiten(advantages, mask)

@@ -53,6 +53,8 @@ class SupervisedConfig:
     """Features (genres, decade, people) an item's embedding is composed of at most; 0 is off."""
     item_weight: float = 3.0
     """Weight of an item token's loss; a word's is 1."""
+    repeated_item_weight: float = 1.0
+    """Factor on `item_weight` for a suggested item that the dialogue has named before; 0 teaches to suggest news."""
     max_tokens: int = 512
     """Longest training text; longer dialogues are cut at utterances."""
     buckets: tuple[int, ...] = (64, 128, 192, 256, 512)
@@ -153,6 +155,7 @@ def text_loss(
     network: gpt2.GPT2Config,
     grammar: Grammar,
     item_weight: float,
+    repeated_item_weight: float | Float[Array, ""],
     loss_on: str,
 ) -> LossSums:
     """Weighted likelihood of the texts under the grammar, as sums; `key` draws dropout."""
@@ -167,12 +170,17 @@ def text_loss(
     targets = jnp.take_along_axis(batch.targets.targets, batch.targets.item_positions, axis=1)
     weights = jnp.where(item_mask, jnp.where(targets >= grammar.first_item, item_weight, 1.0), 0.0)
     suggested = item_mask & (item_kinds == LIST) & (targets >= grammar.first_item)
+    # A list holds no item twice, so an equal token at or before the position that predicts it is an earlier mention.
+    earlier = jnp.arange(batch.tokens.shape[1])[None, None] <= batch.targets.item_positions[..., None]
+    repeated = suggested & jnp.any((batch.tokens[:, None] == targets[..., None]) & earlier, axis=-1)
+    weights = jnp.where(repeated, weights * repeated_item_weight, weights)
     return LossSums(
         loss=jnp.sum(jnp.where(word_mask, words, 0.0)) + jnp.sum(weights * items),
         count=jnp.sum(word_mask) + jnp.sum(weights),
         parts={
             "word_nll": sft.sum_and_count(words, word_mask),
             "item_nll": sft.sum_and_count(items, suggested),
+            "fresh_item_nll": sft.sum_and_count(items, suggested & ~repeated),
         },
         maxima={},
     )
@@ -221,6 +229,7 @@ def train(
         network=agent.network,
         grammar=agent.grammar,
         item_weight=config.item_weight,
+        repeated_item_weight=config.repeated_item_weight,
         loss_on=config.loss_on,
     )
 
@@ -306,7 +315,7 @@ def validation(corpus: Corpus, vocab: Vocabulary, loss: Any, knowledge: ItemKnow
                 total[f"{name} n"] = total.get(f"{name} n", 0.0) + float(count)
         return {
             f"sft/validation/{name}": total[name] / max(total[f"{name} n"], 1.0)
-            for name in ("loss", "word_nll", "item_nll")
+            for name in ("loss", "word_nll", "item_nll", "fresh_item_nll")
         }
 
     return evaluate

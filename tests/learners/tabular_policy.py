@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.interfaces import Params, PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.interfaces import Params, PolicyOutput, PromptBatch, Rollout, Sample
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
@@ -79,7 +79,9 @@ def table_score(reward_params: Params, rollout: Rollout) -> jax.Array:
 
 
 @functools.cache
-def program(config: PPOConfig, learning_rate: float) -> tuple[optax.GradientTransformation, ppo.OneProgram]:
+def program(
+    config: PPOConfig, learning_rate: float, sample: Sample = sample
+) -> tuple[optax.GradientTransformation, ppo.OneProgram]:
     """The compiled update on table rewards, compiled once for all tests of one configuration."""
     optimizer = make_optimizer(learning_rate=learning_rate, total_steps=10**6, schedule="constant")
     iteration = ppo.make_ppo_iteration(
@@ -97,9 +99,10 @@ def train(
     kl_coef: float = 0.0,
     learning_rate: float = 0.03,
     ref_params: Params | None = None,
+    sample: Sample = sample,
 ) -> tuple[ppo.PPOState, dict[str, float]]:
     """PPO from `params` on a reward table [V, V, V] over three tokens; the last state and metrics."""
-    optimizer, iteration = program(config, learning_rate)
+    optimizer, iteration = program(config, learning_rate, sample)
     ref_params = params if ref_params is None else ref_params
     state, metrics = ppo.init(params, optimizer, config, jax.random.key(0)), {}
     state = state.replace(kl_coef=jnp.array(kl_coef))
@@ -109,3 +112,17 @@ def train(
 
 
 sample_until_eos = functools.partial(sample, eos=1)
+
+
+def sample_around_a_user(params: Params, prompts: PromptBatch, key: Any) -> Rollout:
+    """Three tokens of which the user writes the second: always token 3, whatever the policy said before."""
+    rollout = sample(params, prompts, key)
+    spoken = jnp.array([False, True, False])
+    logits = jax.nn.log_softmax(params["logits"][2][3])
+    answer = jax.random.categorical(jax.random.fold_in(key, 2), logits, shape=(prompts.tokens.shape[0],))
+    tokens = jnp.where(spoken, 3, rollout.response_tokens).at[:, 2].set(answer)
+    return rollout.replace(
+        response_tokens=tokens,
+        response_mask=jnp.broadcast_to(~spoken, tokens.shape),
+        logprobs=jnp.where(spoken, 0.0, rollout.logprobs).at[:, 2].set(logits[answer]),
+    )

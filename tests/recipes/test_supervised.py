@@ -1,12 +1,25 @@
 """Items composed of titles and features are folded into a plain GPT-2 tree."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.interfaces import Corpus, Item
-from rlhf_jax.recipes.supervised import ItemKnowledge, SupervisedConfig, compose, item_knowledge
+from rlhf_jax.learners.microbatch import LossSums
+from rlhf_jax.models import gpt2
+from rlhf_jax.recipes.sequences import TextBatches
+from rlhf_jax.recipes.supervised import (
+    ItemKnowledge,
+    SupervisedConfig,
+    TextBatch,
+    compose,
+    item_knowledge,
+    text_batch,
+    text_loss,
+)
 
 FIRST_ITEM, N_ITEMS, WIDTH = 5, 3, 4
 
@@ -68,6 +81,32 @@ def test_item_knowledge_is_in_the_order_of_the_vocabulary(vocab: Vocabulary) -> 
     assert n_features == 0 and (found.titles == -1).all() and (found.features == -1).all()
     words = [token for token in found.metadata[0].tolist() if token >= 0]
     assert vocab.decode(words).strip().startswith("drama")
+
+
+def test_a_suggestion_named_before_weighs_what_it_is_told_to(vocab: Vocabulary) -> None:
+    said, new, other = map(vocab.item_token, (11, 12, 13))
+    opening = [vocab.seeker, 5, said, vocab.eos, vocab.recommender, vocab.rec]
+    grammar = Grammar(**vocab.grammar._asdict(), max_items=3, vocab_size=vocab.size)
+    network = gpt2.GPT2Config(vocab_size=vocab.size, n_positions=32, n_embd=8, n_layer=1, n_head=2)
+    tree = {"trunk": gpt2.init(network, jax.random.key(0)), "item_features": jnp.zeros((0, 8))}
+    nothing = ItemKnowledge(**{name: jnp.zeros((4, 0), jnp.int32) for name in ("titles", "metadata", "features")})
+
+    @jax.jit
+    def loss(batch: TextBatch, weight: float) -> LossSums:
+        fixed = {"knowledge": nothing, "network": network, "grammar": grammar, "item_weight": 3.0, "loss_on": "all"}
+        return text_loss(tree, batch, None, repeated_item_weight=weight, **fixed)
+
+    def sums(suggested: list[int], weight: float) -> LossSums:
+        text = tuple([*opening, *suggested, vocab.say, 6, *suggested, vocab.eos])
+        return loss(text_batch(*TextBatches((), vocab, (32,), 32, seed=0, max_listed=3).pack([text], 32, None)), weight)
+
+    whole, light = sums([said, new], 1.0), sums([said, new], 0.25)
+    (item_nll, n_items), (fresh_nll, n_fresh) = whole.parts["item_nll"], whole.parts["fresh_item_nll"]
+    assert (n_items, n_fresh) == (2, 1)
+    np.testing.assert_allclose(whole.loss - light.loss, 0.75 * 3.0 * (item_nll - fresh_nll), rtol=1e-4)
+    np.testing.assert_allclose(whole.count - light.count, 0.75 * 3.0, rtol=1e-4)
+    # Listed and then spoken of is no repetition: what comes later does not make the suggestion old.
+    assert sums([other, new], 0.0).loss == sums([other, new], 1.0).loss
 
 
 @pytest.mark.parametrize(
