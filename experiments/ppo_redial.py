@@ -29,7 +29,7 @@ from rlhf_jax.recipes.corpus import DataConfig, ModelConfig
 from rlhf_jax.recipes.reward import LabelOptions, RewardConfig
 from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.report import write_report, write_results, write_samples
-from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run
+from rlhf_jax.runtime.run import RunError, Tracker, enable_compilation_cache, notice, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.simulators.world import WorldConfig, hackable
 
@@ -42,6 +42,8 @@ class Config:
     """Where everything goes; an interrupted run is continued from here."""
     seed: int = 0
     """Of parameters, batches, sampling, and of the simulated world."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`; wandb needs the extra `tracking`."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sft: SupervisedConfig = SupervisedConfig()
@@ -106,8 +108,14 @@ PRESETS = {
             run_dir=Path("runs/redial"),
             data=DataConfig(source="redial", dir=Path("data/redial"), n_words=5000, window=20, context_tokens=256),
             model=ModelConfig(n_layer=3, n_embd=192, n_head=6, n_positions=512, attention_dropout=False),
+            # Suggestions are learnt from items that are new to the dialogue: nobody needs to be told what he just named.
             sft=SupervisedConfig(
-                epochs=5, description_tokens=32, buckets=(32, 128, 192, 256, 384, 512), warmup_steps=200
+                epochs=5,
+                description_tokens=32,
+                metadata_words=True,
+                repeated_item_weight=0.0,
+                buckets=(32, 128, 192, 256, 384, 512),
+                warmup_steps=200,
             ),
             # The gate's 0.6 is not reachable from context and response alone on real reactions: warn, and report it.
             reward=RewardConfig(labels=LabelOptions(engagement="continuation"), max_turns=4000, epochs=2, gate="warn"),
@@ -142,7 +150,7 @@ PRESETS = {
 def main(config: Config) -> Path:
     """The paper's algorithm: 0 data, 1 supervised policy, 2 reward model, 3 PPO, 4 evaluation, report."""
     enable_compilation_cache()
-    with exits_on_signals(), open_run(config.run_dir, config) as run:
+    with exits_on_signals(), open_run(config.run_dir, config, trackers=config.trackers) as run:
         seed, data = config.seed, config.data
         # 0. Dialogues, vocabulary, network.
         prepared = corpus.prepare(run, data, config.model, seed=seed)

@@ -109,6 +109,8 @@ class Rollout:
     """Log-probability under the sampling policy, temperature and grammar mask applied, nats; 0 on padding."""
     finished: Bool[Array, " B"]
     """True where `<eos>` was sampled within the budget."""
+    values: Float[Array, "B T"] | None = None
+    """The sampling policy's value before each token, where the sampler knows it: then no pass is needed for it."""
 
 
 @chex.dataclass(frozen=True)

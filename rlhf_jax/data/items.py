@@ -38,12 +38,12 @@ def spoken_decade(year: int | None) -> str:
     """A decade as people write it; empty if the year is unknown.
 
     Examples:
-      >>> spoken_decade(1994), spoken_decade(2011), spoken_decade(None)
-      ('90s', '2010s', '')
+      >>> spoken_decade(1994), spoken_decade(2011), spoken_decade(1865), spoken_decade(None)
+      ('90s', '2010s', '1860s', '')
     """
     if year is None:
         return ""
-    return f"{year // 10 * 10 % 100}s" if year < 2000 else f"{year // 10 * 10}s"
+    return f"{year // 10 * 10 % 100}s" if 1900 <= year < 2000 else f"{year // 10 * 10}s"
 
 
 def item_features(

@@ -168,6 +168,36 @@ def sample(
     Returns: the rollout; log-probabilities are those of the distribution drawn from (of temperature 1 where greedy).
     Raises: ValueError at trace time on options that are impossible or, in a rollout for learning, refused.
     """
+    return sample_with_cache(
+        prompts,
+        key,
+        start=start,
+        step=step,
+        grammar=grammar,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        row_ids=row_ids,
+        top_k=top_k,
+        top_p=top_p,
+        rollout_for_learning=rollout_for_learning,
+    )[0]
+
+
+def sample_with_cache(
+    prompts: PromptBatch,
+    key: Key[Array, ""],
+    *,
+    start: Start,
+    step: Step,
+    grammar: Grammar,
+    max_tokens: int,
+    temperature: float = 1.0,
+    row_ids: Int[Array, " B"] | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    rollout_for_learning: bool = True,
+) -> tuple[Rollout, Cache]:
+    """`sample`, and the last cache: a caller may keep there what it learns at each step."""
     check_options(max_tokens, temperature, top_k, top_p, rollout_for_learning)
     rules.check_grammar(grammar)
     batch = prompts.tokens.shape[0]
@@ -208,7 +238,7 @@ def sample(
         cache=None,
     )
     drawn = lax.while_loop(unfinished, go_on, add(nothing, *start(prompts.tokens, prompts.mask)))
-    return Rollout(
+    rollout = Rollout(
         prompt_tokens=prompts.tokens,
         prompt_mask=prompts.mask,
         response_tokens=drawn.tokens,
@@ -216,3 +246,4 @@ def sample(
         logprobs=drawn.logprobs,
         finished=drawn.state.ended,
     )
+    return rollout, drawn.cache

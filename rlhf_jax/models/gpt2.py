@@ -49,6 +49,9 @@ class GPT2Config:
     """`float32`, or `bfloat16` on accelerators (on a CPU it is slower)."""
     remat: bool = False
     """Recompute every block in the backward pass: less memory, about a seventh more time."""
+    qkv_groups: int = 1
+    """Groups of heads the columns of `c_attn` arrive in: each holds its queries, keys and values side by side, so that
+    devices can share heads. 1 is the stored order, all queries, all keys, all values."""
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
@@ -57,6 +60,8 @@ class GPT2Config:
             raise ValueError(f"GPT2Config: sizes must be at least 1, got {wrong}")
         if self.n_embd % self.n_head:
             raise ValueError(f"GPT2Config: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+        if self.qkv_groups < 1 or self.n_head % self.qkv_groups:
+            raise ValueError(f"GPT2Config: n_head {self.n_head} is not a multiple of qkv_groups {self.qkv_groups}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"GPT2Config: dropout must be in [0, 1), got {self.dropout}")
         if self.compute_dtype not in COMPUTE_DTYPES:
@@ -158,7 +163,12 @@ class Attention(nn.Module):
     def project(self, x: Array) -> tuple[Array, Array, Array]:
         """Queries of the rows asked for, keys and values of all rows, each split into heads."""
         width = self.config.n_embd
-        if self.from_position == 0:
+        if self.config.qkv_groups > 1:
+            y = self.c_attn(x)
+            y = y.reshape(*y.shape[:-1], self.config.qkv_groups, 3, -1)
+            q, k, v = (y[..., part, :].reshape(x.shape) for part in range(3))
+            q = q[:, self.from_position :]
+        elif self.from_position == 0:
             q, k, v = jnp.split(self.c_attn(x), 3, axis=-1)
         else:
             q = self.c_attn(x[:, self.from_position :], slice(0, width))

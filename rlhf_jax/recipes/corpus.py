@@ -12,6 +12,7 @@ import numpy as np
 
 from rlhf_jax.data.batching import pad_left, pad_right
 from rlhf_jax.data.items import item_title_tokens
+from rlhf_jax.data.opendialkg import read_opendialkg
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import encode_words, is_empty, prompt_tokens, response_tokens, training_texts
@@ -28,10 +29,13 @@ from rlhf_jax.simulators.world_dialogues import write_world
 class DataConfig:
     """Where dialogues come from and how a conversation becomes a prompt."""
 
-    source: Literal["world", "redial"] = "world"
-    """The simulated world, written on the spot, or files in the official ReDial format under `dir`."""
+    source: Literal["world", "redial", "opendialkg"] = "world"
+    """The simulated world, written on the spot, or files under `dir` in the official ReDial or an OpenDialKG format."""
     dir: Path | None = None
-    """Folder with the ReDial files (`train_data.jsonl[.gz]`, `test_data.jsonl`, `movies_with_mentions.csv`)."""
+    """ReDial: `train_data.jsonl[.gz]`, `test_data.jsonl`, `movies_with_mentions.csv`; OpenDialKG: `dialogues.jsonl`,
+    `id2info.json`, or `opendialkg.csv`, `opendialkg_entities.txt`."""
+    domain: Literal["both", "movie", "book"] = "both"
+    """Which of OpenDialKG's dialogues; a dialogue's split is the same either way."""
     on_bad_line: Literal["error", "skip"] = "error"
     """A malformed line ends the run, or is counted and reported."""
     max_dialogues: int | None = None
@@ -52,10 +56,12 @@ class DataConfig:
     """Longest suggestion list of a turn."""
 
     def __post_init__(self) -> None:
-        if self.source == "redial" and self.dir is None:
-            raise ValueError("--data.dir must name the folder with the ReDial files when --data.source is redial")
+        if self.source != "world" and self.dir is None:
+            raise ValueError(f"--data.dir must name the folder with the files when --data.source is {self.source}")
         if self.source == "world" and self.dir is not None:
             raise ValueError(f"--data.dir {self.dir} is not read when --data.source is world; use the preset `redial`")
+        if self.source != "opendialkg" and self.domain != "both":
+            raise ValueError(f"--data.domain {self.domain} is OpenDialKG's; --data.source is {self.source}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +104,7 @@ def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: in
     """Reads (or simulates) the corpus, makes the vocabulary once per run, and sizes the network."""
     folder = _world_folder(run, data.world, seed) if data.source == "world" else Path(str(data.dir))
     try:
-        corpus = read_redial(folder, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
+        corpus = read_corpus(folder, data)
     except FileNotFoundError as error:
         raise RunError(f"--data.dir {folder}: {error}") from error
     if corpus.provenance["n_skipped"]:
@@ -120,6 +126,14 @@ def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: in
             item_titles=item_title_tokens(vocab, corpus.items),
         )
     return Prepared(corpus, vocab, network, trunk, seed if data.source == "world" else None)
+
+
+def read_corpus(folder: Path, data: DataConfig) -> Corpus:
+    """The dialogues of a folder by the reader of their format; errors are the reader's."""
+    if data.source == "opendialkg":
+        domain = None if data.domain == "both" else data.domain
+        return read_opendialkg(folder, domain=domain, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
+    return read_redial(folder, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
 
 
 def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Params | None]:

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_jax.data.redial import read_redial
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.recipes import alignment, supervised
 from rlhf_jax.recipes.agent import Agent, make_agent, policy_params
 from rlhf_jax.recipes.alignment import AlignmentConfig
-from rlhf_jax.recipes.corpus import DataConfig, ModelConfig, load_network
+from rlhf_jax.recipes.corpus import DataConfig, ModelConfig, load_network, read_corpus
 from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.run import RunError, read_json
 from rlhf_jax.runtime.settings import from_json
@@ -47,7 +46,7 @@ def open_finished(path: Path) -> Finished:
     data = from_json(DataConfig, config["data"], "config.data")
     folder = path / "data" if data.source == "world" else Path(str(data.dir))
     try:
-        corpus = read_redial(folder, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
+        corpus = read_corpus(folder, data)
     except FileNotFoundError as error:
         raise RunError(f"the run's data are read for the titles of items, and are not there: {error}") from error
     if not (path / "vocabulary").exists():

@@ -5,17 +5,15 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from rlhf_jax.runtime import run
-
-Tracker = Literal["tensorboard", "wandb"]
 
 
 class Writer(Protocol):
@@ -92,13 +90,11 @@ class Window:
 class MetricsLog:
     """Appends one stage's lines; opening it at a step removes what an interrupted attempt logged after that step."""
 
-    def __init__(
-        self, directory: run.RunDirectory, stage: str, step: int, *, trackers: Sequence[Tracker] = ("tensorboard",)
-    ) -> None:
+    def __init__(self, directory: run.RunDirectory, stage: str, step: int) -> None:
         self._file = directory.path / "metrics.jsonl"
         self._stage = stage
         drop_after(self._file, stage, step)
-        self._writers: list[Writer] = [_WRITERS[tracker](directory, stage, step) for tracker in trackers]
+        self._writers: list[Writer] = [_WRITERS[tracker](directory, stage, step) for tracker in directory.trackers]
 
     def write(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Adds one line `{"stage", "step", name: value ...}`; a value that is not finite is written as null.

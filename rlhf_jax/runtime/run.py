@@ -19,12 +19,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from rlhf_jax.runtime.environment import environment
+
+Tracker = Literal["tensorboard", "wandb"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -139,6 +141,8 @@ class RunDirectory:
     """True where the directory was there before and is continued."""
     lock: int
     """Descriptor of the lock file; the system frees it even when the process is killed."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`."""
 
     @property
     def checkpoints(self) -> Path:
@@ -176,12 +180,19 @@ class RunDirectory:
         self.close()
 
 
-def open_run(path: Path | str, config: Any, *, volatile: Sequence[str] = ("run_dir",)) -> RunDirectory:
+def open_run(
+    path: Path | str,
+    config: Any,
+    *,
+    trackers: Sequence[Tracker] = ("tensorboard",),
+    volatile: Sequence[str] = ("run_dir", "trackers"),
+) -> RunDirectory:
     """Creates a run directory, or continues one that was started with the same configuration.
 
     Args:
       path: the directory; made with its parents.
       config: a dataclass or a mapping; what is stored in `config.json` and compared on continuation.
+      trackers: where metrics go besides `metrics.jsonl`.
       volatile: names of top-level fields that may change between start and continuation without changing any number.
     Returns: the directory, locked for this process until closed.
     Raises: RunError for a directory of another configuration (each differing field named), one that is not a run
@@ -210,7 +221,7 @@ def open_run(path: Path | str, config: Any, *, volatile: Sequence[str] = ("run_d
     except BaseException:
         os.close(lock)
         raise
-    return RunDirectory(path=path, config=stored_config, resumed=resumed, lock=lock)
+    return RunDirectory(path=path, config=stored_config, resumed=resumed, lock=lock, trackers=tuple(trackers))
 
 
 def _begun(path: Path) -> bool:

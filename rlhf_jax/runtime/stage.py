@@ -7,7 +7,7 @@ functions of the step, and every number the loop itself carries is saved with th
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from rlhf_jax.runtime import run
 from rlhf_jax.runtime.checkpoint import Checkpoints
-from rlhf_jax.runtime.metrics import MetricsLog, Tracker, Window
+from rlhf_jax.runtime.metrics import MetricsLog, Window
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.signals import INTERRUPTED, stop_signals
 
@@ -100,7 +100,6 @@ def run_stage(
     best: Best | None = None,
     skip_limit: int = 20,
     keep: int = 2,
-    trackers: Sequence[Tracker] = ("tensorboard",),
 ) -> State:
     """Runs `update` `n_steps` times, continuing an earlier attempt of the same run.
 
@@ -118,7 +117,6 @@ def run_stage(
       best: ends the stage with the best evaluated state instead of the last.
       skip_limit: skipped optimiser steps that are still accepted in the whole stage.
       keep: checkpoints kept, besides that of the best state.
-      trackers: where metrics go besides `metrics.jsonl`.
     Returns: the final (or best) state.
     Raises: NonFiniteError naming stage and step; RunError for storage problems; SystemExit(75) after SIGTERM or SIGINT
       once the running update is done and saved (a second signal does not wait).
@@ -141,7 +139,7 @@ def run_stage(
     state, loop, window = _start(plan, checkpoints, state)
     with (
         stop_signals() as stop,
-        MetricsLog(directory, name, loop.step, trackers=trackers) as log,
+        MetricsLog(directory, name, loop.step) as log,
         Progress(name, loop.step, n_steps) as progress,
     ):
         checked = False

@@ -50,7 +50,9 @@ def test_take_gives_the_rows_of_every_array() -> None:
     ("options", "message"),
     [
         ({"source": "redial"}, r"--data.dir must name the folder"),
+        ({"source": "opendialkg"}, r"--data.dir must name the folder .* is opendialkg"),
         ({"dir": "somewhere"}, r"--data.dir somewhere is not read"),
+        ({"domain": "book"}, r"--data.domain book is OpenDialKG's; --data.source is world"),
     ],
 )
 def test_a_source_and_its_folder_belong_together(

@@ -97,7 +97,7 @@ def test_a_suggestion_named_before_weighs_what_it_is_told_to(vocab: Vocabulary) 
         return text_loss(tree, batch, None, repeated_item_weight=weight, **fixed)
 
     def sums(suggested: list[int], weight: float) -> LossSums:
-        text = tuple([*opening, *suggested, vocab.say, 6, *suggested, vocab.eos])
+        text = (*opening, *suggested, vocab.say, 6, *suggested, vocab.eos)
         return loss(text_batch(*TextBatches((), vocab, (32,), 32, seed=0, max_listed=3).pack([text], 32, None)), weight)
 
     whole, light = sums([said, new], 1.0), sums([said, new], 0.25)

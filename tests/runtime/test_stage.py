@@ -1,5 +1,6 @@
 """The stage loop: what is logged, which state comes out, and how it gives up."""
 
+import dataclasses
 import json
 import os
 import time
@@ -16,12 +17,12 @@ from rlhf_jax.runtime import run
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.stage import Best, NonFiniteError, run_stage, stage_state
 
-QUIET: dict[str, Any] = {"trackers": (), "save_every": 2}
+QUIET: dict[str, Any] = {"save_every": 2}
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[run.RunDirectory]:
-    with run.open_run(tmp_path / "run", {"seed": 0}) as opened:
+    with run.open_run(tmp_path / "run", {"seed": 0}, trackers=()) as opened:
         yield opened
 
 
@@ -182,6 +183,7 @@ def test_a_stage_that_is_not_there_is_named(directory: run.RunDirectory) -> None
 
 
 def test_tensorboard_gets_the_numbers(directory: run.RunDirectory) -> None:
+    directory = dataclasses.replace(directory, trackers=("tensorboard",))
     run_stage(directory, "sft", start(), add_one, 2, save_every=2)
     (events,) = (directory.path / "tensorboard" / "sft").iterdir()
     assert b"loss" in events.read_bytes()

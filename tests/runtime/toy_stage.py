@@ -53,7 +53,7 @@ def main(path: str, pause: float = 0.0, signal_number: int = 0, signal_step: int
     def on_eval(state: dict, step: int) -> dict:
         return {"validation_loss": float(jnp.sum(state["weights"] ** 2) * (1000 if step == 4 else 1))}
 
-    with run.open_run(path, {"steps": N_STEPS}) as directory, signals.exits_on_signals():
+    with run.open_run(path, {"steps": N_STEPS}, trackers=()) as directory, signals.exits_on_signals():
         state = start(7)
         for name in ("first", "second"):
             state = stage.run_stage(
@@ -67,7 +67,6 @@ def main(path: str, pause: float = 0.0, signal_number: int = 0, signal_step: int
                 on_eval=on_eval,
                 eval_every=4,
                 best=stage.Best("validation_loss", "max"),
-                trackers=(),
             )
         result = {"weights": state["weights"], "key": jax.random.key_data(state["key"])}
         result["mu"] = state["optimizer"][0].mu
