@@ -120,6 +120,8 @@ PRESETS = {
             # The gate's 0.6 is not reachable from context and response alone on real reactions: warn, and report it.
             reward=RewardConfig(labels=LabelOptions(engagement="continuation"), max_turns=4000, epochs=2, gate="warn"),
             align=AlignmentConfig(updates=40, save_every=5),
+            # Relevance pays for saying more of the same: an endless reply scores as a bad one, and length has a price.
+            ppo=PPOConfig(kl_coef=0.1, missing_eos_mode="replace", length_coef=0.05, length_free=12),
             assess=AssessmentConfig(text_turns=1000),
         ),
     ),
