@@ -1,0 +1,285 @@
+"""Encoders of the BERT family in Flax Linen: MiniLM (sentence vectors) and RoBERTa (a sentiment classifier).
+
+Sources: Devlin et al. 2019, arXiv:1810.04805 (post-layer-norm blocks, exact GELU); Liu et al. 2019, arXiv:1907.11692
+(RoBERTa: positions begin after the padding's number, one segment, a head of two layers on the first token); Reimers and
+Gurevych 2019, arXiv:1908.10084 (a sentence is the mean of its tokens' vectors, normalised).
+
+    x ← LN(x + attention(x)),   x ← LN(x + W₂ gelu(W₁ x))
+
+Tree: `embeddings` {`word`, `position`, `segment`, `ln`}, `layer_<i>` {`query`, `key`, `value`, `out`, `ln_1`, `up`, `down`,
+`ln_2`}, and where the folder holds a classifier `head` {`dense`, `out`}; kernels are (in, out). Everything is float32.
+"""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from rlhf_jax.interfaces import Params
+
+FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+"""Fields of `config.json` with the values these encoders can be; where a field is missing, the first is their default."""
+SIZES = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "n_positions",
+    "type_vocab_size": "n_segments",
+    "hidden_size": "width",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+}
+_LAYER = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "ln_1": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "ln_2": "output.LayerNorm",
+}
+_HEADS = {
+    "bert": {"dense": "pooler.dense", "out": "classifier"},
+    "roberta": {"dense": "classifier.dense", "out": "classifier.out_proj"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Size and kind of an encoder; hashable, so that it can be a static argument of `jax.jit`."""
+
+    kind: Literal["bert", "roberta"]
+    vocab_size: int
+    n_positions: int
+    """Rows of the position table; RoBERTa leaves the first `pad + 1` unused."""
+    n_segments: int
+    """Rows of the segment table; the first is used."""
+    width: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    """Width between the two dense layers of a block."""
+    layer_norm_epsilon: float
+    pad: int
+    """Token id of padding."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes; empty for an encoder without a classifier."""
+
+    def __post_init__(self) -> None:
+        wrong = {name: getattr(self, name) for name in SIZES.values() if getattr(self, name) < 1}
+        if wrong or self.width % self.n_head:
+            raise ValueError(
+                f"EncoderConfig: sizes must be at least 1 (wrong: {wrong}) and width {self.width} a multiple of "
+                f"n_head {self.n_head}"
+            )
+
+    @property
+    def first_position(self) -> int:
+        """Position of the first token."""
+        return self.pad + 1 if self.kind == "roberta" else 0
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text, special tokens included."""
+        return self.n_positions - self.first_position
+
+
+class Block(nn.Module):
+    """Attention of all over all real tokens, then two dense layers; layer norm after each sum."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array) -> Array:
+        """[B, S, D], [B, S] -> [B, S, D]."""
+        config = self.config
+        norm = partial(nn.LayerNorm, epsilon=config.layer_norm_epsilon, use_fast_variance=False)
+
+        def heads(name: str) -> Array:
+            flat = nn.Dense(config.width, name=name)(x)
+            return flat.reshape(*x.shape[:-1], config.n_head, config.width // config.n_head)
+
+        query, key, value = heads("query"), heads("key"), heads("value")
+        scores = jnp.einsum("bqhw,bkhw->bhqk", query, key) * (config.width // config.n_head) ** -0.5
+        # A finite floor: a text of padding alone may attend to nothing, and must come out finite.
+        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        mixed = jnp.einsum("bhqk,bkhw->bqhw", jax.nn.softmax(scores, axis=-1), value).reshape(x.shape)
+        x = norm(name="ln_1")(x + nn.Dense(config.width, name="out")(mixed))
+        wide = jax.nn.gelu(nn.Dense(config.n_inner, name="up")(x), approximate=False)
+        return norm(name="ln_2")(x + nn.Dense(config.width, name="down")(wide))
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and first segment, normalised."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, tokens: Array, mask: Array) -> Array:
+        """[B, S], [B, S] -> [B, S, D]."""
+        config, normal = self.config, nn.initializers.normal(0.02)
+        tables = {"word": config.vocab_size, "position": config.n_positions, "segment": config.n_segments}
+        word, position, segment = (self.param(name, normal, (rows, config.width)) for name, rows in tables.items())
+        places = config.first_position + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        x = word[tokens] + position[places] + segment[0][None, None]
+        return nn.LayerNorm(epsilon=config.layer_norm_epsilon, use_fast_variance=False, name="ln")(x)
+
+
+class Encoder(nn.Module):
+    """The whole stack. The functions below this class are its interface."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, tokens: Array, mask: Array) -> tuple[Array, Array | None]:
+        """Hidden states [B, S, D], and class logits [B, C] where there is a classifier."""
+        x = Embeddings(self.config, name="embeddings")(tokens, mask)
+        for layer in range(self.config.n_layer):
+            x = Block(self.config, name=f"layer_{layer}")(x, mask)
+        if not self.config.labels:
+            return x, None
+        return x, Head(self.config, name="head")(x[:, 0])
+
+
+class Head(nn.Module):
+    """Class logits from the first token: W₂ tanh(W₁ x)."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, first: Array) -> Array:
+        """[B, D] -> [B, C]."""
+        return nn.Dense(len(self.config.labels), name="out")(jnp.tanh(nn.Dense(self.config.width, name="dense")(first)))
+
+
+@partial(jax.jit, static_argnums=0)
+def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
+    """Fresh parameters; what `load_hf` fills is of the same shapes."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    return Encoder(config).init(key, one, jnp.ones((1, 1), bool))["params"]
+
+
+def hidden_states(
+    config: EncoderConfig, params: Params, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"]
+) -> Float[Array, "B S D"]:
+    """Last hidden states; padding stands on the right, its rows are finite and mean nothing. [B, S, D]
+
+    Raises: ValueError at trace time if S exceeds `config.max_tokens`.
+    """
+    if tokens.shape[1] > config.max_tokens:
+        raise ValueError(f"hidden_states: {tokens.shape[1]} tokens exceed the {config.max_tokens} of the encoder")
+    outputs: Any = Encoder(config).apply({"params": params}, tokens, mask)
+    return outputs[0]
+
+
+def sentence_vectors(
+    config: EncoderConfig, params: Params, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"]
+) -> Float[Array, "B D"]:
+    """Mean of the hidden states of real tokens, special ones included, scaled to length 1. [B, D]
+
+    Source: Reimers and Gurevych 2019, arXiv:1908.10084 (mean pooling), with the normalisation of all-MiniLM-L6-v2.
+    """
+    hidden = hidden_states(config, params, tokens, mask)
+    total = jnp.sum(jnp.where(mask[..., None], hidden, 0.0), axis=1)
+    mean = total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+
+
+def class_probabilities(
+    config: EncoderConfig, params: Params, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"]
+) -> Float[Array, "B C"]:
+    """Probabilities of `config.labels`. [B, C]
+
+    Raises: ValueError at trace time for an encoder without a classifier, or texts that are too long.
+    """
+    if not config.labels or tokens.shape[1] > config.max_tokens:
+        raise ValueError(
+            f"class_probabilities: classes {config.labels}, {tokens.shape[1]} tokens of at most {config.max_tokens}"
+        )
+    outputs: Any = Encoder(config).apply({"params": params}, tokens, mask)
+    return jax.nn.softmax(outputs[1], axis=-1)
+
+
+def load_hf(folder: str | Path) -> tuple[EncoderConfig, Params]:
+    """Reads a BERT or RoBERTa folder as `transformers` writes it, with the classifier where it is one.
+
+    Args:
+      folder: holds `config.json` and `model.safetensors`, with or without the prefix `bert.` or `roberta.`.
+    Returns: our configuration and float32 tree.
+    Raises: ValueError naming file and field or tensor where one is missing, malformed, of another shape, or describes a
+      network that this encoder is not.
+    """
+    folder = Path(folder)
+    config = read_config(folder / "config.json")
+    path = folder / "model.safetensors"
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: no readable safetensors file ({error})") from error
+    tensors = {name.removeprefix(f"{config.kind}."): tensor for name, tensor in stored.items()}
+    shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
+
+    def leaf(tree_path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Array:
+        keys = [entry.key for entry in tree_path]
+        name = tensor_name(config, keys)
+        if name not in tensors:
+            raise ValueError(f"{path}: tensor {name!r} is missing")
+        # Their dense layers store kernels as (out, in).
+        tensor = tensors[name].T if keys[-1] == "kernel" else tensors[name]
+        if tensor.shape != shape.shape:
+            raise ValueError(f"{path}: tensor {name!r} has shape {tensors[name].shape}, config.json says {shape.shape}")
+        return jnp.asarray(np.asarray(tensor, np.float32))
+
+    return config, jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def read_config(path: Path) -> EncoderConfig:
+    """Our configuration from their `config.json`; ValueError names file, field and value of what does not fit."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: no readable JSON ({error})") from error
+    if fields.get("model_type") not in _HEADS:
+        raise ValueError(f"{path}: field 'model_type' is {fields.get('model_type')!r}, supported: {tuple(_HEADS)}")
+    for name, values in FIXED_FIELDS.items():
+        if fields.get(name, values[0]) not in values:
+            raise ValueError(f"{path}: field {name!r} is {fields[name]!r}, supported: {values}")
+    wrong = {name: fields.get(name) for name in SIZES if not isinstance(fields.get(name), int)}
+    if wrong:
+        raise ValueError(f"{path}: these fields must be integers: {wrong}")
+    labels: tuple[str, ...] = ()
+    if any(name.endswith("ForSequenceClassification") for name in fields.get("architectures") or ()):
+        named = fields.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        labels = tuple(str(named[key]) for key in sorted(named, key=int))
+    return EncoderConfig(
+        kind=fields["model_type"],
+        layer_norm_epsilon=fields.get("layer_norm_eps", 1e-12),
+        pad=fields.get("pad_token_id", 1 if fields["model_type"] == "roberta" else 0),
+        labels=labels,
+        **{ours: fields[theirs] for theirs, ours in SIZES.items()},
+    )
+
+
+def tensor_name(config: EncoderConfig, keys: list[str]) -> str:
+    """Their name, without prefix, of a leaf: layer_3/up/kernel -> encoder.layer.3.intermediate.dense.weight."""
+    kind = "bias" if keys[-1] == "bias" else "weight"
+    if keys[0] == "embeddings":
+        table = {"word": "word_embeddings", "position": "position_embeddings", "segment": "token_type_embeddings"}
+        return f"embeddings.{table.get(keys[1], 'LayerNorm')}.{kind}"
+    if keys[0] == "head":
+        return f"{_HEADS[config.kind][keys[1]]}.{kind}"
+    return f"encoder.layer.{keys[0].removeprefix('layer_')}.{_LAYER[keys[1]]}.{kind}"
