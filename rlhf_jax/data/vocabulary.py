@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, SupportsInt
 
-from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from rlhf_jax.pretrained import local_file
 
 SPECIALS = ("<pad>", "<eos>", "<seeker>", "<recommender>", "<rec>", "<say>", "<pref>")
 _TOKENIZER_FILE = "tokenizer.json"
@@ -291,16 +292,8 @@ class Vocabulary:
         Raises:
           ValueError: naming what was looked for; nothing is downloaded.
         """
-        paths = []
-        for name in ("vocab.json", "merges.txt"):
-            path = Path(source) / name
-            if not path.exists():
-                cached = None if Path(source).is_dir() else try_to_load_from_cache(str(source), name)
-                if not isinstance(cached, str):
-                    raise ValueError(f"{path}: missing, and the local hub cache has no {name} of {str(source)!r}")
-                path = Path(cached)
-            paths.append(str(path))
-        tokenizer = _byte_level(models.BPE.from_file(*paths))
+        vocab, merges = (str(local_file(source, name)) for name in ("vocab.json", "merges.txt"))
+        tokenizer = _byte_level(models.BPE.from_file(vocab, merges))
         return cls(tokenizer.to_str(), tuple(item_ids), lower_case=False, multiple=multiple)
 
 

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from rlhf_jax.interfaces import Params
 from rlhf_jax.models import gpt2
 from rlhf_jax.models.gpt2 import GPT2Config
+from rlhf_jax.pretrained import local_file
 
 PREFIX = "transformer."
 FIXED_FIELDS: Mapping[str, tuple[Any, ...]] = {
@@ -38,14 +39,14 @@ def load_hf(folder: str | Path) -> tuple[GPT2Config, Params]:
     """Reads a GPT-2 folder as `transformers` writes it: configuration and float32 parameters on the default device.
 
     Args:
-      folder: holds `config.json` and `model.safetensors`, with or without the `transformer.` prefix.
+      folder: holds `config.json` and `model.safetensors`, with or without the `transformer.` prefix; or a hub name
+        whose files are in the local cache. Nothing is downloaded.
     Returns: our configuration (dropout is their `resid_pdrop`) and tree.
     Raises: ValueError naming file and field or tensor where one is missing, malformed, of another shape, or describes
       a network this GPT-2 is not (another activation, an untied head …).
     """
-    folder = Path(folder)
-    config = read_config(folder / "config.json")
-    path = folder / "model.safetensors"
+    config = read_config(local_file(folder, "config.json"))
+    path = local_file(folder, "model.safetensors")
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -89,10 +89,13 @@ def test_foreign_folders_are_refused_by_name(
 
 
 def test_missing_and_broken_files_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="config.json: missing"):
+        convert.load_hf(tmp_path)
+    (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json: no readable JSON"):
         convert.load_hf(tmp_path)
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    with pytest.raises(ValueError, match="model.safetensors: no readable safetensors"):
+    with pytest.raises(ValueError, match="model.safetensors: missing"):
         convert.load_hf(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
     with pytest.raises(ValueError, match="model.safetensors: no readable safetensors"):

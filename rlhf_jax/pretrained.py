@@ -1,0 +1,29 @@
+"""Where files of pretrained models are: a folder, or the local cache of the Hugging Face hub. Nothing is downloaded."""
+
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+
+def local_file(source: str | Path, name: str) -> Path:
+    """The path of one file of a pretrained model.
+
+    Args:
+      source: a folder, or a hub name such as `gpt2-medium` whose files were fetched before
+        (`hf download gpt2-medium config.json model.safetensors vocab.json merges.txt`).
+      name: of the file.
+    Raises: ValueError naming the file and the places that were looked at.
+    """
+    folder = Path(source)
+    if (folder / name).is_file():
+        return folder / name
+    if folder.is_dir():
+        raise ValueError(f"{folder / name}: missing")
+    try:
+        cached = try_to_load_from_cache(str(source), name)
+    except HFValidationError:  # A path, and no such folder.
+        raise ValueError(f"{folder / name}: missing, there is no folder {source}") from None
+    if cached is None or not Path(str(cached)).is_file():  # A marker stands for a file known not to exist.
+        raise ValueError(f"{folder / name}: missing, and the local hub cache has no {name} of {str(source)!r}")
+    return Path(str(cached))
