@@ -69,7 +69,8 @@ class ModelConfig:
     """Size of the GPT-2, or where its weights are."""
 
     weights: str | None = None
-    """Hugging Face folder (`config.json`, `model.safetensors`); gives size and weights. None trains from scratch."""
+    """Hugging Face folder (`config.json`, `model.safetensors`), or a hub name in the local cache; gives size and
+    weights. None trains from scratch."""
     n_layer: int = 2
     """Blocks."""
     n_embd: int = 128
