@@ -10,7 +10,7 @@ is Python on the host, `make_ppo_phases` gives the same update as two programs w
 import functools
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
@@ -217,12 +217,18 @@ def make_ppo_iteration(
     score: Score,
     optimizer: optax.GradientTransformation,
     config: PPOConfig,
+    out_shardings: Any = None,
 ) -> OneProgram:
-    """`ppo_iteration` as one program; the old parameters and moments give their memory to the new ones."""
+    """`ppo_iteration` as one program; the old parameters and moments give their memory to the new ones.
+
+    Args:
+      out_shardings: where the next state, the metrics and the responses lie, as in `jax.jit`; a state that comes out as
+        it went in compiles once and can be donated. None leaves it to the compiler.
+    """
     bound = functools.partial(
         ppo_iteration, sample=sample, policy=policy, score=score, optimizer=optimizer, config=config
     )
-    return jax.jit(bound, donate_argnums=0)
+    return jax.jit(bound, donate_argnums=0, out_shardings=out_shardings)
 
 
 class TwoPrograms(NamedTuple):

@@ -3,6 +3,7 @@
 Parameter trees, as `decoding.policy` names them: a policy is {`trunk`, `value`}, a reward model {`trunk`, `reward`}.
 """
 
+import dataclasses
 from typing import NamedTuple, Protocol
 
 import jax
@@ -14,6 +15,7 @@ from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply, make_sample, make_score
 from rlhf_jax.interfaces import COMPONENTS, Params, PolicyApply, PromptBatch, Sample, Score
 from rlhf_jax.models import gpt2, heads
+from rlhf_jax.parallel.partition import Layout, OneDevice
 
 
 class ScoreTokens(Protocol):
@@ -36,6 +38,7 @@ class Agent(NamedTuple):
     network: gpt2.GPT2Config
     grammar: Grammar
     response_tokens: int
+    temperature: float
     policy: PolicyApply
     sample: Sample
     """For learning: the whole tempered distribution."""
@@ -60,7 +63,31 @@ def make_agent(
     if network.vocab_size != vocab.size:
         raise ValueError(f"the network has {network.vocab_size} embedding rows, the vocabulary {vocab.size} tokens")
     grammar = Grammar(**vocab.grammar._asdict(), max_items=max_items, vocab_size=vocab.size)
+    return _agent(network, grammar, response_tokens, temperature)
 
+
+def on_mesh(agent: Agent, layout: Layout) -> Agent:
+    """The agent whose callables compute on the layout's devices, with parameters and batches that lie there."""
+    if isinstance(layout, OneDevice):
+        return agent
+    network = dataclasses.replace(agent.network, qkv_groups=layout.tensor)
+    spread = _agent(network, agent.grammar, agent.response_tokens, agent.temperature)
+
+    def score_rows(params: Params, inputs: tuple[Array, Array], key: Array | None) -> Array:
+        return spread.score_tokens(params, *inputs, key)
+
+    by_row = layout.by_row(score_rows)
+    return spread._replace(
+        policy=layout.by_row(spread.policy),
+        sample=layout.by_row(spread.sample),
+        greedy=layout.by_row(spread.greedy),
+        score=layout.by_row(spread.score),
+        score_tokens=lambda params, tokens, mask, key: by_row(params, (tokens, mask), key),
+        score_items=layout.by_row(spread.score_items),
+    )
+
+
+def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, temperature: float) -> Agent:
     def score_tokens(params: Params, tokens: Array, mask: Array, key: Array | None) -> Array:
         hidden = gpt2.hidden_states(network, params["trunk"], tokens, mask, dropout_key=key)
         return heads.reward_components(params["reward"], heads.last_token_hidden(hidden, mask))
@@ -83,6 +110,7 @@ def make_agent(
         network=network,
         grammar=grammar,
         response_tokens=response_tokens,
+        temperature=temperature,
         policy=make_policy_apply(network, grammar, temperature=temperature),
         sample=make_sample(network, grammar, max_tokens=response_tokens, temperature=temperature),
         greedy=make_decode(network, grammar, max_tokens=response_tokens, temperature=0.0, rollout_for_learning=False),

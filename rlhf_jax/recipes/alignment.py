@@ -14,7 +14,8 @@ from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.recipes.agent import Agent, copied, policy_params
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
+from rlhf_jax.recipes.agent import Agent, copied, on_mesh, policy_params
 from rlhf_jax.recipes.corpus import DataConfig, Prepared, Windows
 from rlhf_jax.runtime.keys import stream_key
 from rlhf_jax.runtime.run import RunDirectory
@@ -59,6 +60,7 @@ def align(
     *,
     seed: int,
     truth: Callable[[Params], Mapping[str, float]] | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Params:
     """Runs the stage and returns the aligned policy's tree.
 
@@ -67,6 +69,7 @@ def align(
       reward_model: R_φ's tree.
       truth: a measurement the policy is not trained on, taken before the first update, `config.evaluations` times on the
         way and at the end.
+      layout: the devices that train; the trees given and returned are whole, on one.
     """
     windows = Windows(prepared.vocab, prepared.corpus.train, data)
     tokens, mask = windows.prompts(windows.turns())
@@ -80,30 +83,40 @@ def align(
         max_grad_norm=config.max_grad_norm,
         adam_eps=config.adam_eps,
     )
+    spread = on_mesh(agent, layout)
+    start_state = layout.place(ppo.init(policy, optimizer, ppo_config, stream_key(jax.random.key(seed), "ppo", 0)))
     iteration = ppo.make_ppo_iteration(
-        sample=agent.sample, policy=agent.policy, score=agent.score, optimizer=optimizer, config=ppo_config
+        sample=spread.sample,
+        policy=spread.policy,
+        score=spread.score,
+        optimizer=optimizer,
+        config=ppo_config,
+        out_shardings=layout.outputs(start_state),
     )
-    reference = copied({"trunk": trunk})
-    key = stream_key(jax.random.key(seed), "ppo", 0)
+    reference, scorer = layout.place(copied({"trunk": trunk})), layout.place(reward_model)
 
     def update(state: ppo.PPOState, index: int) -> tuple[ppo.PPOState, dict[str, Any]]:
         rows = batch_indices(len(tokens), seed=seed, step=index, batch_size=config.batch_size)
-        prompts = PromptBatch(tokens=jnp.asarray(tokens[rows]), mask=jnp.asarray(mask[rows]))
+
+        def own_prompts(own: slice) -> PromptBatch:
+            return PromptBatch(tokens=jnp.asarray(tokens[rows[own]]), mask=jnp.asarray(mask[rows[own]]))
+
         # Where the path begins: the supervised policy, KL 0. Measured before the state is donated.
-        start = truth(state.params) if truth is not None and index == 0 else {}
-        state, metrics, rollout = iteration(state, prompts, reference, reward_model)
-        metrics |= surface(rollout, prepared.vocab.rec)
+        start = truth(layout.fetch(state.params)) if truth is not None and index == 0 else {}
+        prompts = layout.batch(config.batch_size, own_prompts)
+        state, metrics, rollout = iteration(state, prompts, reference, scorer)
+        metrics |= surface(layout.fetch(rollout), prepared.vocab.rec)
         named = {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
         return state, {**named, **start}
 
     def evaluate(state: ppo.PPOState, index: int) -> Mapping[str, float]:
         del index
-        return truth(state.params) if truth is not None else {}
+        return truth(layout.fetch(state.params)) if truth is not None else {}
 
     final = run_stage(
         run,
         STAGE,
-        ppo.init(policy, optimizer, ppo_config, key),
+        start_state,
         update,
         config.updates,
         save_every=config.save_every,
@@ -111,7 +124,7 @@ def align(
         on_eval=evaluate if truth is not None else None,
         eval_every=max(1, config.updates // config.evaluations) if truth is not None else None,
     )
-    return final.params
+    return layout.fetch(final.params)
 
 
 def surface(rollout: Rollout, rec: int) -> dict[str, float]:

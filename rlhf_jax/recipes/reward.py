@@ -21,7 +21,8 @@ from rlhf_jax.interfaces import COMPONENTS, Corpus, Dialogue, Params
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
-from rlhf_jax.recipes.agent import Agent, reward_params
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
+from rlhf_jax.recipes.agent import Agent, on_mesh, reward_params
 from rlhf_jax.recipes.corpus import DataConfig, Prepared, Windows
 from rlhf_jax.runtime.keys import stream_key
 from rlhf_jax.runtime.run import RunDirectory, RunError, notice, write_json
@@ -116,11 +117,13 @@ def train(
     *,
     weights: tuple[float, ...],
     seed: int,
+    layout: Layout = ONE_DEVICE,
 ) -> tuple[Params, dict[str, Any]]:
     """Labels the turns, trains R_φ from the supervised trunk, and measures it on held-out turns.
 
     Args:
       weights: α, β, γ.
+      layout: the devices that train; the tree given and returned is whole, on one.
     Returns: the reward model's tree, and the gate's report (also in `reward_model.json`).
     Raises: GateError where the gate is `stop` and a held-out correlation is too low.
     """
@@ -147,15 +150,19 @@ def train(
     )
     rate = schedule()
 
+    spread = on_mesh(agent, layout)
+
     def score(params: Params, inputs: Any, key: Key[Array, ""]) -> Array:
         tokens, mask = inputs
-        return agent.score_tokens(params, tokens, mask, key)
+        return spread.score_tokens(params, tokens, mask, key)
 
-    step = jax.jit(functools.partial(reward_model.update, score_fn=score, optimizer=optimizer), donate_argnums=0)
+    state = layout.place(reward_model.init(params, optimizer, averaged=True))
+    step = layout.step(functools.partial(reward_model.update, score_fn=score, optimizer=optimizer), state)
 
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         rows = batch_indices(len(training), seed=seed, step=index, batch_size=config.batch_size)
-        state, metrics = step(state, training.batch(rows), stream_key(key, "reward_model/dropout", index))
+        batch = layout.batch(len(rows), lambda own: training.batch(rows[own]))
+        state, metrics = step(state, batch, layout.same(stream_key(key, "reward_model/dropout", index)))
         metrics |= {"learning_rate": rate(index)}
         return state, {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
 
@@ -164,14 +171,14 @@ def train(
     def evaluate(state: TrainState, index: int) -> Mapping[str, float]:
         del index
         report = correlations(
-            _predictions(predict, state.average, held_out), held_out.labels, held_out.label_mask, weights
+            _predictions(predict, layout.fetch(state.average), held_out), held_out.labels, held_out.label_mask, weights
         )
         return {f"{STAGE}/validation/{_metric(name)}": value for name, value in report.items()}
 
     final = run_stage(
         run,
         STAGE,
-        reward_model.init(params, optimizer, averaged=True),
+        state,
         update,
         steps,
         save_every=max(1, per_epoch // 4),
@@ -180,14 +187,15 @@ def train(
         eval_every=max(1, per_epoch // config.evaluations_per_epoch),
         best=Best(f"{STAGE}/validation/pearson", "max", config.patience),
     )
-    predicted = _predictions(predict, final.average, held_out)
+    trained = layout.fetch(final.average)
+    predicted = _predictions(predict, trained, held_out)
     report = {
         "n": len(held_out),
         "training_turns": len(training),
         "interval": _intervals(predicted, held_out, weights),
     }
     found = correlations(predicted, held_out.labels, held_out.label_mask, weights)
-    return final.average, _gate(run, found, report, config, weights)
+    return trained, _gate(run, found, report, config, weights)
 
 
 def _turns(

@@ -7,6 +7,7 @@ leaves this stage is a plain GPT-2.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import chex
@@ -24,7 +25,8 @@ from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.models import gpt2
-from rlhf_jax.recipes.agent import Agent
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
+from rlhf_jax.recipes.agent import Agent, on_mesh
 from rlhf_jax.recipes.sequences import TextBatches, description_texts, dialogue_texts
 from rlhf_jax.runtime.keys import stream_key
 from rlhf_jax.runtime.run import RunDirectory
@@ -195,11 +197,13 @@ def train(
     *,
     seed: int,
     trunk: Params | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Params:
     """Runs the stage and returns a plain GPT-2 tree, the moving average with the lowest validation loss.
 
     Args:
       trunk: starting weights with the vocabulary's rows (pretrained ones); None draws them.
+      layout: the devices that train; the trees given and returned are whole, on one.
     """
     batches = training_batches(corpus, vocab, agent.grammar, config, seed)
     knowledge, n_features = item_knowledge(vocab, corpus, config)
@@ -224,17 +228,9 @@ def train(
         max_grad_norm=config.max_grad_norm,
         b2=0.98,
     )
-    loss = functools.partial(
-        text_loss,
-        network=agent.network,
-        grammar=agent.grammar,
-        item_weight=config.item_weight,
-        repeated_item_weight=config.repeated_item_weight,
-        loss_on=config.loss_on,
-    )
+    loss = make_loss(on_mesh(agent, layout), config, layout)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(
+    def one_step(
         state: TrainState, batch: TextBatch, knowledge: ItemKnowledge, key: Key[Array, ""]
     ) -> tuple[TrainState, dict[str, Array]]:
         return sft.update(
@@ -246,25 +242,52 @@ def train(
             average_decay=config.average_decay,
         )
 
+    state, known = layout.place(sft.init(params, optimizer, averaged=True)), layout.same(knowledge)
+    step = layout.step(one_step, state)
+
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
-        batch = text_batch(*batches.batch(index))
-        state, metrics = step(state, batch, knowledge, stream_key(key, "sft/dropout", index))
+        batch = own_rows(text_batch(*batches.batch(index)), layout)
+        state, metrics = step(state, batch, known, layout.same(stream_key(key, "sft/dropout", index)))
         return state, _named(metrics | {"learning_rate": rate(index)})
 
     per_epoch = max(1, steps // config.epochs)
     final = run_stage(
         run,
         STAGE,
-        sft.init(params, optimizer, averaged=True),
+        state,
         update,
         steps,
         save_every=max(1, per_epoch // config.saves_per_epoch),
         log_every=max(1, min(50, per_epoch // 10)),
-        on_eval=validation(corpus, vocab, loss, knowledge, config),
+        on_eval=validation(corpus, vocab, agent.grammar, loss, known, config, layout),
         eval_every=max(1, per_epoch // config.evaluations_per_epoch),
         best=Best("sft/validation/loss", "min", config.patience),
     )
-    return jax.jit(compose, static_argnums=2)(final.average, knowledge, agent.grammar.first_item)
+    return jax.jit(compose, static_argnums=2)(layout.fetch(final.average), knowledge, agent.grammar.first_item)
+
+
+def make_loss(agent: Agent, config: SupervisedConfig, layout: Layout) -> Callable[..., LossSums]:
+    """`text_loss` of this agent, `(params, batch, key, *, knowledge)`, on the layout's devices.
+
+    The table is whole in use: `compose` and the grammar's heads cut it where words end and items begin.
+    """
+    loss = functools.partial(
+        text_loss,
+        network=agent.network,
+        grammar=agent.grammar,
+        item_weight=config.item_weight,
+        repeated_item_weight=config.repeated_item_weight,
+        loss_on=config.loss_on,
+    )
+    return layout.loss(loss, whole_table=True)
+
+
+def own_rows(batch: TextBatch, layout: Layout) -> TextBatch:
+    """The batch on the layout's devices."""
+    rows = batch.tokens.shape[0]
+    return layout.batch(
+        rows, lambda own: jax.tree.map(lambda leaf: leaf[own], batch) if own != slice(0, rows) else batch
+    )
 
 
 def _named(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -294,10 +317,17 @@ def training_batches(
     )
 
 
-def validation(corpus: Corpus, vocab: Vocabulary, loss: Any, knowledge: ItemKnowledge, config: SupervisedConfig) -> Any:
+def validation(
+    corpus: Corpus,
+    vocab: Vocabulary,
+    grammar: Grammar,
+    loss: Callable[..., LossSums],
+    knowledge: ItemKnowledge,
+    config: SupervisedConfig,
+    layout: Layout,
+) -> Any:
     """An evaluation of the moving average on the first validation dialogues, in one fixed order."""
     dialogues = corpus.validation[: config.validation_dialogues]
-    grammar: Grammar = loss.keywords["grammar"]
     texts = dialogue_texts(vocab, dialogues, max_tokens=config.max_tokens, max_listed=grammar.max_items)
     batches = TextBatches(
         tuple(texts), vocab, config.buckets, config.tokens_per_batch, 0, grammar.max_items, shuffle_lists=False
@@ -308,7 +338,9 @@ def validation(corpus: Corpus, vocab: Vocabulary, loss: Any, knowledge: ItemKnow
         del step
         total: dict[str, float] = {}
         for index in range(batches.steps(1)):
-            sums = jax.device_get(compiled(state.average, text_batch(*batches.batch(index)), knowledge))
+            sums = jax.device_get(
+                compiled(state.average, own_rows(text_batch(*batches.batch(index)), layout), knowledge)
+            )
             pairs = {"loss": (sums.loss, sums.count), **sums.parts}
             for name, (value, count) in pairs.items():
                 total[name] = total.get(name, 0.0) + float(value)

@@ -1,0 +1,105 @@
+"""Several processes as one run: joining, agreeing, and doing what only one of them may do.
+
+All processes run the same program on the same numbers. Process 0 leads: it alone renames and deletes shared files.
+With one process every function here returns at once and touches no device.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessConfig:
+    """Who takes part; the default is one process, alone."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same on all."""
+    count: int = 1
+    """Processes in all."""
+    index: int = 0
+    """Which of them this is, from 0."""
+    detect: bool = False
+    """Read all of this from the surroundings: SLURM, a TPU pod, GKE, Open MPI."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"process {self.index} of {self.count} does not exist: indices begin at 0")
+        if self.count > 1 and self.coordinator is None and not self.detect:
+            raise ValueError(f"{self.count} processes need --processes.coordinator HOST:PORT, or --processes.detect")
+
+
+def join(config: ProcessConfig) -> None:
+    """Connects this process with the others, and waits for them; call before anything asks for devices."""
+    if config.count == 1 and not config.detect:
+        return
+    # Its own SIGTERM handler would take the signal from ours, which saves and exits with code 75.
+    jax.config.update("jax_enable_preemption_service", False)
+    if config.detect:
+        jax.distributed.initialize()
+    else:
+        jax.distributed.initialize(config.coordinator, config.count, config.index)
+
+
+def several() -> bool:
+    """Whether there is more than one process."""
+    return jax.process_count() > 1
+
+
+def leads() -> bool:
+    """Whether this is process 0."""
+    return jax.process_index() == 0
+
+
+def any_of(flag: bool) -> bool:
+    """Whether `flag` holds on any process; all must call it, in the same order."""
+    if not several():
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def from_lead(numbers: dict[str, float]) -> dict[str, float]:
+    """The lead's numbers, so that decisions made of them are the same everywhere."""
+    if not several():
+        return numbers
+    names = sorted(numbers)
+    # As bits: without 64-bit types a double would be rounded on the way.
+    bits = np.array([numbers[name] for name in names], np.float64).view(np.uint32)
+    agreed = np.asarray(multihost_utils.broadcast_one_to_all(bits), np.uint32).view(np.float64)
+    return {name: float(value) for name, value in zip(names, agreed, strict=True)} if names else {}
+
+
+def lead_does(work: Callable[[], None]) -> None:
+    """`work()` on the lead alone; all return when it is done.
+
+    Raises: what `work` raised, on the lead; RuntimeError on the others.
+    """
+    problem: Exception | None = None
+    if leads():
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - raised again once the others know
+            problem = error
+    failed = any_of(problem is not None)
+    if problem is not None:
+        raise problem
+    if failed:
+        raise RuntimeError("process 0 failed; its message says why")
+
+
+def fetch(tree: Any) -> Any:
+    """The whole of every array on this process's first device, free of any mesh; typed keys included."""
+    return jax.tree.map(_fetch, tree)
+
+
+def _fetch(leaf: Any) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_fetch(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+    if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return jnp.asarray(np.asarray(leaf))

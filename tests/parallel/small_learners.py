@@ -1,0 +1,181 @@
+"""Every learner in miniature on any layout: what one device, a mesh and several processes must agree on."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.interfaces import PromptBatch
+from rlhf_jax.learners import ppo, reward_model, sft
+from rlhf_jax.learners.optimizer import make_optimizer
+from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.learners.reward_model import RewardBatch
+from rlhf_jax.models import gpt2
+from rlhf_jax.parallel.partition import Layout
+from rlhf_jax.recipes import supervised
+from rlhf_jax.recipes.agent import Agent, make_agent, on_mesh, policy_params, reward_params
+from rlhf_jax.recipes.sequences import Text, TextBatches
+from rlhf_jax.recipes.supervised import ItemKnowledge, SupervisedConfig
+from rlhf_jax.runtime.keys import stream_key
+
+ROWS, PROMPT, RESPONSE, BUCKET = 16, 6, 5, 16
+KEY = jax.random.key(0)
+OPTIMIZER = make_optimizer(learning_rate=1e-2, total_steps=50, weight_decay=0.05)
+PPO = PPOConfig(epochs=1, minibatches=2, entropy_coef=0.01)
+SFT = SupervisedConfig(max_tokens=BUCKET, buckets=(BUCKET,), tokens_per_batch=ROWS * BUCKET, max_grad_norm=1.0)
+
+
+class Learner(NamedTuple):
+    """A state where the layout keeps it, and its update."""
+
+    state: Any
+    step: Any
+    """(state, *inputs) -> (state, metrics, …), jitted."""
+    inputs: Callable[[int], tuple[Any, ...]]
+    """What the update of this number reads besides the state."""
+
+
+@functools.cache
+def vocabulary() -> Vocabulary:
+    words = ["hello there", "try this one", "hello again", "what do you like"]
+    return Vocabulary.train(words, tuple(range(100, 120)), 268, multiple=8)
+
+
+@functools.cache
+def agent() -> Agent:
+    vocab = vocabulary()
+    network = gpt2.GPT2Config(vocab_size=vocab.size, n_positions=32, n_embd=32, n_layer=1, n_head=8, dropout=0.1)
+    return make_agent(vocab, network, max_items=3, response_tokens=RESPONSE)
+
+
+@functools.cache
+def trunk() -> Any:
+    tree = gpt2.init(agent().network, KEY)
+    # Larger than a fresh model's, so that responses differ and nothing is decided by rounding.
+    return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, tree)
+
+
+@functools.cache
+def texts() -> TextBatches:
+    draw, vocab = np.random.default_rng(1), vocabulary()
+
+    def words(n: int) -> list[int]:
+        return draw.integers(0, vocab.n_words, n).tolist()
+
+    def one() -> Text:
+        items = (vocab.first_item + draw.permutation(vocab.n_items)[:2]).tolist()
+        spoken = [vocab.seeker, *words(int(draw.integers(1, 4))), vocab.eos]
+        return Text((*spoken, vocab.recommender, vocab.rec, *items, vocab.say, *words(2), vocab.eos))
+
+    return TextBatches(tuple(one() for _ in range(2 * ROWS)), vocab, SFT.buckets, SFT.tokens_per_batch, 0, 3)
+
+
+def knowledge() -> ItemKnowledge:
+    draw, n_items = np.random.default_rng(2), vocabulary().n_items
+    return ItemKnowledge(
+        titles=jnp.asarray(draw.integers(-1, vocabulary().n_words, (n_items, 3)), jnp.int32),
+        metadata=jnp.full((n_items, 1), -1, jnp.int32),
+        features=jnp.asarray(draw.integers(-1, 4, (n_items, 2)), jnp.int32),
+    )
+
+
+def sft_learner(layout: Layout) -> Learner:
+    """Stage 1 with dropout, composed items and the moving average."""
+    params = {"trunk": trunk(), "item_features": 0.1 * jnp.ones((4, agent().network.n_embd))}
+    loss, known = supervised.make_loss(on_mesh(agent(), layout), SFT, layout), layout.same(knowledge())
+    state = layout.place(sft.init(params, OPTIMIZER, averaged=True))
+
+    def one_step(state: Any, batch: Any, known: Any, key: jax.Array) -> Any:
+        return sft.update(state, batch, key, loss_fn=functools.partial(loss, knowledge=known), optimizer=OPTIMIZER)
+
+    step = layout.step(one_step, state)
+
+    def inputs(index: int) -> Any:
+        batch = supervised.own_rows(supervised.text_batch(*texts().batch(index)), layout)
+        return batch, known, layout.same(stream_key(KEY, "sft/dropout", index))
+
+    return Learner(state, step, inputs)
+
+
+def reward_learner(layout: Layout) -> Learner:
+    """Stage 2 with dropout and missing labels."""
+    spread, draw, vocab = on_mesh(agent(), layout), np.random.default_rng(3), vocabulary()
+    tokens = draw.integers(0, vocab.n_words, (4 * ROWS, PROMPT + RESPONSE)).astype(np.int32)
+    mask = np.arange(PROMPT + RESPONSE) < draw.integers(3, PROMPT + RESPONSE + 1, (4 * ROWS, 1))
+    labels = draw.normal(size=(4 * ROWS, 3)).astype(np.float32)
+    label_mask = draw.random((4 * ROWS, 3)) < 0.8
+    params = reward_params(trunk(), agent().network.n_embd, KEY)
+    state = layout.place(reward_model.init(params, OPTIMIZER, averaged=True))
+
+    def score(params: Any, inputs: Any, key: jax.Array) -> jax.Array:
+        return spread.score_tokens(params, *inputs, key)
+
+    step = layout.step(functools.partial(reward_model.update, score_fn=score, optimizer=OPTIMIZER), state)
+
+    def inputs(index: int) -> Any:
+        rows = np.arange(ROWS) + ROWS * index
+
+        def own(part: slice) -> RewardBatch:
+            taken = [jnp.asarray(array[rows[part]]) for array in (tokens, mask, labels, label_mask)]
+            return RewardBatch(inputs=(taken[0], taken[1]), labels=taken[2], label_mask=taken[3])
+
+        return layout.batch(ROWS, own), layout.same(stream_key(KEY, "reward_model/dropout", index))
+
+    return Learner(state, step, inputs)
+
+
+def ppo_learner(layout: Layout, config: PPOConfig = PPO) -> Learner:
+    """Stage 3 whole: sampler, reward model, reference, epochs."""
+    spread, draw, vocab = on_mesh(agent(), layout), np.random.default_rng(4), vocabulary()
+    tokens = draw.integers(0, vocab.n_words, (4 * ROWS, PROMPT)).astype(np.int32)
+    mask = np.arange(PROMPT) >= draw.integers(0, PROMPT - 1, (4 * ROWS, 1))
+    policy, scorer = policy_params(trunk(), agent().network.n_embd), reward_params(trunk(), agent().network.n_embd, KEY)
+    # Off zero, so that values matter, and away from the policy, so that the KL does.
+    policy["value"] = jax.tree.map(lambda leaf: leaf + 0.05, policy["value"])
+    reference = {"trunk": jax.tree.map(lambda leaf: 0.9 * leaf, trunk())}
+    state = layout.place(ppo.init(policy, OPTIMIZER, config, KEY))
+    iteration = ppo.make_ppo_iteration(
+        sample=spread.sample,
+        policy=spread.policy,
+        score=spread.score,
+        optimizer=OPTIMIZER,
+        config=config,
+        out_shardings=layout.outputs(state),
+    )
+    fixed = layout.place(reference), layout.place(scorer)
+
+    def prompts(index: int) -> PromptBatch:
+        rows = np.arange(ROWS) + ROWS * index
+
+        def own(part: slice) -> PromptBatch:
+            return PromptBatch(tokens=jnp.asarray(tokens[rows[part]]), mask=jnp.asarray(mask[rows[part]]))
+
+        return layout.batch(ROWS, own)
+
+    return Learner(state, iteration, lambda index: (prompts(index), *fixed))
+
+
+LEARNERS: dict[str, Callable[[Layout], Learner]] = {"sft": sft_learner, "reward": reward_learner, "ppo": ppo_learner}
+
+
+def numbers(tree: Any) -> dict[str, np.ndarray]:
+    """Leaves by path as host arrays, typed keys as their data."""
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        leaf = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        found[jax.tree_util.keystr(path, simple=True, separator="/")] = np.asarray(leaf)
+    return found
+
+
+def largest_difference(one: Any, other: Any) -> tuple[float, str]:
+    """Largest absolute difference between two trees of the same structure, and where."""
+    ours, theirs = numbers(one), numbers(other)
+    assert list(ours) == list(theirs)
+    return max(
+        (float(np.max(np.abs(ours[name].astype(np.float64) - theirs[name].astype(np.float64)), initial=0)), name)
+        for name in ours
+    )
