@@ -3,7 +3,8 @@
     python experiments/gather_seeds.py runs/summary plain=runs/plain-0,runs/plain-1,runs/plain-2 hackable=runs/hack-0,…
 
 Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. Everything is read from what the runs stored
-case by case; nothing is measured again. Writes `results.json`, `report.md` and the proxy-against-truth figure into the
+case by case; nothing is measured again. Runs in the simulated world each have a world of their own: there the closed
+loop is gathered, and ranking and text stay in each run's report. Writes `results.json`, `report.md` and the proxy-against-truth figure into the
 first argument. A difference is claimed only with three seeds and an interval without 0.
 """
 
@@ -64,7 +65,8 @@ def gathered(name: str, folders: list[Path]) -> list[Result]:
         for system in ("sft", "ppo")
     }
     source = read_json(folders[0] / "config.json")["config"]["data"]["source"]
-    found = comparison.results(systems, {}, split=f"{name}: {source}/test")
+    # The world is drawn from the seed, so every seed has test dialogues of its own; real data are the same for all.
+    found = comparison.results(systems, {}, split=f"{name}: {source}/test", same_test=source != "world")
     # The gate's correlations are one number a run: shown seed by seed.
     for seed, folder in runs.items():
         for result in read_results(folder):

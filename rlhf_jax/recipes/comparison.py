@@ -21,6 +21,7 @@ def results(
     *,
     split: str,
     same_users: bool = False,
+    same_test: bool = True,
 ) -> list[Result]:
     """Entries of `results.json`: every system alone, and the last against the first, pair by pair.
 
@@ -29,6 +30,8 @@ def results(
       baseline: systems that were not trained.
       split: data set and split, for example `redial/test`.
       same_users: every seed met the same users (the same world); otherwise each had its own.
+      same_test: every seed was judged on the same test dialogues; where each had its own (worlds that differ), ranking
+        and text are left to the runs' own reports, and what the users lived through is gathered.
     """
     found: list[Result] = []
     for name, outcome in baseline.items():
@@ -36,10 +39,11 @@ def results(
         found += user_centric.user_centric_results(name, outcome.top, split=split)
     for name, runs in systems.items():
         seeds, some = sorted(runs), runs[min(runs)]
-        found += ranking.ranking_results(name, _each(runs, lambda run: run.ranking.tables), split=split)
-        if some.ranking.top.rows:
-            found += user_centric.user_centric_results(name, _each(runs, lambda run: run.ranking.top), split=split)
-        found += text.text_results(name, [runs[seed].turns for seed in seeds], split=split, seeds=seeds)
+        if same_test:
+            found += ranking.ranking_results(name, _each(runs, lambda run: run.ranking.tables), split=split)
+            if some.ranking.top.rows:
+                found += user_centric.user_centric_results(name, _each(runs, lambda run: run.ranking.top), split=split)
+            found += text.text_results(name, [runs[seed].turns for seed in seeds], split=split, seeds=seeds)
         for decoding in some.users:
             measured = {seed: run.users[decoding] for seed, run in runs.items()}
             at = f"{split}-users-{decoding}"
@@ -47,15 +51,18 @@ def results(
     names = list(systems)
     if len(names) > 1:
         first, last, name = systems[names[0]], systems[names[-1]], f"{names[-1]}-{names[0]}"
-        tables = [_each(runs, lambda run: run.ranking.tables) for runs in (last, first)]
-        found += ranking.difference_results(name, *tables, split=split)
         seeds = sorted(first)
-        sides = [[runs[seed].turns for seed in seeds] for runs in (last, first)]
-        found += text.text_differences(name, *sides, split=split, seeds=seeds)
+        if same_test:
+            tables = [_each(runs, lambda run: run.ranking.tables) for runs in (last, first)]
+            found += ranking.difference_results(name, *tables, split=split)
+            sides = [[runs[seed].turns for seed in seeds] for runs in (last, first)]
+            found += text.text_differences(name, *sides, split=split, seeds=seeds)
         for decoding in first[seeds[0]].users:
             met = [{seed: run.users[decoding] for seed, run in runs.items()} for runs in (last, first)]
             at = f"{split}-users-{decoding}"
             found += closed_loop.closed_loop_differences(name, *met, split=at, same_users=same_users)
+    if not same_test:
+        return found
     turns = systems[names[0]][min(systems[names[0]])].turns
     return found + text.constant_results([(turn.dialogue, turn.reference) for turn in turns], split=split)
 
