@@ -1,12 +1,12 @@
 """Writes tiny random encoders and their outputs by `transformers` beside this file (needs torch; the tests do not).
 
-    python tests/golden_encoder/generate.py
+    python tests/golden_encoder/generate_encoder.py
 
 Written with transformers 5.23.0 and torch 2.13.0 on a CPU. `bert` is a plain encoder as MiniLM is, `roberta` and
 `bert_classifier` carry a head of three classes. Biases and layer norms are moved off their zeros and ones, so that no
 tensor can be mixed up unseen.
 
-    python tests/golden_encoder/generate.py MINILM_FOLDER
+    python tests/golden_encoder/generate_encoder.py MINILM_FOLDER
 
 also writes `minilm.npz`: vectors of four texts by the real all-MiniLM-L6-v2 (the first sixteen numbers of each, and all
 cosines), tokenised by its own tokenizer.
