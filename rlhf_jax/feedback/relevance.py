@@ -3,7 +3,7 @@
     relevance = cos(e(response with titles spelled out), e(last `window` messages before it))
 
 Source: arXiv:2508.05289 (sentence embeddings). The encoder here is TF-IDF, optionally reduced by SVD (latent semantic
-analysis), fitted on the training split; any callable from texts to vectors takes its place.
+analysis), fitted on the training split; any callable from texts to vectors takes its place (`encoders.minilm_encoder`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

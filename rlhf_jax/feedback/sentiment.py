@@ -3,7 +3,8 @@
     level = S(u_{t+1}),   shift = S(u_{t+1}) − S(u_t)
 
 Source: arXiv:2508.05289 (shift, S from RoBERTa as p(pos) − p(neg)). Here S is VADER's compound score (Hutto & Gilbert
-2014), in [-1, 1], or any scorer that is passed in. Titles are not opinions: items are read as "it".
+2014), in [-1, 1], or any scorer that is passed in (`encoders.roberta_scorer`). Titles are not opinions: items are read as
+"it".
 """
 
 import functools
@@ -35,14 +36,20 @@ def sentiment(
     dialogue: Dialogue, message_index: int, *, scorer: Scorer, form: Literal["shift", "level"] = "shift"
 ) -> float:
     """Sentiment feedback on a system message; NaN where the user says nothing after (or, for `shift`, before) it."""
-    reply = next_user_turn(dialogue, message_index)
-    if reply is None:
+    before, after = spoken_around(dialogue, message_index)
+    if after is None or (form == "shift" and before is None):
         return math.nan
-    level = scorer(opinion_text(reply.parts))
-    if form == "level":
-        return level
-    before = _turn_before(dialogue, message_index)
-    return math.nan if before is None else level - scorer(opinion_text(before))
+    level = scorer(after)
+    return level if form == "level" or before is None else level - scorer(before)
+
+
+def spoken_around(dialogue: Dialogue, message_index: int) -> tuple[str | None, str | None]:
+    """The seeker's words before and after a system message, as they are scored; None where nothing was said."""
+    before, reply = _turn_before(dialogue, message_index), next_user_turn(dialogue, message_index)
+    return (
+        None if before is None else opinion_text(before),
+        None if reply is None else opinion_text(reply.parts),
+    )
 
 
 def _turn_before(dialogue: Dialogue, message_index: int) -> tuple[str | int, ...] | None:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from rlhf_jax.data.turns import Turn, next_user_turn, spell
 from rlhf_jax.feedback import engagement, relevance
-from rlhf_jax.feedback.sentiment import Scorer, sentiment, vader_scorer
+from rlhf_jax.feedback.encoders import RobertaScorer, default_cache, minilm_encoder, roberta_scorer
+from rlhf_jax.feedback.sentiment import Scorer, sentiment, spoken_around, vader_scorer
 from rlhf_jax.interfaces import COMPONENTS, Dialogue, Item
 
 Floats = NDArray[np.float64]
@@ -30,10 +31,18 @@ class LabelOptions:
     """Simulated dwell, real reply latency, or whether the user goes on."""
     sentiment: Literal["shift", "level"] = "shift"
     """Change of the user's sentiment, or its level after the message."""
+    relevance: Literal["tfidf", "minilm"] = "tfidf"
+    """Encoder of relevance: TF-IDF fitted on the training split, or MiniLM's sentence vectors."""
+    scorer: Literal["vader", "roberta"] = "vader"
+    """Scorer of sentiment: VADER's lexicon, or a RoBERTa classifier's p(positive) − p(negative)."""
+    minilm: Path | None = None
+    """Hugging Face folder of MiniLM; None takes the package of the extra `minilm`."""
+    roberta: Path | None = None
+    """Hugging Face folder of the sentiment classifier; needed where `scorer` is roberta."""
     window: int = 6
     """Messages of context relevance compares with."""
     n_components: int | None = 64
-    """Dimensions of the SVD after TF-IDF; None keeps the words."""
+    """Dimensions of the SVD after TF-IDF; None keeps the words. Not used by MiniLM."""
     item_metadata: bool = True
     """Whether an item is spelled out with genres, people and decade besides its title."""
 
@@ -42,6 +51,12 @@ class LabelOptions:
             raise ValueError(f"engagement must be dwell_sim, latency or continuation, got {self.engagement!r}")
         if self.sentiment not in ("shift", "level"):
             raise ValueError(f"sentiment must be shift or level, got {self.sentiment!r}")
+        if self.relevance not in ("tfidf", "minilm") or self.scorer not in ("vader", "roberta"):
+            raise ValueError(
+                f"relevance must be tfidf or minilm and scorer vader or roberta, got {self.relevance!r}, {self.scorer!r}"
+            )
+        if self.scorer == "roberta" and self.roberta is None:
+            raise ValueError("scorer roberta needs a Hugging Face folder with the classifier in `roberta`")
         if self.window < 1:
             raise ValueError(f"window must be positive, got {self.window}")
 
@@ -146,14 +161,14 @@ def fit_weak_labels(
     encoder: relevance.Encoder | None = None,
     scorer: Scorer | None = None,
 ) -> WeakLabeller:
-    """Fits TF-IDF, the latency scale and the standardiser on the training dialogues.
+    """Fits TF-IDF, the latency scale and the standardiser on the training dialogues; MiniLM and RoBERTa come as they are.
 
     Args:
       train: training split; nothing else is looked at.
       items: catalogue, for titles.
-      options: which form of each signal.
-      encoder: replaces TF-IDF for relevance.
-      scorer: replaces VADER for sentiment.
+      options: which form of each signal; what MiniLM and RoBERTa say is computed once and kept (`encoders.default_cache`).
+      encoder: replaces the encoder of the options.
+      scorer: replaces the scorer of the options.
     Returns: the labeller.
     Raises: ValueError if a component has no value in any training row.
     """
@@ -162,9 +177,13 @@ def fit_weak_labels(
     rows = list(_rows(train))
     if not rows:
         raise ValueError(f"none of the {len(train)} training dialogues has an answered system message")
-    if encoder is None:
+    if encoder is None and options.relevance == "minilm":
+        encoder = minilm_encoder(options.minilm, cache=default_cache())
+    elif encoder is None:
         contexts, responses = _texts(rows, options, texts)
         encoder = relevance.fit_tfidf([*contexts, *responses], n_components=options.n_components)
+    if scorer is None and options.roberta is not None and options.scorer == "roberta":
+        scorer = roberta_scorer(options.roberta, cache=default_cache())
     scorer = scorer or vader_scorer()
     latency = engagement.fit_latency(*_times(rows)) if options.engagement == "latency" else None
     raw = _raw(rows, options, texts, encoder, scorer, latency)
@@ -222,6 +241,9 @@ def _raw(
         held = engagement.dwell_sim(_times(rows)[0])
     contexts, responses = _texts(rows, options, texts)
     near = relevance.cosine_relevance(encoder, contexts, responses)
+    if isinstance(scorer, RobertaScorer):
+        around = (spoken_around(row.dialogue, row.message_index) for row in rows)
+        scorer.prepare(text for pair in around for text in pair if text is not None)
     felt = np.array(
         [sentiment(row.dialogue, row.message_index, scorer=scorer, form=options.sentiment) for row in rows], float
     )
