@@ -16,7 +16,7 @@
 # You know policy gradients: a policy $\pi(a \mid s)$ draws an action $a$ in a state $s$, a reward comes back, and the
 # gradient of $\log \pi(a \mid s)$ says how to make that action likelier. This course carries the idea over to language.
 # Its first question is the smallest one: **a language model has just written a sentence. How probable was it, and how does
-# that number change with the model's parameters?**
+# that number change with the model's parameters $\theta$?** (We write $\pi_\theta$ only where $\theta$ matters.)
 #
 # | in reinforcement learning | in language |
 # |---|---|
@@ -26,13 +26,12 @@
 # | episode | a **response** $y = (a_1, \ldots, a_T)$; it ends with the token `<eos>`, "end of sequence" |
 # | environment | none between two tokens: the next state is the old one with the token appended |
 #
-# A model gives one score per token of the vocabulary, the **logits** $l$. The **softmax** turns them into probabilities:
+# A model gives one number per token of the vocabulary, the **logits** $l$. The **softmax** turns them into probabilities:
 #
 # $$\log \pi(v \mid s_t) = l_{t,v} - \log \sum_u \exp(l_{t,u})$$
 #
 # We stay in logarithms, because the probability of a whole response is a product of many small numbers. The unit of a natural
 # logarithm is the **nat**: $-1$ nat means a probability of $e^{-1} \approx 0.37$.
-
 #
 # The code is NumPy and JAX. JAX is NumPy with derivatives: `jax.grad` differentiates a function, `jax.jit` compiles it, `jax.vmap` applies it to
 # every row of an array. The library's equations take *one* response; `jax.vmap` makes a batch of them.
@@ -46,6 +45,7 @@ import numpy as np
 from rlhf_jax.equations.logprobs import entropy, log_softmax, sequence_logprob, token_logprobs
 
 np.set_printoptions(precision=4, suppress=True)
+plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
 
 # %% [markdown]
 # ## By hand
@@ -141,12 +141,13 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# ## Its gradient is the policy gradient's score function
+# ## Its gradient is what policy gradients are made of
 #
-# $$\frac{\partial}{\partial l_{t,v}} \log \pi(a_t \mid s_t) = [v = a_t] - \pi(v \mid s_t)$$
+# $$\frac{\partial}{\partial l_{t,v}} \log \pi(a_t \mid s_t) = [\, v = a_t \,] - \pi(v \mid s_t)$$
 #
-# Raise the logit of what was said, lower all logits in proportion to their probability. REINFORCE multiplies this by how good
-# the response was; everything in this course is about what to put in place of "how good", and how far to follow it.
+# A bracket $[\ldots]$ is 1 where its condition holds, else 0. So: raise the logit of what was said, lower all logits in proportion to
+# their probability. REINFORCE, the plain policy gradient, multiplies this by how good the response was; everything in this course
+# is about what to put in place of "how good", and how far to follow it.
 
 # %%
 gradient = jax.grad(lambda l: token_logprobs(l, jnp.asarray(response)).sum())(jnp.asarray(logits, jnp.float32))
@@ -172,7 +173,7 @@ np.testing.assert_allclose(np.sum(gradient, axis=1), 0, atol=1e-6)
 # 3. Show that $\sum_v \pi(v)\, \nabla \log \pi(v) = 0$. Why does that allow us to subtract any constant, a **baseline**, from the
 #    reward?
 #
-# Solutions follow.
+# Solutions follow, here and in every notebook.
 
 # %% [markdown]
 # **1.** As $\tau \to 0$ the distribution collapses onto the likeliest token: its log-probability tends to 0, all others to
@@ -185,8 +186,9 @@ for temperature in (0.01, 100.0):
 
 # %% [markdown]
 # **2.** The probability of `<eos>` is shared out among the others, so "a" becomes likelier. A learner without the rule works
-# with the wrong, smaller, probability: the ratio of the two is then not 1 even though nothing has been learnt yet, and PPO
-# (notebook 5), which steers by that ratio, steers by noise. It would also waste gradient on a token that is never drawn.
+# with the wrong, smaller, probability: the ratio of the two is then not 1 even though nothing has been learnt yet, and PPO,
+# the algorithm this course leads to (notebook 5), steers by that ratio: it would steer by noise. It would also waste gradient on a
+# token that is never drawn.
 
 # %%
 allowed = jnp.ones((1, 5), bool).at[0, 0].set(False)
@@ -204,7 +206,7 @@ assert with_rule > without_rule
 
 # %%
 every_token = jax.vmap(jax.grad(lambda l, v: log_softmax(l[None])[0, v]), in_axes=(None, 0))
-scores = every_token(jnp.asarray(logits[0], jnp.float32), jnp.arange(5))
-expected_score = probabilities[0] @ np.asarray(scores)
-print(np.round(expected_score, 7))
-np.testing.assert_allclose(expected_score, 0, atol=1e-6)
+gradients = every_token(jnp.asarray(logits[0], jnp.float32), jnp.arange(5))
+expected_gradient = probabilities[0] @ np.asarray(gradients)
+print(np.round(expected_gradient, 6) + 0.0)
+np.testing.assert_allclose(expected_gradient, 0, atol=1e-6)

@@ -33,7 +33,8 @@
 # | **k2** | $d^2/2$ | half the squared distance, as for two nearby distributions |
 # | **k3** | $e^{-d} - 1 + d$ | k1 plus a term of mean zero that cancels most of its noise |
 #
-# An estimator is **biased** if its mean is not what it estimates; its **variance** says how much single samples scatter.
+# An estimator is **biased** if its mean is not what it estimates; its **variance** says how much single samples scatter, its
+# **standard deviation** is the root of that. $E_\pi$ is a mean over samples of $\pi$.
 
 # %%
 import jax
@@ -44,6 +45,7 @@ import numpy as np
 from rlhf_jax.equations.kl import kl_exact, kl_k1, kl_k2, kl_k3
 
 np.set_printoptions(precision=4, suppress=True)
+plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
 
 # %% [markdown]
 # ## By hand
@@ -94,24 +96,29 @@ for name, (mean, deviation) in moments(logits, ref_logits).items():
 #
 # Left: what each estimator says about one token. k1 is the straight line through zero; k2 and k3 agree near zero and are
 # never negative. Middle and right: the policy moves away from the reference step by step (its logits go from the reference's to
-# three times the move above). k1 and k3 stay unbiased, k2 drifts; k1's noise is the largest, until the policies are far apart.
+# three times the move above). k1 and k3 stay unbiased, k2 drifts. k1's noise is by far the largest as long as the policies are near
+# each other, where training should stay; far apart it is k3's, whose exponential is then dominated by rare tokens.
 
 # %%
 figure, (shape, bias, noise) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-colors = {"k1": "skyblue", "k2": "tab:orange", "k3": "tab:green"}
+look = {
+    "k1": {"color": "C5", "linewidth": 3.5},
+    "k2": {"color": "C2", "linewidth": 1.8},
+    "k3": {"color": "black", "linewidth": 1.8, "linestyle": "--"},
+}
 x = np.linspace(-1.5, 1.5, 200)
 for name, y in (("k1", x), ("k2", x**2 / 2), ("k3", np.exp(-x) - 1 + x)):
-    shape.plot(x, y, color=colors[name], label=name)
+    shape.plot(x, y, label=name, **look[name])
 shape.axhline(0, color="gray", linewidth=0.5)
 shape.axvline(0, color="gray", linewidth=0.5)
-shape.set(title="One token", xlabel="d = log π(a) − log π_ref(a), nats", ylabel="estimate, nats")
+shape.set(title="One token", xlabel=r"d = log π(a) − log π$_\mathrm{ref}$(a), nats", ylabel="estimate, nats")
 shape.legend()
 steps = np.linspace(0.02, 3, 60)
 path = [moments(ref_logits + step * (logits - ref_logits), ref_logits) for step in steps]
 true_kl = [point["k1"][0] for point in path]
-for name, style, width in (("k1", "-", 3.5), ("k2", "-", 1.5), ("k3", "--", 1.5)):
-    bias.plot(true_kl, [point[name][0] for point in path], style, color=colors[name], linewidth=width, label=name)
-    noise.plot(true_kl, [point[name][1] for point in path], style, color=colors[name], linewidth=width, label=name)
+for name, style in look.items():
+    bias.plot(true_kl, [point[name][0] for point in path], label=name, **style)
+    noise.plot(true_kl, [point[name][1] for point in path], label=name, **style)
 bias.set(title="Mean: k1 and k3 are unbiased", xlabel="true KL, nats", ylabel="mean of the estimate, nats")
 noise.set(title="Noise of a single sample", xlabel="true KL, nats", ylabel="standard deviation, nats")
 noise.set_xscale("log")
@@ -125,7 +132,7 @@ plt.show()
 #
 # Suppose we want to *lower* the KL by gradient descent. It is tempting to average one of the estimators over samples and
 # differentiate. But the samples are held fixed when we do that, and a policy that changes would have drawn others. So the
-# gradient of the mean is not the mean of the gradients:
+# gradient of the mean is not the mean of the gradients ($\nabla$ is with respect to $\theta$; here these are the logits):
 #
 # - **k1**: $E_\pi[\nabla k_1] = E_\pi[\nabla \log \pi] = 0$ (exercise 3 of notebook 1). As a loss it teaches nothing at all.
 # - **k2**: $E_\pi[\nabla k_2] = E_\pi[d\, \nabla \log \pi] = \nabla \mathrm{KL}(\pi \| \pi_\text{ref})$: the right gradient from the biased estimator.
@@ -155,7 +162,7 @@ for name, estimator in (("k1", kl_k1), ("k2", kl_k2), ("k3", kl_k3)):
 # - **k1 in the reward.** There it is a number, not a loss, and REINFORCE takes care of the samples (notebook 3). Only its mean
 #   matters, and that is exact.
 # - **k2 where a KL *loss* is wanted**, and, as $\frac{1}{2} (\log \pi - \log \pi_\text{old})^2$, to see how far one PPO update has gone.
-# - **k3 in reports**: unbiased, never negative, little noise.
+# - **k3 in reports**: unbiased, never negative, and little noise while the policies are near each other.
 
 # %% [markdown]
 # ## Checks

@@ -13,8 +13,9 @@
 # %% [markdown]
 # # 3 · Rewards: from one score per response to one reward per token
 #
-# Somebody, or a model of somebody (notebook 6), reads a whole response and gives it one number, its **score** $s$. The policy
-# acts token by token. **What is each token paid, so that maximising the sum is what we want, and what exactly do we want?**
+# Somebody, or a model of somebody (notebook 6), reads a whole response and gives it one number, its **score** $s$ (without an
+# index; $s_t$ is still what was said before token $t$). The policy acts token by token. **What is each token paid, so that
+# maximising the sum is what we want, and what exactly do we want?**
 #
 # We want a high score without leaving the reference policy (notebook 2). With a price $\kappa$ per nat (`kl_coef` in the code):
 #
@@ -25,7 +26,8 @@
 #
 # $$r_t = -\kappa\, k_{1,t} + s \cdot [\, t = T \,], \qquad \sum_t r_t = s - \kappa \sum_t k_{1,t}$$
 #
-# The score arrives with the last real token, usually `<eos>`.
+# The score arrives with the last real token, usually `<eos>`. From here on rewards are data: nobody differentiates through $k_{1,t}$, although
+# it contains $\pi$. Nothing is lost by that, because the mean of its gradient is zero (notebook 2).
 
 # %%
 import jax.numpy as jnp
@@ -37,6 +39,7 @@ from rlhf_jax.equations.rewards import missing_eos_score, token_rewards
 from rlhf_jax.equations.running import initial_moments, normalise, update_moments
 
 np.set_printoptions(precision=4, suppress=True)
+plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
 
 # %% [markdown]
 # ## By hand
@@ -67,10 +70,13 @@ print(f"sum {rewards.sum():.4f} = score − κ Σ k1 = {score - kl_coef * k1[mas
 #
 # **Its scale.** A reward model's unit means nothing; $\kappa$ must be weighed against it all the same. So scores are **normalised**: minus the
 # mean and divided by the standard deviation of *all* scores seen so far. The two are kept as running moments, merged batch by
-# batch, and come out as if all scores had been seen at once.
+# batch, and come out as if all scores had been seen at once. Then a score is cut off at five deviations, so that no single response
+# outweighs its batch. (A score may be a sum of several **components**, say how long the user stayed and how content
+# the answer sounds. Then each component is normalised in the same way before they are weighted and added, and the sum once more.)
 #
 # **Its end.** A response that has not said `<eos>` when its budget of tokens is spent is not a sentence. Its score is lowered by a
-# fixed penalty (or replaced by it). Without this, a policy may learn that rambling on is free.
+# fixed penalty (or replaced by it). Without this, a policy may learn that rambling on is free. (A price per token of length can be
+# added; it is off by default.) All this is line 4 of the box.
 
 # %%
 moments = initial_moments()
@@ -78,8 +84,8 @@ seen = []
 for batch in ([1.0, 3.0], [10.0, 2.0, 4.0], [6.0]):
     moments = update_moments(moments, jnp.array(batch))
     seen += batch
-    by_hand = (np.array(batch) - np.mean(seen)) / np.std(seen, ddof=1)
-    library = normalise(moments, jnp.array(batch))
+    by_hand = np.clip((np.array(batch) - np.mean(seen)) / np.std(seen, ddof=1), -5, 5)
+    library = normalise(moments, jnp.array(batch), clip=5.0)
     print(f"batch {batch}: normalised {np.round(library, 3)}, by hand {np.round(by_hand, 3)}")
     np.testing.assert_allclose(library, by_hand, rtol=1e-5)
 
@@ -124,23 +130,23 @@ def score_and_kl(policy: np.ndarray) -> tuple[float, float]:
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
 places = np.arange(5)
-left.bar(places, -kl_coef * k1[:5], color=["tab:red" if r < 0 else "tab:green" for r in -kl_coef * k1[:5]])
-left.bar(places[4:], [score], bottom=-kl_coef * k1[4:5], color="tab:blue", label="score, paid with the last token")
-left.bar([0], [0], color="tab:red", label="KL price: likelier than in the reference")
-left.bar([0], [0], color="tab:green", label="KL refund: less likely")
+left.bar(places, -kl_coef * k1[:5], color=["C2" if r < 0 else "C5" for r in -kl_coef * k1[:5]])
+left.bar(places[4:], [score], bottom=-kl_coef * k1[4:5], color="C0", label="score, paid with the last token")
+left.bar([0], [0], color="C2", label="KL price: likelier than in the reference")
+left.bar([0], [0], color="C5", label="KL refund: less likely")
 left.set_xticks(places, WORDS[:5])
 left.axhline(0, color="black", linewidth=0.8)
-left.set(ylabel="reward", title="Rewards by token", ylim=(-0.42, 1.12))
+left.set(ylabel="reward, score units", title="Rewards by token", ylim=(-0.42, 1.12))
 left.legend(loc="upper left")
 coefficients = np.geomspace(0.05, 50, 200)
 line = np.array([score_and_kl(soft_optimum(coefficient)) for coefficient in coefficients])
-right.plot(line[:, 1], line[:, 0], color="tab:blue", label="the best policies π*")
+right.plot(line[:, 1], line[:, 0], color="C0", label="the best policies π*")
 best = np.eye(30)[scores.argmax()]
 mixed = np.array([score_and_kl((1 - share) * ref_policy + share * best) for share in np.linspace(0, 1, 100)])
 right.plot(mixed[:, 1], mixed[:, 0], "--", color="gray", label="reference mixed with the best response")
 for coefficient in (2.0, 0.7, 0.3, 0.1):
     mean, kl = score_and_kl(soft_optimum(coefficient))
-    right.plot(kl, mean, "o", color="tab:blue")
+    right.plot(kl, mean, "o", color="C0")
     right.annotate(f"κ = {coefficient}", (kl, mean), xytext=(-6, 7), textcoords="offset points", ha="right")
 right.set(
     xlabel="KL to the reference, nats",
@@ -157,8 +163,10 @@ plt.show()
 #
 # Instead of a fixed price one may fix a target for the KL and let a controller find the price: $\kappa$ rises while the observed KL is
 # above the target and falls while it is below, slowly, and never by more than a bounded step: however large
-# the error, `horizon` responses move it by a fifth of its size at most
-# ([Ziegler et al. 2019](https://arxiv.org/abs/1909.08593)). This is line 8 of the box.
+# the error, `horizon` responses (10 000 by default) move it by about a fifth of its size
+# ([Ziegler et al. 2019](https://arxiv.org/abs/1909.08593)). For a batch of $B$ responses, line 8 of the box:
+#
+# $$\kappa \leftarrow \kappa \left( 1 + \mathrm{clip}\left( \frac{\mathrm{KL}}{\mathrm{target}} - 1,\; -0.2,\; 0.2 \right) \frac{B}{\mathrm{horizon}} \right)$$
 
 # %%
 for observed in (3.0, 6.0, 6.6, 60.0):

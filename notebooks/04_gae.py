@@ -17,8 +17,8 @@
 # token's $\nabla \log \pi(a_t)$ by everything that is paid from $t$ on, and so praise *the* and *of* for a good film that was named
 # twelve tokens later. **How much better than expected was this one token?**
 #
-# "Expected" needs somebody who expects. The **value function**, or **critic**, $V_t$ predicts, from what was said before token $t$, the sum of the
-# rewards still to come. It is a second output of the same network, and it is learnt too (notebook 5). With it, each token has a
+# "Expected" needs somebody who expects. The **value function**, or **critic**, $V_t$ (with an index; the vocabulary's size has
+# none), predicts, from what was said before token $t$, the sum of the rewards still to come. It is a second output of the same network, and it is learnt too (notebook 5). With it, each token has a
 # surprise, the **temporal-difference error**:
 #
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t$$
@@ -49,6 +49,7 @@ from rlhf_jax.equations.gae import generalized_advantage_estimation, multi_turn_
 from rlhf_jax.equations.masked import masked_whiten
 
 np.set_printoptions(precision=4, suppress=True)
+plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
 
 # %% [markdown]
 # ## By hand
@@ -95,7 +96,8 @@ print("whitened\n", np.round(masked_whiten(advantages, mask), 3))
 # numbers tremble a little.
 #
 # Left: one response, estimated with $\lambda$ from 0 to 1. Middle: over many responses, which share of the first token's luck it
-# is credited with (its absence is the bias), and the noise around that. Right: $\lambda = 0.95$, the usual choice, for all tokens.
+# is credited with (what lacks to 1 is the bias), and the noise around that, in the unit of the luck. Right: the same for all tokens at
+# $\lambda = 0.95$, the usual choice. The earlier a token, the less of its own luck it is credited with and the more of the others'.
 
 # %%
 T = 12
@@ -121,32 +123,36 @@ def all_advantages(rewards: jax.Array, values: jax.Array, gae_lambda: jax.Array)
 
 
 lambdas = np.linspace(0, 1, 11)
-luck, game_rewards, game_values = (jnp.asarray(x, jnp.float32) for x in play(3000))
+luck, game_rewards, game_values = (jnp.asarray(x, jnp.float32) for x in play(20_000))
 estimates = np.stack([all_advantages(game_rewards, game_values, jnp.float32(x)) for x in lambdas])
 luck = np.asarray(luck)
 credit = (estimates * luck).mean(axis=1) / (luck**2).mean(axis=0)
 noise = (estimates - credit[:, None] * luck).std(axis=1)
 
-figure, (fan, trade, along) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+figure, (fan, trade, along) = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
 for row, gae_lambda_ in enumerate(lambdas):
     fan.plot(range(1, T + 1), estimates[row, 0], color=plt.cm.viridis(gae_lambda_), linewidth=1.6)
 fan.plot(range(1, T + 1), luck[0], "k.", markersize=10, label="true advantage")
-fan.set(xlabel="token t", ylabel="advantage", title="The λ fan of one response")
+fan.set(xlabel="token t", ylabel="advantage, in units of luck", title="The λ fan of one response")
 fan.legend()
 scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis")
 figure.colorbar(scale, ax=fan, label="λ")
-trade.plot(lambdas, credit[:, 0], "o-", color="tab:blue", label="credit that arrives (unbiased: 1)")
-trade.plot(lambdas, noise[:, 0], "s-", color="tab:red", label="noise (standard deviation)")
-trade.axhline(1, color="tab:blue", linewidth=0.7, linestyle=":")
-trade.set(xlabel="λ", title="First token: bias against noise", ylim=(0, None))
+trade.plot(lambdas, credit[:, 0], "o-", color="C0", label="credit that arrives (unbiased: 1)")
+trade.plot(lambdas, noise[:, 0], "s-", color="C2", label="noise (standard deviation)")
+trade.axhline(1, color="C0", linewidth=0.8, linestyle=":")
+trade.set(
+    xlabel="λ",
+    ylabel="credit, a share; noise, in units of luck",
+    title="First token: bias against noise",
+    ylim=(0, None),
+)
 trade.legend()
 chosen = all_advantages(game_rewards, game_values, jnp.float32(0.95))
 chosen_credit = (np.asarray(chosen) * luck).mean(axis=0) / (luck**2).mean(axis=0)
-along.plot(range(1, T + 1), chosen_credit, "o-", color="tab:blue", label="credit that arrives")
-along.plot(
-    range(1, T + 1), (np.asarray(chosen) - chosen_credit * luck).std(axis=0), "s-", color="tab:red", label="noise"
-)
-along.set(xlabel="token t", title="λ = 0.95: early tokens pay for the rest", ylim=(0, None))
+along.plot(range(1, T + 1), chosen_credit, "o-", color="C0", label="credit that arrives")
+along.plot(range(1, T + 1), (np.asarray(chosen) - chosen_credit * luck).std(axis=0), "s-", color="C2", label="noise")
+along.axhline(1, color="C0", linewidth=0.8, linestyle=":")
+along.set(xlabel="token t", title="All tokens at λ = 0.95", ylim=(0, None))
 along.legend()
 plt.show()
 
@@ -174,7 +180,7 @@ heat = np.stack(
 
 figure, (top, bottom) = plt.subplots(2, 1, figsize=(12, 4.4), height_ratios=[1, 3], layout="constrained", sharex=True)
 top.step(range(len(SENTENCE)), OPINION, where="mid", color="black")
-top.axhline(0.6, color="tab:green", linestyle=":", label="score")
+top.axhline(0.6, color="C0", linestyle=":", label="score")
 top.set(ylabel="V before\nthe token", ylim=(0, 1.15))
 top.legend(loc="upper left")
 limit = np.abs(heat).max()
@@ -186,7 +192,7 @@ for row in range(len(rows)):
         bottom.text(t, row, label, ha="center", va="center", fontsize=8, color="white" if dark else "black")
 bottom.set_yticks(range(len(rows)), [f"λ = {x}" for x in rows])
 bottom.set_xticks(range(len(SENTENCE)), SENTENCE)
-figure.colorbar(image, ax=bottom, label="advantage")
+figure.colorbar(image, ax=bottom, label="advantage, score units")
 plt.show()
 
 # %% [markdown]

@@ -21,7 +21,7 @@
 #
 # $$\rho_t = \frac{\pi(a_t)}{\pi_\text{old}(a_t)} = \exp\left( \log \pi(a_t) - \log \pi_\text{old}(a_t) \right)$$
 #
-# Weighted by it, old samples stand for the new policy: $E_\text{old}[\rho A] = E_\pi[A]$. The **surrogate** $\rho A$ may be maximised for
+# Weighted by it, samples of the old policy stand for the new one: $E_\text{old}[\rho A] = E_\pi[A]$. The **surrogate** $\rho A$ may be maximised for
 # several steps, at a price: the weights grow wild as the policies part. **Proximal policy optimisation** ([Schulman et al. 2017](https://arxiv.org/abs/1707.06347))
 # takes away the reason to part. As a loss to be minimised, per token:
 #
@@ -45,6 +45,7 @@ from rlhf_jax.equations.ppo import (
 )
 
 np.set_printoptions(precision=4, suppress=True)
+plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
 
 # %% [markdown]
 # ## By hand
@@ -85,15 +86,15 @@ print(f"approximate KL between the two policies, k2: {approx_kl(new, old).mean()
 
 # %%
 ratios = 1 + 0.0047 * np.arange(-127, 171)  # No point falls on a kink, where the gradient is ambiguous.
-figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
 for axis, advantage, name in ((axes[0], 1.0, "Good token, A = 1"), (axes[1], -1.0, "Bad token, A = −1")):
     constant = jnp.full(ratios.shape, advantage)
     curve = clipped_surrogate(jnp.log(jnp.asarray(ratios)), jnp.zeros(ratios.shape), constant, clip_eps=0.2)
     axis.plot(ratios, -advantage * ratios, "--", color="gray", label="−Aρ, not clipped")
-    axis.plot(ratios, curve, color="tab:blue", linewidth=2.5, label="PPO's loss")
-    axis.axvspan(0.8, 1.2, color="tab:orange", alpha=0.15, label="1 ± ε")
+    axis.plot(ratios, curve, color="C0", linewidth=2.5, label="PPO's loss")
+    axis.axvspan(0.8, 1.2, color="C2", alpha=0.12, label="1 ± ε")
     axis.plot([1], [-advantage], "ko", label="before the first step")
-    axis.set(xlabel="ratio ρ", ylabel="loss", title=name)
+    axis.set(xlabel="ratio ρ", ylabel="loss", title=name, xticks=(0.4, 0.8, 1.0, 1.2, 1.6))
     axis.legend(loc="upper right" if advantage > 0 else "upper left")
 
 grid_advantages = np.linspace(-2, 2, 201)
@@ -108,12 +109,14 @@ def total_loss(grid_logprobs: jax.Array) -> jax.Array:
 
 
 push = -jax.grad(total_loss)(jnp.log(jnp.asarray(grid_ratio, jnp.float32)))
-image = axes[2].pcolormesh(ratios, grid_advantages, push, cmap="RdBu", vmin=-2.5, vmax=2.5, rasterized=True)
+image = axes[2].pcolormesh(ratios, grid_advantages, push, cmap="RdBu", vmin=-3.6, vmax=3.6)
 axes[2].axvline(1, color="black", linewidth=1)
 axes[2].text(1.5, 1.0, "no push:\ngood, and likelier\nalready", ha="center", va="center")
 axes[2].text(0.6, -1.0, "no push:\nbad, and\nrarer\nalready", ha="center", va="center")
-axes[2].set(xlabel="ratio ρ", ylabel="advantage A", title="Push on the log-probability")
-figure.colorbar(image, ax=axes[2])
+axes[2].set(
+    xlabel="ratio ρ", ylabel="advantage A", title="Push on the log-probability", xticks=(0.4, 0.8, 1.0, 1.2, 1.6)
+)
+figure.colorbar(image, ax=axes[2], label="push: Aρ, or 0 where the clip acts")
 plt.show()
 
 # %% [markdown]
@@ -147,8 +150,9 @@ for label, clip_eps in (("clipped, ε = 0.2", 0.2), ("not clipped", jnp.inf)):
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
 for axis, (label, path) in zip(axes, paths.items(), strict=True):
-    axis.axhspan(0.8, 1.2, color="tab:orange", alpha=0.15, label="1 ± ε")
-    axis.plot(path, label=[f"word {v + 1}" for v in range(4)])
+    axis.axhspan(0.8, 1.2, color="C2", alpha=0.12, label="1 ± ε")
+    for v, style in enumerate(("-", "--", "-.", ":")):
+        axis.plot(path[:, v], style, linewidth=2, label=f"word {v + 1}")
     axis.set(xlabel="gradient step on the same batch", ylabel="ratio ρ of each word", title=label)
     axis.legend()
 plt.show()
@@ -161,9 +165,9 @@ plt.show()
 #
 # $$\frac{1}{2} \max\left( (V - R)^2,\; (\mathrm{clip}(V, V_\text{old} - \varepsilon_v, V_\text{old} + \varepsilon_v) - R)^2 \right)$$
 #
-# The whole loss of a minibatch is the mean over its real tokens of line 7a plus $c_v$ times this, minus, if wanted, a bonus for
-# entropy, 7c, which keeps a policy undecided. A **minibatch** is a part of the sampled batch; an **epoch** is one pass over
-# all of it.
+# The whole loss of a minibatch is the mean over its real tokens of line 7a plus $c_v = 0.1$ times this, minus, if wanted, a bonus of $c_H$
+# times the entropy, 7c, which keeps a policy undecided ($c_H = 0$ by default). A **minibatch** is a part of the sampled batch; an
+# **epoch** is one pass over all of it. Four epochs of one minibatch, four steps, are the default.
 
 # %%
 values, old_values, returns = jnp.array([0.9, 0.1, -0.4]), jnp.array([0.5, 0.2, -0.5]), jnp.array([1.0, 0.0, 0.0])
@@ -204,7 +208,7 @@ assert np.ptp(paths["clipped, ε = 0.2"][-1]) < 0.5 * np.ptp(paths["not clipped"
 push_one = jax.grad(lambda l, a: clipped_surrogate(l, jnp.zeros(()), a, clip_eps=0.2))
 corners = {(r, a): float(push_one(jnp.log(r), jnp.float32(a))) for r in (0.5, 1.5) for a in (1.0, -1.0)}
 for (r, a), gradient in corners.items():
-    print(f"ρ = {r}, A = {a:+.0f}: gradient {gradient:+.2f}")
+    print(f"ρ = {r}, A = {a:+.0f}: gradient {gradient + 0.0:+.2f}")
 assert corners[1.5, 1.0] == 0 and corners[0.5, -1.0] == 0
 np.testing.assert_allclose([corners[0.5, 1.0], corners[1.5, -1.0]], [-0.5, 1.5], rtol=1e-6)
 

@@ -44,6 +44,7 @@ from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
 
 np.set_printoptions(precision=4, suppress=True)
+plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
 
 # %% [markdown]
 # ## By hand
@@ -102,8 +103,8 @@ for n, scores in learnt.items():
 # A policy does not want what is true, it wants what is paid. Take 4000 possible responses, a true score for each, and a reward model that is
 # right up to an error, mostly small, now and then large. The policy is the best one for the *model's* score at a price $\kappa$ per
 # nat of KL, known in closed form (notebook 3). As $\kappa$ falls it moves away from the reference and searches out high predictions, and among
-# the highest predictions are the largest *errors*. A correlation of 0.86 does not prevent it. The prediction keeps rising, the truth turns round: **over-optimisation**, also known as
-# reward hacking ([Gao et al. 2023](https://arxiv.org/abs/2210.10760)).
+# the highest predictions are the largest *errors*. A correlation of 0.86 does not prevent it. The prediction keeps rising, the truth
+# turns round: **over-optimisation**, also known as reward hacking ([Gao et al. 2023](https://arxiv.org/abs/2210.10760)).
 
 # %%
 careful = np.random.default_rng(1)
@@ -127,24 +128,25 @@ curve = np.array([tilted(kl_coef) for kl_coef in np.geomspace(0.02, 20, 150)])
 # ## The picture
 
 # %%
-figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-for (n, scores), marker in zip(learnt.items(), "x.", strict=True):
-    left.plot(truth, scores, marker, markersize=9, label=f"{n} comparisons")
+figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
+for (n, scores), marker, color in zip(learnt.items(), "xo", ("C2", "C0"), strict=True):
+    left.plot(truth, scores, marker, color=color, markersize=6, label=f"{n} comparisons")
 left.plot(truth[[0, -1]], truth[[0, -1]], color="gray", linewidth=0.8, label="equal")
 left.set(xlabel="true worth", ylabel="learnt score", title="Scores from comparisons")
 left.legend()
-middle.plot(curve[:, 0], curve[:, 1], color="tab:orange")
+middle.plot(curve[:, 0], curve[:, 1], color="C2")
 middle.set(xlabel="KL to the reference, nats", ylabel="mean score of the model", title="What the reward model says ...")
-right.plot(curve[:, 0], curve[:, 2], color="tab:blue")
+right.plot(curve[:, 0], curve[:, 2], color="C0")
 turn = curve[curve[:, 2].argmax()]
-right.plot(turn[0], turn[2], "o", color="tab:blue")
+right.plot(turn[0], turn[2], "o", color="C0")
 right.annotate("best place to stop", turn[[0, 2]], xytext=(8, 6), textcoords="offset points")
 right.set(xlabel="KL to the reference, nats", ylabel="mean true score", title="... and the truth", ylim=(0, 1))
 plt.show()
 
 # %% [markdown]
 # Three things follow, and the rest of this library lives by them: keep a price on the KL; measure a reward model on judgements it
-# has not seen before letting a policy near it; and look at something else than the reward to know whether PPO helped.
+# has not seen before letting a policy near it (the **gate**: a correlation of at least 0.6 is asked for); and look at something else
+# than the reward to know whether PPO helped.
 #
 # ## Learning ratings with the library's learner
 #
@@ -183,7 +185,11 @@ print(f"{np.abs(state.params['weights'] - weights_true).max():.4f}")
 #
 # Notebook 3 found the best policy $\pi^* \propto \pi_\text{ref}\, e^{s/\kappa}$. Read backwards, every policy is the best one for *some* score:
 # $s(y) = \kappa (\log \pi(y) - \log \pi_\text{ref}(y))$ plus a constant, its **implicit reward**. Put that into the Bradley–Terry loss, and a policy can be
-# trained on comparisons directly. That is **direct preference optimisation** ([Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)); its $\kappa$ is called $\beta$.
+# trained on comparisons directly. That is **direct preference optimisation**, DPO ([Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)); its $\kappa$ is called $\beta$:
+#
+# $$L = -\log \sigma(\beta h), \qquad h = \left( \log \pi(y_w) - \log \pi_\text{ref}(y_w) \right) - \left( \log \pi(y_l) - \log \pi_\text{ref}(y_l) \right)$$
+#
+# In numbers: the policy finds the chosen response likelier than the reference does, by 1 nat, and the rejected one rarer, by 1 nat.
 
 # %%
 pair = {"chosen": -10.0, "rejected": -12.0, "ref_chosen": -11.0, "ref_rejected": -11.0}
@@ -201,6 +207,7 @@ np.testing.assert_allclose(rating, [0.25, 0.0], atol=1e-6)
 np.testing.assert_allclose(dpo, dpo_by_hand, rtol=1e-6)
 np.testing.assert_allclose(dpo, 0.598139, atol=1e-6)
 assert np.corrcoef(learnt[3000], truth)[0, 1] > 0.98
+assert round(np.corrcoef(true_score, model_score)[0, 1], 2) == 0.86
 assert np.all(np.diff(curve[::-1, 1]) >= 0), "the proxy never falls"
 assert turn[2] > curve[0, 2] + 0.1, "the truth does not"
 np.testing.assert_allclose(state.params["weights"], weights_true, atol=0.02)

@@ -40,17 +40,34 @@ nav { flex: 0 0 15em; padding: 1.2em; background: #f4f5f7; min-height: 100vh; fo
 nav h2 { font-size: 13px; margin: 1.2em 0 .3em; color: #666; }
 nav a { display: block; padding: .12em 0; color: #234; text-decoration: none; }
 nav a.here { font-weight: 600; }
-main { flex: 1; max-width: 50em; min-width: 0; padding: 1.2em 2.5em 4em; }
+main { flex: 1; max-width: 75em; min-width: 0; padding: 1.2em 2.5em 4em; }
+main > * { max-width: 50em; }
+main > table, main > .highlight, main > pre { max-width: 62em; }
 pre, code { font: 13px/1.45 ui-monospace, monospace; background: #f4f5f7; }
 pre { padding: .7em .9em; overflow-x: auto; border-radius: 4px; }
 pre.output { background: none; border-left: 3px solid #ccd; border-radius: 0; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
+sub, sup { font-size: 75%; line-height: 0; }
 td, th { border: 1px solid #dde; padding: .3em .7em; text-align: left; vertical-align: top; }
-img.figure { max-width: 100%; }
+main > img.figure { display: block; max-width: 100%; margin: 1em 0; }
 div.formula { text-align: center; margin: 1em 0; overflow-x: auto; }
 blockquote { margin: 1em 0; padding: .2em 1.2em; border-left: 4px solid #ccd; background: #fafbfc; }
 @media (max-width: 60em) { body { display: block; } nav { min-height: 0; } }
 """
+
+
+PLAIN_INDEX = re.compile(r"(?<=[\w)])(_|\^)(?:\{([^}]+)\}|((?:&lt;)?\w|(?:old|ref|free)(?:,\w)?)(?!\w))")
+"""An index or exponent as the boxes write it without formulas: `y_t`, `V_{t+1}`, `π_old`, `a_&lt;t`; not `kl_coef`."""
+
+
+def with_indices(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    """Plain text in which indices are set lower and exponents higher."""
+
+    def place(found: re.Match[str]) -> str:
+        tag = "sub" if found[1] == "_" else "sup"
+        return f"<{tag}>{found[2] or found[3]}</{tag}>"
+
+    return PLAIN_INDEX.sub(place, html.escape(tokens[index].content))
 
 
 @functools.cache
@@ -63,6 +80,8 @@ def formula(tex: str, *, display: bool) -> str:
     tex = " ".join(tex.split())
     # mathtext leaves no room between a sum and what is summed.
     spaced = re.sub(r"\\sum(_\{[^}]*\}|_\w)?(\^\{[^}]*\})?", r"\g<0>\\,", tex)
+    if display:
+        spaced = spaced.replace(r"\frac", r"\dfrac")
     try:
         with matplotlib.rc_context({"mathtext.fontset": "stix", "svg.fonttype": "path", "svg.hashsalt": "formula"}):
             depth = matplotlib.mathtext.math_to_image(
@@ -96,6 +115,8 @@ def markdown(source: Path, pages: Sequence[Path]) -> MarkdownIt:
             allow_digits=False,
             renderer=lambda tex, options: formula(tex, display=options["display_mode"]),
         )
+    else:
+        parser.add_render_rule("text", with_indices)
 
     def link_open(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
         href, _, place = str(tokens[index].attrs["href"]).partition("#")

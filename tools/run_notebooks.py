@@ -24,6 +24,8 @@ def execute(source: Path) -> nbformat.NotebookNode:
     Raises: nbclient.exceptions.CellExecutionError with the cell and its traceback.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # tqdm asks for Jupyter widgets, which a page without JavaScript could not show.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     notebook = jupytext.read(source)
     NotebookClient(
         notebook, timeout=600, coalesce_streams=True, resources={"metadata": {"path": str(source.parent)}}
