@@ -38,7 +38,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Reads lines until there are no more."""
-    enable_compilation_cache()
+    enable_compilation_cache(beside=config.run_dir)
     run = open_finished(config.run_dir)
     if not run.stages:
         raise RunError(f"{config.run_dir} has no model yet: no stage has a checkpoint")

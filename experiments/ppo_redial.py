@@ -21,12 +21,15 @@ from pathlib import Path
 import tyro
 
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.parallel.mesh import MeshConfig
+from rlhf_jax.parallel.processes import ProcessConfig, join
 from rlhf_jax.recipes import alignment, assessment, comparison, corpus, reward, supervised, users
 from rlhf_jax.recipes.agent import make_agent, policy_params
 from rlhf_jax.recipes.alignment import AlignmentConfig
 from rlhf_jax.recipes.assessment import AssessmentConfig
 from rlhf_jax.recipes.corpus import DataConfig, ModelConfig
 from rlhf_jax.recipes.reward import LabelOptions, RewardConfig
+from rlhf_jax.recipes.scaling import lay_out
 from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.report import write_report, write_results, write_samples
 from rlhf_jax.runtime.run import RunError, Tracker, enable_compilation_cache, notice, open_run
@@ -51,6 +54,10 @@ class Config:
     align: AlignmentConfig = AlignmentConfig()
     ppo: PPOConfig = PPOConfig()
     assess: AssessmentConfig = AssessmentConfig()
+    mesh: MeshConfig = MeshConfig()
+    """Devices that train; changes speed and memory, and numbers only by rounding."""
+    processes: ProcessConfig = ProcessConfig()
+    """Processes that share the mesh; see docs/scaling.md."""
 
 
 DEMO = Config(
@@ -151,7 +158,8 @@ PRESETS = {
 
 def main(config: Config) -> Path:
     """The paper's algorithm: 0 data, 1 supervised policy, 2 reward model, 3 PPO, 4 evaluation, report."""
-    enable_compilation_cache()
+    enable_compilation_cache(beside=config.run_dir)
+    join(config.processes)
     with exits_on_signals(), open_run(config.run_dir, config, trackers=config.trackers) as run:
         seed, data = config.seed, config.data
         # 0. Dialogues, vocabulary, network.
@@ -163,14 +171,17 @@ def main(config: Config) -> Path:
             response_tokens=data.response_tokens,
             temperature=config.align.temperature,
         )
+        layout = lay_out(config.mesh, prepared.network, config.sft, config.reward, config.align, config.ppo)
         # 1. Imitation: the supervised policy, which is also the reference.
         trunk = supervised.train(
-            run, prepared.corpus, prepared.vocab, agent, config.sft, seed=seed, trunk=prepared.trunk
+            run, prepared.corpus, prepared.vocab, agent, config.sft, seed=seed, trunk=prepared.trunk, layout=layout
         )
         sft = policy_params(trunk, prepared.network.n_embd)
         # 2. Implicit feedback: weak labels of users' reactions, and the reward model that predicts them.
         weights = config.ppo.component_weights
-        reward_model, gate = reward.train(run, prepared, agent, trunk, config.reward, data, weights=weights, seed=seed)
+        reward_model, gate = reward.train(
+            run, prepared, agent, trunk, config.reward, data, weights=weights, seed=seed, layout=layout
+        )
         # 3. PPO against the reward model, in sight of the reference.
         policy = alignment.align(
             run,
@@ -192,6 +203,7 @@ def main(config: Config) -> Path:
                 n_turns=config.assess.user_turns,
                 seed=seed,
             ),
+            layout=layout,
         )
         # 4. Evaluation and report.
         policies = {"sft": sft, "ppo": policy}

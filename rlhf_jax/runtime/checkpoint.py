@@ -2,6 +2,9 @@
 
 A checkpoint is a folder named by its step. It is written under another name and renamed when complete, so a process
 killed at any moment leaves either the whole checkpoint or none.
+
+Several processes write one checkpoint together, each the parts it holds; the first of them does all that is done to
+folders. The arrays are stored whole, whatever mesh they lay on: any mesh, of any number of processes, can read them.
 """
 
 import contextlib
@@ -15,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from rlhf_jax.parallel import processes
 from rlhf_jax.runtime import run
 
 _UNFINISHED = "unfinished-"
@@ -60,18 +64,29 @@ class Checkpoints:
         if step in self.steps():
             return
         target = self.folder / str(step)
-        unfinished = self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
-        with run.storage_errors(target):
+        # Processes must write to one place, so the name is then the step's alone.
+        nonce = str(step) if processes.several() else uuid.uuid4().hex
+        unfinished = self.folder / f"{_UNFINISHED}{nonce}"
+
+        def prepare() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
             self._check_space(state, target)
+
+        def complete() -> None:
+            _describe(unfinished, {"extra": extra, "pinned": list(pinned)})
+            unfinished.rename(target)
+
+        with run.storage_errors(target):
+            processes.lead_does(prepare)
             try:
-                _write(unfinished, state, {"extra": extra, "pinned": list(pinned)})
-                unfinished.rename(target)
+                _write(unfinished, state)
+                processes.lead_does(complete)
             except BaseException:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                if processes.leads():
+                    shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-        self._prune()
+        processes.lead_does(self._prune)
 
     def restore(self, like: Any, step: int | None = None) -> Restored | None:
         """Reads the newest readable checkpoint, or the one of `step`.
@@ -95,8 +110,9 @@ class Checkpoints:
                 run.notice(
                     f"checkpoint {self.folder / str(broken)} cannot be read ({problem}): continuing from {candidate}"
                 )
-                aside = self.folder / f"{_UNREADABLE}{broken}-{uuid.uuid4().hex[:8]}"
-                (self.folder / str(broken)).rename(aside)
+                if processes.leads():
+                    aside = self.folder / f"{_UNREADABLE}{broken}-{uuid.uuid4().hex[:8]}"
+                    (self.folder / str(broken)).rename(aside)
             return restored
         if problems:
             reasons = "; ".join(f"{number}: {problem}" for number, problem in problems.items())
@@ -114,8 +130,11 @@ class Checkpoints:
         folder = self.folder / str(step)
         try:
             _check_sizes(folder)
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore((folder / "state").absolute())
+            # The mesh that wrote it need not exist here: everything onto one device.
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                restore = ocp.args.StandardRestore(fallback_sharding=here)
+                return checkpointer.restore((folder / "state").absolute(), args=restore)
         except Exception as error:
             raise run.RunError(f"checkpoint {folder} cannot be read: {error}") from error
 
@@ -146,10 +165,13 @@ class Checkpoints:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _write(folder: Path, state: Any, stage: Mapping[str, Any]) -> None:
+def _write(folder: Path, state: Any) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "state").absolute(), state)
         checkpointer.wait_until_finished()
+
+
+def _describe(folder: Path, stage: Mapping[str, Any]) -> None:
     run.write_json(folder / "stage.json", stage)
     run.write_json(folder / "files.json", _sizes(folder))
 

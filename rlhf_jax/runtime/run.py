@@ -24,6 +24,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from rlhf_jax.parallel import processes
 from rlhf_jax.runtime.environment import environment
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -185,21 +186,41 @@ def open_run(
     config: Any,
     *,
     trackers: Sequence[Tracker] = ("tensorboard",),
-    volatile: Sequence[str] = ("run_dir", "trackers"),
+    volatile: Sequence[str] = ("run_dir", "trackers", "mesh", "processes"),
 ) -> RunDirectory:
     """Creates a run directory, or continues one that was started with the same configuration.
+
+    Of several processes each has a folder of its own, the first the run directory and the others one inside it
+    (`processes/1` …): they prepare, log and report the same things, and only checkpoints are common.
 
     Args:
       path: the directory; made with its parents.
       config: a dataclass or a mapping; what is stored in `config.json` and compared on continuation.
       trackers: where metrics go besides `metrics.jsonl`.
-      volatile: names of top-level fields that may change between start and continuation without changing any number.
+      volatile: names of top-level fields that may change between start and continuation without changing any number
+        (the mesh: by more than rounding; it is stored with the environment, and a change is told).
     Returns: the directory, locked for this process until closed.
     Raises: RunError for a directory of another configuration (each differing field named), one that is not a run
       directory, one in use, no permission, or a full disk; in all cases nothing there was changed.
     """
     path = Path(path)
-    stored_config = {name: value for name, value in as_json(config).items() if name not in volatile}
+    fields = as_json(config)
+    stored_config = {name: value for name, value in fields.items() if name not in volatile}
+    here = environment()
+    if max(fields.get("mesh", {}).values(), default=1) > 1:
+        here["mesh"] = fields["mesh"]
+    if not processes.several():
+        return dataclasses.replace(_open(path, stored_config, here), trackers=tuple(trackers))
+    # The first opens alone: what it refuses, nobody may begin.
+    opened: list[RunDirectory] = []
+    processes.lead_does(lambda: opened.append(_open(path, stored_config, here)))
+    if processes.leads():
+        return dataclasses.replace(opened[0], trackers=tuple(trackers))
+    own = path / "processes" / str(jax.process_index())
+    return dataclasses.replace(_open(own, stored_config, here), trackers=(), shared=path)
+
+
+def _open(path: Path, stored_config: Mapping[str, Any], here: Mapping[str, Any]) -> RunDirectory:
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path} is a file: choose another run directory")
     config_file = path / "config.json"
@@ -217,16 +238,17 @@ def open_run(
         os.close(lock)
         raise RunError(f"another process is working in {path}: wait for it or choose another run directory") from error
     try:
-        _describe(config_file, stored_config, resumed)
+        _describe(config_file, stored_config, resumed, here)
     except BaseException:
         os.close(lock)
         raise
-    return RunDirectory(path=path, config=stored_config, resumed=resumed, lock=lock, trackers=tuple(trackers))
+    return RunDirectory(path=path, config=stored_config, resumed=resumed, lock=lock)
 
 
 def _begun(path: Path) -> bool:
     """Whether anything was made here: a run that failed on its first input may be started with other options."""
-    return any(entry.name not in ("lock", "config.json", "config.json.partial") for entry in path.iterdir())
+    ours = ("lock", "config.json", "config.json.partial", "processes")
+    return any(entry.name not in ours for entry in path.iterdir())
 
 
 def _check_same(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -247,9 +269,8 @@ def _differences(old: Any, new: Any, name: str) -> Iterator[str]:
         yield f"{name} was {old!r}, now {new!r}"
 
 
-def _describe(config_file: Path, config: Mapping[str, Any], resumed: bool) -> None:
+def _describe(config_file: Path, config: Mapping[str, Any], resumed: bool, here: Mapping[str, Any]) -> None:
     """Writes `config.json`, or notes in it that the run goes on in another environment."""
-    here = environment()
     if not resumed:
         write_json(
             config_file, {"config": config, "command": ["python", *sys.argv], "started": _now(), "environment": here}
@@ -268,15 +289,18 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def enable_compilation_cache(path: Path | str | None = None) -> Path | None:
+def enable_compilation_cache(path: Path | str | None = None, *, beside: Path | None = None) -> Path | None:
     """Keeps compiled programs on disk, so that the next start compiles less; call before the first compilation.
 
     Args:
-      path: folder of the cache; None takes the one JAX is already configured with, or `rlhf_jax/jax_cache` in the
-        user's cache folder.
+      path: folder of the cache; None takes the one JAX is already configured with (`JAX_COMPILATION_CACHE_DIR`).
+      beside: a run directory: without either of these the cache is `jax_cache` next to it, shared by all runs there;
+        without a run directory it is `rlhf_jax/jax_cache` in the user's cache folder.
     Returns: the folder, or None where it cannot be written (the run then only compiles again).
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf_jax" / "jax_cache"
+    if beside is not None:
+        default = beside.absolute().parent / "jax_cache"
     configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - made at run time
     folder = Path(path or configured or default)
     try:

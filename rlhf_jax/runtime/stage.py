@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.parallel import processes
 from rlhf_jax.runtime import run
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.metrics import MetricsLog, Window
@@ -142,10 +143,14 @@ def run_stage(
         MetricsLog(directory, name, loop.step) as log,
         Progress(name, loop.step, n_steps) as progress,
     ):
-        checked = False
+        checked, stopping = False, False
         while loop.step < n_steps and not loop.stopped_early:
             form = None if checked else _form(state)
             state, metrics = update(state, loop.step)
+            if processes.several():
+                # Queued programs whose collectives overtake each other on different processes would wait for ever.
+                jax.block_until_ready((state, metrics))
+            stopping = processes.any_of(stop.is_set())
             if form is not None:
                 _check_form(plan, form, _form(state))
                 checked = True
@@ -153,7 +158,7 @@ def run_stage(
             window.add(metrics)
             progress.advance(loop.step)
             evaluates = on_eval is not None and plan.due(eval_every, loop.step)
-            if evaluates or stop.is_set() or plan.due(log_every, loop.step) or plan.due(save_every, loop.step):
+            if evaluates or stopping or plan.due(log_every, loop.step) or plan.due(save_every, loop.step):
                 _count_skipped(plan, loop, window)
             gained = False
             if evaluates:
@@ -161,17 +166,17 @@ def run_stage(
                 window.restart_clock()
             if loop.stopped_early or plan.due(log_every, loop.step):
                 progress.show(loop.step, log.write(loop.step, window.summary()))
-            if gained or loop.stopped_early or stop.is_set() or plan.due(save_every, loop.step):
+            if gained or loop.stopped_early or stopping or plan.due(save_every, loop.step):
                 _count_skipped(plan, loop, window)
                 _save(checkpoints, state, loop, window)
                 window.restart_clock()
-            if stop.is_set():
+            if stopping:
                 break
-        if stop.is_set() and loop.step < n_steps and not loop.stopped_early:
+        if stopping and loop.step < n_steps and not loop.stopped_early:
             run.notice(f"{name}: stopped and saved at step {loop.step} of {n_steps}; the same command continues")
             raise SystemExit(INTERRUPTED)
         state = _finish(checkpoints, state, loop, window, best)
-        if stop.is_set():
+        if processes.any_of(stop.is_set()):
             run.notice(f"{name}: done and saved; the same command continues with what follows")
             raise SystemExit(INTERRUPTED)
         return state
@@ -269,7 +274,7 @@ def _count_skipped(plan: _Plan, loop: Loop, window: Window) -> None:
 def _evaluate(plan: _Plan, loop: Loop, state: Any, log: MetricsLog) -> bool:
     """Evaluates and logs; True where the result is the best so far."""
     assert plan.on_eval is not None
-    results = {name: float(value) for name, value in plan.on_eval(state, loop.step).items()}
+    results = processes.from_lead({name: float(value) for name, value in plan.on_eval(state, loop.step).items()})
     log.write(loop.step, results)
     if plan.best is None:
         return False
@@ -295,5 +300,5 @@ def _finish(checkpoints: Checkpoints, state: State, loop: Loop, window: Window, 
     step = loop.best_step if best is not None and loop.best_step is not None else loop.step
     chosen = state if step == loop.step else _restored(checkpoints, state, step)
     outcome = {**dataclasses.asdict(loop), "step": step, "last_step": loop.step}
-    run.write_json(checkpoints.folder / "done.json", outcome)
+    processes.lead_does(lambda: run.write_json(checkpoints.folder / "done.json", outcome))
     return chosen

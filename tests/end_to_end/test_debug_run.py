@@ -33,7 +33,7 @@ class Lab:
 
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
         environment = os.environ | {
-            "XDG_CACHE_HOME": str(self.cache),
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(self.repository),
         }
@@ -211,3 +211,36 @@ def test_the_gate_stops_before_ppo(copied: Path, lab: Lab) -> None:
     assert "--reward.gate warn" in output
     assert "Traceback" not in output
     assert not (copied / "checkpoints" / "ppo").exists()
+
+
+def copy_of(finished: Path, folder: Path, seed: int, **changes: object) -> Path:
+    """The finished run under another seed: what `gather_seeds.py` finds of another training."""
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("checkpoints", "data"))
+    stored = json.loads((folder / "config.json").read_text())
+    stored["config"] |= {"seed": seed, **changes}
+    (folder / "config.json").write_text(json.dumps(stored))
+    return folder
+
+
+def test_runs_are_gathered_over_seeds(finished: Path, lab: Lab, tmp_path: Path) -> None:
+    other = copy_of(finished, tmp_path / "other", 1)
+    code, output = lab.run("gather_seeds.py", str(tmp_path / "summary"), f"plain={finished},{other}")
+    assert code == 0, output
+    assert (tmp_path / "summary" / "plots" / "study.png").exists()
+    results = read_results(tmp_path / "summary")
+    # Each seed has a world of its own: only what its users lived through is gathered.
+    assert {r.protocol for r in results} == {"closed-loop", "held-out"}
+    alone = {(r.name, r.split.rpartition("-")[2]): r for r in read_results(finished) if r.protocol == "closed-loop"}
+    for result in (r for r in results if r.protocol == "closed-loop"):
+        assert result.seeds == (0, 1)
+        assert result.value == pytest.approx(alone[result.name, result.split.rpartition("-")[2]].value)
+        assert result.std == 0.0
+
+
+def test_runs_that_do_not_belong_together_are_not_gathered(finished: Path, lab: Lab, tmp_path: Path) -> None:
+    other = copy_of(finished, tmp_path / "other", 1, sft={"epochs": 99})
+    code, output = lab.run("gather_seeds.py", str(tmp_path / "summary"), f"plain={finished},{other}")
+    assert code == 1 and "its configuration differs in more than the seed" in output
+    (other / "results.json").unlink()
+    code, output = lab.run("gather_seeds.py", str(tmp_path / "summary"), f"plain={other}")
+    assert code == 1 and "let the run finish first" in output

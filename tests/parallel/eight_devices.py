@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 
@@ -13,7 +14,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import numpy as np
-from small_learners import LEARNERS, largest_difference
+from small_learners import HEAD_WIDTH, LEARNERS, PROMPT, RESPONSE, largest_difference
 
 from rlhf_jax.parallel import rules
 from rlhf_jax.parallel.collectives import collectives, table
@@ -66,6 +67,7 @@ def main(names: list[str], meshes: list[str]) -> None:
                     [float(one["loss"]), float(other["loss"])]
                     for one, other in zip(alone["metrics"], spread["metrics"], strict=True)
                 ],
+                "alone": [{key: float(value) for key, value in logged.items()} for logged in alone["metrics"]],
                 "tokens_equal": name != "ppo"
                 or all(
                     np.array_equal(one.response_tokens, other.response_tokens)
@@ -76,6 +78,15 @@ def main(names: list[str], meshes: list[str]) -> None:
                     (state.params, state.opt_state), layout.stored((state.params, state.opt_state))
                 ),
                 "collectives": [[kind, "+".join(axes), *rest] for (kind, axes), rest in table(arrays).items()],
+                # What the loop over tokens carries: keys and values [B, H, T, D/H] on one device.
+                "caches": sorted(
+                    {
+                        shape
+                        for line in spread["program"].splitlines()
+                        if " while(" in line
+                        for shape in re.findall(rf"f32\[(\d+,\d+),{PROMPT + RESPONSE - 1},{HEAD_WIDTH}\]", line)
+                    }
+                ),
                 "arrays": [[one.kind, "+".join(one.axes), list(one.shape), one.size] for one in arrays],
                 "seconds": time.process_time() - begin,
             }

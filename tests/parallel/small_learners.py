@@ -23,6 +23,8 @@ from rlhf_jax.recipes.supervised import ItemKnowledge, SupervisedConfig
 from rlhf_jax.runtime.keys import stream_key
 
 ROWS, PROMPT, RESPONSE, BUCKET = 16, 6, 5, 16
+WIDTH, HEADS = 32, 8
+HEAD_WIDTH = WIDTH // HEADS
 KEY = jax.random.key(0)
 OPTIMIZER = make_optimizer(learning_rate=1e-2, total_steps=50, weight_decay=0.05)
 PPO = PPOConfig(epochs=1, minibatches=2, entropy_coef=0.01)
@@ -48,7 +50,7 @@ def vocabulary() -> Vocabulary:
 @functools.cache
 def agent() -> Agent:
     vocab = vocabulary()
-    network = gpt2.GPT2Config(vocab_size=vocab.size, n_positions=32, n_embd=32, n_layer=1, n_head=8, dropout=0.1)
+    network = gpt2.GPT2Config(vocab_size=vocab.size, n_positions=32, n_embd=WIDTH, n_layer=1, n_head=HEADS, dropout=0.1)
     return make_agent(vocab, network, max_items=3, response_tokens=RESPONSE)
 
 

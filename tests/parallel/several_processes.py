@@ -1,0 +1,96 @@
+"""One of several processes of a run in miniature: `several_processes.py FOLDER COUNT INDEX PORT TASK`; started by a test.
+
+`train` runs every learner as a stage of one run and then reads the checkpoints back onto another mesh; `restore` only
+reads them. What was found is printed as JSON.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER, COUNT, INDEX, PORT, TASK = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count={8 // COUNT} --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+
+import jax
+import numpy as np
+from small_learners import LEARNERS, ROWS
+
+from rlhf_jax.parallel import processes
+from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
+from rlhf_jax.parallel.partition import Partition
+from rlhf_jax.parallel.processes import ProcessConfig
+from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime.fingerprint import fingerprint
+from rlhf_jax.runtime.run import open_run
+from rlhf_jax.runtime.stage import run_stage
+
+STEPS = 2
+
+
+def here(tree: Any) -> Any:
+    """Every array as this process holds it, put together from its own devices alone."""
+
+    def whole(leaf: Any) -> Any:
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array, known = np.zeros(leaf.shape, leaf.dtype), np.zeros(leaf.shape, bool)
+        for shard in leaf.addressable_shards:
+            array[shard.index], known[shard.index] = shard.data, True
+        assert known.all(), "this process does not hold all of it"
+        return array
+
+    return jax.tree.map(whole, tree)
+
+
+def train() -> dict[str, Any]:
+    """Two updates of every learner as stages of one run; on 2 processes each holds all parameters (data spans them)."""
+    layout = Partition(make_mesh(MeshConfig(data=4, fsdp=2)))
+    asked: list[slice] = []
+    layout.batch(ROWS, lambda own: (asked.append(own), np.zeros(own.stop - own.start))[1])
+    found: dict[str, Any] = {"rows": [asked[0].start, asked[0].stop], "stages": {}}
+    with open_run(FOLDER / "run", {"seed": 0}, trackers=()) as run:
+        for name, make in LEARNERS.items():
+            learner = make(layout)
+
+            def update(state: Any, index: int, learner: Any = learner) -> tuple[Any, dict[str, Any]]:
+                state, metrics, *_ = learner.step(state, *learner.inputs(index))
+                return state, metrics
+
+            state = run_stage(run, name, learner.state, update, STEPS, save_every=STEPS)
+            other = Partition(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+            found["stages"][name] = {
+                "held": fingerprint(here(state)),
+                "fetched": fingerprint(processes.fetch(state)),
+                "restored": restored(make(other).state, name),
+            }
+    return found
+
+
+def restored(like: Any, name: str) -> str:
+    """Fingerprint of a stage's newest checkpoint, read onto the mesh of `like`."""
+    read = Checkpoints(FOLDER / "run" / "checkpoints" / name).restore(like)
+    assert read is not None and read.step == STEPS
+    for leaf, expected in zip(jax.tree.leaves(read.state), jax.tree.leaves(like), strict=True):
+        assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+    return fingerprint(processes.fetch(read.state))
+
+
+def main() -> None:
+    """Joins the others, does the task, prints."""
+    processes.join(ProcessConfig(coordinator=f"localhost:{PORT}", count=COUNT, index=INDEX))
+    assert (jax.process_count(), jax.device_count()) == (COUNT, 8)
+    if TASK == "train":
+        found = train()
+    else:
+        layout = Partition(make_mesh(MeshConfig(fsdp=4, tensor=2)))
+        found = {name: restored(make(layout).state, name) for name, make in LEARNERS.items()}
+    print("found " + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Eight devices, and two processes of four, give what one device gives, and talk no more than they must."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from small_learners import LEARNERS, ROWS
+
+from rlhf_jax.parallel.partition import ONE_DEVICE
+from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime.fingerprint import fingerprint
+from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.stage import stage_arrays
+
+MESHES = {"8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2), "1x1x8": (1, 1, 8)}
+EVERY = [(learner, mesh) for learner in LEARNERS for mesh in MESHES]
+LIMIT_SECONDS = 900
+Facts = dict[str, dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def eight_devices(repository: Path) -> Facts:
+    """What `eight_devices.py` found, learner → mesh → facts."""
+    script = Path(__file__).parent / "eight_devices.py"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(repository)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("learner", "mesh"), EVERY)
+def test_losses_metrics_and_states_are_those_of_one_device(eight_devices: Facts, learner: str, mesh: str) -> None:
+    facts = eight_devices[learner][mesh]
+    assert len(facts["losses"]) == 2
+    for alone, spread in facts["losses"]:
+        assert spread == pytest.approx(alone, abs=1e-5)
+    for difference, name in facts["metrics"]:
+        assert difference < 5e-5, name
+    difference, name = facts["parameters"]
+    assert difference < 5e-5, name
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_sampled_tokens_are_identical(eight_devices: Facts, mesh: str) -> None:
+    assert eight_devices["ppo"][mesh]["tokens_equal"]
+
+
+@pytest.mark.parametrize(("learner", "mesh"), EVERY)
+def test_a_device_holds_its_part_of_parameters_and_moments(eight_devices: Facts, learner: str, mesh: str) -> None:
+    state = LEARNERS[learner](ONE_DEVICE).state
+    _, fsdp, tensor = MESHES[mesh]
+    trees = (state.params, state.opt_state)
+    leaves = jax.tree.leaves(trees)
+    cut = sum(leaf.nbytes for leaf in leaves if leaf.ndim > 1 and 3 not in leaf.shape)
+    vectors = sum(leaf.nbytes for leaf in leaves) - cut
+    held = eight_devices[learner][mesh]["bytes"]
+    if tensor == 1:
+        assert held == cut / fsdp + vectors
+    else:
+        # `tensor` cuts most matrices too, and the hidden layer's bias.
+        assert cut / (fsdp * tensor) < held < cut / fsdp + vectors
+
+
+def arrays(facts: dict[str, Any], kind: str, axes: str, least: int = 0) -> list[list[int]]:
+    """Shapes of the arrays that one kind of collective moves along the axes, those of at least `least` numbers."""
+    found = []
+    for one_kind, one_axes, shape, size in facts["arrays"]:
+        if (one_kind, one_axes) == (kind, axes) and size >= 4 * least:
+            found.append(shape)
+    return found
+
+
+# Two processes.
+
+
+def together(repository: Path, folder: Path, count: int, task: str) -> list[dict[str, Any]]:
+    """Runs `several_processes.py` as `count` processes; what each found."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    script = Path(__file__).parent / "several_processes.py"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(repository)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(folder), str(count), str(index), str(port), task],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for index in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=LIMIT_SECONDS)[0] for process in started]
+    finally:
+        # One that hangs in a collective does not hear SIGTERM.
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, "\n\n".join(text[-3000:] for text in outputs)
+    lines = [next(line for line in text.splitlines() if line.startswith("found ")) for text in outputs]
+    return [json.loads(line.removeprefix("found ")) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def two(repository: Path, folder: Path) -> list[dict[str, Any]]:
+    """Every learner trained by two processes of four devices."""
+    return together(repository, folder, 2, "train")
+
+
+def test_each_process_makes_its_own_rows_only(two: list[dict[str, Any]]) -> None:
+    assert [found["rows"] for found in two] == [[0, ROWS // 2], [ROWS // 2, ROWS]]
+
+
+@pytest.mark.parametrize("stage", LEARNERS)
+def test_both_hold_the_same_bits(two: list[dict[str, Any]], stage: str) -> None:
+    one, other = (found["stages"][stage] for found in two)
+    assert one == other
+    assert one["held"] != ""
+
+
+@pytest.mark.parametrize("stage", LEARNERS)
+def test_another_mesh_reads_the_checkpoint(two: list[dict[str, Any]], stage: str) -> None:
+    assert two[0]["stages"][stage]["restored"] == two[0]["stages"][stage]["fetched"]
+
+
+@pytest.mark.parametrize("stage", LEARNERS)
+def test_one_process_reads_the_checkpoint(two: list[dict[str, Any]], folder: Path, stage: str) -> None:
+    restored = Checkpoints(folder / "run" / "checkpoints" / stage).restore(LEARNERS[stage](ONE_DEVICE).state)
+    assert restored is not None
+    assert fingerprint(restored.state) == two[0]["stages"][stage]["fetched"]
+    # Readers that do not know what made it, chat for one, get it on their device too.
+    assert stage_arrays(folder / "run", stage)["params"]["trunk"]["wte"].devices() == {
+        restored.state.params["trunk"]["wte"].device
+    }
+
+
+def test_four_processes_read_the_checkpoints(two: list[dict[str, Any]], repository: Path, folder: Path) -> None:
+    expected = {stage: two[0]["stages"][stage]["fetched"] for stage in LEARNERS}
+    assert together(repository, folder, 4, "restore") == [expected] * 4
+
+
+@pytest.mark.parametrize("stage", LEARNERS)
+def test_metrics_and_whitening_are_global(two: list[Any], eight_devices: Facts, folder: Path, stage: str) -> None:
+    """Both log the same, and what one device computes on the whole batch."""
+    del two
+    ours, theirs = (
+        [entry for entry in read_metrics(file / "metrics.jsonl") if entry["stage"] == stage]
+        for file in (folder / "run", folder / "run" / "processes" / "1")
+    )
+    alone = eight_devices[stage]["4x2x1"]["alone"]
+    assert len(ours) == len(theirs) == len(alone) == 2
+    for one, other, expected in zip(ours, theirs, alone, strict=True):
+        assert one | {"seconds_per_update": 0} == other | {"seconds_per_update": 0}
+        for name, value in expected.items():
+            assert one[name] == pytest.approx(value, abs=5e-5), name
