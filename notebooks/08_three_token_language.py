@@ -45,6 +45,7 @@ from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime.keys import stream_key
 
 np.set_printoptions(precision=4, suppress=True)
+plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
 
 A, B, EOS = 0, 1, 2
 WORDS = ["a", "b", "<eos>"]
@@ -109,7 +110,9 @@ def score(unused: None, rollout: Rollout) -> jax.Array:
 # ## The loop, line by line
 #
 # Every line is one of the previous notebooks. Two simplifications, so that the optimum is the textbook one: scores are not
-# normalised, advantages not whitened. One minibatch per epoch.
+# normalised, advantages not whitened. And as in notebook 7 the critic has a table of its own, so it learns at full weight, $c_v = 1$, and
+# without a clip that matters. One minibatch per epoch. `root` is the key of all random draws; `stream_key` makes from it one for every
+# purpose and update, so that no two updates draw the same and a run can be repeated.
 
 # %%
 PROMPTS = PromptBatch(tokens=jnp.full((256, 1), EOS), mask=jnp.ones((256, 1), bool))
@@ -120,7 +123,7 @@ gae = functools.partial(generalized_advantage_estimation, gamma=1.0, gae_lambda=
 
 @jax.jit
 def one_update(params, opt_state, kl_coef, root, n):
-    """Update number n; `root` is the key of the whole run."""
+    """Update number n, lines 1–8 of the box."""
     # 1. Sample one response per prompt, with this update's own key.
     rollout = sample(params, PROMPTS, stream_key(root, "ppo/sample", n))
     mask = rollout.response_mask
@@ -142,7 +145,7 @@ def one_update(params, opt_state, kl_coef, root, n):
     advantages = jnp.where(mask, jax.vmap(gae)(rewards, values_and_end), 0.0)
     returns = advantages + old.values
 
-    # 7. Epochs of clipped steps on policy and critic.
+    # 7. Improve: epochs of clipped steps on policy and critic.
     def loss(params):
         new = judge(params)
         per_token = clipped_surrogate(new.logprobs, old.logprobs, advantages, clip_eps=0.2)  # 7a
@@ -237,24 +240,26 @@ print(f"objective {objective(params):.4f} of at most {maximum:.4f}")
 # number for each. Right: the exact objective after every update.
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), width_ratios=[1.3, 1], layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[1.3, 1], layout="constrained")
 shown = np.argsort(best)[-11:]
 rows = np.arange(len(shown))
 for offset, values, label, color in (
     (0.27, np.exp(ref_logprobs), "reference", "lightgray"),
-    (0.0, learnt, "learnt by PPO", "tab:blue"),
-    (-0.27, best, "best policy π*", "tab:orange"),
+    (0.0, learnt, "learnt by PPO", "C0"),
+    (-0.27, best, "best policy π*", "C2"),
 ):
     left.barh(rows + offset, values[shown], 0.26, label=label, color=color)
 names = ["".join(WORDS[v] if v < EOS else " <eos>" for v in RESPONSES[i]) for i in shown]
 left.set_yticks(rows, [f"{name}   (score {all_scores[i]:+.0f})" for name, i in zip(names, shown, strict=True)])
 left.set(xlabel="probability of the whole response", title="What is said")
 left.legend(loc="lower right")
-right.plot([objective(REFERENCE), *(h["objective"] for h in history)], color="tab:blue", label="objective, exact")
-right.plot([h["score"] for h in history], color="tab:green", linewidth=0.8, label="score of the samples")
-right.plot([h["kl"] for h in history], color="tab:red", linewidth=0.8, label="KL of the samples, nats")
-right.axhline(maximum, color="tab:orange", linestyle="--", label="best possible, κ log Z")
-right.set(xlabel="update", title="Learning")
+right.plot(
+    [objective(REFERENCE), *(h["objective"] for h in history)], color="C0", linewidth=2, label="objective, exact"
+)
+right.plot([h["score"] for h in history], color="C1", linewidth=1, label="score of the samples")
+right.plot([h["kl"] for h in history], ":", color="black", linewidth=1.2, label="KL of the samples, nats")
+right.axhline(maximum, color="C2", linestyle="--", label="best possible objective, κ log Z")
+right.set(xlabel="update", ylabel="score units (KL: nats)", title="Learning")
 right.legend(loc="lower right")
 plt.show()
 
