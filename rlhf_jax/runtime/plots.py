@@ -94,8 +94,13 @@ def small_multiples(panels: Sequence[Panel], *, columns: int = 3, share_rows: bo
     return figure
 
 
-def forest(groups: Mapping[str, Sequence[tuple[str, Result]]], *, x_label: str = "value") -> Figure:
+def forest(
+    groups: Mapping[str, Sequence[tuple[str, Result]]], *, x_label: str = "value", reference: float | None = None
+) -> Figure:
     """Values with intervals, one panel per group, one line per (label, result); for comparing systems.
+
+    Args:
+      reference: where "nothing" lies, drawn as a line down every panel; None draws none.
 
     Raises: ValueError without a result.
     """
@@ -115,6 +120,8 @@ def forest(groups: Mapping[str, Sequence[tuple[str, Result]]], *, x_label: str =
                 axes.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
                 marker = MARKERS[place % len(MARKERS)]
                 axes.plot([result.value], [place], marker=marker, color=colour, markersize=5)
+            if reference is not None:
+                axes.axvline(reference, color=GREY, linewidth=1.0, zorder=0)
             axes.set_title(title)
             axes.set_yticks(range(len(labels)), labels if index % columns == 0 else [""] * len(labels))
             axes.set_ylim(len(labels) - 0.5, -0.5)

@@ -1,0 +1,129 @@
+"""Which of the paper's implicit signals carry information about what people thought?
+
+Paper: IUF-RLHF, arXiv:2508.05289, whose reward is engagement + relevance + sentiment shift; it does not report how these
+track satisfaction. Here every variant is held against three human judgements.
+
+    python experiments/validate_signals.py --data.dir DIR                     # TF-IDF and VADER
+    python experiments/validate_signals.py --data.dir DIR --signals.minilm    # and MiniLM (extra `minilm`)
+    python experiments/validate_signals.py debug --data.dir DIR               # sixty dialogues, under a minute
+
+DIR holds `redial/`, `uss/` and `crs-response-ratings/`. Hardware: one CPU core, some minutes; MiniLM on all dialogues
+takes longer (`--signals.minilm-dialogues` bounds it) and is computed once. Writes `results.json`, `report.md` with the
+table, and `plots/signals.{svg,png}`.
+
+Expected: docs/RESULTS.md, "Which signals carry information".
+
+Judgements: USS satisfaction of the answering user turn (998 ReDial dialogues, joined by id and message), `liked` in the seeker's
+form (test and validation dialogues; items the recommender named first), ratings of three systems' replies (raters who
+passed the attention check). Reply times are real in the test file and the verbatim part of the training file only.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from rlhf_jax.data.human_ratings import read_response_ratings, read_uss
+from rlhf_jax.data.redial import read_redial
+from rlhf_jax.recipes import signal_report, signal_study
+from rlhf_jax.recipes.signal_study import SignalConfig
+from rlhf_jax.runtime.report import write_results
+from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run, write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where dialogues and judgements are."""
+
+    dir: Path = Path("data")
+    """Holds `redial/`, `uss/` and `crs-response-ratings/ratings.jsonl`."""
+    max_dialogues: int | None = None
+    """Judged dialogues of each kind; None is all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Signals against judgements."""
+
+    run_dir: Path = Path("runs/signals")
+    """Where results, table and figure go."""
+    data: DataConfig = DataConfig()
+    signals: SignalConfig = SignalConfig()
+    replicates: int = 500
+    """Bootstrap replicates of every interval."""
+
+
+PRESETS = {
+    "signals": ("every signal on all judged dialogues", Config()),
+    "debug": (
+        "sixty dialogues of each judgement; under a minute, for tests",
+        Config(
+            run_dir=Path("runs/debug-signals"),
+            data=DataConfig(max_dialogues=60),
+            signals=SignalConfig(fit_dialogues=60, n_components=16),
+            replicates=50,
+        ),
+    ),
+}
+
+
+def main(config: Config) -> Path:
+    """1 dialogues, 2 judgements, 3 signals, 4 associations, 5 table and figure."""
+    enable_compilation_cache()
+    with open_run(config.run_dir, config, trackers=()) as run:
+        folder, limit = config.data.dir, config.data.max_dialogues
+        # 1. Dialogues.
+        corpus = read_redial(folder / "redial")
+        run.record(data=corpus.provenance)
+        # 2. Judgements, and the cases that carry them.
+        scored = read_uss(folder / "uss")
+        train = [dialogue for dialogue in corpus.train if dialogue.dialogue_id in scored]
+        held_out = [*corpus.test[:limit], *corpus.validation[:limit]]
+        ratings = read_response_ratings(folder / "crs-response-ratings" / "ratings.jsonl")[
+            : 3 * limit if limit else None
+        ]
+        in_validation = [dialogue for dialogue in corpus.validation if dialogue.dialogue_id in scored]
+        cases = {
+            "satisfaction": signal_study.satisfaction_cases([*train, *in_validation][:limit], scored),
+            "liked": signal_study.liked_cases(held_out),
+            "rating": signal_study.rating_cases(ratings),
+        }
+        splits = {"satisfaction": "redial/uss", "liked": "redial/test+validation", "rating": "crs-response-ratings"}
+        # 3. Signals, fitted where nothing is judged.
+        fitted = signal_study.fit(corpus, set(scored), config.signals)
+        results = {}
+        for judgement, rows in cases.items():
+            notice(f"{judgement}: {len(rows)} cases of {len({row.dialogue.dialogue_id for row in rows})} dialogues")
+            table = signal_study.measure(rows, fitted, config.signals)
+            # 4. Associations with intervals over dialogues.
+            groups = np.array([reply.line for reply in ratings]) if judgement == "rating" else np.arange(len(rows))
+            results[judgement] = signal_report.associations(
+                judgement, rows, table, groups=groups, split=splits[judgement], replicates=config.replicates
+            )
+        # 5. Table and figure.
+        write_results(run.path, [result for found in results.values() for result in found])
+        signal_report.figure(results, run.path / "plots")
+        report = run.path / "report.md"
+        write_text(report, signal_report.report_text(results))
+        print(signal_report.markdown_table(results))
+        print(f"report: {report}")
+        return report
+
+
+def command_line(arguments: list[str]) -> Config:
+    """A preset (none means `signals`) with options on top."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["signals", *arguments]
+    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main(command_line(sys.argv[1:]))
+    except (RunError, ValueError, FileNotFoundError) as error:
+        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
+            raise
+        notice(f"error: {error}")
+        sys.exit(1)

@@ -1,0 +1,76 @@
+"""The preset `debug` on a small folder in OpenDialKG's processed format, from data to report."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_jax.runtime.report import read_results
+
+TITLES = [
+    f"{colour} {thing}" for colour in ("Red", "Blue", "Green", "Silver") for thing in ("Harbour", "Comet", "Song")
+]
+MOODS = ("great, thanks!", "I hated that one", "maybe, what else?", "perfect, I will take it")
+
+
+def write_folder(folder: Path, n: int = 60) -> Path:
+    """Movie and book dialogues in turn; everyone asks for something like a title and gets two suggestions."""
+    folder.mkdir()
+    lines = []
+    for number in range(n):
+        liked, first, second = (TITLES[(number * step + number // 3) % len(TITLES)] for step in (1, 5, 7))
+        said = [
+            ("user", f"I liked {liked}, anything like it?", [liked]),
+            ("assistant", f"You may like {first}", [first]),
+            ("user", MOODS[number % 4], []),
+            ("assistant", f"There is also {second}", [second]),
+            ("user", MOODS[(number + 1) % 4], []),
+        ]
+        messages = [{"role": role, "text": text, "item": items} for role, text, items in said]
+        lines.append(json.dumps({"dialog_id": number, "domain": ("movie", "book")[number % 2], "messages": messages}))
+    (folder / "dialogues.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    info = {str(number): {"name": title, "genre": ["drama"]} for number, title in enumerate(TITLES)}
+    (folder / "id2info.json").write_text(json.dumps(info), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(repository: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Runs the script as a person would: (exit code, output)."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, str(repository / "experiments" / "ppo_opendialkg.py"), *arguments]
+        environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(repository)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_debug_runs_from_data_to_report(start, tmp_path: Path) -> None:
+    folder, run = write_folder(tmp_path / "data"), tmp_path / "run"
+    code, output = start("debug", "--data.dir", str(folder), "--run-dir", str(run))
+    assert code == 0, output
+    assert f"report: {run / 'report.md'}" in output
+    results = read_results(run)
+    assert {"popularity", "copy", "sft", "ppo", "ppo-sft", "reward_model"} <= {result.system for result in results}
+    assert all(math.isfinite(result.value) and result.split.startswith("opendialkg/") for result in results)
+    stored = json.loads((run / "config.json").read_text())["data"]
+    assert (stored["n_movie_dialogues"], stored["n_book_dialogues"]) == (30, 30)
+    assert "split by dialogue" in (run / "report.md").read_text()
+
+
+def test_mistakes_are_one_line(start, tmp_path: Path) -> None:
+    code, output = start("--data.dir", str(tmp_path / "nowhere"), "--run-dir", str(tmp_path / "run"))
+    assert code == 1 and f"--data.dir {tmp_path / 'nowhere'}: " in output and "Traceback" not in output
+    folder = write_folder(tmp_path / "data")
+    lines = (folder / "dialogues.jsonl").read_text().splitlines()
+    lines[4] = lines[4].replace('"role": "user"', '"role": "judge"', 1)
+    (folder / "dialogues.jsonl").write_text("\n".join(lines))
+    code, output = start("--data.dir", str(folder), "--run-dir", str(tmp_path / "run"))
+    assert code == 1 and "line 5: field 'messages[0].role' is 'judge'" in output and "Traceback" not in output
