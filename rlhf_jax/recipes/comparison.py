@@ -1,8 +1,11 @@
 """Systems side by side: entries of `results.json`, conversations for the report, a table for the terminal."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.evaluation import baselines, closed_loop, ranking, text, user_centric
@@ -13,6 +16,9 @@ from rlhf_jax.recipes.agent import Agent
 from rlhf_jax.recipes.assessment import Assessment, AssessmentConfig, greedy_responses, test_rows, text_turns
 from rlhf_jax.recipes.corpus import DataConfig, Prepared, Windows
 from rlhf_jax.runtime.report import Conversation
+
+LEFT_TO_THE_REPORT = ("constant", "random", "logged", "oracle")
+"""Systems that the terminal's table has no room for."""
 
 
 def results(
@@ -65,6 +71,16 @@ def results(
         return found
     turns = systems[names[0]][min(systems[names[0]])].turns
     return found + text.constant_results([(turn.dialogue, turn.reference) for turn in turns], split=split)
+
+
+def yardstick_results(measured: Mapping[str, Mapping[str, np.ndarray]], *, split: str) -> list[Result]:
+    """Entries for recommenders that were not trained, beside the sampled and the greedy policies."""
+    return [
+        dataclasses.replace(result, seeds=(), std=None)
+        for decoding in ("sampled", "greedy")
+        for name, values in measured.items()
+        for result in closed_loop.closed_loop_results(name, {0: values}, split=f"{split}-users-{decoding}")
+    ]
 
 
 def _each(runs: Mapping[int, Assessment], part: Callable[[Assessment], Any]) -> dict[int, Any]:
@@ -127,7 +143,7 @@ def summary_table(found: Sequence[Result]) -> str:
         ("text", ("bleu4", "response_length")),
         ("closed-loop", ("mean_utility", "proxy_score", "success@1")),
     )
-    systems = list(dict.fromkeys(result.system for result in found if result.system != "constant"))
+    systems = list(dict.fromkeys(result.system for result in found if result.system not in LEFT_TO_THE_REPORT))
     cells = {(r.protocol, r.split, r.metric, r.system): r for r in found}
     lines = [f"{'':44}" + "".join(f"{system:>12}" for system in systems)]
     for protocol, metrics in wanted:

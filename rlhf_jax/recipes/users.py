@@ -14,7 +14,13 @@ from rlhf_jax.data.windows import prompt_tokens, response_parts
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.recipes.agent import Agent
 from rlhf_jax.recipes.corpus import DataConfig, Prepared
-from rlhf_jax.simulators.closed_loop import ClosedLoopResult, evaluate_closed_loop
+from rlhf_jax.simulators.closed_loop import ClosedLoopResult, evaluate_closed_loop, evaluate_recommender
+from rlhf_jax.simulators.world_recommenders import (
+    logged_recommender,
+    oracle_recommender,
+    popularity_recommender,
+    random_recommender,
+)
 
 History = Sequence[Message]
 
@@ -89,6 +95,23 @@ def meet_users(
     values = per_user(result)
     proxy = responder.proxy_scores
     return values if proxy is None else values | {"proxy_score": proxy}
+
+
+def yardsticks(prepared: Prepared, data: DataConfig, *, n_users: int, n_turns: int) -> dict[str, dict[str, np.ndarray]]:
+    """What recommenders that need no training give the same users; empty where no world knows the truth."""
+    if prepared.world_seed is None:
+        return {}
+    recommenders = {
+        "random": random_recommender,
+        "popularity": popularity_recommender,
+        "logged": logged_recommender(data.world),
+        "oracle": oracle_recommender,
+    }
+    found = {}
+    for name, recommender in recommenders.items():
+        result = evaluate_recommender(recommender, data.world, prepared.world_seed, n_users=n_users, n_turns=n_turns)
+        found[name] = per_user(result)
+    return found
 
 
 def closed_loop_probe(

@@ -6,7 +6,7 @@ from rlhf_jax.evaluation.results import Result
 
 GATE = 0.6
 """Held-out Pearson correlation a reward model needs before PPO."""
-SYSTEM_ORDER = ("human", "constant", "popularity", "copy", "logged", "sft", "ppo")
+SYSTEM_ORDER = ("human", "constant", "random", "popularity", "copy", "logged", "oracle", "sft", "ppo")
 """Columns come in this order; other systems follow in order of appearance, differences last."""
 
 
