@@ -7,11 +7,10 @@ counts once: multiply by the trip count for bytes moved.
 import collections
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
 _ITEM_BYTES = {
     "pred": 1,
@@ -49,12 +48,12 @@ class Collective(NamedTuple):
     """Bytes of the result on one device."""
 
 
-def collectives(program: str, mesh: Mesh) -> list[Collective]:
+def collectives(program: str, mesh: Mapping[str, int]) -> list[Collective]:
     """All collectives of a compiled program.
 
     Args:
       program: text of the optimised program, `jitted.lower(...).compile().as_text()`.
-      mesh: the devices it was compiled for.
+      mesh: axis → devices along it, in the order of the mesh (`mesh.shape`).
     Raises: ValueError on a line whose groups this version cannot read; nothing is passed over.
     """
     found = []
@@ -123,14 +122,12 @@ def _named(axes: str, dimensions: str | None, order: str | None, used: str) -> I
     yield from grouped.tolist()
 
 
-def _axes(groups: list[list[int]], mesh: Mesh) -> tuple[str, ...]:
-    places = {device: place for device, place in enumerate(np.ndindex(*mesh.devices.shape))}
+def _axes(groups: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
+    places = dict(enumerate(np.ndindex(*mesh.values())))
     differ = set()
     for group in groups:
         for device in group[1:]:
             differ |= {
-                axis
-                for axis, one, other in zip(mesh.axis_names, places[group[0]], places[device], strict=True)
-                if one != other
+                axis for axis, one, other in zip(mesh, places[group[0]], places[device], strict=True) if one != other
             }
-    return tuple(axis for axis in mesh.axis_names if axis in differ)
+    return tuple(axis for axis in mesh if axis in differ)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
@@ -59,6 +59,10 @@ class Layout(Protocol):
         """`function(state, …) -> (state, metrics)` compiled, the old state's memory given to the new one."""
         ...
 
+    def together(self, program: Any, name: str) -> Any:
+        """A jitted function that all processes compile before any runs it; `name` is used once."""
+        ...
+
     def outputs(self, state: Any) -> Any:
         """Shardings of (state, metrics, batch), for `jax.jit`."""
         ...
@@ -99,6 +103,11 @@ class OneDevice:
         del state
         return jax.jit(function, donate_argnums=0)
 
+    def together(self, program: Any, name: str) -> Any:
+        """The same."""
+        del name
+        return program
+
     def outputs(self, state: Any) -> Any:
         """Left to the compiler."""
         del state
@@ -111,7 +120,8 @@ ONE_DEVICE = OneDevice()
 class Partition:
     """How arrays lie on one mesh; hashable."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
+    """Abstract where only shapes and programs are wanted."""
 
     @property
     def tensor(self) -> int:
@@ -147,6 +157,10 @@ class Partition:
     def step(self, function: Callable[..., Any], state: Any) -> Callable[..., Any]:
         """`jax.jit` with the state donated, and laid out after the step as before it."""
         return jax.jit(function, donate_argnums=0, out_shardings=(self.stored(state), self.whole))
+
+    def together(self, program: Any, name: str) -> Any:
+        """See `processes.together`."""
+        return processes.together(program, name)
 
     def outputs(self, state: Any) -> Any:
         """The state as before, metrics whole, rows cut."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,32 @@ def from_lead(numbers: dict[str, float]) -> dict[str, float]:
     bits = np.array([numbers[name] for name in names], np.float64).view(np.uint32)
     agreed = np.asarray(multihost_utils.broadcast_one_to_all(bits), np.uint32).view(np.float64)
     return {name: float(value) for name, value in zip(names, agreed, strict=True)} if names else {}
+
+
+def wait(name: str, *, seconds: int = 3600) -> None:
+    """Until every process has come here; over the coordinator, no device takes part. A name serves once."""
+    if several():
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * seconds)
+
+
+def together(program: Any, name: str) -> Any:
+    """A jitted function that all processes compile before any of them runs it.
+
+    A collective waits for its partners half a minute at most on CPUs (gloo), and compiling can take longer than that.
+    """
+    if not several():
+        return program
+    compiled: dict[Any, Any] = {}
+
+    def call(*arguments: Any) -> Any:
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments)
+        key = (jax.tree.structure(arguments), tuple(jax.tree.leaves(shapes)))
+        if key not in compiled:
+            compiled[key] = program.lower(*arguments).compile()
+            wait(f"rlhf_jax/{name}/{len(compiled)}")
+        return compiled[key](*arguments)
+
+    return call
 
 
 def lead_does(work: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.parallel.mesh import ROWS
@@ -72,7 +72,7 @@ def paths(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
-def shardings(mesh: Mesh, tree: Any, rules: Rules = STORED) -> Any:
+def shardings(mesh: Mesh | AbstractMesh, tree: Any, rules: Rules = STORED) -> Any:
     """A `NamedSharding` for every leaf of `tree` (arrays or shapes), by path.
 
     Raises: ValueError naming an array without a rule, or one whose size its axes do not divide.
@@ -82,7 +82,7 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules = STORED) -> Any:
     return jax.tree.unflatten(structure, found)
 
 
-def _fitting(mesh: Mesh, path: str, leaf: Any, found: P) -> NamedSharding:
+def _fitting(mesh: Mesh | AbstractMesh, path: str, leaf: Any, found: P) -> NamedSharding:
     for size, axes in zip(leaf.shape, found, strict=False):
         names = (axes,) if isinstance(axes, str) else axes or ()
         parts = 1

@@ -93,6 +93,7 @@ def align(
         config=ppo_config,
         out_shardings=layout.outputs(start_state),
     )
+    iterate = layout.together(iteration, STAGE)
     reference, scorer = layout.place(copied({"trunk": trunk})), layout.place(reward_model)
 
     def update(state: ppo.PPOState, index: int) -> tuple[ppo.PPOState, dict[str, Any]]:
@@ -104,7 +105,7 @@ def align(
         # Where the path begins: the supervised policy, KL 0. Measured before the state is donated.
         start = truth(layout.fetch(state.params)) if truth is not None and index == 0 else {}
         prompts = layout.batch(config.batch_size, own_prompts)
-        state, metrics, rollout = iteration(state, prompts, reference, scorer)
+        state, metrics, rollout = iterate(state, prompts, reference, scorer)
         metrics |= surface(layout.fetch(rollout), prepared.vocab.rec)
         named = {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
         return state, {**named, **start}

@@ -157,7 +157,8 @@ def train(
         return spread.score_tokens(params, tokens, mask, key)
 
     state = layout.place(reward_model.init(params, optimizer, averaged=True))
-    step = layout.step(functools.partial(reward_model.update, score_fn=score, optimizer=optimizer), state)
+    learn = functools.partial(reward_model.update, score_fn=score, optimizer=optimizer)
+    step = layout.together(layout.step(learn, state), STAGE)
 
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         rows = batch_indices(len(training), seed=seed, step=index, batch_size=config.batch_size)

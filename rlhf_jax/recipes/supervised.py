@@ -243,7 +243,7 @@ def train(
         )
 
     state, known = layout.place(sft.init(params, optimizer, averaged=True)), layout.same(knowledge)
-    step = layout.step(one_step, state)
+    step = layout.together(layout.step(one_step, state), STAGE)
 
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         batch = own_rows(text_batch(*batches.batch(index)), layout)
@@ -332,7 +332,8 @@ def validation(
     batches = TextBatches(
         tuple(texts), vocab, config.buckets, config.tokens_per_batch, 0, grammar.max_items, shuffle_lists=False
     )
-    compiled = jax.jit(lambda params, batch, knowledge: loss(params, batch, None, knowledge=knowledge))
+    judged = jax.jit(lambda params, batch, knowledge: loss(params, batch, None, knowledge=knowledge))
+    compiled = layout.together(judged, f"{STAGE}/validation")
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
         del step

@@ -144,11 +144,13 @@ class RunDirectory:
     """Descriptor of the lock file; the system frees it even when the process is killed."""
     trackers: tuple[Tracker, ...] = ("tensorboard",)
     """Where metrics go besides `metrics.jsonl`."""
+    shared: Path | None = None
+    """The run directory itself, where `path` is a later process's own folder inside it."""
 
     @property
     def checkpoints(self) -> Path:
-        """Folder with one folder of checkpoints per stage."""
-        return self.path / "checkpoints"
+        """Folder with one folder of checkpoints per stage; that of the run, whatever the process."""
+        return (self.shared or self.path) / "checkpoints"
 
     def record(self, **facts: Any) -> None:
         """Adds facts to `config.json`, e.g. `data=corpus.provenance`, `mesh=...`; None of them may change later.

@@ -55,7 +55,7 @@ def main(names: list[str], meshes: list[str]) -> None:
                 for shard in leaf.addressable_shards
                 if shard.device == on_device
             ]
-            arrays = collectives(spread["program"], layout.mesh)
+            arrays = collectives(spread["program"], layout.mesh.shape)
             found[name][mesh_name] = {
                 "parameters": largest_difference(alone["state"].params, state.params),
                 "state": largest_difference(alone["state"], state),

@@ -56,9 +56,10 @@ def train() -> dict[str, Any]:
     with open_run(FOLDER / "run", {"seed": 0}, trackers=()) as run:
         for name, make in LEARNERS.items():
             learner = make(layout)
+            step = layout.together(learner.step, name)
 
-            def update(state: Any, index: int, learner: Any = learner) -> tuple[Any, dict[str, Any]]:
-                state, metrics, *_ = learner.step(state, *learner.inputs(index))
+            def update(state: Any, index: int, learner: Any = learner, step: Any = step) -> tuple[Any, dict[str, Any]]:
+                state, metrics, *_ = step(state, *learner.inputs(index))
                 return state, metrics
 
             state = run_stage(run, name, learner.state, update, STEPS, save_every=STEPS)

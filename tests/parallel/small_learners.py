@@ -25,7 +25,6 @@ from rlhf_jax.runtime.keys import stream_key
 ROWS, PROMPT, RESPONSE, BUCKET = 16, 6, 5, 16
 WIDTH, HEADS = 32, 8
 HEAD_WIDTH = WIDTH // HEADS
-KEY = jax.random.key(0)
 OPTIMIZER = make_optimizer(learning_rate=1e-2, total_steps=50, weight_decay=0.05)
 PPO = PPOConfig(epochs=1, minibatches=2, entropy_coef=0.01)
 SFT = SupervisedConfig(max_tokens=BUCKET, buckets=(BUCKET,), tokens_per_batch=ROWS * BUCKET, max_grad_norm=1.0)
@@ -39,6 +38,11 @@ class Learner(NamedTuple):
     """(state, *inputs) -> (state, metrics, …), jitted."""
     inputs: Callable[[int], tuple[Any, ...]]
     """What the update of this number reads besides the state."""
+
+
+def root_key() -> jax.Array:
+    """Of everything drawn; a function, because an array at import would start JAX before processes can join."""
+    return jax.random.key(0)
 
 
 @functools.cache
@@ -56,7 +60,7 @@ def agent() -> Agent:
 
 @functools.cache
 def trunk() -> Any:
-    tree = gpt2.init(agent().network, KEY)
+    tree = gpt2.init(agent().network, root_key())
     # Larger than a fresh model's, so that responses differ and nothing is decided by rounding.
     return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, tree)
 
@@ -98,7 +102,7 @@ def sft_learner(layout: Layout) -> Learner:
 
     def inputs(index: int) -> Any:
         batch = supervised.own_rows(supervised.text_batch(*texts().batch(index)), layout)
-        return batch, known, layout.same(stream_key(KEY, "sft/dropout", index))
+        return batch, known, layout.same(stream_key(root_key(), "sft/dropout", index))
 
     return Learner(state, step, inputs)
 
@@ -110,7 +114,7 @@ def reward_learner(layout: Layout) -> Learner:
     mask = np.arange(PROMPT + RESPONSE) < draw.integers(3, PROMPT + RESPONSE + 1, (4 * ROWS, 1))
     labels = draw.normal(size=(4 * ROWS, 3)).astype(np.float32)
     label_mask = draw.random((4 * ROWS, 3)) < 0.8
-    params = reward_params(trunk(), agent().network.n_embd, KEY)
+    params = reward_params(trunk(), agent().network.n_embd, root_key())
     state = layout.place(reward_model.init(params, OPTIMIZER, averaged=True))
 
     def score(params: Any, inputs: Any, key: jax.Array) -> jax.Array:
@@ -125,7 +129,7 @@ def reward_learner(layout: Layout) -> Learner:
             taken = [jnp.asarray(array[rows[part]]) for array in (tokens, mask, labels, label_mask)]
             return RewardBatch(inputs=(taken[0], taken[1]), labels=taken[2], label_mask=taken[3])
 
-        return layout.batch(ROWS, own), layout.same(stream_key(KEY, "reward_model/dropout", index))
+        return layout.batch(ROWS, own), layout.same(stream_key(root_key(), "reward_model/dropout", index))
 
     return Learner(state, step, inputs)
 
@@ -135,11 +139,14 @@ def ppo_learner(layout: Layout, config: PPOConfig = PPO) -> Learner:
     spread, draw, vocab = on_mesh(agent(), layout), np.random.default_rng(4), vocabulary()
     tokens = draw.integers(0, vocab.n_words, (4 * ROWS, PROMPT)).astype(np.int32)
     mask = np.arange(PROMPT) >= draw.integers(0, PROMPT - 1, (4 * ROWS, 1))
-    policy, scorer = policy_params(trunk(), agent().network.n_embd), reward_params(trunk(), agent().network.n_embd, KEY)
+    policy, scorer = (
+        policy_params(trunk(), agent().network.n_embd),
+        reward_params(trunk(), agent().network.n_embd, root_key()),
+    )
     # Off zero, so that values matter, and away from the policy, so that the KL does.
     policy["value"] = jax.tree.map(lambda leaf: leaf + 0.05, policy["value"])
     reference = {"trunk": jax.tree.map(lambda leaf: 0.9 * leaf, trunk())}
-    state = layout.place(ppo.init(policy, OPTIMIZER, config, KEY))
+    state = layout.place(ppo.init(policy, OPTIMIZER, config, root_key()))
     iteration = ppo.make_ppo_iteration(
         sample=spread.sample,
         policy=spread.policy,
