@@ -88,9 +88,14 @@ def reward_per_length(top: TopOne, protocol: str) -> DialogueSums:
 
 
 def user_centric_results(system: str, runs: Mapping[int, TopOne] | TopOne, *, split: str) -> list[Result]:
-    """SR and RDL of one system under every protocol, with intervals; `runs` by training seed, or one without seeds."""
+    """SR and RDL of one system under every protocol, with intervals; `runs` by training seed, or one without seeds.
+
+    Data in which no seeker filled in a form (OpenDialKG) give no results: nobody said what was liked.
+    """
     seeds = () if isinstance(runs, TopOne) else tuple(sorted(runs))
     tops = [runs] if isinstance(runs, TopOne) else [runs[seed] for seed in seeds]
+    if not any(row.dialogue.seeker_labels for row in tops[0].rows):
+        return []
     results = []
     for protocol in PROTOCOLS:
         for metric, gather, text in (

@@ -118,10 +118,13 @@ def figure(results: Mapping[str, Sequence[Result]], folder: Path) -> Path:
     panels: dict[str, list[tuple[str, Result]]] = {}
     for judgement, found in results.items():
         metric, _, nothing = METRICS[judgement]
-        title = HEADINGS[judgement].split(",")[0] + (" (ρ)" if nothing == 0 else f" (2·{metric} − 1)")
+        title = HEADINGS[judgement].split(",")[0] + (
+            " (ρ)" if nothing == 0 else f" (2·{metric.replace('auc', 'AUC')} − 1)"
+        )
         by_name = {one.system: one for one in found}
         panels[title] = [(name, _centred(by_name[name], nothing)) for name in SIGNALS if name in by_name]
-    drawn = plots.forest(panels, x_label="association with the judgement", reference=0.0)
+    kinds = {name: family for name, (family, _) in SIGNALS.items()}
+    drawn = plots.forest(panels, x_label="association with the judgement", reference=0.0, kinds=kinds)
     return plots.save(drawn, folder, "signals")
 
 

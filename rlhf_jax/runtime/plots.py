@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_jax.evaluation.results import Result
@@ -95,12 +96,18 @@ def small_multiples(panels: Sequence[Panel], *, columns: int = 3, share_rows: bo
 
 
 def forest(
-    groups: Mapping[str, Sequence[tuple[str, Result]]], *, x_label: str = "value", reference: float | None = None
+    groups: Mapping[str, Sequence[tuple[str, Result]]],
+    *,
+    x_label: str = "value",
+    reference: float | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> Figure:
     """Values with intervals, one panel per group, one line per (label, result); for comparing systems.
 
     Args:
-      reference: where "nothing" lies, drawn as a line down every panel; None draws none.
+      reference: where "nothing" lies, drawn as a line down every panel; all panels then have one scale. None draws none.
+      kinds: label to the kind of thing it is; one colour and marker a kind, named under the panels. None gives every label
+        its own.
 
     Raises: ValueError without a result.
     """
@@ -110,15 +117,17 @@ def forest(
     columns = min(3, len(groups))
     rows = math.ceil(len(groups) / columns)
     labels = list(dict.fromkeys(label for entries in groups.values() for label, _ in entries))
+    names = list(dict.fromkeys((kinds or {}).get(label, label) for label in labels))
     with matplotlib.rc_context(STYLE):
         figure = _figure(WIDTH * (columns / 3 if columns < 3 else 1.0), (0.26 * len(labels) + 0.95) * rows)
         for index, (title, entries) in enumerate(groups.items()):
             axes = figure.add_subplot(rows, columns, index + 1)
             for label, result in entries:
-                place, colour = labels.index(label), COLOURS[labels.index(label) % len(COLOURS)]
+                place = labels.index(label)
+                style = place if kinds is None else names.index(kinds[label])
+                colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
                 low, high = result.interval or (result.value, result.value)
                 axes.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
-                marker = MARKERS[place % len(MARKERS)]
                 axes.plot([result.value], [place], marker=marker, color=colour, markersize=5)
             if reference is not None:
                 axes.axvline(reference, color=GREY, linewidth=1.0, zorder=0)
@@ -129,7 +138,18 @@ def forest(
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
             axes.grid(axis="y", visible=False)
             axes.set_xlabel(x_label)
-        figure.tight_layout(h_pad=1.2, w_pad=1.0)
+        if reference is not None:
+            limits = [bound for axes in figure.axes for bound in axes.get_xlim()]
+            for axes in figure.axes:
+                axes.set_xlim(min(limits), max(limits))
+        if kinds is not None:
+            marks = [
+                Line2D([], [], color=COLOURS[style % len(COLOURS)], marker=MARKERS[style % len(MARKERS)], label=name)
+                for style, name in enumerate(names)
+            ]
+            figure.legend(handles=marks, loc="lower center", ncols=len(marks))
+        # The legend of kinds stands under the panels.
+        figure.tight_layout(h_pad=1.2, w_pad=1.0, rect=(0, 0 if kinds is None else 0.05, 1, 1))
     return figure
 
 

@@ -63,3 +63,9 @@ def test_results_and_bad_protocol():
     assert results[-1].value == 0.0  # Everything was mentioned, so nothing is left to suggest.
     with pytest.raises(ValueError, match="sampled-99"):
         user_centric.rewards(top, "sampled-99")
+
+
+def test_without_any_form_there_is_nothing_to_report():
+    """A zero would read as a system that nobody likes."""
+    top = outcome([(dialogue("a", {}), (10,), (), [3, 2, 1])])
+    assert user_centric.user_centric_results("sft", top, split="toy/test") == []
