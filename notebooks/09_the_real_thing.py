@@ -55,11 +55,14 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 
 np.set_printoptions(precision=4, suppress=True)
+plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
+# Every program here runs a few times on a tiny network, so compiling fast counts for more than running fast.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # %% [markdown]
 # ## Twenty lines
 #
-# Sizes first, then the four stages. A run lives in a folder; here it is a temporary one. The network is
+# Sizes first, then the four stages; the numbers are those of the table. A run lives in a folder; here it is a temporary one. The network is
 # called `trunk`; a policy is a trunk with a small head for the value, a reward model a trunk with a head per kind of feedback. The `agent` holds
 # the functions of notebook 7, `sample`, `policy` and `score`, for that network.
 
@@ -77,11 +80,15 @@ steps = AlignmentConfig(updates=4, batch_size=16, save_every=4)
 weights = (1 / 3, 1 / 3, 1 / 3)
 
 with open_run(Path(folder.name) / "run", {"data": data, "model": model}) as run:
+    # 0. Dialogues, vocabulary, network.
     prepared = corpus.prepare(run, data, model, seed=0)
     vocab, dialogues = prepared.vocab, prepared.corpus
     agent = make_agent(vocab, prepared.network, max_items=data.max_items, response_tokens=data.response_tokens)
+    # 1. Imitation.
     trunk = supervised.train(run, dialogues, vocab, agent, imitation, seed=0, trunk=prepared.trunk)
+    # 2. The reward model.
     judge, gate = reward.train(run, prepared, agent, trunk, rating, data, weights=weights, seed=0)
+    # 3. PPO, lines 1–8 of the box in every update.
     policy = alignment.align(run, prepared, agent, trunk, judge, steps, PPOConfig(epochs=2), data, seed=0)
     history = read_metrics(run.path / "metrics.jsonl")
 
@@ -95,7 +102,7 @@ with open_run(Path(folder.name) / "run", {"data": data, "model": model}) as run:
 windows = Windows(vocab, dialogues.test, data)
 tokens, mask = windows.prompts(windows.turns()[:8])
 prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
-rollout = jax.jit(agent.sample)(policy, prompts, jax.random.key(1))
+rollout = jax.device_get(jax.jit(agent.sample)(policy, prompts, jax.random.key(1)))
 titles = {item_id: item.title for item_id, item in dialogues.items.items()}
 shown = int(np.argmax(np.sum(rollout.response_mask, axis=1)))
 said = [int(token) for token in rollout.response_tokens[shown][rollout.response_mask[shown]]]
@@ -106,41 +113,48 @@ print("reply:  ", vocab.decode(said, titles, specials=True))
 # ## By hand: that reply through lines 2–6
 #
 # The same numbers that PPO computes inside its compiled update: the reward model's components, the token rewards, the
-# advantages. In NumPy, and by the library.
+# advantages. In NumPy, and by the library. Line 4 is cut down to the mean of the components; its running moments are in notebook 3.
 
 # %%
 reference = policy_params(trunk, prepared.network.n_embd)
 judge_tokens = jax.jit(agent.policy)
-mine, theirs = judge_tokens(policy, rollout), judge_tokens(reference, rollout)
-components = jax.jit(agent.score)(judge, rollout)
+mine, theirs = jax.device_get((judge_tokens(policy, rollout), judge_tokens(reference, rollout)))
+components = jax.device_get(jax.jit(agent.score)(judge, rollout))
 score = float(np.mean(components[shown]))
 length = len(said)
 kl_coef, gae_lambda = 0.05, 0.95
 
-k1_by_hand = np.asarray(mine.logprobs - theirs.logprobs)[shown, :length]
+k1_by_hand = (mine.logprobs - theirs.logprobs)[shown, :length]
 rewards_by_hand = -kl_coef * k1_by_hand
 rewards_by_hand[-1] += score
-values = np.asarray(mine.values)[shown, :length]
+values = mine.values[shown, :length]
 advantages_by_hand = np.zeros(length)
 later, next_value = 0.0, 0.0
 for t in reversed(range(length)):
     later = rewards_by_hand[t] + next_value - values[t] + gae_lambda * later
     next_value, advantages_by_hand[t] = values[t], later
 
-k1 = kl_k1(mine.logprobs, theirs.logprobs)
-rewards = jax.vmap(functools.partial(token_rewards, kl_coef=kl_coef))(
-    components.mean(axis=1), k1, rollout.response_mask
+
+@jax.jit
+def lines_5_and_6(scores: jax.Array, logprobs: jax.Array, ref_logprobs: jax.Array, values: jax.Array, mask: jax.Array):
+    """Rewards and advantages of all eight replies, as in notebook 8."""
+    k1 = kl_k1(logprobs, ref_logprobs)
+    rewards = jax.vmap(functools.partial(token_rewards, kl_coef=kl_coef))(scores, k1, mask)
+    gae = functools.partial(generalized_advantage_estimation, gamma=1.0, gae_lambda=gae_lambda)
+    return rewards, jnp.where(mask, jax.vmap(gae)(rewards, jnp.pad(values, ((0, 0), (0, 1)))), 0.0)
+
+
+rewards, advantages = jax.device_get(
+    lines_5_and_6(components.mean(axis=1), mine.logprobs, theirs.logprobs, mine.values, rollout.response_mask)
 )
-gae = functools.partial(generalized_advantage_estimation, gamma=1.0, gae_lambda=gae_lambda)
-advantages = jnp.where(rollout.response_mask, jax.vmap(gae)(rewards, jnp.pad(mine.values, ((0, 0), (0, 1)))), 0.0)
 print(f"score {score:+.3f}, KL of the reply {k1_by_hand.sum():+.4f} nats, {length} tokens")
 
 # %% [markdown]
 # ## The picture
 #
-# Left: imitation learns, from $\log V$ downwards. Right: eight replies to eight users, one row each, coloured by advantage. Whole rows share a
-# colour: the critic has hardly learnt anything in four updates, and with $\lambda = 0.95$ the score reaches every token. Compare
-# the bottom rows of the heat map in notebook 4.
+# Above: imitation learns, from $\log V$ downwards. Below: eight replies to eight users, one row each, coloured by advantage. Whole rows
+# share a colour, paler towards the front: the critic has hardly learnt anything in four updates, so what a token is credited with is
+# the score of its reply, times $\lambda = 0.95$ for every token in between. Compare the heat map of notebook 4, whose critic had opinions.
 
 
 # %%
@@ -149,27 +163,28 @@ def name_of(token: int) -> str:
     text = vocab.decode([token], titles, specials=True).strip()
     if not text.isprintable() or "\ufffd" in text:
         return "·"  # A piece of a character.
-    return text if len(text) <= 7 else text[:6] + "…"
+    return text if len(text) <= 5 else text[:4] + "…"
 
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(16, 4.6), width_ratios=[1, 3.4], layout="constrained")
+figure, (top, bottom) = plt.subplots(2, 1, figsize=(12, 6.6), height_ratios=[1, 1.9], layout="constrained")
 curve = [(line["step"], line["loss"]) for line in history if line["stage"] == "sft" and "loss" in line]
-left.plot(*zip(*curve, strict=True), color="tab:blue")
-left.axhline(np.log(vocab.size), color="gray", linestyle=":", label="log V: no idea")
-left.set(xlabel="optimiser step", ylabel="loss, nats per token", title="Imitation", ylim=(0, 6.6))
-left.legend(loc="lower left")
+top.plot(*zip(*curve, strict=True), color="C0")
+top.axhline(np.log(vocab.size), color="gray", linestyle=":", label="log V: no idea")
+top.set(xlabel="optimiser step", ylabel="loss, nats per token", title="Imitation")
+top.legend(loc="center right")
 limit = float(np.abs(advantages).max())
-image = right.imshow(
+image = bottom.imshow(
     np.where(rollout.response_mask, advantages, np.nan), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto"
 )
 for row in range(8):
     for t in range(int(rollout.response_mask[row].sum())):
         dark = abs(float(advantages[row, t])) > 0.65 * limit
         word = name_of(int(rollout.response_tokens[row, t]))
-        right.text(t, row, word, ha="center", va="center", fontsize=6, color="white" if dark else "black")
-right.set(xlabel="token t", title="Advantages of sampled replies", yticks=range(8))
-right.set_yticklabels([f"user {n + 1}" for n in range(8)])
-figure.colorbar(image, ax=right, label="advantage")
+        bottom.text(t, row, word, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+bottom.set(xlabel="token t", title="Advantages of sampled replies")
+bottom.set_xticks(range(0, 24, 4), range(1, 25, 4))
+bottom.set_yticks(range(8), [f"user {n + 1}" for n in range(8)])
+figure.colorbar(image, ax=bottom, label="advantage, score units")
 plt.show()
 
 # %% [markdown]
