@@ -5,6 +5,7 @@ path of their parameter at the end, so one table serves both. An array that no r
 leave it whole on every device.
 """
 
+import math
 import re
 from typing import Any
 
@@ -85,9 +86,7 @@ def shardings(mesh: Mesh | AbstractMesh, tree: Any, rules: Rules = STORED) -> An
 def _fitting(mesh: Mesh | AbstractMesh, path: str, leaf: Any, found: P) -> NamedSharding:
     for size, axes in zip(leaf.shape, found, strict=False):
         names = (axes,) if isinstance(axes, str) else axes or ()
-        parts = 1
-        for name in names:
-            parts *= mesh.shape[name]
+        parts = math.prod(mesh.shape[name] for name in names)
         if size % parts:
             raise ValueError(f"{path} of shape {leaf.shape}: {size} is not a multiple of {' × '.join(names)} = {parts}")
     return NamedSharding(mesh, found)
@@ -95,12 +94,5 @@ def _fitting(mesh: Mesh | AbstractMesh, path: str, leaf: Any, found: P) -> Named
 
 def bytes_per_device(tree: Any, placed: Any) -> int:
     """Bytes of `tree` (arrays or shapes) on each device under the shardings `placed`."""
-    sizes = jax.tree.map(lambda leaf, at: _size(at.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, placed)
+    sizes = jax.tree.map(lambda leaf, at: math.prod(at.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, placed)
     return sum(jax.tree.leaves(sizes))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total

@@ -237,6 +237,9 @@ def _own_copy(leaf: Any) -> Any:
         return leaf.copy()
     if not isinstance(leaf, jax.Array):
         return leaf
+    if not leaf.is_fully_addressable and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        # `device_put` takes typed keys of one process only.
+        return jax.random.wrap_key_data(_own_copy(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
     # A restored array is never weakly typed; neither is the first one, or the two could promote differently.
     strong = jnp.asarray(leaf, dtype=leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
     return jax.device_put(strong, strong.sharding, may_alias=False)

@@ -1,6 +1,7 @@
 """Eight devices, and two processes of four, give what one device gives, and talk no more than they must."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 import pytest
-from small_learners import LEARNERS, ROWS
+from small_learners import HEADS, LEARNERS, PROMPT, RESPONSE, ROWS, WIDTH
 
 from rlhf_jax.parallel.partition import ONE_DEVICE
 from rlhf_jax.runtime.checkpoint import Checkpoints
@@ -74,6 +75,49 @@ def arrays(facts: dict[str, Any], kind: str, axes: str, least: int = 0) -> list[
         if (one_kind, one_axes) == (kind, axes) and size >= 4 * least:
             found.append(shape)
     return found
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_reward_models_step_talks_no_more_than_the_textbook(eight_devices: Facts, mesh: str) -> None:
+    """L = 1; the table in docs/scaling.md."""
+    facts, (data, fsdp, tensor) = eight_devices["reward"][mesh], MESHES[mesh]
+    params = LEARNERS["reward"](ONE_DEVICE).state.params
+    row_axes = "+".join(axis for axis, size in (("data", data), ("fsdp", fsdp)) if size > 1)
+    rows = ROWS // (data * fsdp)
+    # Every gradient is summed over the rows once.
+    assert len(arrays(facts, "all-reduce", row_axes, least=2)) == (len(jax.tree.leaves(params)) if row_axes else 0)
+    # Every matrix of the trunk is gathered once: table, positions, four of the block.
+    assert len(arrays(facts, "all-gather", "fsdp")) == (6 if fsdp > 1 else 0)
+    # Two sums of activations forward and two backward, and one for the table's rows that are elsewhere.
+    activations = rows * (PROMPT + RESPONSE) * WIDTH
+    assert len(arrays(facts, "all-reduce", "tensor", least=activations)) == (5 if tensor > 1 else 0)
+    # c_attn from rows to heads and back.
+    assert len(arrays(facts, "all-to-all", "tensor")) == (2 if tensor > 1 else 0)
+    # Nothing else of any size: not an activation, not a parameter.
+    expected = {
+        ("all-reduce", row_axes),
+        ("all-gather", "fsdp"),
+        ("all-reduce", "tensor"),
+        ("all-to-all", "tensor"),
+    }
+    others = [one for one in facts["arrays"] if (one[0], one[1]) not in expected and one[3] > 4 * 3 * WIDTH]
+    assert others == []
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_cache_is_cut_by_rows_and_heads(eight_devices: Facts, mesh: str) -> None:
+    data, fsdp, tensor = MESHES[mesh]
+    # Keys and values of the one layer, in the loop over tokens.
+    assert eight_devices["ppo"][mesh]["caches"] == [f"{ROWS // (data * fsdp)},{HEADS // tensor}"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_ppo_moves_no_activation_over_rows(eight_devices: Facts, mesh: str) -> None:
+    """Over `data` and `fsdp` go parameters, gradients, and a few numbers a token; never hidden states."""
+    facts, (data, fsdp, _) = eight_devices["ppo"][mesh], MESHES[mesh]
+    hidden = ROWS // (data * fsdp) // 2 * RESPONSE * WIDTH
+    shapes = {tuple(shape) for kind, axes, shape, _ in facts["arrays"] if axes != "tensor" and kind != "all-to-all"}
+    assert [shape for shape in shapes if len(shape) == 3 and shape[-1] == WIDTH and math.prod(shape) >= hidden] == []
 
 
 # Two processes.

@@ -98,7 +98,8 @@ def test_bytes_of_parameters_and_moments_fall_as_one_over_fsdp() -> None:
     # Vectors stay whole; they are a thousandth.
     for fsdp in (2, 4, 8, 32):
         assert 1 <= held(4, fsdp, 1) * fsdp < 1.001 + 0.001 * fsdp
-    assert held(1, 2, 4) == pytest.approx(1 / 8, rel=0.01)
+    # `tensor` leaves the positions whole.
+    assert held(1, 2, 4) == pytest.approx(1 / 8, rel=0.02)
 
 
 def test_the_cache_is_cut_by_rows_and_heads() -> None:
