@@ -89,10 +89,11 @@ def test_nothing_is_fitted_on_judged_dialogues(corpus: Corpus) -> None:
 
 def test_times_that_are_not_recorded_leave_no_latency(corpus: Corpus) -> None:
     fitted = signal_study.fit(corpus, set(), CONFIG)
-    cases = signal_study.liked_cases([dialogue(1, gap=None), dialogue(2, gap=None)])
+    cases = signal_study.liked_cases([dialogue(1, "great", gap=None), dialogue(2, "awful", gap=None)])
     table = signal_study.measure(cases, fitted, CONFIG)
     assert "latency" not in table and "dwell (log gap)" not in table and "VADER level" in table
-    timed = signal_study.measure(signal_study.liked_cases([dialogue(1), dialogue(2)]), fitted, CONFIG)
+    waits = [dialogue(1, "great", gap=5), dialogue(2, "awful", gap=9)]
+    timed = signal_study.measure(signal_study.liked_cases(waits), fitted, CONFIG)
     assert "latency" in timed and timed["dwell (log gap)"][0] == pytest.approx(np.log1p(5))
 
 
