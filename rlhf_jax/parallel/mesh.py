@@ -9,6 +9,7 @@ Neighbouring devices share `tensor`, because it talks most, then `fsdp`, then `d
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,7 +50,7 @@ class MeshConfig:
         return f"data {self.data} × fsdp {self.fsdp} × tensor {self.tensor}"
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The devices as an array [data, fsdp, tensor], partitioned automatically (`AxisType.Auto`).
 
     Args:

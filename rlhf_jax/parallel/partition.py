@@ -177,7 +177,8 @@ class Partition:
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if n_rows % parts:
             raise ValueError(f"a batch of {n_rows} rows cannot be cut into data × fsdp = {parts} parts")
-        places = [index[0] for index in self.rows.addressable_devices_indices_map((n_rows,)).values()]
+        indices = self.rows.addressable_devices_indices_map((n_rows,)).values()
+        places = [index[0] for index in indices if index is not None]
         first = min(place.start or 0 for place in places)
         last = max(n_rows if place.stop is None else place.stop for place in places)
 
