@@ -123,27 +123,55 @@ def allowed(grammar: Grammar, state: GrammarState) -> Bool[Array, "B V"]:
     )
 
 
-def allowed_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Bool[Array, "B T V"]:
-    """Which tokens might have stood at every position, given those before it: `allowed` of each prefix, at once.
+class Along(NamedTuple):
+    """What the rules need to know at every position of given responses, in arrays small enough to keep."""
 
-    An item is listed at t where its first listing stands before t, so the large array is a comparison of a [B, V] and
-    a [T] one, which XLA fuses into the softmax that uses it. [B, T, V]
-    """
+    started: Bool[Array, "B T"]
+    said: Bool[Array, "B T"]
+    ended: Bool[Array, "B T"]
+    n_listed: Int[Array, "B T"]
+    position: Int[Array, "B T"]
+    first_listed: Int[Array, "B V"]
+    """Position at which an item was first listed; T or more where it never was."""
+
+
+def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
+    """Reads responses once, for `allowed_at` any of their positions."""
     batch, length = tokens.shape
-    before = jnp.arange(length)
+    before = jnp.broadcast_to(jnp.arange(length), (batch, length))
     said = exclusive_any(tokens == grammar.say)
     ended = exclusive_any(tokens == grammar.eos)
     listing = is_item(grammar, tokens) & ~said & ~ended
     never = jnp.full((batch, grammar.vocab_size), length, jnp.int32)
-    first_listed = never.at[jnp.arange(batch)[:, None], tokens].min(jnp.where(listing, before[None], length))
+    return Along(
+        started=before > 0,
+        said=said,
+        ended=ended,
+        n_listed=jnp.cumsum(listing, axis=1) - listing,
+        position=before,
+        first_listed=never.at[jnp.arange(batch)[:, None], tokens].min(jnp.where(listing, before, length)),
+    )
+
+
+def allowed_at(grammar: Grammar, along: Along) -> Bool[Array, "B T V"]:
+    """Which tokens might have stood at the positions that `along` speaks of (all, or a slice of its [B, T] arrays).
+
+    An item is listed at t where its first listing stands before t, so the large array is a comparison of a [B, V] and
+    a [B, T] one, which XLA fuses into the softmax that uses it. [B, T, V]
+    """
     return allowed_given(
         grammar,
-        started=jnp.broadcast_to(before > 0, (batch, length))[..., None],
-        said=said[..., None],
-        ended=ended[..., None],
-        listed=first_listed[:, None, :] < before[None, :, None],
-        n_listed=(jnp.cumsum(listing, axis=1) - listing)[..., None],
+        started=along.started[..., None],
+        said=along.said[..., None],
+        ended=along.ended[..., None],
+        listed=along.first_listed[:, None, :] < along.position[..., None],
+        n_listed=along.n_listed[..., None],
     )
+
+
+def allowed_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Bool[Array, "B T V"]:
+    """Which tokens might have stood at every position, given those before it: `allowed` of each prefix, at once."""
+    return allowed_at(grammar, read_along(grammar, tokens))
 
 
 def exclusive_any(hit: Bool[Array, "B T"]) -> Bool[Array, "B T"]:

@@ -1,17 +1,19 @@
 """GPT-2 as the callables that learners take: draws responses, judges them, scores them.
 
 Parameters are trees with fixed names: `trunk` (GPT-2), `value` (value head) for a policy; `trunk`, `reward` (reward
-heads) for a reward model. A reference policy needs the trunk alone.
+heads) for a reward model. A reference policy needs the trunk alone. A policy may have a `critic`: a second GPT-2 that
+the value head reads instead of the trunk.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from rlhf_jax.decoding.grammar import Grammar, allowed_along
-from rlhf_jax.decoding.sampler import sample
+from rlhf_jax.decoding.grammar import Along, Grammar, allowed_at, read_along
+from rlhf_jax.decoding.sampler import sample_with_cache
 from rlhf_jax.equations.logprobs import entropy, token_logprobs
 from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout, Sample, Score
 from rlhf_jax.models import gpt2, heads
@@ -31,25 +33,34 @@ def make_decode(
     top_p: float | None = None,
     rollout_for_learning: bool = True,
 ) -> Decode:
-    """The sampler over a cached GPT-2; options are those of `sampler.sample`."""
+    """The sampler over a cached GPT-2; options are those of `sampler.sample`.
+
+    Where the value head reads the trunk, its values come along: the hidden states are there anyway.
+    """
 
     def decode(params: Params, prompts: PromptBatch, key: Array, row_ids: Array | None = None) -> Rollout:
         trunk = params["trunk"]
+        with_values = "value" in params and "critic" not in params
+        prompt = prompts.tokens.shape[1]
 
-        def logits_of(hidden: Array) -> Array:
-            return gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype)
+        def read(hidden: Array, values: Array, column: Array | int) -> tuple[Array, Array]:
+            if with_values:
+                values = values.at[:, column].set(heads.value(params["value"], hidden))
+            return gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype), values
 
-        def start(tokens: Array, mask: Array) -> tuple[Array, gpt2.Cache]:
+        def start(tokens: Array, mask: Array) -> tuple[Array, tuple[gpt2.Cache, Array]]:
             # The last token drawn is never read, so it needs no slot.
-            length = tokens.shape[1] + max_tokens - 1
-            hidden, cache = gpt2.prefill(config, trunk, tokens, mask, cache_length=length)
-            return logits_of(hidden), cache
+            hidden, cache = gpt2.prefill(config, trunk, tokens, mask, cache_length=prompt + max_tokens - 1)
+            logits, values = read(hidden, jnp.zeros((tokens.shape[0], max_tokens), jnp.float32), 0)
+            return logits, (cache, values)
 
-        def step(cache: gpt2.Cache, token: Array) -> tuple[Array, gpt2.Cache]:
-            hidden, cache = gpt2.decode_step(config, trunk, cache, token)
-            return logits_of(hidden), cache
+        def step(state: tuple[gpt2.Cache, Array], token: Array) -> tuple[Array, tuple[gpt2.Cache, Array]]:
+            cache, values = state
+            hidden, stepped = gpt2.decode_step(config, trunk, cache, token)
+            logits, values = read(hidden, values, cache.index - prompt + 1)
+            return logits, (stepped, values)
 
-        return sample(
+        rollout, (_, values) = sample_with_cache(
             prompts,
             key,
             start=start,
@@ -62,16 +73,20 @@ def make_decode(
             top_p=top_p,
             rollout_for_learning=rollout_for_learning,
         )
+        if not with_values:
+            return rollout
+        return dataclasses.replace(rollout, values=jnp.where(rollout.response_mask, values, 0.0))
 
     return decode
 
 
 def make_sample(config: GPT2Config, grammar: Grammar, *, max_tokens: int, temperature: float = 1.0) -> Sample:
-    """Rollouts for learning: the whole tempered distribution, rows numbered from 0."""
+    """Rollouts for learning: the whole tempered distribution, rows numbered from 0, values included."""
     decode = make_decode(config, grammar, max_tokens=max_tokens, temperature=temperature)
 
     def draw(params: Params, prompts: PromptBatch, key: Array) -> Rollout:
-        return decode(params, prompts, key, None)
+        rollout = decode(params, prompts, key, None)
+        return rollout if rollout.values is not None else with_critic_values(config, params, rollout)
 
     return draw
 
@@ -83,24 +98,45 @@ def response_hidden(config: GPT2Config, trunk: Params, rollout: Rollout) -> Floa
     return gpt2.hidden_states(config, trunk, tokens, mask, from_position=rollout.prompt_tokens.shape[1] - 1)
 
 
-def make_policy_apply(config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0) -> PolicyApply:
+def with_critic_values(config: GPT2Config, params: Params, rollout: Rollout) -> Rollout:
+    """The rollout with the values of the `critic` network, by one pass; as it was where the tree has none."""
+    if "critic" not in params:
+        return rollout
+    values = heads.value(params["value"], response_hidden(config, params["critic"], rollout))
+    return dataclasses.replace(rollout, values=jnp.where(rollout.response_mask, values, 0.0))
+
+
+def make_policy_apply(
+    config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0, head_chunk: int | None = None
+) -> PolicyApply:
     """Judges responses under the mask and temperature they were drawn with; head and softmax on response rows only.
 
     Where the tree has no `value` head (a reference policy), values are 0.
+
+    Args:
+      head_chunk: response positions whose logits are in memory at once, forward and backward; they are computed again in
+        the backward pass (about 2 % more time). None keeps all.
     """
 
-    def apply(params: Params, rollout: Rollout) -> PolicyOutput:
-        hidden = response_hidden(config, params["trunk"], rollout)
-        logits = gpt2.lm_logits(params["trunk"], hidden, compute_dtype=config.compute_dtype)
-        allowed = allowed_along(grammar, rollout.response_tokens)
+    def judge(trunk: Params, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
+        logits = gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype)
 
-        def judge(logits: Array, tokens: Array, allowed: Array) -> tuple[Array, Array]:
+        def one(logits: Array, tokens: Array, allowed: Array) -> tuple[Array, Array]:
             logprobs = token_logprobs(logits, tokens, temperature=temperature, allowed=allowed)
             return logprobs, entropy(logits, temperature=temperature, allowed=allowed)
 
-        logprobs, entropies = jax.vmap(judge)(logits, rollout.response_tokens, allowed)
-        mask = rollout.response_mask
-        values = heads.value(params["value"], hidden) if "value" in params else jnp.zeros_like(logprobs)
+        return jax.vmap(one)(logits, tokens, allowed_at(grammar, along))
+
+    def apply(params: Params, rollout: Rollout) -> PolicyOutput:
+        trunk, tokens, mask = params["trunk"], rollout.response_tokens, rollout.response_mask
+        hidden = response_hidden(config, trunk, rollout)
+        along = read_along(grammar, tokens)
+        if head_chunk is None:
+            logprobs, entropies = judge(trunk, hidden, tokens, along)
+        else:
+            logprobs, entropies = in_chunks(judge, head_chunk, trunk, hidden, tokens, along)
+        judged = response_hidden(config, params["critic"], rollout) if "critic" in params else hidden
+        values = heads.value(params["value"], judged) if "value" in params else jnp.zeros_like(logprobs)
         return PolicyOutput(
             logprobs=jnp.where(mask, logprobs, 0.0),
             entropy=jnp.where(mask, entropies, 0.0),
@@ -108,6 +144,38 @@ def make_policy_apply(config: GPT2Config, grammar: Grammar, *, temperature: floa
         )
 
     return apply
+
+
+def in_chunks(
+    judge: Callable[[Params, Array, Array, Along], tuple[Array, Array]],
+    chunk: int,
+    trunk: Params,
+    hidden: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
+    along: Along,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """`judge` on `chunk` positions at a time, computed again in the backward pass; T need not be a multiple.
+
+    Raises: ValueError at trace time if `chunk` < 1.
+    """
+    if chunk < 1:
+        raise ValueError(f"head_chunk must be at least 1, got {chunk}")
+    batch, length = tokens.shape
+    n_chunks = -(-length // chunk)
+
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, n_chunks * chunk - length)) + ((0, 0),) * (x.ndim - 2))
+        return padded.reshape(batch, n_chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    along_first = {name: cut(x) for name, x in along._asdict().items() if name != "first_listed"}
+
+    @jax.checkpoint
+    def one(piece: tuple[Array, Array, dict[str, Array]]) -> tuple[Array, Array]:
+        return judge(trunk, piece[0], piece[1], Along(first_listed=along.first_listed, **piece[2]))
+
+    judged = jax.lax.map(one, (cut(hidden), cut(tokens), along_first))
+    logprobs, entropies = (x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in judged)
+    return logprobs, entropies
 
 
 def make_score(config: GPT2Config) -> Score:

@@ -53,6 +53,17 @@ def judge(policy: PolicyApply, params: Params, rollout: Rollout) -> PolicyOutput
     return jax.tree.map(lambda x: zero_padding(x, rollout.response_mask), said)
 
 
+def said_by_sampler(rollout: Rollout) -> PolicyOutput:
+    """What the sampler stored, as if it had been judged; the entropy is estimated by −log π of the tokens drawn.
+
+    Raises: ValueError if the sampler stored no values.
+    """
+    if rollout.values is None:
+        raise ValueError("the rollout holds no values: sample with a policy whose value head reads the sampled trunk")
+    said = PolicyOutput(logprobs=rollout.logprobs, entropy=-rollout.logprobs, values=rollout.values)
+    return jax.tree.map(lambda x: zero_padding(x, rollout.response_mask), said)
+
+
 def ppo_loss(params: Params, batch: Experience, *, policy: PolicyApply, config: PPOLossConfig) -> LossSums:
     """Clipped surrogate + value_coef · clipped value loss − entropy_coef · entropy, summed over valid tokens."""
     mask = batch.rollout.response_mask
@@ -64,7 +75,10 @@ def ppo_loss(params: Params, batch: Experience, *, policy: PolicyApply, config: 
     # 7b. The value loss, clipped around the value at sampling time.
     value_loss = clipped_value_loss(new.values, batch.old_values, batch.returns, value_clip_eps=config.value_clip_eps)
     # 7c. One loss per token; the caller divides by the number of valid tokens.
-    per_token = surrogate + config.value_coef * value_loss - config.entropy_coef * new.entropy
+    per_token = surrogate + config.value_coef * value_loss
+    # Left out, not multiplied by 0: a float product with 0 is computed, backward too, over the whole vocabulary.
+    if config.entropy_coef != 0:
+        per_token = per_token - config.entropy_coef * new.entropy
     loss, count = sum_and_count(per_token, mask)
     ratio = importance_ratio(new.logprobs, batch.old_logprobs)
     value_clipped = jnp.abs(new.values - batch.old_values) > config.value_clip_eps

@@ -28,7 +28,7 @@ from rlhf_jax.equations.rewards import token_rewards
 from rlhf_jax.equations.running import RunningMoments, initial_moments
 from rlhf_jax.interfaces import Params, PolicyApply, PromptBatch, Rollout, Sample, Score
 from rlhf_jax.learners.microbatch import LossSums, loss_and_gradient
-from rlhf_jax.learners.minibatch import Experience, epochs_of_minibatches, judge, ppo_loss
+from rlhf_jax.learners.minibatch import Experience, epochs_of_minibatches, judge, ppo_loss, said_by_sampler
 from rlhf_jax.learners.optimizer import apply_or_skip
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.ppo_metrics import Metrics, objective_metrics, summarise_steps
@@ -118,7 +118,8 @@ def learn_phase(
         raise ValueError(f"{components.shape[1]} reward components for {len(config.component_weights)} weights")
     mask = rollout.response_mask
     # 3. Judge every token: log π_old and V_old, log π_ref.
-    old = judge(policy, state.params, rollout)
+    reused = config.old_logprobs == "sampler" and rollout.values is not None
+    old = said_by_sampler(rollout) if reused else judge(policy, state.params, rollout)
     old_logprobs = old.logprobs if config.old_logprobs == "recompute" else zero_padding(rollout.logprobs, mask)
     ref = judge(policy, ref_params, rollout)
     # 4. One score per response: normalise the components, weigh, normalise, clip; price a missing <eos> and length.
@@ -185,6 +186,9 @@ def learn_phase(
         component_names=config.component_names,
         kl_coef=state.kl_coef,
     )
+    if reused:
+        # Nothing else was judged before the first step, whose ratio is exp(learner − sampler).
+        metrics["policy/sampler_mismatch"] = learning["policy/first_ratio_max_deviation"]
     metrics["value/returns_mean"] = masked_mean(returns, mask)
     metrics["value/explained_variance"] = explained_variance(old.values, returns, mask)
     metrics["norms/parameter"] = optax.tree.norm(params)

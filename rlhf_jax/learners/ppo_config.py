@@ -58,7 +58,7 @@ class PPOConfig:
     """Mean 0 and deviation 1 over all valid tokens of the rollout batch."""
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
     """Which log-probabilities stand below the ratio: the learner's own (one pass, which also gives the values),
-    or those the sampler stored."""
+    or those the sampler stored; where it stored its values too, that pass is saved."""
     epochs: int = 4
     """Passes over a rollout batch."""
     minibatches: int = 1

@@ -1,5 +1,7 @@
 """GPT-2 as the learners' callables: what the sampler says of its draws is what the learner says."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from rlhf_jax.decoding import policy
 from rlhf_jax.decoding.grammar import Grammar
-from rlhf_jax.interfaces import PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.interfaces import PolicyApply, PolicyOutput, PromptBatch, Rollout
 from rlhf_jax.models import gpt2, heads
 
 CONFIG = gpt2.GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2)
@@ -36,7 +38,8 @@ def rollout(params: dict, prompts: PromptBatch) -> Rollout:
     return jax.jit(draw)(params, prompts, jax.random.key(3))
 
 
-judge = jax.jit(policy.make_policy_apply(CONFIG, GRAMMAR, temperature=TEMPERATURE))
+whole_head = policy.make_policy_apply(CONFIG, GRAMMAR, temperature=TEMPERATURE)
+judge = jax.jit(whole_head)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +84,51 @@ def test_nan_in_the_padding_row_reaches_no_response(params: dict, rollout: Rollo
     output = judge(poisoned, rollout)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
     np.testing.assert_allclose(output.logprobs, rollout.logprobs, atol=1e-5)
+
+
+def test_the_sampler_knows_the_values_of_its_trunk(rollout: Rollout, judged: PolicyOutput) -> None:
+    assert rollout.values is not None
+    np.testing.assert_allclose(rollout.values, judged.values, atol=1e-5)
+    assert float(jnp.abs(rollout.values).max()) > 0.1
+
+
+def test_a_critic_of_its_own_gives_the_values_and_only_them(
+    params: dict, prompts: PromptBatch, rollout: Rollout, judged: PolicyOutput
+) -> None:
+    critic = jax.tree.map(lambda leaf: 4 * leaf, gpt2.init(CONFIG, jax.random.key(9)))
+    separate = {**params, "critic": critic}
+    output = judge(separate, rollout)
+    np.testing.assert_allclose(output.logprobs, judged.logprobs, atol=1e-5)
+    np.testing.assert_allclose(output.values, judge({**params, "trunk": critic}, rollout).values, atol=1e-5)
+    assert float(jnp.abs(output.values - judged.values).max()) > 0.1
+    drawn = jax.jit(policy.make_sample(CONFIG, GRAMMAR, max_tokens=RESPONSE, temperature=TEMPERATURE))(
+        separate, prompts, jax.random.key(3)
+    )
+    np.testing.assert_array_equal(drawn.response_tokens, rollout.response_tokens)
+    np.testing.assert_allclose(drawn.values, output.values, atol=1e-5)
+    reference = policy.with_critic_values(CONFIG, {"trunk": params["trunk"]}, rollout.replace(values=None))
+    assert reference.values is None
+
+
+@pytest.mark.parametrize("chunk", [1, 4, RESPONSE])
+def test_a_chunked_head_changes_no_number_and_no_gradient(
+    params: dict, rollout: Rollout, judged: PolicyOutput, chunk: int
+) -> None:
+    chunked = policy.make_policy_apply(CONFIG, GRAMMAR, temperature=TEMPERATURE, head_chunk=chunk)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), jax.jit(chunked)(params, rollout), judged)
+
+    def loss(params: dict, apply: PolicyApply) -> jax.Array:
+        said = apply(params, rollout)
+        return jnp.sum(jnp.sin(said.logprobs)) + jnp.sum(said.entropy) + jnp.sum(said.values)
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+        gradient(params, chunked),
+        gradient(params, whole_head),
+    )
+
+
+def test_a_chunk_of_nothing_is_refused(params: dict, rollout: Rollout) -> None:
+    with pytest.raises(ValueError, match="head_chunk must be at least 1, got 0"):
+        policy.make_policy_apply(CONFIG, GRAMMAR, head_chunk=0)(params, rollout)
