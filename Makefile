@@ -3,17 +3,20 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN ?= demo
 JOBS ?= 2
+# Sizes of the benchmark; empty: those the device is fit for.
+SIZES ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 SOURCES := setup.cfg pyproject.toml constraints.txt
 # Large pages and no trimming: XLA:CPU allocates its temporaries anew on every call (other systems ignore this).
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
 
-.PHONY: run test check notebooks docs clean
+.PHONY: run test check bench notebooks docs clean
 
 run: $(VENV)/.run          ; $(MALLOC) $(BIN)/python experiments/ppo_redial.py $(RUN)
 test: $(VENV)/.test        ; $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 check: $(VENV)/.check      ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python && $(BIN)/lint-imports
+bench: $(VENV)/.bench      ; $(MALLOC) $(BIN)/python experiments/bench_ppo.py $(SIZES)
 notebooks: $(VENV)/.notebooks ; $(BIN)/python tools/run_notebooks.py
 docs: $(VENV)/.docs        ; $(BIN)/python tools/build_site.py
 clean:                     ; rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
@@ -29,6 +32,11 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/bin/python
 $(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e ".[test]"
 	touch $@ $(VENV)/.run
+
+# Torch and the last TRL with a PPO trainer: to be compared with, never imported by the library.
+$(VENV)/.bench: $(SOURCES) | $(VENV)/bin/python
+	$(INSTALL) -e ".[test,bench]"
+	touch $@ $(VENV)/.run $(VENV)/.test
 
 $(VENV)/.notebooks: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e ".[test,notebooks]"
