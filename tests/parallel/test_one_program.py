@@ -48,7 +48,9 @@ class Watched:
 
     @functools.cached_property
     def compiled(self) -> Any:
-        return self.lowered.compile()
+        # What is read off it does not depend on how well the machine code is optimised.
+        cheap = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        return self.lowered.compile(compiler_options=cheap)
 
 
 def corpus() -> Corpus:
