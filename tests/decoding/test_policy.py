@@ -21,7 +21,8 @@ BATCH, PROMPT, RESPONSE = 6, 7, 10
 @pytest.fixture(scope="module")
 def params() -> dict:
     trunk = jax.tree.map(lambda leaf: 4 * leaf, gpt2.init(CONFIG, jax.random.key(0)))
-    value = {"kernel": jnp.full(16, 0.1), "bias": jnp.array(0.5)}
+    # Not constant: behind a layer norm a constant kernel would give the bias whatever the tokens.
+    value = {"kernel": jnp.linspace(-0.3, 0.4, 16), "bias": jnp.array(0.5)}
     return {"trunk": trunk, "value": value, "reward": heads.init_reward_heads(jax.random.key(1), 16, 3)}
 
 

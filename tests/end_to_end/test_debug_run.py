@@ -117,6 +117,8 @@ def test_results_are_complete(finished: Path) -> None:
         "held-out",  # 40 items: no 99 negatives
     }
     assert {"popularity", "copy", "sft", "ppo", "ppo-sft", "reward_model"} <= {r.system for r in results}
+    closed_loop = {r.system for r in results if r.name.endswith("/mean_utility")}
+    assert closed_loop == {"random", "popularity", "logged", "oracle", "sft", "ppo", "ppo-sft"}
     for result in results:
         assert math.isfinite(result.value) and result.n > 0 and result.definition and result.split.startswith("world/")
         trained = result.system in ("sft", "ppo", "ppo-sft", "reward_model")
