@@ -224,6 +224,10 @@ def _draw(axes: Axes, panel: Panel) -> None:
         top = axes.get_ylim()[1]
         axes.set_ylim(panel.bottom, top + 0.06 * (top - panel.bottom))
     if len(panel.lines) > 1 or panel.levels:
+        # Room for the legend above the lines, where it would else have to lie on one.
+        low, high = axes.get_ylim()
+        entries = len(panel.lines) + len(panel.levels)
+        axes.set_ylim(low, high + 0.13 * entries * (high - low))
         axes.legend(loc="best", handlelength=1.4, labelspacing=0.25)
 
 
