@@ -134,7 +134,7 @@ def split_of(dialogue_id: str, seed: int, validation_fraction: float) -> str:
 
     Examples:
       >>> [split_of(str(number), 0, 0.15) for number in range(5)]
-      ['train', 'validation', 'train', 'train', 'train']
+      ['train', 'train', 'train', 'validation', 'train']
     """
     digest = hashlib.sha256(f"opendialkg {seed} {dialogue_id}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64

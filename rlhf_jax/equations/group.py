@@ -7,6 +7,10 @@ from jaxtyping import Array, Bool, Float
 def is_flat_group(scores: Float[Array, " G"]) -> Bool[Array, ""]:
     """True for a group whose scores are all equal: it teaches nothing, and its share is worth logging.
 
+        max_i s_i = min_i s_i
+
+    Source: ours; such groups are dropped by Yu et al. 2025, arXiv:2503.14476 (dynamic sampling).
+
     Args:
       scores: of the responses to one prompt, score units. [G]
     Returns: a flag; no gradient. []

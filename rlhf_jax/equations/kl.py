@@ -88,6 +88,8 @@ def kl_exact(logits: Float[Array, "T V"], ref_logits: Float[Array, "T V"]) -> Fl
 
         KL_t = Σ_v π_v (log π_v − log π_ref,v)
 
+    Source: Kullback & Leibler 1951, "On Information and Sufficiency", for distributions over tokens, in nats.
+
     Args:
       logits: of π, temperature and grammar mask already applied (−∞ for a token that may not be said). [T, V]
       ref_logits: of π_ref, likewise. [T, V]

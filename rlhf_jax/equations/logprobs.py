@@ -20,6 +20,8 @@ def log_softmax(
 
         log π(v) = l_v/τ − log Σ_{u allowed} exp(l_u/τ)
 
+    Source: definition of the softmax with a temperature, Hinton et al. 2015, arXiv:1503.02531, eq. 1.
+
     Args:
       logits: unnormalised scores. [T, V]
       temperature: τ > 0; below 1 sharpens.
@@ -50,6 +52,8 @@ def token_logprobs(
 
         log π(a_t | s_t) = l_{t,a_t}/τ − log Σ_v exp(l_{t,v}/τ)
 
+    Source: definition.
+
     Args:
       logits: scores over token t, i.e. the model's output one position before it. [T, V]
       tokens: a_t. [T]
@@ -78,6 +82,8 @@ def entropy(
         H_t = −Σ_v π_v log π_v = logsumexp(l_t/τ) − Σ_v π_v l_{t,v}/τ
 
     The first form is computed: each of its terms is ≥ 0, so rounding cannot make the sum negative.
+
+    Source: Shannon 1948, "A Mathematical Theory of Communication", section 6, in nats.
 
     Args:
       logits: unnormalised scores. [T, V]
@@ -109,8 +115,9 @@ def chunked_token_logprobs(
 
         log π(a_t | s_t) = h_t·w_{a_t}/τ − log Σ_v exp(h_t·w_v/τ)
 
-    The projection onto the vocabulary is computed `chunk` positions at a time and again in the backward pass
-    (Chen et al. 2016, arXiv:1604.06174): [T, V] float32 logits are the largest array of a fine-tuning step.
+    The projection onto the vocabulary is computed `chunk` positions at a time and again in the backward pass: [T, V]
+    float32 logits are the largest array of a fine-tuning step.
+    Source: Chen et al. 2016, arXiv:1604.06174 (recomputation), applied to the output layer.
 
     Args:
       hidden: last hidden states, one position before the token each predicts. [T, D]
@@ -151,6 +158,8 @@ def sequence_logprob(logprobs: Float[Array, " T"], mask: Bool[Array, " T"]) -> F
     """Log-probability of one whole response: the sum over its real tokens.
 
         log π(y | x) = Σ_t m_t log π(a_t | s_t)
+
+    Source: chain rule of probability.
 
     Args:
       logprobs: per token, nats. [T]

@@ -15,6 +15,8 @@ def zero_padding(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Floa
 
         y_t = x_t where m_t, else 0
 
+    Source: ours.
+
     Args:
       x: any quantity per token, e.g. log-probabilities in nats. [*shape]
       mask: True on real tokens. [*shape]
@@ -37,6 +39,8 @@ def masked_mean(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float
     Divides by the number of real tokens, never by the size of the array. Give it a whole batch: a mean of the rows'
     means weighs tokens of short responses more.
 
+    Source: definition; the division by real tokens as in Huang et al. 2024, arXiv:2403.17031.
+
     Args:
       x: values. [*shape]
       mask: True on real entries. [*shape]
@@ -53,6 +57,8 @@ def masked_var(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[
     """Biased variance over all real entries, 0 when there are fewer than two.
 
         var = Σ_t m_t (x_t − mean)² / max(Σ_t m_t, 1)
+
+    Source: definition, with 1/n as the released code of Ziegler et al. 2019, arXiv:1909.08593, has it.
 
     Args:
       x: values. [*shape]

@@ -83,6 +83,8 @@ def surrogate_clip_fraction(
 
     A ratio outside the range counts only on the side where the clip acts.
 
+    Source: follows from Schulman et al. 2017, arXiv:1707.06347, eq. 7; many codes count every ratio outside the range.
+
     Args:
       logprobs: under the policy being learned, nats. [*shape]
       old_logprobs: under the policy that sampled, nats. [*shape]
@@ -111,7 +113,7 @@ def approx_kl(logprobs: Float[Array, "*shape"], old_logprobs: Float[Array, "*sha
     Args:
       logprobs: under the policy being learned, nats. [*shape]
       old_logprobs: under the policy that sampled, nats. [*shape]
-    Returns: nats, never negative. [*shape]
+    Returns: nats, never negative; gradient log π(a) − log π_old(a) into `logprobs`, its negative into the other. [*shape]
     Raises: AssertionError at trace time if the shapes differ.
     Examples:
       >>> approx_kl(jnp.array([-1.0, -2.0]), jnp.array([-1.0, -1.0]))
@@ -163,11 +165,13 @@ def explained_variance(
 
         1 − Var(R − V)/Var(R),   and 0 where the returns do not vary
 
+    Source: the coefficient of determination up to the residuals' mean; logged for critics since OpenAI's baselines.
+
     Args:
       values: V, reward units. [*shape]
       returns: R, reward units. [*shape]
       mask: True on real tokens. [*shape]
-    Returns: without unit: 1 perfect, 0 no better than a constant, negative worse. []
+    Returns: without unit: 1 perfect, 0 no better than a constant, negative worse; logged, no gradient is meant to flow. []
     Raises: AssertionError at trace time if the shapes differ.
     Examples:
       >>> explained_variance(jnp.array([1.0, 2.0, 9.0]), jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False]))

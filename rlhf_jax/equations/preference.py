@@ -35,6 +35,8 @@ def regression_loss(
 
         (s − y)² where there is a label, else 0
 
+    Source: least squares.
+
     Args:
       scores: s, in the labels' units. [*shape]
       labels: y, usually z-scored; anything, NaN included, where missing. [*shape]

@@ -23,9 +23,11 @@ class RunningMoments(NamedTuple):
 def initial_moments(shape: tuple[int, ...] = ()) -> RunningMoments:
     """Moments before anything was seen.
 
+    Source: definition.
+
     Args:
       shape: of one observation: () for scores, (C,) for reward components.
-    Returns: count 0, mean 0, m2 0.
+    Returns: count 0 [], mean 0 [*shape], m2 0 [*shape].
     Raises: nothing.
     Examples:
       >>> initial_moments((2,)).mean
@@ -45,7 +47,7 @@ def update_moments(moments: RunningMoments, x: Float[Array, "B *shape"]) -> Runn
     Args:
       moments: of what was seen before.
       x: B ≥ 1 new observations. [B, *shape]
-    Returns: float32 moments; statistics, no gradient is meant to flow.
+    Returns: float32 moments, count [], mean and m2 [*shape]; statistics, no gradient is meant to flow.
     Raises: nothing.
     Examples:
       >>> update_moments(update_moments(initial_moments(), jnp.array([1.0])), jnp.array([2.0, 6.0]))
@@ -70,6 +72,8 @@ def normalise(
     """Observations in standard deviations from the running mean, optionally clipped.
 
         z = clip((x − mean)/std, −c, c),   std² = M2/(n − 1), and std = 1 while n < 2 or where all x were equal
+
+    Source: definition; the clip as in Engstrom et al. 2020, arXiv:2005.12729.
 
     Args:
       moments: usually already updated with `x`.

@@ -59,8 +59,8 @@ def spec(rules: Rules, path: str) -> P:
 
     Raises: ValueError naming a path that no rule knows.
     Examples:
-      >>> spec(STORED, "opt_state/1/mu/trunk/h_3/mlp/c_fc/kernel")
-      PartitionSpec('fsdp', 'tensor')
+      >>> tuple(spec(STORED, "opt_state/1/mu/trunk/h_3/mlp/c_fc/kernel"))
+      ('fsdp', 'tensor')
     """
     for pattern, found in rules:
         if re.search(pattern, path):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import program_facts as facts
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, Message
@@ -109,6 +110,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     with pytest.MonkeyPatch.context() as patch, open_run(folder / "run", {"seed": 0}, trackers=()) as run:
         patch.setattr(ppo, "make_ppo_iteration", make_ppo_iteration)
         jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
+        # Whether there is a cache is decided once a process, here by whichever test compiled first.
+        compilation_cache.reset_cache()
         jax.monitoring.register_event_duration_secs_listener(compiled)
         try:
             alignment.align(
@@ -126,6 +129,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
             jax.monitoring.unregister_event_duration_listener(compiled)
             for name, value in settings.items():
                 jax.config.update(name, value)
+            compilation_cache.reset_cache()
     ((program, shapes),) = calls
     cached = [path.name for path in Path(folder / "cache").iterdir()]
     return Watched(program, shapes, compilations, cached, vocab.size)
