@@ -10,8 +10,8 @@ Paper: IUF-RLHF, arXiv:2508.05289 (supervised GPT-2 → reward model on engageme
 The same command continues a run that was interrupted (exit code 75: asked to stop, saved). One run directory holds
 `report.md`, `results.json`, `metrics.jsonl`, `config.json` and checkpoints.
 
-Expected: `demo` raises the proxy reward and the true utility over the supervised policy (seen in one exploratory run, not
-yet over seeds). What was measured stands in docs/RESULTS.md, deviations from the paper in the README.
+Expected: `demo` raises the proxy reward and the true utility over the supervised policy as it samples, not of
+its greedy choice (three seeds). What was measured stands in docs/RESULTS.md, deviations from the paper in the README.
 """
 
 import dataclasses
