@@ -61,6 +61,7 @@ def align(
     seed: int,
     truth: Callable[[Params], Mapping[str, float]] | None = None,
     layout: Layout = ONE_DEVICE,
+    stage: str = STAGE,
 ) -> Params:
     """Runs the stage and returns the aligned policy's tree.
 
@@ -70,6 +71,7 @@ def align(
       truth: a measurement the policy is not trained on, taken before the first update, `config.evaluations` times on the
         way and at the end.
       layout: the devices that train; the trees given and returned are whole, on one.
+      stage: names the checkpoints and the lines of `metrics.jsonl`; a run with several PPO stages names each.
     """
     windows = Windows(prepared.vocab, prepared.corpus.train, data)
     tokens, mask = windows.prompts(windows.turns())
@@ -116,7 +118,7 @@ def align(
 
     final = run_stage(
         run,
-        STAGE,
+        stage,
         start_state,
         update,
         config.updates,

@@ -6,6 +6,7 @@ The gate: R_φ must correlate with held-out weak labels above 0.6 (Pearson), eac
 import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -88,11 +89,13 @@ class LabelledTurns:
         )
 
 
-def label(run: RunDirectory, corpus: Corpus, options: LabelOptions) -> tuple[LabelTable, LabelTable, WeakLabeller]:
+def label(
+    run: RunDirectory, corpus: Corpus, options: LabelOptions, *, folder_name: str = "labels"
+) -> tuple[LabelTable, LabelTable, WeakLabeller]:
     """Weak labels of the training and validation split; raw values and statistics are stored with the run."""
     labeller = fit_weak_labels(corpus.train, corpus.items, options)
     tables = []
-    folder = run.path / "labels"
+    folder = run.path / folder_name
     folder.mkdir(exist_ok=True)
     for name, dialogues in (("train", corpus.train), ("validation", corpus.validation)):
         path = folder / f"{name}.npz"
@@ -118,16 +121,19 @@ def train(
     weights: tuple[float, ...],
     seed: int,
     layout: Layout = ONE_DEVICE,
+    stage: str = STAGE,
 ) -> tuple[Params, dict[str, Any]]:
     """Labels the turns, trains R_φ from the supervised trunk, and measures it on held-out turns.
 
     Args:
       weights: α, β, γ.
       layout: the devices that train; the tree given and returned is whole, on one.
-    Returns: the reward model's tree, and the gate's report (also in `reward_model.json`).
+      stage: names checkpoints, report and labels; a run with several reward models names each.
+    Returns: the reward model's tree, and the gate's report (also in `STAGE.json`).
     Raises: GateError where the gate is `stop` and a held-out correlation is too low.
     """
-    train_table, held_out_table, _ = label(run, prepared.corpus, config.labels)
+    labels = stage.replace(STAGE, "labels", 1)
+    train_table, held_out_table, _ = label(run, prepared.corpus, config.labels, folder_name=labels)
     training = _turns(prepared, prepared.corpus.train, train_table, data, config.max_turns, seed)
     held_out = _turns(prepared, prepared.corpus.validation, held_out_table, data, config.validation_turns, seed)
     key = jax.random.key(seed)
@@ -178,7 +184,7 @@ def train(
 
     final = run_stage(
         run,
-        STAGE,
+        stage,
         state,
         update,
         steps,
@@ -196,7 +202,7 @@ def train(
         "interval": _intervals(predicted, held_out, weights),
     }
     found = correlations(predicted, held_out.labels, held_out.label_mask, weights)
-    return trained, _gate(run, found, report, config, weights)
+    return trained, _gate(run.path / f"{stage}.json", found, report, config, weights)
 
 
 def _turns(
@@ -270,7 +276,7 @@ def _intervals(
 
 
 def _gate(
-    run: RunDirectory,
+    path: Path,
     found: dict[str, float],
     report: dict[str, Any],
     config: RewardConfig,
@@ -279,7 +285,7 @@ def _gate(
     judged = ["reward", *(name for name, weight in zip(COMPONENTS, weights, strict=True) if weight != 0)]
     failed = [name for name in judged if not found[name] > config.gate_pearson]
     report = report | {"pearson": found, "threshold": config.gate_pearson, "judged": judged, "failed": failed}
-    write_json(run.path / "reward_model.json", report)
+    write_json(path, report)
     numbers = ", ".join(f"{name} {found[name]:.3f}" for name in judged)
     notice(f"reward model, held-out Pearson: {numbers}")
     if failed and config.gate == "stop":

@@ -189,6 +189,7 @@ def open_run(
     *,
     trackers: Sequence[Tracker] = ("tensorboard",),
     volatile: Sequence[str] = ("run_dir", "trackers", "mesh", "processes"),
+    wait: bool = False,
 ) -> RunDirectory:
     """Creates a run directory, or continues one that was started with the same configuration.
 
@@ -201,6 +202,7 @@ def open_run(
       trackers: where metrics go besides `metrics.jsonl`.
       volatile: names of top-level fields that may change between start and continuation without changing any number
         (the mesh: by more than rounding; it is stored with the environment, and a change is told).
+      wait: where another process works in the directory, wait until it is done instead of giving up.
     Returns: the directory, locked for this process until closed.
     Raises: RunError for a directory of another configuration (each differing field named), one that is not a run
       directory, one in use, no permission, or a full disk; in all cases nothing there was changed.
@@ -212,17 +214,17 @@ def open_run(
     if max(fields.get("mesh", {}).values(), default=1) > 1:
         here["mesh"] = fields["mesh"]
     if not processes.several():
-        return dataclasses.replace(_open(path, stored_config, here), trackers=tuple(trackers))
+        return dataclasses.replace(_open(path, stored_config, here, wait), trackers=tuple(trackers))
     # The first opens alone: what it refuses, nobody may begin.
     opened: list[RunDirectory] = []
-    processes.lead_does(lambda: opened.append(_open(path, stored_config, here)))
+    processes.lead_does(lambda: opened.append(_open(path, stored_config, here, wait)))
     if processes.leads():
         return dataclasses.replace(opened[0], trackers=tuple(trackers))
     own = path / "processes" / str(jax.process_index())
-    return dataclasses.replace(_open(own, stored_config, here), trackers=(), shared=path)
+    return dataclasses.replace(_open(own, stored_config, here, wait), trackers=(), shared=path)
 
 
-def _open(path: Path, stored_config: Mapping[str, Any], here: Mapping[str, Any]) -> RunDirectory:
+def _open(path: Path, stored_config: Mapping[str, Any], here: Mapping[str, Any], wait: bool) -> RunDirectory:
     if path.exists() and not path.is_dir():
         raise RunError(f"run directory {path} is a file: choose another run directory")
     config_file = path / "config.json"
@@ -237,9 +239,17 @@ def _open(path: Path, stored_config: Mapping[str, Any], here: Mapping[str, Any])
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(lock)
-        raise RunError(f"another process is working in {path}: wait for it or choose another run directory") from error
+        if not wait:
+            os.close(lock)
+            raise RunError(
+                f"another process is working in {path}: wait for it or choose another run directory"
+            ) from error
+        notice(f"another process is working in {path}: waiting for it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        resumed = config_file.exists() and _begun(path)
     try:
+        if wait and resumed:  # What the other process has written by now may be of another configuration.
+            _check_same(path, read_json(config_file), stored_config)
         _describe(config_file, stored_config, resumed, here)
     except BaseException:
         os.close(lock)

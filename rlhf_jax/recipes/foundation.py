@@ -1,0 +1,107 @@
+"""Stages 0–2 in a directory of their own: what the variants of one study, and several studies, have in common.
+
+Two policies that differ in their reward alone must start from the same imitation. So data, supervised policy and reward
+models are made once per seed; whoever needs them opens the same directory and gets the same parameters, bit by bit.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rlhf_jax.interfaces import COMPONENTS, Params
+from rlhf_jax.recipes import corpus, reward, supervised
+from rlhf_jax.recipes.agent import Agent, make_agent, policy_params
+from rlhf_jax.recipes.corpus import DataConfig, ModelConfig, Prepared
+from rlhf_jax.recipes.reward import RewardConfig
+from rlhf_jax.recipes.supervised import SupervisedConfig
+from rlhf_jax.runtime.run import RunError, open_run
+
+Sentiment = Literal["shift", "level"]
+EQUAL = (1 / len(COMPONENTS),) * len(COMPONENTS)
+"""α = β = γ: the weights a reward model's early stopping and gate look at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundationConfig:
+    """Data, imitation and reward models of one seed."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    sft: SupervisedConfig = SupervisedConfig()
+    reward: RewardConfig = RewardConfig(gate="warn")
+    """Of every reward model; `labels.sentiment` is overruled by `sentiments`."""
+    sentiments: tuple[Sentiment, ...] = ("shift",)
+    """One reward model for each form of the sentiment signal."""
+    temperature: float = 1.0
+    """Divides the logits of policy and reference, in sampling and in learning."""
+
+    def __post_init__(self) -> None:
+        if not self.sentiments or len(set(self.sentiments)) < len(self.sentiments):
+            raise ValueError(f"sentiments must name shift, level or both, each once: got {self.sentiments}")
+
+
+class Foundation(NamedTuple):
+    """What PPO, best-of-n and the studies start from."""
+
+    path: Path
+    config: FoundationConfig
+    seed: int
+    prepared: Prepared
+    agent: Agent
+    trunk: Params
+    """The supervised GPT-2: start and reference of every policy."""
+    reward_models: dict[str, Params]
+    """By form of the sentiment signal."""
+    gates: dict[str, dict[str, Any]]
+    """The held-out correlations of each."""
+
+    @property
+    def supervised_policy(self) -> Params:
+        """The policy that imitates, its values 0."""
+        return policy_params(self.trunk, self.agent.network.n_embd)
+
+    def reward_model(self, sentiment: Sentiment) -> Params:
+        """R_φ for one form of the sentiment signal.
+
+        Raises: RunError where the foundation was laid without it.
+        """
+        if sentiment not in self.reward_models:
+            raise RunError(
+                f"{self.path} has no reward model for the sentiment {sentiment}: it was laid with {self.config.sentiments}"
+            )
+        return self.reward_models[sentiment]
+
+
+def lay(folder: Path, config: FoundationConfig, *, seed: int) -> Foundation:
+    """Runs what is missing of stages 0–2 in `folder` and returns what they learnt; waits where another process does so.
+
+    Raises: RunError where `folder` belongs to another configuration or seed.
+    """
+    stored = {"seed": seed, **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}}
+    with open_run(folder, stored, trackers=(), wait=True) as run:
+        prepared = corpus.prepare(run, config.data, config.model, seed=seed)
+        agent = make_agent(
+            prepared.vocab,
+            prepared.network,
+            max_items=config.data.max_items,
+            response_tokens=config.data.response_tokens,
+            temperature=config.temperature,
+        )
+        trunk = supervised.train(
+            run, prepared.corpus, prepared.vocab, agent, config.sft, seed=seed, trunk=prepared.trunk
+        )
+        models, gates = {}, {}
+        for sentiment in config.sentiments:
+            labels = dataclasses.replace(config.reward.labels, sentiment=sentiment)
+            models[sentiment], gates[sentiment] = reward.train(
+                run,
+                prepared,
+                agent,
+                trunk,
+                dataclasses.replace(config.reward, labels=labels),
+                config.data,
+                weights=EQUAL,
+                seed=seed,
+                stage=f"{reward.STAGE}-{sentiment}",
+            )
+    return Foundation(folder, config, seed, prepared, agent, trunk, models, gates)

@@ -1,0 +1,163 @@
+"""The foundations that studies start from, by name and size: one table, so that studies of one setting share one foundation.
+
+A `quick` setting is the same experiment with fewer dialogues and a smaller network; its numbers are its own. `debug` is
+for tests. Real data are under `dir`, which holds `redial/`, `opendialkg/` and `uss/`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from rlhf_jax.feedback.weak_labels import LabelOptions
+from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.recipes.alignment import AlignmentConfig
+from rlhf_jax.recipes.assessment import AssessmentConfig
+from rlhf_jax.recipes.corpus import DataConfig, ModelConfig
+from rlhf_jax.recipes.foundation import FoundationConfig
+from rlhf_jax.recipes.reward import RewardConfig
+from rlhf_jax.recipes.supervised import SupervisedConfig
+from rlhf_jax.simulators.world import WorldConfig, hackable
+
+Setting = Literal["world", "hackable", "redial", "opendialkg"]
+Size = Literal["full", "quick", "debug"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StudySetting:
+    """Everything but what a study varies."""
+
+    foundation: FoundationConfig
+    align: AlignmentConfig
+    ppo: PPOConfig
+    assess: AssessmentConfig
+
+
+def foundation_folder(runs: Path, setting: Setting, size: Size, seed: int) -> Path:
+    """Where the foundation of a setting lies, so that every study finds the same one."""
+    return runs / "foundations" / f"{setting}-{size}" / f"seed-{seed}"
+
+
+def study_setting(setting: Setting, size: Size, data_dir: Path) -> StudySetting:
+    """The numbers of a setting at a size.
+
+    Args:
+      data_dir: holds `redial/` and `opendialkg/`; not read for the worlds.
+    """
+    if setting in ("world", "hackable"):
+        return _world(setting == "hackable", size)
+    return _real(setting, size, data_dir / setting)
+
+
+_TINY = SupervisedConfig(
+    epochs=2, max_tokens=128, buckets=(128,), tokens_per_batch=1024, description_epochs=0, warmup_steps=5
+)
+
+
+def _world(is_hackable: bool, size: Size) -> StudySetting:
+    world = WorldConfig(n_items=48, n_genres=4, n_people=6, p_taste=0.6, p_popularity=0.25, hackability=0.3)
+    if size == "debug":
+        world = dataclasses.replace(world, n_items=40, n_train=60, n_test=12, n_users=40)
+        data = DataConfig(world=world, n_words=400, context_tokens=64, response_tokens=24)
+    else:
+        data = DataConfig(world=dataclasses.replace(world, n_train=2500 if size == "full" else 1000))
+    if is_hackable:
+        data = dataclasses.replace(data, world=hackable(data.world))
+    if size == "debug":
+        return _debug(data, LabelOptions())
+    sft = SupervisedConfig(
+        epochs=6,
+        description_epochs=6,
+        metadata_words=True,
+        item_weight=5.0,
+        max_tokens=256,
+        buckets=(32, 96, 160, 256),
+        tokens_per_batch=2560,
+    )
+    full = size == "full"
+    return StudySetting(
+        foundation=FoundationConfig(
+            data=data,
+            model=ModelConfig(attention_dropout=False),
+            sft=sft,
+            reward=RewardConfig(epochs=6 if full else 3, learning_rate=1e-3, gate="warn"),
+            sentiments=("shift", "level"),
+        ),
+        align=AlignmentConfig(
+            updates=40 if full else 16, batch_size=128, learning_rate=3e-4, evaluations=5 if full else 4
+        ),
+        ppo=PPOConfig(minibatches=2),
+        assess=AssessmentConfig(text_turns=500 if full else 250, users=300 if full else 200),
+    )
+
+
+def _real(setting: Literal["redial", "opendialkg"], size: Size, folder: Path) -> StudySetting:
+    labels = LabelOptions(engagement="continuation")
+    if size == "debug":
+        data = DataConfig(
+            source=setting, dir=folder, max_dialogues=60, n_words=400, context_tokens=64, response_tokens=24
+        )
+        return _debug(data, labels)
+    # Relevance pays for saying more of the same: an endless reply scores as a bad one, and length has a price.
+    ppo = PPOConfig(kl_coef=0.1, missing_eos_mode="replace", length_coef=0.05, length_free=12)
+    if size == "full":
+        redial = setting == "redial"
+        return StudySetting(
+            foundation=FoundationConfig(
+                data=DataConfig(
+                    source=setting,
+                    dir=folder,
+                    n_words=5000,
+                    window=20 if redial else 10,
+                    context_tokens=256 if redial else 192,
+                ),
+                model=ModelConfig(n_layer=3, n_embd=192, n_head=6, n_positions=512, attention_dropout=False),
+                sft=SupervisedConfig(
+                    epochs=5,
+                    description_tokens=32,
+                    metadata_words=True,
+                    repeated_item_weight=0.0,
+                    buckets=(32, 128, 192, 256, 384, 512),
+                    warmup_steps=200,
+                ),
+                reward=RewardConfig(labels=labels, max_turns=4000, epochs=2, gate="warn"),
+                sentiments=("shift", "level"),
+            ),
+            align=AlignmentConfig(updates=40),
+            ppo=ppo,
+            assess=AssessmentConfig(text_turns=1000),
+        )
+    return StudySetting(
+        foundation=FoundationConfig(
+            data=DataConfig(source=setting, dir=folder, max_dialogues=3000, n_words=3000, window=6, context_tokens=128),
+            model=ModelConfig(n_layer=2, n_embd=128, n_head=4, n_positions=256, attention_dropout=False),
+            sft=SupervisedConfig(
+                epochs=3,
+                description_tokens=32,
+                metadata_words=True,
+                repeated_item_weight=0.0,
+                max_tokens=256,
+                buckets=(32, 128, 192, 256),
+                warmup_steps=100,
+            ),
+            reward=RewardConfig(labels=labels, max_turns=3000, validation_turns=1000, epochs=2, gate="warn"),
+            sentiments=("shift", "level"),
+        ),
+        align=AlignmentConfig(updates=10, save_every=5),
+        ppo=ppo,
+        assess=AssessmentConfig(text_turns=300),
+    )
+
+
+def _debug(data: DataConfig, labels: LabelOptions) -> StudySetting:
+    return StudySetting(
+        foundation=FoundationConfig(
+            data=data,
+            model=ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=128),
+            sft=_TINY,
+            reward=RewardConfig(labels=labels, epochs=1, validation_turns=64, gate="warn"),
+            sentiments=("shift", "level"),
+        ),
+        align=AlignmentConfig(updates=2, batch_size=16, evaluations=2, save_every=1),
+        ppo=PPOConfig(epochs=2),
+        assess=AssessmentConfig(text_turns=16, batch_size=16, users=16, user_turns=2, conversations=2),
+    )
