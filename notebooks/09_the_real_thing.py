@@ -31,8 +31,13 @@
 
 # %%
 import functools
+import os
 import tempfile
 from pathlib import Path
+
+# Every program here runs a few times on a tiny network, so compiling fast counts for more than running fast: the older
+# emitters of XLA's CPU backend, which must be asked for before JAX starts, and below no optimisation that can be left out.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +61,6 @@ from rlhf_jax.simulators.world import WorldConfig
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
-# Every program here runs a few times on a tiny network, so compiling fast counts for more than running fast.
 jax.config.update("jax_disable_most_optimizations", True)
 
 # %% [markdown]

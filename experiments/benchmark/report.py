@@ -168,7 +168,7 @@ def _digits(seconds: float) -> str:
 def picture(measured: Sequence[Measured]) -> Figure:
     """Stacked bars: rollout, scoring and update of every implementation, one panel a workload; a line is one program."""
     with matplotlib.rc_context(plots.STYLE):
-        height = 0.6 + sum(0.55 + 0.3 * len(one.forms) for one in measured)
+        height = 0.9 + sum(0.55 + 0.3 * len(one.forms) for one in measured)
         figure = Figure(figsize=(plots.WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(
@@ -198,5 +198,5 @@ def picture(measured: Sequence[Measured]) -> Figure:
             axes.margins(x=0.12)
             axes.set_title(f"{one.workload.name}: one PPO iteration, batch {one.workload.batch}")
             axes.set_xlabel("seconds, median; the black line is the whole iteration as measured at once")
-        panels[0].legend(loc="lower right", ncols=len(PHASES))
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(PHASES))
         return figure

@@ -15,7 +15,7 @@ def generalized_advantage_estimation(
 ) -> Float[Array, " T"]:
     """Advantages of one response; batch with `jax.vmap`.
 
-        A_t = δ_t + γλ A_{t+1},   δ_t = r_t + γ V_{t+1} − V_t,   A_T = 0
+        A_t = δ_t + γλ A_{t+1},   δ_t = r_t + γ V_{t+1} − V_t,   A_T = 0;   t = 0 … T−1, as arrays count
 
     Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16 (the PPO paper, arXiv:1707.06347, eq. 11, prints the
     last exponent as T−t+1; it is T−t−1). Our r_t is paid after token t, their reward after action a_t.

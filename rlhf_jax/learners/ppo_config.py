@@ -33,7 +33,7 @@ class PPOConfig:
     kl_target: float = 6.0
     """Nats per response."""
     kl_horizon: float = 10_000.0
-    """Responses over which the coefficient may change by its own size."""
+    """Responses over which the coefficient may change by a fifth: at most by 1 ± 0.2·n/horizon in an update of n."""
     component_weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     """α, β, γ of the reward components."""
     component_names: tuple[str, ...] = COMPONENTS
