@@ -136,14 +136,48 @@ def statistic(
       compute: from case numbers and training-seed numbers (both with repeats) to the statistic.
       n_seeds: how many training seeds were judged on these cases; drawn anew in every replicate.
     """
-    keys, index = np.unique(np.asarray(dialogues), return_inverse=True)
-    cases = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
+    cases = _cases(dialogues)
     generator = np.random.default_rng(seed)
     draws = []
     for _ in range(replicates):
-        chosen = np.concatenate([cases[key] for key in generator.integers(len(keys), size=len(keys))])
+        chosen = _draw(cases, generator)
         draws.append(compute(chosen, generator.integers(n_seeds, size=n_seeds)))
     return _percentiles(np.array(draws))
+
+
+def statistic_over_seeds(
+    dialogues: Sequence[Sequence[Hashable]],
+    compute: Callable[[int, np.ndarray], float],
+    *,
+    seed: int = 0,
+    replicates: int = 500,
+) -> tuple[float, float]:
+    """Interval of the mean over training seeds of such a statistic, where each seed was judged on cases of its own.
+
+    A replicate draws dialogues of every seed, then seeds.
+
+    Args:
+      dialogues: per training seed, the key of the dialogue each case comes from.
+      compute: from the number of a training seed and case numbers (with repeats) to the statistic.
+    """
+    cases = [_cases(keys) for keys in dialogues]
+    generator = np.random.default_rng(seed)
+    draws = []
+    for _ in range(replicates):
+        values = np.array([compute(run, _draw(own, generator)) for run, own in enumerate(cases)])
+        draws.append(values[generator.integers(len(cases), size=len(cases))].mean())
+    return _percentiles(np.array(draws))
+
+
+def _cases(dialogues: Sequence[Hashable]) -> list[np.ndarray]:
+    """Case numbers of every dialogue."""
+    _, index = np.unique(np.asarray(dialogues), return_inverse=True)
+    return np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
+
+
+def _draw(cases: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+    """Cases of as many dialogues as there are, drawn with repeats."""
+    return np.concatenate([cases[key] for key in generator.integers(len(cases), size=len(cases))])
 
 
 def _replicates(runs: list[tuple[DialogueSums, ...]], *, seed: int, replicates: int) -> np.ndarray:
@@ -152,7 +186,7 @@ def _replicates(runs: list[tuple[DialogueSums, ...]], *, seed: int, replicates: 
     per_seed = []
     for systems in runs:
         keys = systems[0].dialogues
-        weights = _weights(len(keys), seed, stream.setdefault(keys, len(stream)), replicates)
+        weights = draw_counts(len(keys), seed, stream.setdefault(keys, len(stream)), replicates)
         per_seed.append([(weights @ system.sums) / np.maximum(weights @ system.counts, 1.0) for system in systems])
     means = np.array(per_seed)
     if len(runs) == 1:
@@ -163,8 +197,12 @@ def _replicates(runs: list[tuple[DialogueSums, ...]], *, seed: int, replicates: 
 
 
 @functools.lru_cache(maxsize=8)
-def _weights(n: int, seed: int, stream: int, replicates: int) -> np.ndarray:
-    """How often each of n dialogues is drawn, per replicate: [R, n]; drawing them is most of the work, so kept."""
+def draw_counts(n: int, seed: int, stream: int, replicates: int) -> np.ndarray:
+    """How often each of n dialogues is drawn, per replicate: [R, n]; drawing them is most of the work, so kept.
+
+    Args:
+      stream: another one is drawn independently; systems judged on the same dialogues share one.
+    """
     generator = np.random.default_rng([seed, stream])
     return generator.multinomial(n, np.full(n, 1 / n), size=replicates).astype(np.float64)
 

@@ -143,13 +143,21 @@ def is_grammatical(
 
 
 def text_results(
-    system: str, runs: Sequence[Sequence[GeneratedTurn]], *, split: str, seeds: Sequence[int] = ()
+    system: str,
+    runs: Sequence[Sequence[GeneratedTurn]],
+    *,
+    split: str,
+    seeds: Sequence[int] = (),
+    same_test: bool = True,
 ) -> list[Result]:
     """Entries of `results.json` for the turns of one system, one list of turns per training seed.
 
+    Args:
+      same_test: every seed answered the same places; else each had its own, under dialogue ids of its own (`of_seed`).
+
     Raises: ValueError without turns, or where seeds or places differ between the lists.
     """
-    _check_runs(system, runs, seeds)
+    _check_runs(system, [runs], seeds, same_test)
     results = [_bleu(f"{system}/bleu4", [runs], split, seeds)]
     for metric, of_turn, text in PER_TURN:
         estimate = bootstrap.mean_over_seeds([_gathered(turns, of_turn) for turns in runs])
@@ -173,11 +181,10 @@ def text_differences(
     *,
     split: str,
     seeds: Sequence[int] = (),
+    same_test: bool = True,
 ) -> list[Result]:
     """Entries for `a` − `b`, paired by place in the corpus and training seed (`name` is for example `ppo-sft`)."""
-    _check_runs(name, [*a, *b], ())
-    _check_runs(name, a, seeds)
-    _check_runs(name, b, seeds)
+    _check_runs(name, [a, b], seeds, same_test)
     results = [_bleu(f"{name}/bleu4", [a, b], split, seeds)]
     for metric, of_turn, text in PER_TURN:
         left, right = ([_gathered(turns, of_turn) for turns in runs] for runs in (a, b))
@@ -207,13 +214,21 @@ PER_TURN: tuple[tuple[str, Callable[[GeneratedTurn], float], str], ...] = (
 """Metrics that are a mean over turns: name, value of a turn, definition."""
 
 
-def _check_runs(name: str, runs: Sequence[Sequence[GeneratedTurn]], seeds: Sequence[int]) -> None:
-    if not runs or not all(runs):
-        raise ValueError(f"{name}: no generated turns to judge")
-    if seeds and len(seeds) != len(runs):
-        raise ValueError(f"{name}: {len(seeds)} seeds for {len(runs)} lists of turns")
-    places = [[(turn.dialogue, turn.reference) for turn in turns] for turns in runs]
-    if any(other != places[0] for other in places[1:]):
+def of_seed(turns: Sequence[GeneratedTurn], seed: int) -> list[GeneratedTurn]:
+    """The turns under dialogue ids of their own, where every seed has its own dialogues under the same ids."""
+    return [turn._replace(dialogue=f"seed {seed}, {turn.dialogue}") for turn in turns]
+
+
+def _check_runs(
+    name: str, sides: Sequence[Sequence[Sequence[GeneratedTurn]]], seeds: Sequence[int], same_test: bool
+) -> None:
+    for runs in sides:
+        if not runs or not all(runs):
+            raise ValueError(f"{name}: no generated turns to judge")
+        if seeds and len(seeds) != len(runs):
+            raise ValueError(f"{name}: {len(seeds)} seeds for {len(runs)} lists of turns")
+    places = [[[(turn.dialogue, turn.reference) for turn in turns] for turns in runs] for runs in sides]
+    if any(other != places[0] for other in places[1:]) or (same_test and any(o != places[0][0] for o in places[0])):
         raise ValueError(f"{name}: the lists of turns answer different places of the corpus")
 
 
@@ -235,9 +250,15 @@ def _bleu(name: str, sides: Sequence[Sequence[Sequence[GeneratedTurn]]], split: 
         scores = [np.mean([_bleu_of(runs[run][cases]) for run in chosen]) for runs in statistics]
         return float(scores[0] - scores[1]) if len(scores) > 1 else float(scores[0])
 
-    everything = np.arange(len(turns))
-    values = [compute(everything, np.array([run])) for run in range(len(sides[0]))]
-    interval = bootstrap.statistic([turn.dialogue for turn in turns], compute, n_seeds=len(sides[0]))
+    def of_run(run: int, cases: np.ndarray) -> float:
+        return compute(cases, np.array([run]))
+
+    keys = [[turn.dialogue for turn in turns] for turns in sides[0]]
+    values = [of_run(run, np.arange(len(own))) for run, own in enumerate(keys)]
+    if all(own == keys[0] for own in keys):
+        interval = bootstrap.statistic(keys[0], compute, n_seeds=len(keys))
+    else:
+        interval = bootstrap.statistic_over_seeds(keys, of_run)
     text = f"{'difference of ' if len(sides) > 1 else ''}sacreBLEU corpus score, 0 to 100, {signature}"
     return Result(name, float(np.mean(values)), len(turns), "text", split, interval, tuple(seeds), text, _std(values))
 

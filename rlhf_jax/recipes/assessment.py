@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import RankingRow, ranking_rows, response_parts
 from rlhf_jax.evaluation import ranking, user_centric
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.text import GeneratedTurn, is_grammatical, words_of
-from rlhf_jax.interfaces import Message, Params, PromptBatch
+from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch
 from rlhf_jax.recipes.agent import Agent
 from rlhf_jax.recipes.corpus import DataConfig, Prepared, Windows
 from rlhf_jax.recipes.users import Responder, meet_users, response_message
@@ -152,30 +153,34 @@ def answer(
     windows = Windows(prepared.vocab, prepared.corpus.test[: config.test_dialogues], data)
     turns = text_turns(windows, config.text_turns)
     responses = greedy_responses(agent, params, windows, turns, config.batch_size, name=name)
-    generated = []
-    for (dialogue, index), response in zip(turns, responses, strict=True):
-        message = response_message(prepared.vocab, response)
-        ids = prepared.vocab.grammar
-        generated.append(
-            GeneratedTurn(
-                dialogue=windows.dialogues[dialogue].dialogue_id,
-                text=words_of(message),
-                reference=words_of(windows.dialogues[dialogue].messages[index]),
-                n_tokens=len(response),
-                n_items=len(response_parts(prepared.vocab, response).items),
-                grammatical=is_grammatical(
-                    response,
-                    n_words=ids.n_words,
-                    eos=ids.eos,
-                    rec=ids.rec,
-                    say=ids.say,
-                    first_item=ids.first_item,
-                    n_items=ids.n_items,
-                    max_items=agent.grammar.max_items,
-                ),
-            )
-        )
-    return generated
+    return [
+        generated_turn(prepared.vocab, agent, windows.dialogues[dialogue], index, response)
+        for (dialogue, index), response in zip(turns, responses, strict=True)
+    ]
+
+
+def generated_turn(
+    vocab: Vocabulary, agent: Agent, dialogue: Dialogue, index: int, response: Sequence[int]
+) -> GeneratedTurn:
+    """A response (padding removed) in the place of a dialogue's message, beside what the human said there."""
+    ids = vocab.grammar
+    return GeneratedTurn(
+        dialogue=dialogue.dialogue_id,
+        text=words_of(response_message(vocab, response)),
+        reference=words_of(dialogue.messages[index]),
+        n_tokens=len(response),
+        n_items=len(response_parts(vocab, response).items),
+        grammatical=is_grammatical(
+            response,
+            n_words=ids.n_words,
+            eos=ids.eos,
+            rec=ids.rec,
+            say=ids.say,
+            first_item=ids.first_item,
+            n_items=ids.n_items,
+            max_items=agent.grammar.max_items,
+        ),
+    )
 
 
 def greedy_responses(

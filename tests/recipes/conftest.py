@@ -1,6 +1,7 @@
 """A vocabulary of four items, made in a moment."""
 
 import pytest
+from tiny_policy import Tiny, make_tiny
 
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import Dialogue, Message
@@ -39,3 +40,8 @@ def dialogues() -> tuple[Dialogue, ...]:
         )
         for number, messages in enumerate(spoken)
     )
+
+
+@pytest.fixture(scope="session")
+def tiny(vocab: Vocabulary, dialogues: tuple[Dialogue, ...]) -> Tiny:
+    return make_tiny(vocab, dialogues)
