@@ -19,6 +19,9 @@ DEFINITIONS = {
     "mean_length": "words per system turn, mean over users",
     "dwell_seconds": "simulated seconds a user stays with a turn, mean over users",
     "proxy_score": "reward model's weighted score of the system turns, mean over users",
+    "kl_k1": "Σ_t (log π − log π_ref) of a sampled system turn, nats, mean over users; unbiased estimate of the KL",
+    "kl_k3": "Σ_t (e^{−d} − 1 + d), d = log π − log π_ref, of a sampled system turn, nats, mean over users",
+    "reply_tokens": "sampled tokens per system turn, <eos> included, mean over users",
 }
 """What a metric is; `success@t` is spelled out by `definition`."""
 

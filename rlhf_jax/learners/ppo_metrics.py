@@ -46,6 +46,7 @@ def objective_metrics(
     for c, name in enumerate(component_names):
         by_component[f"objective/{name}_raw"] = jnp.mean(components[:, c])
         by_component[f"objective/{name}_normalised"] = jnp.mean(combined.components[:, c])
+        by_component[f"objective/{name}_reward_correlation"] = correlation(components[:, c], scores)
     return by_component | {
         "objective/score_raw": jnp.mean(combined.raw),
         "objective/score_normalised": jnp.mean(scores),
@@ -58,3 +59,13 @@ def objective_metrics(
         "text/response_length": jnp.mean(jnp.sum(mask, axis=1).astype(jnp.float32)),
         "text/eos_fraction": jnp.mean(rollout.finished.astype(jnp.float32)),
     }
+
+
+def correlation(x: Float[Array, " B"], y: Float[Array, " B"]) -> Float[Array, ""]:
+    """Pearson correlation over a batch; 0 where a side does not vary, so that a constant reward logs no NaN.
+
+    Source: Pearson 1895. No gradients are meant to flow through it.
+    """
+    x, y = x.astype(jnp.float32) - jnp.mean(x), y.astype(jnp.float32) - jnp.mean(y)
+    scale = jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
+    return jnp.where(scale > 0, jnp.sum(x * y) / jnp.where(scale > 0, scale, 1.0), 0.0)

@@ -22,6 +22,8 @@ from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import run_stage
 
 STAGE = "ppo"
+Probe = Callable[[Params, int], Mapping[str, float]]
+"""Measures a policy after a number of updates: (parameters, updates done) to metrics by full name (`ppo/…`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ def align(
     data: DataConfig,
     *,
     seed: int,
-    truth: Callable[[Params], Mapping[str, float]] | None = None,
+    truth: Probe | None = None,
     layout: Layout = ONE_DEVICE,
     stage: str = STAGE,
 ) -> Params:
@@ -105,7 +107,7 @@ def align(
             return PromptBatch(tokens=jnp.asarray(tokens[rows[own]]), mask=jnp.asarray(mask[rows[own]]))
 
         # Where the path begins: the supervised policy, KL 0. Measured before the state is donated.
-        start = truth(layout.fetch(state.params)) if truth is not None and index == 0 else {}
+        start = truth(layout.fetch(state.params), 0) if truth is not None and index == 0 else {}
         prompts = layout.batch(config.batch_size, own_prompts)
         state, metrics, rollout = iterate(state, prompts, reference, scorer)
         metrics |= surface(layout.fetch(rollout), prepared.vocab.rec)
@@ -113,8 +115,7 @@ def align(
         return state, {**named, **start}
 
     def evaluate(state: ppo.PPOState, index: int) -> Mapping[str, float]:
-        del index
-        return truth(layout.fetch(state.params)) if truth is not None else {}
+        return truth(layout.fetch(state.params), index) if truth is not None else {}
 
     final = run_stage(
         run,

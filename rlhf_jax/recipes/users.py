@@ -11,7 +11,9 @@ import numpy as np
 from rlhf_jax.data.batching import pad_left
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import prompt_tokens, response_parts
-from rlhf_jax.interfaces import Message, Params, PromptBatch
+from rlhf_jax.equations.kl import kl_k1, kl_k3
+from rlhf_jax.equations.masked import zero_padding
+from rlhf_jax.interfaces import Message, Params, PromptBatch, Rollout
 from rlhf_jax.recipes.agent import Agent
 from rlhf_jax.recipes.corpus import DataConfig, Prepared
 from rlhf_jax.simulators.closed_loop import ClosedLoopResult, evaluate_closed_loop, evaluate_recommender
@@ -39,11 +41,14 @@ class Responder:
         seed: int,
         reward_model: Params | None = None,
         weights: Sequence[float] = (),
+        reference: Params | None = None,
     ) -> None:
+        if greedy and reference is not None:
+            raise ValueError("the KL to a reference is that of sampled replies; these are greedy")
         self._vocab, self._data = prepared.vocab, data
-        self._params, self._reward_model = params, reward_model
+        self._params, self._reward_model, self._reference = params, reward_model, reference
         self._key, self._calls = jax.random.key(seed), 0
-        self._proxy: dict[int, list[float]] = {}
+        self._measured: dict[int, list[dict[str, float]]] = {}
         self._turn = _compiled_turn(agent, greedy, tuple(weights))
 
     def __call__(self, histories: Sequence[History]) -> list[Message]:
@@ -59,18 +64,25 @@ class Responder:
         prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
         key = jax.random.fold_in(self._key, self._calls)
         self._calls += 1
-        responses, proxy = self._turn(self._params, self._reward_model, prompts, key)
-        if proxy is not None:
+        responses, measured = self._turn(self._params, self._reward_model, self._reference, prompts, key)
+        columns = {name: np.asarray(values) for name, values in measured.items()}
+        for row, history in enumerate(histories if columns else ()):
             # A conversation is known by its first message, the same object throughout.
-            for history, score in zip(histories, np.asarray(proxy), strict=False):
-                self._proxy.setdefault(id(history[0]), []).append(float(score))
+            turns = self._measured.setdefault(id(history[0]), [])
+            turns.append({name: float(values[row]) for name, values in columns.items()})
         rows = np.asarray(responses)[: len(histories)]
         return [response_message(self._vocab, row) for row in rows]
 
     @property
-    def proxy_scores(self) -> np.ndarray | None:
-        """Mean weighted score of the turns of each conversation, in order of their first turns; None without R_φ."""
-        return np.array([np.mean(scores) for scores in self._proxy.values()]) if self._proxy else None
+    def measured(self) -> dict[str, np.ndarray]:
+        """Means over the turns of each conversation, in order of their first turns.
+
+        `proxy_score` (the weighted score) with R_φ; with a reference also `kl_k1` and `kl_k3` (nats per reply) and
+        `reply_tokens` (the reply's sampled tokens, <eos> included).
+        """
+        conversations = list(self._measured.values())
+        names = conversations[0][0] if conversations else ()
+        return {name: np.array([np.mean([turn[name] for turn in turns]) for turns in conversations]) for name in names}
 
 
 @functools.lru_cache(maxsize=8)
@@ -78,12 +90,33 @@ def _compiled_turn(agent: Agent, greedy: bool, weights: tuple[float, ...]) -> An
     """One program for all responders of a kind: every evaluation has a responder of its own."""
     alpha = jnp.asarray(weights, jnp.float32)
 
-    def turn(params: Params, reward_model: Params | None, prompts: PromptBatch, key: Any) -> tuple[Any, Any]:
+    def turn(
+        params: Params, reward_model: Params | None, reference: Params | None, prompts: PromptBatch, key: Any
+    ) -> tuple[Any, dict[str, Any]]:
         rollout = agent.greedy(params, prompts, key, None) if greedy else agent.sample(params, prompts, key)
-        proxy = None if reward_model is None else agent.score(reward_model, rollout) @ alpha
-        return rollout.response_tokens, proxy
+        measured = {} if reward_model is None else {"proxy_score": agent.score(reward_model, rollout) @ alpha}
+        if reference is not None:
+            measured |= distance(agent, reference, rollout)
+        return rollout.response_tokens, measured
 
     return jax.jit(turn)
+
+
+def distance(agent: Agent, reference: Params, rollout: Rollout) -> dict[str, Any]:
+    """How far sampled replies lie from a reference policy, one number per reply [B]; to be called inside jit.
+
+        k1 = Σ_t d_t,   k3 = Σ_t (e^{−d_t} − 1 + d_t),   d_t = log π(a_t) − log π_ref(a_t), both tempered and masked
+
+    The mean of either estimates the KL of the reply in nats; k3 is never negative. Source: `equations.kl`.
+    `reply_tokens` counts sampled tokens, <eos> included.
+    """
+    logprobs = zero_padding(rollout.logprobs, rollout.response_mask)
+    judged = agent.policy(reference, rollout).logprobs
+    return {
+        "kl_k1": jnp.sum(kl_k1(logprobs, judged), axis=1),
+        "kl_k3": jnp.sum(kl_k3(logprobs, judged), axis=1),
+        "reply_tokens": jnp.sum(rollout.response_mask, axis=1).astype(jnp.float32),
+    }
 
 
 def meet_users(
@@ -92,9 +125,7 @@ def meet_users(
     """Closed loop with users of the simulated world: metric to one value per user."""
     assert prepared.world_seed is not None
     result = evaluate_closed_loop(responder, data.world, prepared.world_seed, n_users=n_users, n_turns=n_turns)
-    values = per_user(result)
-    proxy = responder.proxy_scores
-    return values if proxy is None else values | {"proxy_score": proxy}
+    return per_user(result) | responder.measured
 
 
 def yardsticks(prepared: Prepared, data: DataConfig, *, n_users: int, n_turns: int) -> dict[str, dict[str, np.ndarray]]:
@@ -124,12 +155,13 @@ def closed_loop_probe(
     n_users: int,
     n_turns: int,
     seed: int,
-) -> Callable[[Params], dict[str, float]] | None:
+) -> Callable[[Params, int], dict[str, float]] | None:
     """True utility while PPO runs, on the sampled policy; None where no world knows the truth."""
     if prepared.world_seed is None:
         return None
 
-    def probe(params: Params) -> dict[str, float]:
+    def probe(params: Params, updates: int) -> dict[str, float]:
+        del updates
         responder = Responder(
             prepared, agent, params, data, greedy=False, seed=seed, reward_model=reward_model, weights=weights
         )

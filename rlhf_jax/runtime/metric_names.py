@@ -70,6 +70,10 @@ PPO: Group = {
     "objective/score_normalised": Metric("", "score as paid: running mean/std, clipped, missing <eos> priced in"),
     "objective/<component>_raw": Metric("z", "one component of the reward model's output"),
     "objective/<component>_normalised": Metric("", "the same after its running mean/std"),
+    "objective/<component>_reward_correlation": Metric(
+        "",
+        "Pearson over the responses of an update between one raw component and the score as paid; 0 where one is constant",
+    ),
     "objective/kl_k1": Metric("nats", "Σ_t (log π − log π_ref) per response; unbiased estimate of the sequence KL"),
     "objective/kl_k3": Metric("nats", "Σ_t (e^{−d} − 1 + d), d = log π − log π_ref, per response; never negative"),
     "objective/non_score_reward": Metric("", "−kl_coef · kl_k1, what the KL penalty pays per response"),
@@ -93,15 +97,17 @@ PPO: Group = {
     "text/repetition": Metric("", "share of repeated 3-grams within a response"),
     "text/distinct_<k>": Metric("", "different k-grams over all k-grams of the update's responses"),
     "text/item_share": Metric("", "share of responses that suggest an item"),
-    "text/bleu4": Metric("", "sacreBLEU on the evaluation prompts, 0 to 100"),
-    "text/bleu4_one_hot": Metric("", "sentence 4-gram precision (the CRS convention) on the evaluation prompts"),
-    "text/sentiment_reward_correlation": Metric("", "Pearson between a response's own sentiment and its score"),
-    "judge/score": Metric("", "held-out judge that is never optimised, on the evaluation prompts"),
+    "text/bleu4": Metric("", "sacreBLEU of sampled replies to validation prompts against the human ones, 0 to 100"),
+    "text/bleu4_one_hot": Metric("", "sentence 4-gram precision (the CRS convention) of the same replies"),
+    "judge/score": Metric(
+        "", "held-out judge that is never optimised, 1 to 5, of sampled replies to validation prompts"
+    ),
     "world/<closed_loop>": Metric(
         "", "closed loop with users the policy never met; definitions in `evaluation.closed_loop`"
     ),
     "validation/score_raw": Metric("z", "reward model's score of responses to validation prompts"),
     "validation/kl_k1": Metric("nats", "Σ_t (log π − log π_ref) of responses to validation prompts"),
+    "validation/response_length": Metric("tokens", "per response to validation prompts, <eos> included"),
     "validation/hr@<k>": Metric("", "hit rate at k on the validation split, protocol in the run's configuration"),
     "validation/ndcg@<k>": Metric("", "NDCG at k on the validation split, same protocol"),
     "validation/mrr": Metric("", "mean reciprocal rank on the validation split, same protocol"),
@@ -119,6 +125,9 @@ _CLOSED_LOOP = (
     "mean_length",
     "dwell_seconds",
     "proxy_score",
+    "kl_k1",
+    "kl_k3",
+    "reply_tokens",
     "success@<k>",
 )
 

@@ -61,16 +61,29 @@ PPO = (
     Curve("Entropy", {"objective/entropy": "entropy"}, "nats per token", 0.0),
     Curve("Clip fraction", {"policy/clip_fraction": "policy", "value/clip_fraction": "value"}, bottom=0.0),
     Curve("Approximate KL of an update", {"policy/approx_kl": "½ d²"}, "nats", 0.0),
+    Curve("Whole loss", {"loss": "policy, value, entropy"}),
     Curve("Policy loss", {"policy/loss": "surrogate"}),
-    Curve("Value loss", {"value/loss": "value"}, bottom=0.0),
+    Curve("Value error", {"value/loss": "clipped square"}, bottom=0.0),
     Curve("Explained variance", {"value/explained_variance": "values"}),
     Curve("Gradient norm", {"norms/gradient": "gradient"}, bottom=0.0),
     Curve("Response length", {"text/response_length": "tokens"}, "tokens", 0.0),
     Curve("Responses that end", {"text/eos_fraction": "share"}, bottom=0.0),
     Curve("Repetition and distinct-2", {"text/repetition": "repetition", "text/distinct_2": "distinct-2"}, bottom=0.0),
+    Curve("Correlation with the score as paid", {f"objective/{name}_reward_correlation": name for name in COMPONENTS}),
+    Curve("BLEU-4, evaluations", {"text/bleu4": "sacreBLEU"}, bottom=0.0),
 )
 TRUTH = ("world/mean_utility", "judge/score")
 """What the policy is never trained on; the first that was logged is the truth of the page."""
+
+
+def kind(stage: str) -> str:
+    """What a stage is; several of one kind are told apart by what follows: `ppo-kl0`, `reward_model-shift`.
+
+    Examples:
+      >>> kind("ppo-kl0"), kind("sft")
+      ('ppo', 'sft')
+    """
+    return stage.partition("-")[0]
 
 
 def series(entries: Entries, stage: str, metric: str) -> tuple[list[float], list[float]]:
@@ -79,7 +92,7 @@ def series(entries: Entries, stage: str, metric: str) -> tuple[list[float], list
     for entry in entries:
         if entry["stage"] != stage:
             continue
-        for name in (metric, qualified(stage, metric)):
+        for name in (metric, qualified(kind(stage), metric)):
             if name in entry:
                 steps.append(float(entry["step"]))
                 values.append(math.nan if entry[name] is None else float(entry[name]))
@@ -91,19 +104,30 @@ def sections(entries: Entries, results: Sequence[Result]) -> list[Section]:
     """All pages with curves."""
     stages = list(dict.fromkeys(entry["stage"] for entry in entries))
     out = []
-    supervised = [stage for stage in stages if stage not in ("ppo", "reward_model")]
+    supervised = [stage for stage in stages if kind(stage) not in ("ppo", "reward_model")]
     for stage in supervised or ["sft"]:
         title = {"sft": "Supervised fine-tuning", "pretrain": "Pretraining"}.get(stage, f"Stage {stage}")
         out.append(Section(title, "Learning curves.", _page(entries, stage, LEARNING)))
     curves = (LEARNING[0], CORRELATION, COMPONENT_LOSS)
-    out.append(Section("Reward model training", "Learning curves.", _page(entries, "reward_model", curves)))
+    for stage in [stage for stage in stages if kind(stage) == "reward_model"] or ["reward_model"]:
+        out.append(Section(_titled("Reward model training", stage), "Learning curves.", _page(entries, stage, curves)))
+    out += diagnostics(entries) or [Section("PPO", "", {})]
+    out.append(proxy_and_truth(entries, results))
+    return out
+
+
+def diagnostics(entries: Entries) -> list[Section]:
+    """One page a PPO stage: reward components, KL, entropy, losses, clip fraction, value error, explained variance, text."""
     text = (
         "One point is the mean over the updates of a log line; with many points the pale line is the log and the dark one "
         "its running mean."
     )
-    out.append(Section("PPO", text, _page(entries, "ppo", PPO)))
-    out.append(proxy_and_truth(entries, results))
-    return out
+    stages = dict.fromkeys(entry["stage"] for entry in entries if kind(entry["stage"]) == "ppo")
+    return [Section(_titled("PPO", stage), text, _page(entries, stage, PPO)) for stage in stages]
+
+
+def _titled(title: str, stage: str) -> str:
+    return title if stage == kind(stage) else f"{title}: {stage}"
 
 
 def comparison(results: Sequence[Result]) -> Figure | None:
@@ -227,7 +251,7 @@ def _page(entries: Entries, stage: str, curves: Sequence[Curve]) -> Figures:
         drawn = [(label, series(entries, stage, metric)) for metric, label in curve.metrics.items()]
         lines = [Line(label, *xy) for label, xy in drawn if any(map(math.isfinite, xy[1]))]
         if lines:
-            x_label = "update" if stage == "ppo" else "step"
+            x_label = "update" if kind(stage) == "ppo" else "step"
             panels.append(Panel(curve.title, lines, curve.unit, curve.levels, x_label, curve.bottom))
     if not panels:
         return {}

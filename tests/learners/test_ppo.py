@@ -13,7 +13,7 @@ import pytest
 from tabular_policy import policy, prompts, sample_until_eos, table
 
 from rlhf_jax.interfaces import PolicyOutput, Rollout
-from rlhf_jax.learners import ppo
+from rlhf_jax.learners import ppo, ppo_metrics
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime import metric_names
@@ -32,6 +32,9 @@ NAMES = {
     "objective/relevance_normalised",
     "objective/sentiment_raw",
     "objective/sentiment_normalised",
+    "objective/engagement_reward_correlation",
+    "objective/relevance_reward_correlation",
+    "objective/sentiment_reward_correlation",
     "objective/kl_k1",
     "objective/kl_k3",
     "objective/non_score_reward",
@@ -138,6 +141,12 @@ def test_first_minibatch_has_ratio_one_and_every_metric_is_there(
     np.testing.assert_allclose(
         metrics["objective/score_normalised"], -unfinished.mean() - 0.05 * beyond.mean(), atol=1e-5
     )
+    # What is paid, built up again in numpy: all moments are those of this one batch.
+    z = ((raw - raw.mean(axis=0)) / raw.std(axis=0, ddof=1)).mean(axis=1)
+    paid = (z - z.mean()) / z.std(ddof=1) - unfinished - 0.05 * beyond
+    for column, name in enumerate(("engagement", "relevance", "sentiment")):
+        expected = np.corrcoef(raw[:, column], paid)[0, 1]
+        np.testing.assert_allclose(metrics[f"objective/{name}_reward_correlation"], expected, atol=1e-4)
     assert metrics["policy/stopped_early"] == 0.0
     assert (int(state.update), int(state.skipped), int(metrics["skipped"])) == (1, 0, 0)
 
@@ -354,3 +363,10 @@ def test_policy_output_on_padding_is_nan_in_these_tests(
     said: PolicyOutput = policy(params, rollout)
     assert np.isnan(np.asarray(said.values)[~np.asarray(rollout.response_mask)]).all()
     assert not np.asarray(rollout.response_mask).all()
+
+
+def test_a_constant_component_correlates_with_nothing() -> None:
+    x = jnp.array([1.0, 2.0, 4.0])
+    assert ppo_metrics.correlation(jnp.full(3, 0.7), x) == 0.0
+    assert ppo_metrics.correlation(x, jnp.zeros(3)) == 0.0
+    np.testing.assert_allclose(ppo_metrics.correlation(x, -2 * x + 1), -1.0, rtol=1e-6)

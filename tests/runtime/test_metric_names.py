@@ -28,6 +28,9 @@ def test_document_is_the_table(repository: Path):
         "ppo/norms/update",
         "ppo/skipped",
         "ppo/text/distinct_2",
+        "ppo/objective/sentiment_reward_correlation",
+        "ppo/validation/response_length",
+        "ppo/world/kl_k1",
     ],
 )
 def test_known_names(name: str):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.runtime import plots, report, report_figures, report_tables
+from rlhf_jax.runtime import diagnostics, plots, report, report_figures, report_tables
 
 
 def result(name: str, value: float, *, protocol: str = "full", half: float = 0.01, **changes) -> Result:
@@ -192,6 +192,25 @@ def test_a_study_has_a_column_per_group_and_a_line_per_run():
         "hackable: true utility",
     ]
     assert [len(axes.lines) for axes in figure.axes] == [2, 1, 2, 1, 2, 1]
+
+
+def test_stages_of_one_kind_have_pages_of_their_own(tmp_path: Path):
+    lines = metric_lines()
+    named = [{"ppo/" + name if "/" in name else name: value for name, value in line.items()} for line in lines]
+    variants = [line | {"stage": f"ppo-{name}"} for name in ("kl0", "kl1") for line in named if line["stage"] == "ppo"]
+    models = [{"stage": "reward_model-shift", "step": 1, "loss": 1.0, "loss/sentiment": 0.5}]
+    titles = [section.title for section in report_figures.sections([*models, *variants], [])]
+    assert titles[1:4] == ["Reward model training: reward_model-shift", "PPO: ppo-kl0", "PPO: ppo-kl1"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in variants))
+    text = diagnostics.write_diagnostics(tmp_path, title="Toy").read_text(encoding="utf-8")
+    # Means of the last five of eight updates: score .1 a step, KL 1 a step.
+    assert "| ppo-kl1 | 0.6 | – | – | – | 6 |" in text and "(plots/ppo-kl0.png)" in text
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        f"ppo-{name}.{form}" for name in ("kl0", "kl1") for form in ("png", "svg")
+    }
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(models[0]) + "\n")
+    with pytest.raises(ValueError, match="no line of a PPO stage"):
+        diagnostics.write_diagnostics(tmp_path, title="Toy")
 
 
 def test_figures_are_reproducible(tmp_path: Path):
