@@ -59,7 +59,7 @@ def _world(is_hackable: bool, size: Size) -> StudySetting:
         world = dataclasses.replace(world, n_items=40, n_train=60, n_test=12, n_users=40)
         data = DataConfig(world=world, n_words=400, context_tokens=64, response_tokens=24)
     else:
-        data = DataConfig(world=dataclasses.replace(world, n_train=2500 if size == "full" else 1000))
+        data = DataConfig(world=dataclasses.replace(world, n_train=2500 if size == "full" else 800))
     if is_hackable:
         data = dataclasses.replace(data, world=hackable(data.world))
     if size == "debug":
@@ -80,13 +80,17 @@ def _world(is_hackable: bool, size: Size) -> StudySetting:
             model=ModelConfig(attention_dropout=False),
             sft=sft,
             reward=RewardConfig(epochs=6 if full else 3, learning_rate=1e-3, gate="warn"),
-            sentiments=("shift", "level"),
+            # What the hackable world is asked needs one form of the signal.
+            sentiments=("shift", "level") if full or not is_hackable else ("shift",),
         ),
         align=AlignmentConfig(
-            updates=40 if full else 16, batch_size=128, learning_rate=3e-4, evaluations=5 if full else 4
+            updates=40 if full else 12,
+            batch_size=128 if full else 96,
+            learning_rate=3e-4,
+            evaluations=5 if full else 4,
         ),
         ppo=PPOConfig(minibatches=2),
-        assess=AssessmentConfig(text_turns=500 if full else 250, users=300 if full else 200),
+        assess=AssessmentConfig(text_turns=500 if full else 200, users=300 if full else 200),
     )
 
 
@@ -128,10 +132,10 @@ def _real(setting: Literal["redial", "opendialkg"], size: Size, folder: Path) ->
         )
     return StudySetting(
         foundation=FoundationConfig(
-            data=DataConfig(source=setting, dir=folder, max_dialogues=3000, n_words=3000, window=6, context_tokens=128),
+            data=DataConfig(source=setting, dir=folder, max_dialogues=2000, n_words=3000, window=6, context_tokens=128),
             model=ModelConfig(n_layer=2, n_embd=128, n_head=4, n_positions=256, attention_dropout=False),
             sft=SupervisedConfig(
-                epochs=3,
+                epochs=2,
                 description_tokens=32,
                 metadata_words=True,
                 repeated_item_weight=0.0,
@@ -139,10 +143,10 @@ def _real(setting: Literal["redial", "opendialkg"], size: Size, folder: Path) ->
                 buckets=(32, 128, 192, 256),
                 warmup_steps=100,
             ),
-            reward=RewardConfig(labels=labels, max_turns=3000, validation_turns=1000, epochs=2, gate="warn"),
+            reward=RewardConfig(labels=labels, max_turns=2000, validation_turns=1000, epochs=2, gate="warn"),
             sentiments=("shift", "level"),
         ),
-        align=AlignmentConfig(updates=10, save_every=5),
+        align=AlignmentConfig(updates=8, save_every=4),
         ppo=ppo,
         assess=AssessmentConfig(text_turns=300),
     )
