@@ -1,0 +1,245 @@
+"""All studies, for every seed, over the cores or devices at hand: the whole evidence with one command.
+
+    python experiments/evidence.py --data-dir DIR            # full sizes; a night on two CPU cores
+    python experiments/evidence.py quick --data-dir DIR      # smaller settings, whose numbers are their own
+    python experiments/evidence.py quick                     # no data: the simulated worlds alone
+    python experiments/evidence.py debug --data-dir DIR      # every study in miniature, for tests
+
+DIR holds `redial/`, `opendialkg/`, `uss/` and `crs-response-ratings/`; studies whose data are not there are left out, and
+the report says so. Foundations come first, then the seeds of all studies, one job a core (or GPU), then each study
+gathers its seeds. What is done is not done again: where the run was killed or a job failed, the same command goes on.
+
+Writes `report.md` with the verdicts, tables and figures of all studies into `RUNS/evidence` (`evidence-quick`,
+`evidence-debug`), beside `logs/` with every job's output. Exit code 1: a job failed, the others went on; 75: asked to stop.
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import tyro
+
+from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder
+from rlhf_jax.runtime.evidence_report import Chapter, write_evidence
+from rlhf_jax.runtime.jobs import Job, Outcome, run_jobs
+from rlhf_jax.runtime.run import RunError, notice
+from rlhf_jax.runtime.signals import INTERRUPTED
+from rlhf_jax.runtime.slots import find_slots
+
+HERE = Path(__file__).resolve().parent
+
+
+class Study(NamedTuple):
+    """One preset of a script."""
+
+    script: str
+    preset: str
+    minutes: float
+    """A guess of one seed's time on one core; only the remaining time rests on it."""
+    needs: tuple[str, ...] = ()
+    """Folders of the data directory."""
+    foundation: tuple[Setting, Size] | None = None
+    """What it starts from, where it shares that with other studies."""
+    has_seeds: bool = True
+
+    @property
+    def name(self) -> str:
+        """Names jobs, folders and the chapter of the report."""
+        return f"{self.script}-{self.preset}"
+
+
+def _plan(size: Literal["full", "quick"]) -> tuple[Study, ...]:
+    """The studies, long ones first, so that no core is left alone with one at the end."""
+    quick = "" if size == "full" else "-quick"
+    scale = 1.0 if size == "full" else 0.08
+    rows = (
+        ("ablate_reward", "redial", 240, ("redial", "uss")),
+        ("cross_domain", "opendialkg", 100, ("opendialkg",)),
+        ("sweep_window", "redial", 120, ("redial",)),
+        ("reward_hacking", "redial", 90, ("redial", "uss")),
+        ("ablate_reward", "opendialkg", 60, ("opendialkg",)),
+        ("ablate_reward", "world", 60, ()),
+        ("reward_hacking", "hackable", 45, ()),
+        ("reward_hacking", "world", 45, ()),
+        ("sweep_window", "world", 30, ()),
+        ("validate_reward", "redial", 30, ("redial", "uss")),
+        ("validate_reward", "world", 15, ()),
+    )
+    studies = [
+        Study(
+            script,
+            setting + quick,
+            minutes * scale,
+            needs,
+            None if script == "cross_domain" else (setting, size),
+        )
+        for script, setting, minutes, needs in rows
+    ]
+    signals = Study("validate_signals", "signals", 10, ("redial", "uss", "crs-response-ratings"), has_seeds=False)
+    return (*studies, signals)
+
+
+PLANS: dict[str, tuple[Study, ...]] = {
+    "evidence": _plan("full"),
+    "quick": _plan("quick"),
+    "debug": (
+        Study("ablate_reward", "debug", 1, (), ("world", "debug")),
+        Study("sweep_window", "debug", 1, (), ("world", "debug")),
+        Study("reward_hacking", "debug", 1, (), ("world", "debug")),
+        Study("validate_reward", "debug", 1, (), ("world", "debug")),
+        Study("cross_domain", "debug", 1, ("opendialkg",)),
+        Study("validate_signals", "debug", 1, ("redial", "uss", "crs-response-ratings"), has_seeds=False),
+    ),
+}
+FOUNDATION_MINUTES = {"full": 60.0, "quick": 6.0, "debug": 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which studies, where."""
+
+    plan: Annotated[Literal["evidence", "quick", "debug"], tyro.conf.Positional] = "evidence"
+    """Sizes of the studies."""
+    runs: Path = Path("runs")
+    """Where foundations, studies and the report go."""
+    data_dir: Path = Path("data")
+    """Holds `redial/`, `opendialkg/`, `uss/` and `crs-response-ratings/`."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of every study; a claim needs three."""
+    workers: int | None = None
+    """Jobs at a time; None: one a core, or one a GPU."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"--seeds {self.seeds}: at least one is needed, each once")
+
+    @property
+    def folder(self) -> Path:
+        """Where the report, the logs and the studies' run directories go."""
+        return self.runs / ("evidence" if self.plan == "evidence" else f"evidence-{self.plan}")
+
+
+def jobs_of(studies: tuple[Study, ...], config: Config, scripts: Path = HERE) -> list[Job]:
+    """Foundations, then the seeds of every study, then the call that gathers them."""
+    foundations: dict[str, Job] = {}
+    seeds: list[Job] = []
+    gathering: list[Job] = []
+    for study in studies:
+        command = study_command(study, config, scripts)
+        own = []
+        for seed in config.seeds if study.has_seeds else ():
+            below = _foundation(study, seed, config, scripts)
+            if below is not None:
+                foundations.setdefault(below.name, below)
+            job = Job(
+                name=f"{study.name}-seed-{seed}",
+                command=(*command, "--only-seed", str(seed)),
+                needs=() if below is None else (below.name,),
+                kind=study.name,
+                expected_seconds=60.0 * study.minutes,
+            )
+            own.append(job)
+        seeds += own
+        lone = 60.0 * study.minutes if not study.has_seeds else 60.0
+        needs = tuple(job.name for job in own)
+        gathering.append(Job(study.name, command, needs, kind=f"{study.name}: gather", expected_seconds=lone))
+    return [*foundations.values(), *seeds, *gathering]
+
+
+def study_command(study: Study, config: Config, scripts: Path = HERE) -> tuple[str, ...]:
+    """The command line that makes a whole study."""
+    command = [sys.executable, str(scripts / f"{study.script}.py"), study.preset]
+    command += ["--run-dir", str(config.folder / study.name)]
+    if study.has_seeds:
+        command += ["--data-dir", str(config.data_dir), "--seeds", *map(str, config.seeds)]
+    else:
+        command += ["--data.dir", str(config.data_dir)]
+    if study.foundation is not None:
+        command += ["--runs", str(config.runs)]
+    return tuple(command)
+
+
+def _foundation(study: Study, seed: int, config: Config, scripts: Path) -> Job | None:
+    if study.foundation is None:
+        return None
+    setting, size = study.foundation
+    folder = foundation_folder(config.runs, setting, size, seed)
+    options = ("--seed", str(seed), "--runs", str(config.runs), "--data-dir", str(config.data_dir))
+    return Job(
+        name=f"foundation-{folder.parent.name}-{folder.name}",
+        command=(sys.executable, str(scripts / "lay_foundation.py"), setting, size, *options),
+        kind=f"foundation {setting} {size}",
+        expected_seconds=60.0 * FOUNDATION_MINUTES[size],
+    )
+
+
+def with_data(studies: tuple[Study, ...], data_dir: Path) -> tuple[tuple[Study, ...], list[str]]:
+    """Studies whose data are there, and a sentence for each that is left out."""
+    kept, left_out = [], []
+    for study in studies:
+        missing = [name for name in study.needs if not (data_dir / name).is_dir()]
+        if missing:
+            left_out.append(f"{study.name} is LEFT OUT: {data_dir} has no {', no '.join(f'{n}/' for n in missing)}")
+        else:
+            kept.append(study)
+    return tuple(kept), left_out
+
+
+def report(studies: tuple[Study, ...], left_out: list[str], outcome: Outcome, config: Config) -> Path:
+    """Everything that the studies have written so far, on one page."""
+    chapters = []
+    for study in studies:
+        names = [job.name for job in jobs_of((study,), config)]
+        failed = [f"{name}: {outcome.failed[name]}" for name in names if name in outcome.failed]
+        open_ones = [name for name in names if name not in outcome.seconds and name not in outcome.failed]
+        state = "; ".join(failed) or (f"not done: {', '.join(open_ones)}" if open_ones else "done")
+        command = ("python", f"experiments/{study.script}.py", *study_command(study, config)[2:])
+        chapters.append(Chapter(study.name, shlex.join(command), config.folder / study.name, state))
+    notes = [
+        (
+            f"Plan `{config.plan}`, seeds {', '.join(map(str, config.seeds))}. Every study's own `report.md` and "
+            "`results.json` are in its run directory; a verdict is repeated here as the study's report states it."
+        ),
+        *(f"**{line}.**" for line in left_out),
+    ]
+    return write_evidence(config.folder, chapters, notes=notes)
+
+
+def main(config: Config, studies: tuple[Study, ...] | None = None, scripts: Path = HERE) -> int:
+    """1 what can be done here, 2 jobs, 3 report. Returns the exit code."""
+    chosen, left_out = with_data(PLANS[config.plan] if studies is None else studies, config.data_dir)
+    for line in left_out:
+        notice(line)
+    if left_out:
+        notice("--data-dir DIR names the folder that holds redial/, opendialkg/, uss/ and crs-response-ratings/")
+    if not chosen:
+        raise RunError(f"no study can be done without data; {config.data_dir} has none")
+    slots = find_slots(config.workers)
+    # One cache of compiled programs for all: what one seed has compiled, the next one need not.
+    name = "JAX_COMPILATION_CACHE_DIR"
+    cache = {name: os.environ.get(name) or str((config.runs / "jax_cache").resolve())}
+    config.folder.mkdir(parents=True, exist_ok=True)
+    outcome = run_jobs(jobs_of(chosen, config, scripts), slots, config.folder, environment=cache)
+    page = report(chosen, left_out, outcome, config)
+    for name, reason in outcome.failed.items():
+        notice(f"FAILED {name}: {reason}")
+    for line in left_out:
+        notice(line)
+    print(f"report: {page}")
+    if outcome.interrupted:
+        notice("stopped; the same command goes on")
+        return INTERRUPTED
+    return 1 if outcome.failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Config, description=__doc__)))
+    except (RunError, ValueError) as error:
+        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
+            raise
+        notice(f"error: {error}")
+        sys.exit(1)

@@ -1,0 +1,59 @@
+"""Data, supervised policy and reward models of one setting and seed: what the studies start from.
+
+    python experiments/lay_foundation.py world full --seed 0
+    python experiments/lay_foundation.py redial quick --seed 1 --data-dir DIR
+
+A study lays the foundation it needs by itself; this script does it beforehand, so that studies that share one do not
+wait for each other (`evidence.py` starts it). The foundation lies in `RUNS/foundations/SETTING-SIZE/seed-S`; the same
+command continues an interrupted one, and does nothing where it is done. DIR holds `redial/` and `opendialkg/`.
+
+Hardware: on one CPU core minutes for `world` and every `quick`, up to two hours for `redial full`.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rlhf_jax.recipes.foundation import lay
+from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, study_setting
+from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice
+from rlhf_jax.runtime.signals import exits_on_signals
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which foundation."""
+
+    setting: Annotated[Setting, tyro.conf.Positional]
+    """World or data set."""
+    size: Annotated[Size, tyro.conf.Positional] = "full"
+    """`quick` has fewer dialogues and a smaller network, `debug` is for tests."""
+    seed: int = 0
+    """Of parameters and batches, and of the simulated world."""
+    runs: Path = Path("runs")
+    """Where foundations lie."""
+    data_dir: Path = Path("data")
+    """Holds `redial/` and `opendialkg/`; not read for the worlds."""
+
+
+def main(config: Config) -> Path:
+    """Stages 0, 1 and 2."""
+    enable_compilation_cache(beside=config.runs / "foundations")
+    folder = foundation_folder(config.runs, config.setting, config.size, config.seed)
+    with exits_on_signals():
+        lay(folder, study_setting(config.setting, config.size, config.data_dir).foundation, seed=config.seed)
+    print(f"foundation: {folder}")
+    return folder
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (RunError, ValueError) as error:
+        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
+            raise
+        notice(f"error: {error}")
+        sys.exit(1)

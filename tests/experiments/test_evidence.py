@@ -1,0 +1,106 @@
+"""The runner on scripts of a few lines: seeds side by side, then gathering; failures, data that are not there."""
+
+import importlib
+from pathlib import Path
+
+import evidence
+import pytest
+from evidence import PLANS, Config, Study
+
+from rlhf_jax.runtime.run import RunError
+
+OPTIONS = """
+import argparse, pathlib
+parser = argparse.ArgumentParser()
+for name in ("--run-dir", "--runs", "--data-dir"):
+    parser.add_argument(name, type=pathlib.Path)
+parser.add_argument("--seeds", nargs="+")
+parser.add_argument("--only-seed")
+parser.add_argument("--seed")
+parser.add_argument("words", nargs="+")
+given = parser.parse_args()
+"""
+STUDY = """
+run, seed = given.run_dir, given.only_seed
+run.mkdir(parents=True, exist_ok=True)
+assert given.seeds == ["0", "1"]
+if seed is not None:
+    assert (given.runs / "foundations" / "world-debug" / f"seed-{seed}" / "laid").exists()
+    assert not (run / f"seed-{seed}").exists(), "done twice"
+    assert not (FAILS and seed == "1"), "this seed fails"
+    (run / f"seed-{seed}").touch()
+else:
+    assert sorted(path.name for path in run.iterdir()) == ["seed-0", "seed-1"]
+    (run / "report.md").write_text(f"# Toy\\n\\nVerdict: {given.words[0]} was gathered.\\n")
+"""
+FOUNDATION = """
+folder = given.runs / "foundations" / "-".join(given.words) / f"seed-{given.seed}"
+folder.mkdir(parents=True)
+(folder / "laid").touch()
+"""
+GOOD = Study("good", "world", 1, (), ("world", "debug"))
+BAD = Study("bad", "world", 1, (), ("world", "debug"))
+REAL = Study("real", "redial", 1, ("redial", "uss"))
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Path:
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    for name, fails in (("good", False), ("bad", True)):
+        (folder / f"{name}.py").write_text(OPTIONS + STUDY.replace("FAILS", str(fails)))
+    (folder / "lay_foundation.py").write_text(OPTIONS + FOUNDATION)
+    return folder
+
+
+def config(tmp_path: Path, **changes: object) -> Config:
+    return Config(plan="debug", runs=tmp_path / "runs", data_dir=tmp_path / "data", seeds=(0, 1), workers=2, **changes)  # type: ignore[arg-type]
+
+
+def test_seeds_then_gathering_then_one_page(tmp_path: Path, scripts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evidence.main(config(tmp_path), (GOOD, REAL), scripts) == 0
+    text = (tmp_path / "runs" / "evidence-debug" / "report.md").read_text()
+    assert "- Verdict: world was gathered." in text
+    assert f"**real-redial is LEFT OUT: {tmp_path / 'data'} has no redial/, no uss/.**" in text
+    said = capsys.readouterr()
+    assert said.err.count("real-redial is LEFT OUT") == 2 and "report: " in said.out
+    assert "foundation-world-debug-seed-1: done" in said.err
+    # What is done is not done again: the scripts would complain.
+    assert evidence.main(config(tmp_path), (GOOD,), scripts) == 0
+
+
+def test_a_failing_seed_is_named_and_stops_no_other_study(
+    tmp_path: Path, scripts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evidence.main(config(tmp_path), (BAD, GOOD), scripts) == 1
+    folder = tmp_path / "runs" / "evidence-debug"
+    log = folder / "logs" / "bad-world-seed-1.log"
+    assert "this seed fails" in log.read_text()
+    said = capsys.readouterr().err
+    assert f"FAILED bad-world-seed-1: exit code 1, see {log}" in said
+    assert "FAILED bad-world: needs bad-world-seed-1, which failed" in said
+    text = (folder / "report.md").read_text()
+    assert "- Verdict: world was gathered." in text and f"bad-world-seed-1: exit code 1, see {log}" in text
+    assert (folder / "bad-world" / "seed-0").exists()
+
+
+def test_without_data_nothing_is_pretended(tmp_path: Path, scripts: Path) -> None:
+    with pytest.raises(RunError, match=f"no study can be done without data; {tmp_path / 'data'}"):
+        evidence.main(config(tmp_path), (REAL,), scripts)
+    with pytest.raises(ValueError, match="--seeds"):
+        Config(seeds=(1, 1))
+
+
+@pytest.mark.parametrize("plan", list(PLANS))
+def test_plans_name_presets_that_exist_and_what_they_start_from(plan: str, tmp_path: Path) -> None:
+    studies = PLANS[plan]
+    assert len({study.name for study in studies}) == len(studies) and any(not study.needs for study in studies)
+    for study in studies:
+        script = importlib.import_module(study.script)
+        # The very command line that the job gets is one that the script understands.
+        chosen = script.command_line([*evidence.study_command(study, config(tmp_path))[2:]])
+        assert chosen.run_dir == tmp_path / "runs" / "evidence-debug" / study.name
+        if study.has_seeds:
+            assert chosen.seeds == (0, 1) and chosen.data_dir == tmp_path / "data"
+        if study.foundation is not None:
+            assert (chosen.setting, chosen.size) == study.foundation and chosen.runs == tmp_path / "runs"
