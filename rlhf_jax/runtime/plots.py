@@ -74,11 +74,14 @@ class Panel:
     """Where the axis begins, for quantities that cannot be lower: noise then looks as small as it is."""
 
 
-def small_multiples(panels: Sequence[Panel], *, columns: int = 3, share_rows: bool = False) -> Figure:
+def small_multiples(
+    panels: Sequence[Panel], *, columns: int = 3, share_rows: bool = False, legend_below: bool = False
+) -> Figure:
     """Panels on a grid, read row by row.
 
     Args:
       share_rows: panels of one row have the same scale, because they are to be compared.
+      legend_below: the lines are the same in every panel and named once, under them.
 
     Raises: ValueError without a panel.
     """
@@ -90,8 +93,17 @@ def small_multiples(panels: Sequence[Panel], *, columns: int = 3, share_rows: bo
         figure = _figure(WIDTH * (columns / 3 if columns < 3 else 1.0), 2.15 * rows + 0.25)
         for index, panel in enumerate(panels):
             first = figure.axes[index - index % columns] if share_rows and index % columns else None
-            _draw(figure.add_subplot(rows, columns, index + 1, sharey=first), panel)
-        figure.tight_layout(h_pad=1.4, w_pad=1.4)
+            _draw(figure.add_subplot(rows, columns, index + 1, sharey=first), panel, legend=not legend_below)
+        room = 0.0
+        if legend_below:
+            marks = {
+                label: line
+                for axes in figure.axes
+                for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            }
+            figure.legend(marks.values(), marks.keys(), loc="lower center", ncols=min(6, len(marks)))
+            room = 0.35 * math.ceil(len(marks) / 6) / figure.get_figheight()
+        figure.tight_layout(h_pad=1.4, w_pad=1.4, rect=(0, room, 1, 1))
     return figure
 
 
@@ -101,13 +113,15 @@ def forest(
     x_label: str = "value",
     reference: float | None = None,
     kinds: Mapping[str, str] | None = None,
+    one_scale: bool = True,
 ) -> Figure:
     """Values with intervals, one panel per group, one line per (label, result); for comparing systems.
 
     Args:
-      reference: where "nothing" lies, drawn as a line down every panel; all panels then have one scale. None draws none.
+      reference: where "nothing" lies, drawn as a line down every panel. None draws none.
       kinds: label to the kind of thing it is; one colour and marker a kind, named under the panels. None gives every label
         its own.
+      one_scale: panels with a reference have the same scale; off where they measure different things.
 
     Raises: ValueError without a result.
     """
@@ -134,11 +148,12 @@ def forest(
             axes.set_title(title)
             axes.set_yticks(range(len(labels)), labels if index % columns == 0 else [""] * len(labels))
             axes.set_ylim(len(labels) - 0.5, -0.5)
-            axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+            if reference is None or one_scale:
+                axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
             axes.grid(axis="y", visible=False)
             axes.set_xlabel(x_label)
-        if reference is not None:
+        if reference is not None and one_scale:
             limits = [bound for axes in figure.axes for bound in axes.get_xlim()]
             for axes in figure.axes:
                 axes.set_xlim(min(limits), max(limits))
@@ -202,7 +217,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _draw(axes: Axes, panel: Panel, *, legend: bool = True) -> None:
     for index, line in enumerate(panel.lines):
         colour = COLOURS[index % len(COLOURS)]
         x, y = np.asarray(line.x, float), np.asarray(line.y, float)
@@ -223,7 +238,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         # A line far from the bottom has a margin of its own range, which is nothing here: its marks would be cut.
         top = axes.get_ylim()[1]
         axes.set_ylim(panel.bottom, top + 0.06 * (top - panel.bottom))
-    if len(panel.lines) > 1 or panel.levels:
+    if legend and (len(panel.lines) > 1 or panel.levels):
         # Room for the legend above the lines, where it would else have to lie on one.
         low, high = axes.get_ylim()
         entries = len(panel.lines) + len(panel.levels)

@@ -1,0 +1,230 @@
+"""Which of the implicit signals does the reward need, and is learning from it better than choosing by it?
+
+Paper: IUF-RLHF, arXiv:2508.05289, whose ordering is: full reward above each signal alone above SFT, BLEU-4 not falling.
+
+    python experiments/ablate_reward.py world                          # simulated world: true utility is known
+    python experiments/ablate_reward.py redial --data-dir DIR          # ReDial, with the held-out satisfaction judge
+    python experiments/ablate_reward.py opendialkg --data-dir DIR      # OpenDialKG: full reward, SFT, best-of-n
+    python experiments/ablate_reward.py world-quick                    # the same, smaller: also redial-, opendialkg-quick
+    python experiments/ablate_reward.py debug                          # everything in miniature, for tests
+
+DIR holds `redial/`, `uss/`, `opendialkg/`. Stages 0–2 are taken from `RUNS/foundations`, and laid there if absent. Each
+variant is PPO from the same imitation with the same budget: seven subsets of engagement, relevance and sentiment shift
+with equal weights, and all three with the level of sentiment. Beside them stand SFT and best-of-n by the full reward.
+The same command continues what was interrupted.
+
+Hardware: 2 CPU cores; per seed, without the foundation, `world` takes an hour, `redial` several, quick sizes minutes.
+Expected: docs/RESULTS.md. The judge was fitted on ReDial and is used there alone.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from rlhf_jax.evaluation.ranking import RankingOutcome
+from rlhf_jax.evaluation.user_centric import TopOne
+from rlhf_jax.interfaces import Params
+from rlhf_jax.recipes import ablation, alignment, assessment, best_of_n, comparison, study, users
+from rlhf_jax.recipes.ablation import VARIANTS, Compared, Variant
+from rlhf_jax.recipes.agent import Agent
+from rlhf_jax.recipes.assessment import Assessment
+from rlhf_jax.recipes.foundation import EQUAL, lay
+from rlhf_jax.recipes.judging import uss_judge
+from rlhf_jax.recipes.sampled_answers import SampledConfig, sampled_answers
+from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, study_setting
+from rlhf_jax.runtime.diagnostics import write_diagnostics
+from rlhf_jax.runtime.run import RunDirectory, RunError, enable_compilation_cache, notice, write_json
+from rlhf_jax.runtime.signals import exits_on_signals
+
+QUICK: tuple[Variant, ...] = ("full", "engagement", "relevance", "sentiment", "level")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Variants of the reward, in one setting at one size."""
+
+    run_dir: Path = Path("runs/ablation-world")
+    """Where everything goes: a run directory a seed, and the summary."""
+    runs: Path = Path("runs")
+    """Where foundations lie, under `foundations/`, and the judge, under `judge/`."""
+    setting: Setting = "world"
+    """Which data."""
+    size: Size = "full"
+    """How much of them, and how large the networks are."""
+    data_dir: Path = Path("data")
+    """Holds `redial/`, `uss/`, `opendialkg/`; not read for worlds."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Training seeds; a claim needs three."""
+    only_seed: int | None = None
+    """Does this seed alone and writes no summary."""
+    variants: tuple[Variant, ...] = tuple(VARIANTS)
+    """Rewards that PPO is trained on."""
+    best_of: int = 8
+    """Samples of best-of-n."""
+    sampled_turns: int = 500
+    """Test turns answered by sampling."""
+
+    def __post_init__(self) -> None:
+        study.check_seeds(self.seeds, self.only_seed)
+        if not self.variants or len(set(self.variants)) < len(self.variants):
+            raise ValueError(f"--variants must name at least one variant, each once: got {self.variants}")
+        if self.best_of < 2:
+            raise ValueError(f"--best-of must be at least 2, 1 is SFT: got {self.best_of}")
+
+
+def _preset(setting: Setting, size: Size, variants: tuple[Variant, ...] = tuple(VARIANTS)) -> Config:
+    name = setting if size == "full" else f"{setting}-{size}"
+    turns = {"full": 1000, "quick": 500, "debug": 16}[size]
+    return Config(
+        run_dir=Path(f"runs/ablation-{name}"), setting=setting, size=size, variants=variants, sampled_turns=turns
+    )
+
+
+PRESETS = {
+    "world": ("simulated world, all variants", _preset("world", "full")),
+    "world-quick": ("a smaller world, all variants", _preset("world", "quick")),
+    "redial": ("ReDial (--data-dir), all variants", _preset("redial", "full")),
+    "redial-quick": ("part of ReDial: full, single signals, level", _preset("redial", "quick", QUICK)),
+    "opendialkg": ("OpenDialKG (--data-dir): full reward", _preset("opendialkg", "full", ("full",))),
+    "opendialkg-quick": ("part of OpenDialKG: full reward", _preset("opendialkg", "quick", ("full",))),
+    "debug": (
+        "two variants in a tiny world; under a minute, for tests",
+        dataclasses.replace(_preset("world", "debug", ("full", "engagement")), seeds=(0,), best_of=2),
+    ),
+}
+
+
+def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
+    """Every system of one seed, measured on the same contexts and users."""
+    # 1. Data, imitation and reward models, shared with every other study.
+    setting = study_setting(config.setting, config.size, config.data_dir)
+    base = lay(foundation_folder(config.runs, config.setting, config.size, seed), setting.foundation, seed=seed)
+    run.record(align=setting.align, ppo=setting.ppo, assess=setting.assess)
+    data, full = setting.foundation.data, base.reward_model("shift")
+    write_json(run.path / "notes.json", comparison.notes(base.prepared, data))
+    judge = uss_judge(config.data_dir, config.runs / "judge")[0] if config.setting == "redial" else None
+    answered = SampledConfig(config.sampled_turns, setting.assess.batch_size, setting.assess.test_dialogues)
+
+    def measure(name: str, policy: Params) -> None:
+        """The proxy is the full reward, whatever the variant was paid by."""
+        assessment.assess(
+            run,
+            name,
+            base.prepared,
+            base.agent,
+            policy,
+            setting.assess,
+            data,
+            reward_model=full,
+            weights=EQUAL,
+            seed=seed,
+        )
+        sample(name, base.agent, policy)
+
+    def sample(name: str, agent: Agent, policy: Params, kl: float | None = None) -> None:
+        sampled_answers(
+            run,
+            name,
+            base.prepared,
+            agent,
+            policy,
+            answered,
+            data,
+            reference=base.supervised_policy,
+            reward_model=full,
+            weights=EQUAL,
+            seed=seed,
+            kl=kl,
+            judge=judge,
+        )
+
+    # 2. Imitation alone.
+    measure(ablation.SFT, base.supervised_policy)
+    # 3. PPO on every variant of the reward, from the same start with the same budget.
+    for variant in config.variants:
+        reward = VARIANTS[variant]
+        ppo = dataclasses.replace(setting.ppo, component_weights=reward.weights)
+        policy = alignment.align(
+            run,
+            base.prepared,
+            base.agent,
+            base.trunk,
+            base.reward_model(reward.sentiment),
+            setting.align,
+            ppo,
+            data,
+            seed=seed,
+            stage=f"ppo-{variant}",
+        )
+        measure(variant, policy)
+    # 4. Best-of-n by the full reward: what it buys without learning.
+    moments = best_of_n.reward_moments(
+        base.prepared, base.agent, base.supervised_policy, full, data, setting.ppo, seed=seed,
+        batch_size=setting.align.batch_size,
+    )  # fmt: skip
+    chooser = best_of_n.best_of_n(base.agent, config.best_of, setting.ppo)
+    params = best_of_n.best_of_n_params(base.supervised_policy, full, moments)
+    name = best_name(config)
+    sample(name, chooser, params, kl=best_of_n.kl_bound(config.best_of))
+    met: dict[str, dict[str, np.ndarray]] = {}
+    if base.prepared.world_seed is not None:
+        responder = users.Responder(
+            base.prepared, chooser, params, data, greedy=False, seed=seed, reward_model=full, weights=EQUAL
+        )
+        met["sampled"] = users.meet_users(
+            responder, base.prepared, data, n_users=setting.assess.users, n_turns=setting.assess.user_turns
+        )
+    assessment.save(run.path / "assessments" / f"{name}.npz", Assessment(NOT_RANKED, [], met))
+    write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
+
+
+NOT_RANKED = RankingOutcome({}, TopOne((), (), ()))
+"""Best-of-n ranks as the policy it samples from."""
+
+
+def best_name(config: Config) -> str:
+    """What best-of-n is called in tables."""
+    return f"best_of_{config.best_of}"
+
+
+def main(config: Config) -> Path | None:
+    """Every seed, then the summary; None where one seed alone was asked for."""
+    enable_compilation_cache(beside=config.run_dir)
+    with exits_on_signals():
+        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed))
+    if config.only_seed is not None:
+        return None
+    setting = study_setting(config.setting, config.size, config.data_dir)
+    report = ablation.write_report(
+        config.run_dir,
+        config.seeds,
+        Compared(config.variants, best_name(config)),
+        setting=config.setting,
+        size=config.size,
+        budget=f"Every variant: {setting.align.updates} updates of {setting.align.batch_size} responses from the same "
+        f"imitation, KL price {setting.ppo.kl_coef} per nat.",
+        same_test=config.setting not in ("world", "hackable"),
+        command=["python", *sys.argv],
+    )
+    print(f"report: {report}")
+    return report
+
+
+def command_line(arguments: list[str]) -> Config:
+    """A preset (none means `world`) with options on top."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["world", *arguments]
+    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main(command_line(sys.argv[1:]))
+    except (RunError, ValueError) as error:
+        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
+            raise
+        notice(f"error: {error}")
+        sys.exit(1)

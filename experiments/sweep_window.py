@@ -1,0 +1,190 @@
+"""How much of the conversation does the policy need to see?
+
+Paper: IUF-RLHF, arXiv:2508.05289, whose state is the last k utterances; k is not given. Here k, in turns, is 2, 4, 6, 8, 10.
+
+    python experiments/sweep_window.py world                       # simulated world
+    python experiments/sweep_window.py redial --data-dir DIR       # ReDial
+    python experiments/sweep_window.py world-quick                 # smaller, k of 2, 6 and 10; also redial-quick
+    python experiments/sweep_window.py debug                       # everything in miniature, for tests
+
+DIR holds `redial/`. For every seed and k: a reward model and PPO of their own, from the imitation in `RUNS/foundations`
+(laid there if absent), which learns whole dialogues and so is the same for all k. Prompts are as long as the window asks
+for; the report says which share of contexts is cut. The same command continues what was interrupted.
+
+Hardware: 2 CPU cores; per seed, without the foundation, `world` takes half an hour, `redial` some hours.
+Expected: docs/RESULTS.md.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from rlhf_jax.interfaces import Params
+from rlhf_jax.recipes import alignment, assessment, reward, study, window_sweep
+from rlhf_jax.recipes.foundation import EQUAL, lay
+from rlhf_jax.recipes.sampled_answers import SampledConfig, sampled_answers
+from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, study_setting
+from rlhf_jax.runtime.diagnostics import write_diagnostics
+from rlhf_jax.runtime.run import RunDirectory, RunError, enable_compilation_cache, notice, write_json
+from rlhf_jax.runtime.signals import exits_on_signals
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Windows, in one setting at one size."""
+
+    run_dir: Path = Path("runs/windows-world")
+    """Where everything goes: a run directory a seed, and the summary."""
+    runs: Path = Path("runs")
+    """Where foundations lie, under `foundations/`."""
+    setting: Setting = "world"
+    """Which data."""
+    size: Size = "full"
+    """How much of them, and how large the networks are."""
+    data_dir: Path = Path("data")
+    """Holds `redial/`; not read for worlds."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Training seeds; a claim needs three."""
+    only_seed: int | None = None
+    """Does this seed alone and writes no summary."""
+    windows: tuple[int, ...] = (2, 4, 6, 8, 10)
+    """k: turns of the conversation the policy sees."""
+    max_cut: float = 0.01
+    """Share of training contexts that may be too long for the prompt."""
+
+    def __post_init__(self) -> None:
+        study.check_seeds(self.seeds, self.only_seed)
+        if not self.windows or len(set(self.windows)) < len(self.windows) or min(self.windows) < 1:
+            raise ValueError(f"--windows must be different numbers of turns, at least 1: got {self.windows}")
+        if not 0 <= self.max_cut < 1:
+            raise ValueError(f"--max-cut must be a share in [0, 1): got {self.max_cut}")
+
+
+def _preset(setting: Setting, size: Size, windows: tuple[int, ...] = (2, 4, 6, 8, 10)) -> Config:
+    name = setting if size == "full" else f"{setting}-{size}"
+    return Config(run_dir=Path(f"runs/windows-{name}"), setting=setting, size=size, windows=windows)
+
+
+PRESETS = {
+    "world": ("simulated world", _preset("world", "full")),
+    "world-quick": ("a smaller world, three windows", _preset("world", "quick", (2, 6, 10))),
+    "redial": ("ReDial (--data-dir)", _preset("redial", "full")),
+    "redial-quick": ("part of ReDial, three windows", _preset("redial", "quick", (2, 6, 10))),
+    "debug": (
+        "two windows in a tiny world; under a minute, for tests",
+        dataclasses.replace(_preset("world", "debug", (1, 4)), seeds=(0,)),
+    ),
+}
+
+
+def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
+    """Imitation and PPO at every window, measured on the same test dialogues and users."""
+    # 1. Data and imitation, shared with every other study.
+    setting = study_setting(config.setting, config.size, config.data_dir)
+    foundation = foundation_folder(config.runs, config.setting, config.size, seed)
+    base = lay(foundation, setting.foundation, seed=seed)
+    run.record(align=setting.align, ppo=setting.ppo, assess=setting.assess)
+    contexts = {}
+    for k in config.windows:
+        data = window_sweep.fitted_data(base.prepared, setting.foundation.data, k, max_cut=config.max_cut)
+        contexts[k] = window_sweep.measured_contexts(base.prepared, data)
+        # 2. The reward model of contexts of k turns.
+        labels = dataclasses.replace(setting.foundation.reward.labels, sentiment="shift")
+        reward_model, _ = reward.train(
+            run,
+            base.prepared,
+            base.agent,
+            base.trunk,
+            dataclasses.replace(setting.foundation.reward, labels=labels),
+            data,
+            weights=EQUAL,
+            seed=seed,
+            stage=f"{reward.STAGE}-k{k}",
+        )
+        # 3. PPO by the full reward.
+        policy = alignment.align(
+            run,
+            base.prepared,
+            base.agent,
+            base.trunk,
+            reward_model,
+            setting.align,
+            setting.ppo,
+            data,
+            seed=seed,
+            stage=f"ppo-k{k}",
+        )
+        # 4. Both policies as they see k turns.
+        answered = SampledConfig(setting.assess.text_turns, setting.assess.batch_size, setting.assess.test_dialogues)
+        policies: dict[str, Params] = {"sft": base.supervised_policy, "ppo": policy}
+        for name, params in policies.items():
+            name = window_sweep.system(name, k)
+            assessment.assess(
+                run,
+                name,
+                base.prepared,
+                base.agent,
+                params,
+                setting.assess,
+                data,
+                reward_model=reward_model,
+                weights=EQUAL,
+                seed=seed,
+            )
+            sampled_answers(
+                run,
+                name,
+                base.prepared,
+                base.agent,
+                params,
+                answered,
+                data,
+                reference=base.supervised_policy,
+                reward_model=reward_model,
+                weights=EQUAL,
+                seed=seed,
+            )
+    write_json(run.path / "contexts.json", contexts)
+    write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
+
+
+def main(config: Config) -> Path | None:
+    """Every seed, then the summary; None where one seed alone was asked for."""
+    enable_compilation_cache(beside=config.run_dir)
+    with exits_on_signals():
+        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed))
+    if config.only_seed is not None:
+        return None
+    setting = study_setting(config.setting, config.size, config.data_dir)
+    report = window_sweep.write_report(
+        config.run_dir,
+        config.seeds,
+        config.windows,
+        setting=config.setting,
+        size=config.size,
+        budget=f"PPO at every k: {setting.align.updates} updates of {setting.align.batch_size} responses, KL price "
+        f"{setting.ppo.kl_coef} per nat, full reward.",
+        same_test=config.setting not in ("world", "hackable"),
+        command=["python", *sys.argv],
+    )
+    print(f"report: {report}")
+    return report
+
+
+def command_line(arguments: list[str]) -> Config:
+    """A preset (none means `world`) with options on top."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["world", *arguments]
+    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main(command_line(sys.argv[1:]))
+    except (RunError, ValueError) as error:
+        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
+            raise
+        notice(f"error: {error}")
+        sys.exit(1)
