@@ -15,6 +15,7 @@ Source: Sun et al. 2021, SIGIR, arXiv:2105.03748, for the scores and for TF-IDF 
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.linear_model import Ridge
 
 from rlhf_jax.evaluation.association import spearman
@@ -34,7 +35,9 @@ Part = Literal["reply", "user", "earlier", "answer"]
 READS: tuple[Part, ...] = ("user", "reply", "earlier")
 """What a policy's reply offers; `answer`, the user's next turn, exists for logged replies only."""
 LOWEST, HIGHEST = 1.0, 5.0
-PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+MIN_DF = 3
+"""Turns a term must occur in."""
+PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0)
 """λ tried where none is given."""
 _WORD = re.compile(r"[a-z0-9']+|[?!]")
 _ITEM = "<movie>"
@@ -166,7 +169,12 @@ def fit_judge(turns: Sequence[JudgedTurn], titles: Mapping[int, str], *, penalty
 
 
 def fit_regression(
-    turns: Sequence[JudgedTurn], titles: Mapping[int, str], reads: Sequence[Part], *, penalty: float, min_df: int = 3
+    turns: Sequence[JudgedTurn],
+    titles: Mapping[int, str],
+    reads: Sequence[Part],
+    *,
+    penalty: float,
+    min_df: int = MIN_DF,
 ) -> TextRegression:
     """A ridge regression that reads the given parts.
 
@@ -176,24 +184,13 @@ def fit_regression(
     """
     if not turns:
         raise ValueError("no judged turn to fit on")
-    texts = part_texts(turns, titles)
-    vectorizers: dict[Part, TfidfVectorizer] = {}
-    matrices = []
-    for part in reads:
-        vectorizer = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, min_df=min_df)
-        try:
-            matrices.append(csr_array(vectorizer.fit_transform(texts[part])))
-        except ValueError:  # Nothing in this part occurs often enough.
-            continue
-        vectorizers[part] = vectorizer
-    if not vectorizers:
-        raise ValueError(f"no term occurs in at least {min_df} of the {len(turns)} judged turns")
-    target = np.array([turn.satisfaction for turn in turns])
-    ridge = Ridge(alpha=penalty, solver="sparse_cg", tol=1e-6).fit(hstack(matrices, format="csr"), target)
-    ends = np.cumsum([matrix.shape[1] for matrix in matrices])[:-1]
+    counts, terms = _count(turns, titles, reads)
+    forms = _tfidf(counts, np.arange(len(turns)), min_df)
+    ridge = _ridge(_matrix(counts, forms, np.arange(len(turns))), _scores(turns), penalty)
+    ends = np.cumsum([len(form.columns) for form in forms.values()])[:-1]
     channels: dict[Part, Channel] = {
-        part: Channel(tuple(vectorizer.get_feature_names_out().tolist()), vectorizer.idf_, weights)
-        for (part, vectorizer), weights in zip(vectorizers.items(), np.split(ridge.coef_, ends), strict=True)
+        part: Channel(tuple(terms[part][form.columns].tolist()), np.asarray(form.scale.idf_, np.float64), weights)
+        for (part, form), weights in zip(forms.items(), np.split(ridge.coef_, ends), strict=True)
     }
     return TextRegression(channels, float(ridge.intercept_))
 
@@ -218,15 +215,67 @@ def choose_penalty(
     order = np.random.Generator(np.random.PCG64([seed, folds])).permutation(len(names))
     fold_of = {names[place]: number % folds for number, place in enumerate(order)}
     fold = np.array([fold_of[turn.dialogue] for turn in turns])
-    truth = np.array([turn.satisfaction for turn in turns])
+    truth = _scores(turns)
+    counts, _ = _count(turns, titles, reads)
     predicted = np.zeros((len(penalties), len(turns)))
     for number in range(folds):
-        inside = [turn for turn, place in zip(turns, fold, strict=True) if place != number]
-        outside = part_texts([turn for turn, place in zip(turns, fold, strict=True) if place == number], titles)
+        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        forms = _tfidf(counts, inside, MIN_DF)
+        seen, unseen = _matrix(counts, forms, inside), _matrix(counts, forms, outside)
         for row, penalty in enumerate(penalties):
-            predicted[row, fold == number] = fit_regression(inside, titles, reads, penalty=penalty)(outside)
+            predicted[row, outside] = _ridge(seen, truth[inside], penalty).predict(unseen)
     scores = {penalty: spearman(row, truth) for penalty, row in zip(penalties, predicted, strict=True)}
     return max(scores, key=lambda penalty: np.nan_to_num(scores[penalty], nan=-1.0)), scores
+
+
+class _Form(NamedTuple):
+    """TF-IDF of one part, as fitted on some turns."""
+
+    columns: NDArray[np.int64]
+    """Terms that are frequent enough."""
+    scale: TfidfTransformer
+
+
+def _count(
+    turns: Sequence[JudgedTurn], titles: Mapping[int, str], reads: Sequence[Part]
+) -> tuple[dict[Part, csr_array], dict[Part, NDArray]]:
+    """How often each term occurs in each part of each turn [N, terms], and the terms; parts that say nothing left out."""
+    counts: dict[Part, csr_array] = {}
+    terms: dict[Part, NDArray] = {}
+    texts = part_texts(turns, titles)
+    for part in reads:
+        if any(texts[part]):
+            vectorizer = CountVectorizer(analyzer=_terms)
+            counts[part] = csr_array(vectorizer.fit_transform(texts[part]))
+            terms[part] = vectorizer.get_feature_names_out()
+    return counts, terms
+
+
+def _tfidf(counts: Mapping[Part, csr_array], rows: NDArray[np.int64], min_df: int) -> dict[Part, _Form]:
+    """Fits the TF-IDF of every part on the given turns. Raises ValueError where no term is frequent enough."""
+    forms: dict[Part, _Form] = {}
+    for part, count in counts.items():
+        own = count[rows]
+        columns = np.flatnonzero(np.asarray((own > 0).sum(axis=0)).ravel() >= min_df)
+        if len(columns):
+            forms[part] = _Form(columns, TfidfTransformer(sublinear_tf=True).fit(own[:, columns]))
+    if not forms:
+        raise ValueError(f"no term occurs in at least {min_df} of the {len(rows)} judged turns")
+    return forms
+
+
+def _matrix(counts: Mapping[Part, csr_array], forms: Mapping[Part, _Form], rows: NDArray[np.int64]) -> csr_array:
+    """TF-IDF of the given turns, all parts side by side."""
+    blocks = [form.scale.transform(counts[part][rows][:, form.columns]) for part, form in forms.items()]
+    return csr_array(hstack(blocks, format="csr"))
+
+
+def _ridge(matrix: csr_array, target: Floats, penalty: float) -> Ridge:
+    return Ridge(alpha=penalty, solver="sparse_cg", tol=1e-5).fit(matrix, target)
+
+
+def _scores(turns: Sequence[JudgedTurn]) -> Floats:
+    return np.array([turn.satisfaction for turn in turns], np.float64)
 
 
 def part_texts(turns: Sequence[JudgedTurn], titles: Mapping[int, str]) -> dict[Part, list[str]]:
@@ -267,4 +316,4 @@ def _terms(text: str) -> list[str]:
     """Words, and pairs of neighbouring ones that are not of a title."""
     words = text.split()
     spoken = [word for word in words if not word.startswith(("t:", "s:t:", "r:t:"))]
-    return words + [f"{left} {right}" for left, right in zip(spoken, spoken[1:], strict=False)]
+    return words + [f"{left} {right}" for left, right in itertools.pairwise(spoken)]

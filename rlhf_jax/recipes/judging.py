@@ -23,6 +23,7 @@ from rlhf_jax.evaluation.association import spearman_estimate
 from rlhf_jax.evaluation.bootstrap import Estimate
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.evaluation.satisfaction_judge import (
+    PENALTIES,
     READS,
     JudgedTurn,
     Part,
@@ -141,6 +142,7 @@ def fit_and_measure(
     held_out: Sequence[JudgedTurn],
     titles: Mapping[int, str],
     *,
+    penalties: Sequence[float] = PENALTIES,
     folds: int = 5,
     replicates: int = 500,
 ) -> tuple[SatisfactionJudge, dict[str, Any]]:
@@ -153,11 +155,11 @@ def fit_and_measure(
     truth = np.array([turn.satisfaction for turn in held_out])
     keys = [turn.dialogue for turn in held_out]
     estimate = functools.partial(spearman_estimate, dialogues=keys, replicates=replicates)
-    spearmans, penalties = {}, {}
+    spearmans, chosen = {}, {}
     judge, judged = None, np.zeros(0)
     for name, (reads, _) in READERS.items():
-        penalty, tried = choose_penalty(fitting, titles, reads, folds=folds, seed=SEED)
-        penalties[name] = {"chosen": penalty, "cross_validation": {str(key): value for key, value in tried.items()}}
+        penalty, tried = choose_penalty(fitting, titles, reads, penalties=penalties, folds=folds, seed=SEED)
+        chosen[name] = {"chosen": penalty, "cross_validation": {str(key): value for key, value in tried.items()}}
         if name == "judge":
             judge = fit_judge(fitting, titles, penalty=penalty)
             judged = judge([turn.history for turn in held_out], [turn.reply for turn in held_out], titles)
@@ -170,7 +172,7 @@ def fit_and_measure(
     report = {
         "fitting": _sizes(fitting),
         "held_out": _sizes(held_out),
-        "penalties": penalties,
+        "penalties": chosen,
         "spearman": spearmans,
         "length": {
             "score and words of the reply": _entry(estimate(judged, words)),

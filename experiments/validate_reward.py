@@ -1,0 +1,173 @@
+"""Does the reward model know what it is paid to know, and does that have to do with satisfaction?
+
+Paper: IUF-RLHF, arXiv:2508.05289, which asks for a held-out Pearson correlation above 0.6 before PPO. Measured for the
+reward models R_φ of a setting's foundations, per seed:
+
+    held-out correlation with the weak labels, per component and of their sum, on seen and unseen items; calibration;
+    learning curve over the number of labelled turns; ReDial: rank correlation with USS's satisfaction, and what the judge
+    that other studies use is worth; simulated world: correlation with the true utility.
+
+    python experiments/validate_reward.py world                         # 3 seeds; simulated world
+    python experiments/validate_reward.py redial --data-dir DIR         # 3 seeds; DIR holds redial/ and uss/
+    python experiments/validate_reward.py world-quick                   # or redial-quick: smaller and fewer dialogues
+    python experiments/validate_reward.py debug                         # under a minute, for tests
+
+Foundations (data, supervised policy, reward models) are laid in `runs/foundations` where they are missing; other studies use
+the same ones. Hardware: 2 CPU cores; beyond the foundation minutes a seed for `world`, about 20 for `redial`. Writes
+`results.json`, `report.md` and `plots/{calibration,learning_curve}.{svg,png}`; the same command continues a stopped one.
+
+Expected: docs/RESULTS.md, "The reward model".
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from rlhf_jax.evaluation.results import Result
+from rlhf_jax.recipes import judging, reward_cases, reward_report, reward_results, reward_study
+from rlhf_jax.recipes.foundation import Sentiment, lay
+from rlhf_jax.recipes.study_presets import Size, StudySetting, foundation_folder, study_setting
+from rlhf_jax.runtime.report import write_results
+from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run, write_text
+from rlhf_jax.runtime.signals import exits_on_signals
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The reward models of one setting."""
+
+    run_dir: Path = Path("runs/reward-world")
+    """Where a folder per seed, results, tables and figures go."""
+    runs: Path = Path("runs")
+    """Where foundations lie."""
+    setting: Literal["world", "redial"] = "world"
+    """Simulated world, or ReDial."""
+    size: Size = "full"
+    """Of the foundation."""
+    data_dir: Path = Path("data")
+    """Holds `redial/` and `uss/`; not read for the world."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the foundations."""
+    only_seed: int | None = None
+    """Measure this seed alone and write no summary: how `evidence.py` spreads seeds over cores."""
+    sentiments: tuple[Sentiment, ...] = ("shift", "level")
+    """Reward models by the form of their sentiment labels; the learning curve is that of the first."""
+    fractions: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2)
+    """Shares of the labelled turns for the learning curve; all of them is the foundation's reward model."""
+    replicates: int = 500
+    """Bootstrap replicates of every interval."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or not self.sentiments:
+            raise ValueError(f"at least one seed and one form of sentiment: got {self.seeds} and {self.sentiments}")
+        if list(self.fractions) != sorted(set(self.fractions)) or not all(0 < share < 1 for share in self.fractions):
+            raise ValueError(f"fractions must ascend within (0, 1), got {self.fractions}")
+
+    @property
+    def own_seeds(self) -> tuple[int, ...]:
+        """The seeds this process measures."""
+        return self.seeds if self.only_seed is None else (self.only_seed,)
+
+
+PRESETS = {
+    "world": ("reward models of the simulated world", Config()),
+    "redial": ("reward models of ReDial (--data-dir)", Config(run_dir=Path("runs/reward-redial"), setting="redial")),
+    "world-quick": ("a smaller world", Config(run_dir=Path("runs/reward-world-quick"), size="quick")),
+    "redial-quick": (
+        "fewer dialogues and a smaller network (--data-dir)",
+        Config(run_dir=Path("runs/reward-redial-quick"), setting="redial", size="quick"),
+    ),
+    "debug": (
+        "one seed in miniature; under a minute, for tests (--setting redial --data-dir DIR: real dialogues)",
+        Config(
+            run_dir=Path("runs/debug-reward"), size="debug", seeds=(0,), sentiments=("shift",), fractions=(0.5,),
+            replicates=50,
+        ),
+    ),
+}  # fmt: skip
+
+
+def main(config: Config) -> Path:
+    """1 foundation, 2 cases of every seed, 3 the judge, 4 results, 5 tables and figures."""
+    enable_compilation_cache(beside=config.run_dir)
+    setting = study_setting(config.setting, config.size, config.data_dir)
+    with exits_on_signals():
+        for seed in config.own_seeds:
+            _one_seed(config, setting, seed)  # 1, 2
+        # 3. The judge of the other studies, with what it is worth; read from the disk where it was fitted before.
+        judge: dict[str, Any] = {}
+        if config.setting == "redial":
+            _, judge = judging.uss_judge(config.data_dir, judge_cache(config.runs))
+        if config.only_seed is not None:
+            return config.run_dir / f"seed-{config.only_seed}"
+        # 4. Results over seeds.
+        gathered = [
+            reward_cases.gather(config.run_dir, form, seeds=config.seeds, n_fractions=len(config.fractions) * (not n))
+            for n, form in enumerate(config.sentiments)
+        ]
+        found: list[Result] = []
+        for one in gathered:
+            found += reward_results.results(one, source=config.setting, replicates=config.replicates)
+        found += judging.results(judge) if judge else []
+        write_results(config.run_dir, found)
+        # 5. Tables and figures.
+        plots = config.run_dir / "plots"
+        reward_report.calibration_figure(gathered, plots, same_dialogues=config.setting != "world")
+        reward_report.curve_figure(found, gathered[0], plots)
+        report = config.run_dir / "report.md"
+        write_text(report, reward_report.report_text(found, judge, setting=config.setting, size=config.size))
+        print(reward_report.gate_table(found))
+        print(f"report: {report}")
+        return report
+
+
+def judge_cache(runs: Path) -> Path:
+    """Where the satisfaction judge lies, beside the foundations."""
+    return runs / "foundations" / "judge"
+
+
+def _one_seed(config: Config, setting: StudySetting, seed: int) -> None:
+    """Cases of one seed; nothing is laid or opened where all are stored."""
+    measured: dict[str, Any] = {
+        "setting": config.setting,
+        "size": config.size,
+        "seed": seed,
+        "sentiments": config.sentiments,
+        "fractions": config.fractions,
+        "foundation": setting.foundation,
+    }
+    folder = foundation_folder(config.runs, config.setting, config.size, seed)
+    with open_run(config.run_dir / f"seed-{seed}", measured, trackers=()) as run:
+        kinds = ("held-out", "truth", "users") if config.setting == "world" else ("held-out", "uss")
+        if reward_study.stored(run.path, sentiments=config.sentiments, fractions=config.fractions, kinds=kinds):
+            notice(f"seed {seed}: measured before")
+            return
+        foundation = lay(folder, setting.foundation, seed=seed)
+        reward_study.measure(
+            run,
+            foundation,
+            sentiments=config.sentiments,
+            fractions=config.fractions,
+            assess=setting.assess,
+            uss=config.data_dir / "uss" if config.setting == "redial" else None,
+        )
+
+
+def command_line(arguments: list[str]) -> Config:
+    """A preset (none means `world`) with options on top."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["world", *arguments]
+    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main(command_line(sys.argv[1:]))
+    except (RunError, ValueError, FileNotFoundError) as error:
+        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
+            raise
+        notice(f"error: {error}")
+        sys.exit(1)
