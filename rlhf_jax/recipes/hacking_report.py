@@ -128,6 +128,9 @@ def fits_table(study: Study) -> str:
 def _fit_cells(fits: Sequence[Fit]) -> list[str]:
     cells = []
     for fit in fits:
+        if math.isnan(fit.alpha):
+            cells += ["–", "–", "never left the reference"]
+            continue
         end = f"> {fit.reach:.2f}"
         low, high = (f"{bound:.2f}" if math.isfinite(bound) else end for bound in fit.interval)
         peak = f"{fit.peak:.2f}" if fit.turns else "not reached"

@@ -167,15 +167,12 @@ def fit(ways: Sequence[Means], form: Form) -> Fit:
     """Least squares of the truth's gain on d, all seeds, evaluations and ways together.
 
     Args:
-      ways: from one call of `resample`.
-    Raises: ValueError where no point but the start was measured.
+      ways: from one call of `resample`. Where none has left the reference there is no curve: α and β are nan.
     """
     d = np.concatenate([way.distance.reshape(len(way.distance), -1) for way in ways], axis=1)
     gain = np.concatenate([(way.truth - way.truth[:, :, :1]).reshape(len(way.truth), -1) for way in ways], axis=1)
     weight = np.concatenate([np.repeat(way.seeds, len(way.updates), axis=1) for way in ways], axis=1)
     reach = float(d[0].max())
-    if not reach > 0:
-        raise ValueError("no evaluation lies away from the reference: there is no curve to fit")
     x, z = d, -d * _bend(d, form)
     xx, xz, zz, xg, zg = (np.sum(weight * a * b, axis=1) for a, b in ((x, x), (x, z), (z, z), (x, gain), (z, gain)))
     determinant = xx * zz - xz * xz

@@ -128,7 +128,7 @@ def _grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(n)]
 
 
-def _shade(axes: Axes, fall: tuple[float, float] | None) -> None:
+def _shade(axes: Axes, fall: tuple[float, float] | tuple[int, int] | None) -> None:
     if fall is not None:
         axes.axvspan(min(fall), max(fall), color=FALL, zorder=0, linewidth=0)
 

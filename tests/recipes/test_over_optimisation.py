@@ -135,6 +135,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
         resample({"way": [three[0], three[1]._replace(updates=(0, *range(1, 9)))]})
     with pytest.raises(ValueError, match="1 of them not finite"):
         resample({"way": [three[0]._replace(truth=np.where(np.arange(1350).reshape(9, 150) == 7, np.nan, 0.0))]})
-    still = resample({"way": [three[0]._replace(kl=np.zeros((9, 150)))]}, replicates=2)["way"]
-    with pytest.raises(ValueError, match="no evaluation lies away from the reference"):
-        fit([still], "quadratic")
+
+
+def test_a_policy_that_stays_where_it_was_has_no_curve() -> None:
+    still = resample({"way": [walks(QUADRATIC)[0]._replace(kl=np.zeros((9, 150)))]}, replicates=2)["way"]
+    found = fit([still], "quadratic")
+    assert math.isnan(found.alpha) and not found.turns and found.reach == 0.0

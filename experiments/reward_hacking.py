@@ -1,0 +1,273 @@
+"""Where does optimising the proxy stop helping what it stands for, and which logged number says so first?
+
+Paper: IUF-RLHF, arXiv:2508.05289, names failure signatures (KL, entropy, length, repetition, BLEU, sentiment–reward
+correlation) and shows no over-optimisation. The form of the curves is that of Gao et al. 2023, arXiv:2210.10760.
+
+    python experiments/reward_hacking.py world                          # the truth is known: users of the simulated world
+    python experiments/reward_hacking.py hackable                       # a world where long replies buy the signals
+    python experiments/reward_hacking.py redial --data-dir DIR          # the truth is a satisfaction judge fitted on USS
+    python experiments/reward_hacking.py world-quick                    # `PRESET-quick`: smaller, two KL coefficients
+    python experiments/reward_hacking.py debug                          # under a minute, for tests
+
+DIR holds `redial/` and `uss/`. Each seed starts PPO from the setting's foundation once per KL coefficient and length
+control, and stops now and then to measure sampled replies: proxy, truth and √KL of the same replies. Hardware: a seed of a
+world takes about 45 minutes on one CPU core, of ReDial 90, of a quick one a tenth. A killed study continues with the same
+command. Writes `report.md`, `results.json` and `plots/` into the run directory, and `diagnostics.md` into each seed's.
+
+Expected: docs/RESULTS.md, "Reward hacking".
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from rlhf_jax.data.human_ratings import read_uss
+from rlhf_jax.recipes import alignment, failure_signatures, hacking_report, hacking_study, judging
+from rlhf_jax.recipes.foundation import Sentiment, lay
+from rlhf_jax.recipes.hacking_study import Way
+from rlhf_jax.recipes.path_probe import PathConfig, PathProbe, on_validation
+from rlhf_jax.recipes.study_presets import Size, foundation_folder, study_setting
+from rlhf_jax.runtime.diagnostics import write_diagnostics
+from rlhf_jax.runtime.report import write_results
+from rlhf_jax.runtime.run import (
+    RunError,
+    enable_compilation_cache,
+    notice,
+    open_run,
+    write_json,
+    write_text,
+)
+from rlhf_jax.runtime.signals import exits_on_signals
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Proxy against truth along √KL."""
+
+    run_dir: Path = Path("runs/reward_hacking-world")
+    """Where the study goes; each seed has a directory of its own inside."""
+    runs: Path = Path("runs")
+    """Where foundations lie."""
+    setting: Literal["world", "hackable", "redial"] = "world"
+    """What the policy talks about, and who knows the truth: users of a world, or a judge."""
+    size: Size = "full"
+    """Of foundation and PPO."""
+    data_dir: Path = Path("data")
+    """Holds `redial/` and `uss/`; not read for the worlds."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Training seeds; a claim needs three."""
+    only_seed: int | None = None
+    """Run this seed alone and write no summary."""
+    sentiment: Sentiment = "shift"
+    """Form of the reward model's sentiment signal; the paper's is the shift."""
+    kl_coefs: tuple[float, ...] = (0.0, 0.02, 0.05, 0.2)
+    """Prices of a nat, one way each; 0 is the paper."""
+    length_control: tuple[bool, ...] = (False, True)
+    """Every KL coefficient is run without a price on length, and with it."""
+    length_coef: float = 0.05
+    """Length control: score per token beyond `length_free`."""
+    length_free: int = 12
+    """Tokens that cost nothing."""
+    updates: int | None = None
+    """Rollout batches of a way; None: the setting's."""
+    evaluations: int = 10
+    """Points of a way at which it is measured, beside its start."""
+    batches_before: int = 12
+    """Batches that tell where each signature lies before learning."""
+    measure: PathConfig = PathConfig()
+    replicates: int = 1000
+    """Bootstrap replicates."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "kl_coefs", "length_control"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name.replace('_', '-')} {values}: at least one is needed, each once")
+        if not self.length_coef > 0:
+            raise ValueError(f"--length-coef {self.length_coef}: length control needs a positive price")
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """Every KL coefficient without length control, then with it."""
+        return tuple(Way(kl_coef, priced) for priced in self.length_control for kl_coef in self.kl_coefs)
+
+
+def _preset(setting: Literal["world", "hackable", "redial"], size: Literal["full", "quick"]) -> Config:
+    config = Config(run_dir=Path(f"runs/reward_hacking-{setting}"), setting=setting)
+    if size == "full":
+        return config
+    return dataclasses.replace(
+        config,
+        run_dir=Path(f"runs/reward_hacking-{setting}-quick"),
+        size="quick",
+        kl_coefs=(0.0, 0.1),
+        evaluations=5 if setting == "redial" else 8,
+        measure=PathConfig(users=200, contexts=256),
+    )
+
+
+_ABOUT = {
+    "world": "simulated world: true utility of users the policy never met",
+    "hackable": "a world where long replies buy the signals and cost the truth",
+    "redial": "real ReDial (--data-dir): a satisfaction judge fitted on USS",
+}
+PRESETS = {
+    setting + ("" if size == "full" else "-quick"): (
+        about + ("" if size == "full" else "; smaller, two KL coefficients"),
+        _preset(setting, size),
+    )
+    for setting, about in _ABOUT.items()
+    for size in ("full", "quick")
+} | {
+    "debug": (
+        "the world in miniature; under a minute, for tests",
+        Config(
+            run_dir=Path("runs/debug-reward_hacking"),
+            setting="world",
+            size="debug",
+            seeds=(0,),
+            kl_coefs=(0.05,),
+            length_control=(True,),
+            updates=3,
+            evaluations=3,
+            batches_before=3,
+            measure=PathConfig(users=8, user_turns=2, contexts=16, batch_size=16, repeats=3),
+            replicates=50,
+        ),
+    ),
+}
+
+
+def run_seed(config: Config, seed: int) -> None:
+    """One seed: 1 foundation, 2 before learning, 3 PPO on every way, measured as it goes, 4 diagnostics."""
+    varied = ("run_dir", "runs", "data_dir", "seeds", "only_seed", "replicates")
+    with open_run(config.run_dir / f"seed-{seed}", config, trackers=(), volatile=varied, wait=True) as run:
+        if (run.path / "diagnostics.md").exists():
+            notice(f"seed {seed}: done before")
+            return
+        setting = study_setting(config.setting, config.size, config.data_dir)
+        data = setting.foundation.data
+        # 1. Supervised policy and reward model.
+        folder = foundation_folder(config.runs, config.setting, config.size, seed)
+        base = lay(folder, setting.foundation, seed=seed)
+        reward_model, prepared = base.reward_model(config.sentiment), base.prepared
+        judge, read = None, {}
+        if prepared.world_seed is None:
+            judge, _ = judging.uss_judge(config.data_dir, config.runs / "judge")
+            read = read_uss(config.data_dir / "uss")
+        probe = PathProbe(
+            folder=run.path / hacking_study.MEASUREMENTS,
+            prepared=on_validation(prepared, without=read),
+            agent=base.agent,
+            reference=base.supervised_policy,
+            reward_model=reward_model,
+            weights=setting.ppo.component_weights,
+            data=data,
+            config=config.measure,
+            seed=seed,
+            judge=judge,
+        )
+        align = dataclasses.replace(
+            setting.align, updates=config.updates or setting.align.updates, evaluations=config.evaluations
+        )
+        prices = {False: (0.0, 0), True: (config.length_coef, config.length_free)}
+        configs = {
+            way: dataclasses.replace(
+                setting.ppo, kl_coef=way.kl_coef, length_coef=prices[way.priced][0], length_free=prices[way.priced][1]
+            )
+            for way in config.ways
+        }
+        # 2. Where every signature lies while nothing is learnt: its band.
+        if not (run.path / hacking_study.BEFORE).exists():
+            bleu = {"text/bleu4": probe.bleu_before_learning()}
+            starts = {
+                priced: failure_signatures.before_learning(
+                    prepared,
+                    base.agent,
+                    base.trunk,
+                    reward_model,
+                    next(configs[way] for way in config.ways if way.priced == priced),
+                    data,
+                    batch_size=align.batch_size,
+                    batches=config.batches_before,
+                    seed=seed,
+                )
+                for priced in config.length_control
+            }
+            write_json(run.path / hacking_study.BEFORE, {way.stage: starts[way.priced] | bleu for way in config.ways})
+        # 3. Every way from the same start.
+        for way, ppo in configs.items():
+            alignment.align(
+                run,
+                prepared,
+                base.agent,
+                base.trunk,
+                reward_model,
+                align,
+                ppo,
+                data,
+                seed=seed,
+                truth=probe.probe(way.stage),
+                stage=way.stage,
+            )
+        # 4. What PPO logged, page by page; written last, so that it says that the seed is done.
+        write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
+
+
+def main(config: Config) -> Path:
+    """Every seed, then the study over all of them."""
+    enable_compilation_cache(beside=config.run_dir)
+    with exits_on_signals():
+        for seed in config.seeds if config.only_seed is None else (config.only_seed,):
+            run_seed(config, seed)
+        if config.only_seed is not None:
+            return config.run_dir / f"seed-{config.only_seed}"
+        # 5. Onset, fits and warnings, from what the seeds stored.
+        real = config.setting == "redial"
+        folders = {seed: config.run_dir / f"seed-{seed}" for seed in config.seeds}
+        study = hacking_study.gather(folders, config.ways, same_cases=real, replicates=config.replicates)
+        split = "redial/validation" if real else f"{config.setting}/users"
+        found = hacking_study.results(study, split=split, truth="judge" if real else "mean_utility")
+        notes = [f"Setting `{config.setting}`, size `{config.size}`; sentiment signal: {config.sentiment}."]
+        if real:
+            _, report = judging.uss_judge(config.data_dir, config.runs / "judge")
+            found += judging.results(report)
+            rho = report["spearman"]["judge"]
+            notes.append(
+                f"Truth is the satisfaction judge (1 to 5), Spearman {rho['value']:.3f} with people's on {rho['n']} held-out "
+                "turns; contexts are validation dialogues it has not read."
+            )
+        write_results(config.run_dir, found)
+        hacking_report.figures(study, config.run_dir / "plots")
+        text = hacking_report.report_text(
+            study,
+            title=f"Reward hacking: {config.setting}",
+            truth="judge" if real else "true utility",
+            cases="dialogues" if real else "users",
+            notes=notes,
+        )
+        report = config.run_dir / "report.md"
+        write_text(report, text)
+        print(hacking_report.summary_table(study))
+        print(f"report: {report}")
+        return report
+
+
+def command_line(arguments: list[str]) -> Config:
+    """A preset (none means `world`) with options on top."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["world", *arguments]
+    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main(command_line(sys.argv[1:]))
+    except (RunError, ValueError, FileNotFoundError) as error:
+        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
+            raise
+        notice(f"error: {error}")
+        sys.exit(1)
