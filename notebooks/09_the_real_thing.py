@@ -31,13 +31,16 @@
 
 # %%
 import functools
+import importlib.metadata
 import os
 import tempfile
 from pathlib import Path
 
-# Every program here runs a few times on a tiny network, so compiling fast counts for more than running fast: the older
-# emitters of XLA's CPU backend, which must be asked for before JAX starts, and below no optimisation that can be left out.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Every program here runs a few times on a tiny network, so compiling fast counts for more than running fast. jaxlib 0.10
+# has a switch for that, which must be set before JAX starts (later versions do not know it, and stop at unknown switches);
+# below, every optimisation is left out that can be.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.numpy as jnp
