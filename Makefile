@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN ?= demo
 JOBS ?= 2
+# Folder with redial/, opendialkg/, uss/ and crs-response-ratings/, for the evidence; without it the worlds alone.
+DATA ?= data
 # Sizes of the benchmark; empty: those the device is fit for.
 SIZES ?=
 BIN := $(VENV)/bin
@@ -11,12 +13,14 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 # Large pages and no trimming: XLA:CPU allocates its temporaries anew on every call (other systems ignore this).
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
 
-.PHONY: run test check bench notebooks docs clean
+.PHONY: run test check bench evidence evidence-quick notebooks docs clean
 
 run: $(VENV)/.run          ; $(MALLOC) $(BIN)/python experiments/ppo_redial.py $(RUN)
 test: $(VENV)/.test        ; $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 check: $(VENV)/.check      ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python && $(BIN)/lint-imports
 bench: $(VENV)/.bench      ; $(MALLOC) $(BIN)/python experiments/bench_ppo.py $(SIZES)
+evidence: $(VENV)/.run     ; $(MALLOC) $(BIN)/python experiments/evidence.py --data-dir $(DATA)
+evidence-quick: $(VENV)/.run ; $(MALLOC) $(BIN)/python experiments/evidence.py quick --data-dir $(DATA)
 notebooks: $(VENV)/.notebooks ; $(BIN)/python tools/run_notebooks.py
 docs: $(VENV)/.docs        ; $(BIN)/python tools/build_site.py
 clean:                     ; rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

@@ -36,6 +36,8 @@ class DataConfig:
     `id2info.json`, or `opendialkg.csv`, `opendialkg_entities.txt`."""
     domain: Literal["both", "movie", "book"] = "both"
     """Which of OpenDialKG's dialogues; a dialogue's split is the same either way."""
+    train_domain: Literal["both", "movie", "book"] = "both"
+    """Which of them are learnt and validated on; catalogue and test split stay those of `domain`."""
     on_bad_line: Literal["error", "skip"] = "error"
     """A malformed line ends the run, or is counted and reported."""
     max_dialogues: int | None = None
@@ -62,6 +64,10 @@ class DataConfig:
             raise ValueError(f"--data.dir {self.dir} is not read when --data.source is world; use the preset `redial`")
         if self.source != "opendialkg" and self.domain != "both":
             raise ValueError(f"--data.domain {self.domain} is OpenDialKG's; --data.source is {self.source}")
+        if self.train_domain != "both" and self.domain != "both":
+            raise ValueError(f"--data.train-domain {self.train_domain} needs --data.domain both, got {self.domain}")
+        if self.source != "opendialkg" and self.train_domain != "both":
+            raise ValueError(f"--data.train-domain {self.train_domain} is OpenDialKG's; --data.source is {self.source}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +139,22 @@ def read_corpus(folder: Path, data: DataConfig) -> Corpus:
     """The dialogues of a folder by the reader of their format; errors are the reader's."""
     if data.source == "opendialkg":
         domain = None if data.domain == "both" else data.domain
-        return read_opendialkg(folder, domain=domain, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
+        corpus = read_opendialkg(folder, domain=domain, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
+        return corpus if data.train_domain == "both" else learnt_on(corpus, data.train_domain)
     return read_redial(folder, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
+
+
+def learnt_on(corpus: Corpus, domain: str) -> Corpus:
+    """The corpus with training and validation dialogues of one domain; catalogue and test split as they are.
+
+    Raises: ValueError where no training dialogue is left.
+    """
+    train = tuple(dialogue for dialogue in corpus.train if dialogue.domain == domain)
+    validation = tuple(dialogue for dialogue in corpus.validation if dialogue.domain == domain)
+    if not train:
+        raise ValueError(f"there is no training dialogue about {domain}s among {len(corpus.train)}")
+    counts = {"train_domain": domain, "n_train": len(train), "n_validation": len(validation)}
+    return dataclasses.replace(corpus, train=train, validation=validation, provenance={**corpus.provenance, **counts})
 
 
 def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Params | None]:

@@ -210,7 +210,8 @@ def train(
     key = jax.random.key(seed)
     if trunk is None:
         trunk = gpt2.init(agent.network, stream_key(key, "sft/init", 0))
-    params = {"trunk": trunk, "item_features": jnp.zeros((n_features, agent.network.n_embd))}
+    # A checkpoint holds no empty array: without features one row stays unused.
+    params = {"trunk": trunk, "item_features": jnp.zeros((max(n_features, 1), agent.network.n_embd))}
     steps = batches.steps(config.epochs)
     rate = functools.partial(
         learning_rate_schedule,

@@ -1,0 +1,177 @@
+"""Does what is learnt from dialogues about movies help to recommend books, and the other way round?
+
+Paper: IUF-RLHF, arXiv:2508.05289, which names cross-domain use (movies to books by shared item embeddings) and reports
+no number of it. Data: OpenDialKG, split by dialogue.
+
+    python experiments/cross_domain.py --data-dir DIR                       # full size, three seeds
+    python experiments/cross_domain.py opendialkg-quick --data-dir DIR      # fewer dialogues, smaller network
+    python experiments/cross_domain.py opendialkg --data-dir DIR --only-seed 1   # one seed, no summary
+    python experiments/cross_domain.py debug --data-dir DIR                 # everything in miniature, for tests
+
+DIR holds `opendialkg/`. For every seed four models are trained (on movies, on books; items with shared or separate
+embeddings), supervised and then by PPO, and each is tested on both domains: where it was trained, which is the upper
+reference, and where it never heard a dialogue. The same command continues a study that was interrupted.
+
+Hardware: one CPU core; minutes a model for `opendialkg-quick`, several times that for `opendialkg`; four models a seed.
+Expected: docs/RESULTS.md, "Cross-domain".
+
+Shared: an item's embedding is its own vector plus the mean of its title's words, its metadata's words and its features.
+Separate: its own vector alone. Vocabulary, TF-IDF, reward model and policy come from the training domain's dialogues; of
+the other domain the catalogue is known (titles, genres, people), to both forms alike.
+"""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+
+import tyro
+
+from rlhf_jax.data.opendialkg_sources import DOMAINS
+from rlhf_jax.recipes import alignment, corpus, transfer, transfer_report
+from rlhf_jax.recipes.foundation import Sentiment, lay
+from rlhf_jax.recipes.study_presets import Size, StudySetting, study_setting
+from rlhf_jax.recipes.transfer import Embeddings, Model
+from rlhf_jax.runtime.report import write_report, write_results
+from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run, write_text
+from rlhf_jax.runtime.signals import exits_on_signals
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Training on one domain, testing on both."""
+
+    run_dir: Path = Path("runs/cross-domain")
+    """Where everything goes, foundations included: no other study has the same."""
+    size: Size = "full"
+    """Of data, network and training; see `recipes/study_presets.py`."""
+    data_dir: Path = Path("data")
+    """Holds `opendialkg/`."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Training seeds; a claim needs three."""
+    only_seed: int | None = None
+    """Does this seed's work alone and writes no summary."""
+    max_dialogues: int | None = None
+    """Dialogues of each domain that are read; None: as many as the size says."""
+    embeddings: tuple[Embeddings, ...] = transfer.EMBEDDINGS
+    """Forms of item embeddings that are compared; verdicts are about `shared`."""
+    sentiment: Sentiment = "shift"
+    """The reward's sentiment signal: the paper's shift, or the level after the turn."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"--seeds {self.seeds}: at least one is needed, each once")
+        if "shared" not in self.embeddings or len(set(self.embeddings)) < len(self.embeddings):
+            raise ValueError(f"--embeddings {self.embeddings}: shared must be among them, each once")
+
+
+PRESETS = {
+    "opendialkg": ("OpenDialKG (--data-dir), small GPT-2 from scratch", Config()),
+    "opendialkg-quick": (
+        "600 dialogues of each domain, fewer updates, a smaller network; its numbers are its own",
+        Config(run_dir=Path("runs/cross-domain-quick"), size="quick", max_dialogues=600),
+    ),
+    "debug": (
+        "60 dialogues of each domain and a tiny model; for tests",
+        Config(run_dir=Path("runs/debug-cross-domain"), size="debug", seeds=(0,)),
+    ),
+}
+
+
+def main(config: Config) -> Path:
+    """Every seed's models, then their comparison. Returns the report, or the seed's folder with `only_seed`."""
+    enable_compilation_cache(beside=config.run_dir)
+    setting = setting_of(config)
+    with exits_on_signals():
+        for seed in config.seeds if config.only_seed is None else (config.only_seed,):
+            for model in transfer.models(config.embeddings):
+                train_and_test(config, setting, model, seed)
+        if config.only_seed is not None:
+            return config.run_dir / f"seed-{config.only_seed}"
+        return gather(config, setting)
+
+
+def setting_of(config: Config) -> StudySetting:
+    """The numbers of the study."""
+    setting = study_setting("opendialkg", config.size, config.data_dir)
+    if config.max_dialogues is None:
+        return setting
+    data = dataclasses.replace(setting.foundation.data, max_dialogues=config.max_dialogues)
+    return dataclasses.replace(setting, foundation=dataclasses.replace(setting.foundation, data=data))
+
+
+def model_folder(config: Config, model: Model, seed: int) -> Path:
+    """Where one training lies; its foundation is inside."""
+    return config.run_dir / f"seed-{seed}" / model.name
+
+
+def train_and_test(config: Config, setting: StudySetting, model: Model, seed: int) -> None:
+    """Stages 0 to 4 of one model: 0–2 foundation, 3 PPO, 4 the test of both domains."""
+    folder = model_folder(config, model, seed)
+    if transfer.is_done(folder / "ppo"):
+        return
+    notice(f"seed {seed}: trained on {model.train_domain}s, {model.embeddings} item embeddings")
+    # 0–2. One domain's dialogues, imitation, reward model.
+    chosen = transfer.foundation_config(setting.foundation, model, config.sentiment)
+    below = lay(folder / "foundation", chosen, seed=seed)
+    varied = {"seed": seed, "align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
+    with open_run(folder / "ppo", varied, trackers=()) as run:
+        # 3. PPO in contexts of the training domain.
+        policy = alignment.align(
+            run,
+            below.prepared,
+            below.agent,
+            below.trunk,
+            below.reward_model(config.sentiment),
+            setting.align,
+            setting.ppo,
+            chosen.data,
+            seed=seed,
+        )
+        # 4. Both domains' test dialogues, before and after PPO.
+        for name, params in (("sft", below.supervised_policy), ("ppo", policy)):
+            for domain in DOMAINS:
+                transfer.assess(
+                    run, name, below.prepared, below.agent, params, setting.assess, chosen.data, domain=domain
+                )
+        write_report(run.path, title=f"PPO on {model.train_domain}s, {model.embeddings} embeddings, seed {seed}")
+
+
+def gather(config: Config, setting: StudySetting) -> Path:
+    """All seeds from their stored cases: results, tables, figures."""
+    measured = {
+        (model, policy, domain): {
+            seed: transfer.stored(model_folder(config, model, seed) / "ppo", policy, domain) for seed in config.seeds
+        }
+        for model in transfer.models(config.embeddings)
+        for policy in transfer.POLICIES
+        for domain in DOMAINS
+    }
+    data = dataclasses.replace(setting.foundation.data, domain="both", train_domain="both")
+    everything = corpus.read_corpus(Path(str(data.dir)), data)
+    references = {domain: transfer.references(everything, setting.assess, domain) for domain in DOMAINS}
+    found = transfer_report.results(measured, references)
+    write_results(config.run_dir, found)
+    transfer_report.figures(found, config.run_dir / "plots")
+    report = config.run_dir / "report.md"
+    command = shlex.join(["python", *sys.argv])
+    write_text(report, transfer_report.report_text(found, everything, command=command))
+    print(f"report: {report}")
+    return report
+
+
+def command_line(arguments: list[str]) -> Config:
+    """A preset (none means `opendialkg`) with options on top."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["opendialkg", *arguments]
+    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main(command_line(sys.argv[1:]))
+    except (RunError, ValueError, FileNotFoundError) as error:
+        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
+            raise
+        notice(f"error: {error}")
+        sys.exit(1)

@@ -1,0 +1,45 @@
+"""The preset `debug` of the cross-domain study on real dialogues: seeds apart, then together, then done."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rlhf_jax.runtime.report import read_results
+
+
+def start(repository: Path, *arguments: str) -> tuple[int, str]:
+    """Runs the script as a person would: (exit code, output)."""
+    command = [sys.executable, str(repository / "experiments" / "cross_domain.py"), "debug", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_debug_from_data_to_report(repository: Path, data_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "cross-domain"
+    options = ("--data-dir", str(data_dir), "--run-dir", str(run), "--embeddings", "shared")
+    code, output = start(repository, *options, "--only-seed", "0")
+    assert code == 0, output
+    assert not (run / "report.md").exists()
+    # Gathering trains nothing again.
+    code, output = start(repository, *options)
+    assert code == 0 and "starts" not in output, output
+    assert f"report: {run / 'report.md'}" in output
+    results = read_results(run)
+    splits = {f"opendialkg-{d}/test, catalogue {c}" for d in ("movie", "book") for c in (d, "movie+book")}
+    assert {result.split for result in results} == splits
+    alone = {result.system for result in results if "-" not in result.system}
+    trained = {f"{where}, shared, {policy}" for where in ("in domain", "transferred") for policy in ("SFT", "PPO")}
+    assert alone == trained | {"popularity", "copy"}
+    report = (run / "report.md").read_text()
+    assert "Verdict, movies → books" in report and "**▲**" not in report  # One seed claims nothing.
+    for figure in ("transfer.png", "transfer.svg", "transfer_text.png"):
+        assert (run / "plots" / figure).exists()
+    diagnostics = (run / "seed-0" / "movie-shared" / "ppo" / "report.md").read_text()
+    assert "Explained variance" in diagnostics or "plots/ppo.png" in diagnostics
+
+
+def test_data_that_are_not_there(repository: Path, tmp_path: Path) -> None:
+    code, output = start(repository, "--data-dir", str(tmp_path), "--run-dir", str(tmp_path / "run"))
+    assert code == 1 and "neither this file nor opendialkg.csv" in output and "Traceback" not in output
