@@ -118,7 +118,9 @@ def main(config: Config) -> Path:
         reward_report.calibration_figure(gathered, plots, same_dialogues=config.setting != "world")
         reward_report.curve_figure(found, gathered[0], plots)
         report = config.run_dir / "report.md"
-        write_text(report, reward_report.report_text(found, judge, setting=config.setting, size=config.size))
+        turns = [reward_results.curve_turns(runs) for runs in gathered[0].curve]
+        text = reward_report.report_text(found, judge, setting=config.setting, size=config.size, turns=turns)
+        write_text(report, text)
         print(reward_report.gate_table(found))
         print(f"report: {report}")
         return report

@@ -18,8 +18,8 @@ Floats = NDArray[np.float64]
 class ScoredTurns:
     """Turns with what the reward model says about them; N rows."""
 
-    dialogues: NDArray[np.str_]
-    """Ids. [N]"""
+    dialogues: np.ndarray
+    """Ids, as strings. [N]"""
     predicted: Floats
     """Components in z-units, order COMPONENTS. [N, C]"""
     labels: Floats
@@ -28,8 +28,8 @@ class ScoredTurns:
     """True where a label is defined. [N, C]"""
     truth: Floats
     """What the labels stand for: satisfaction or utility; NaN where nobody knows. [N]"""
-    part: NDArray[np.str_]
-    """Kind of the turn or of its dialogue, by the file's meaning. [N]"""
+    part: np.ndarray
+    """Kind of the turn or of its dialogue, as a string, by the file's meaning. [N]"""
     training_turns: int
     """Labelled turns the reward model was trained on."""
 

@@ -28,25 +28,30 @@ BINS = 10
 """Of the calibration plot; as many cases in each."""
 
 
-def report_text(found: Sequence[Result], judge: Mapping[str, Any], *, setting: str, size: str) -> str:
+def report_text(
+    found: Sequence[Result], judge: Mapping[str, Any], *, setting: str, size: str, turns: Sequence[float]
+) -> str:
     """The study's `report.md`.
 
     Args:
       judge: `judging.uss_judge`'s report; empty where no dialogue has satisfaction scores.
+      turns: labelled turns behind the points of the learning curve, without the last.
     """
-    curve = sorted({one.protocol for one in found if one.protocol.startswith("learning-curve")})
-    turns = [one.definition for name in curve for one in found if one.protocol == name and one.metric == "pearson"]
-    shares = [f"- {name}: {text.partition('; ')[2]}." for name, text in zip(curve, turns, strict=True)]
+    curve = {f"learning-curve-{number}": f"{count:,.0f} turns" for number, count in enumerate(turns)}
     sections = [
         (
             f"## Held-out correlation and the gate (Pearson > {GATE})",
-            [gate_table(found), _image("calibration", "Mean weak label of turns with a like prediction")],
+            [
+                gate_text(found),
+                gate_table(found),
+                _image("calibration", "Mean weak label of turns with a like prediction"),
+            ],
         ),
         (
             "## How much labelled data it takes",
             [
-                protocol_table(found, [*curve, "held-out"]),
-                "\n".join(shares),
+                protocol_table(found, [*curve, "held-out"], {**curve, "held-out": "all"}),
+                "Held-out Pearson of reward models trained on fewer labelled turns, same held-out turns (`held-out`).",
                 _image("learning_curve", "Held-out correlation over labelled turns"),
             ],
         ),
@@ -95,6 +100,16 @@ def verdict(result: Result) -> str:
     return place if seeds >= 3 else f"{place} ({seeds} seed{'s' * (seeds != 1)}: no claim)"
 
 
+def gate_text(found: Sequence[Result]) -> str:
+    """One sentence a verdict: which correlations lie where."""
+    judged: dict[str, list[str]] = {}
+    for one in found:
+        if one.protocol == "held-out" and one.interval is not None:
+            judged.setdefault(verdict(one), []).append(f"{_target(one)} ({one.system})")
+    lines = [f"- {place}: {', '.join(names)}" for place, names in judged.items()]
+    return "\n".join(["The paper asks for a held-out Pearson above the gate before PPO.", "", *lines])
+
+
 def gate_table(found: Sequence[Result]) -> str:
     """Held-out correlations with slopes and the gate's verdict, one line a form and target."""
     cells = {(one.protocol, one.name): one for one in found}
@@ -108,8 +123,8 @@ def gate_table(found: Sequence[Result]) -> str:
     return markdown_table(["labels", "target", "n", "Pearson [95 %]", "calibration slope", f"gate {GATE}"], rows)
 
 
-def protocol_table(found: Sequence[Result], protocols: Sequence[str]) -> str:
-    """Protocols across, systems and targets down; empty where nothing of it was measured."""
+def protocol_table(found: Sequence[Result], protocols: Sequence[str], headings: Mapping[str, str] | None = None) -> str:
+    """Protocols across, under their headings or names, systems and targets down; empty where nothing of it was measured."""
     there = [name for name in protocols if any(one.protocol == name for one in found)]
     if not there:
         return ""
@@ -120,7 +135,7 @@ def protocol_table(found: Sequence[Result], protocols: Sequence[str]) -> str:
         row = [cells.get((name, protocol)) for protocol in there]
         first = next(one for one in row if one is not None)
         rows.append([first.system, _target(first), *(cell(one, with_n=True) for one in row)])
-    return markdown_table(["labels", "target", *there], rows)
+    return markdown_table(["labels", "target", *((headings or {}).get(name, name) for name in there)], rows)
 
 
 def judge_table(found: Sequence[Result]) -> str:
@@ -133,13 +148,16 @@ def judge_text(judge: Mapping[str, Any]) -> str:
     """How the judge was made, and how strong it is."""
     fitting, held_out, score = judge["fitting"], judge["held_out"], judge["score"]
     own, answer = judge["spearman"]["judge"]["value"], judge["spearman"]["with the answer"]["value"]
+    alone = judge["spearman"]["reply alone"]["value"]
     return (
         f"Ridge on TF-IDF, fitted on {fitting['turns']:,} turns of {fitting['dialogues']} dialogues, λ = "
         f"{judge['penalties']['judge']['chosen']:g} by cross-validation within them; measured on {held_out['turns']:,} turns of "
         f"{held_out['dialogues']} others. From context and reply alone it reaches ρ = {own:.3f}; the same model that may read "
-        f"the user's answer reaches {answer:.3f}, and two annotators agree at .29 (Sun et al. 2021). Scores are bounded to 1–5 "
+        f"the user's answer reaches {answer:.3f}, and two annotators agree at .29 (Sun et al. 2021). Two replies to one "
+        f"context differ by their own words only; these alone reach {alone:.3f}: a small difference between policies is within the "
+        f"judge's ignorance. Scores are bounded to 1–5 "
         f"and lie between {score['min']:.2f} and {score['max']:.2f} on the held-out turns, standard deviation "
-        f"{score['std']:.2f} (annotations: {judge['satisfaction']['std']:.2f})."
+        f"{score['std']:.3f} (annotations: {judge['satisfaction']['std']:.2f})."
     )
 
 

@@ -69,7 +69,7 @@ def with_intervals(panels: Sequence[PointsPanel], *, columns: int = 2, share_y: 
                 style = {"color": colour, "marker": marker, "markersize": 4.2, "linewidth": 1.2, "elinewidth": 1.1}
                 axes.errorbar(x, y, yerr=lengths, label=series.label, **style)
             if panel.diagonal:
-                ends = [value for series in panel.series for value in (*series.x, *series.y)]
+                ends = [value for series in panel.series for value in series.x]
                 line = [min(ends), max(ends)]
                 axes.plot(line, line, color=GREY, linewidth=1.0, linestyle="--", label="y = x", zorder=0)
             for label, value in panel.levels.items():
@@ -92,8 +92,9 @@ def with_intervals(panels: Sequence[PointsPanel], *, columns: int = 2, share_y: 
         }
         room = 0.0
         if len(handles) > 1:
-            # Under the panels, where it lies on no point.
-            figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=min(6, len(handles)))
-            room = 0.35 / figure.get_figheight()
+            # Under the panels, where it lies on no point; as many entries a line as the figure has room for.
+            across = min(3 * columns, len(handles))
+            figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=across)
+            room = (0.15 + 0.2 * math.ceil(len(handles) / across)) / figure.get_figheight()
         figure.tight_layout(h_pad=1.2, w_pad=1.2, rect=(0, room, 1, 1))
     return figure
