@@ -74,7 +74,7 @@ PRESETS = {
     "redial-quick": ("part of ReDial, three windows", _preset("redial", "quick", (2, 6, 10))),
     "debug": (
         "two windows in a tiny world; under a minute, for tests",
-        dataclasses.replace(_preset("world", "debug", (1, 4)), seeds=(0,)),
+        dataclasses.replace(_preset("world", "debug", (4, 6)), seeds=(0,)),
     ),
 }
 

@@ -123,20 +123,26 @@ def verdicts(found: Sequence[Result], compared: Compared, split: str) -> list[st
         if name in compared.variants
     ]
     lines.append(_verdict(f"full reward above {compared.best}", found, f"full-{compared.best}", better, split))
-    bleu = [one for measure in BLEU if (one := study.find(found, f"full-{SFT}", measure, split)) is not None]
-    fell = any(one.shows_difference and one.value < 0 for one in bleu)
-    numbers = "; ".join(f"{m.label} {study.verdict(one)}" for m, one in zip(BLEU, bleu, strict=True))
+    bleu = _entries(found, f"full-{SFT}", BLEU, split)
+    fell = any(one.shows_difference and one.value < 0 for _, one in bleu)
+    numbers = "; ".join(f"{m.label} {study.verdict(one)}" for m, one in bleu)
     state = "does not hold" if fell else "no fall shown"
     return [*lines, f"Verdict, BLEU-4 does not fall under the full reward: {state}. {numbers}."]
 
 
 def _verdict(claim: str, found: Sequence[Result], name: str, measures: Sequence[Measure], split: str) -> str:
-    entries = [(m, one) for m in measures if (one := study.find(found, name, m, split)) is not None]
+    entries = _entries(found, name, measures, split)
     claimed = [one.value > 0 for _, one in entries if one.shows_difference]
     state = f"shown on {sum(claimed)}, the opposite on {len(claimed) - sum(claimed)} of {len(entries)} measures"
     if not claimed:
         state = f"no difference shown on any of {len(entries)} measures"
     return f"Verdict, {claim}: {state}. " + "; ".join(f"{m.label} {study.verdict(one)}" for m, one in entries) + "."
+
+
+def _entries(
+    found: Sequence[Result], name: str, measures: Sequence[Measure], split: str
+) -> list[tuple[Measure, Result]]:
+    return [(m, one) for m in measures if (one := study.find(found, name, m, split)) is not None]
 
 
 def write_report(

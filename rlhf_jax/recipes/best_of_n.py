@@ -54,11 +54,15 @@ def best_of_n(agent: Agent, n: int, config: PPOConfig) -> Agent:
 
     def choose(params: Params, prompts: PromptBatch, key: Key[Array, ""]) -> Rollout:
         def challenge(best: tuple[Rollout, Array], index: Array) -> tuple[tuple[Rollout, Array], None]:
-            new = draw(params, prompts, stream_key(key, STREAM, index))
-            wins = new[1] > best[1]
+            own = jnp.where(index == 0, key, stream_key(key, STREAM, index))
+            new = draw(params, prompts, own)
+            wins = (new[1] > best[1]) | (index == 0)
             return jax.tree.map(lambda a, b: jnp.where(wins.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, best), None
 
-        (rollout, _), _ = jax.lax.scan(challenge, draw(params, prompts, key), jnp.arange(1, n))
+        # One draw in the program, whatever n: the first replaces a carry of zeros.
+        shapes = jax.eval_shape(draw, params, prompts, key)
+        nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        (rollout, _), _ = jax.lax.scan(challenge, nothing, jnp.arange(n))
         return rollout
 
     def decode(params: Params, prompts: PromptBatch, key: Array, row_ids: Int[Array, " B"] | None = None) -> Rollout:

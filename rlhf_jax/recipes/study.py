@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -46,6 +46,7 @@ DIAGNOSTICS: tuple[tuple[str, str, str], ...] = (
 """The page of PPO diagnostics: title, metric, unit."""
 
 
+@runtime_checkable
 class StudyConfig(Protocol):
     """What every study's configuration has; a frozen dataclass."""
 
