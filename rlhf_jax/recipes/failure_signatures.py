@@ -4,7 +4,8 @@ A signature's band is where the supervised policy, which does not learn, keeps i
 
     median ± 3 · 1.4826 · median |x − median|     over repeated batches (or repeated answers) before learning
 
-1.4826 makes the deviation that of a normal distribution (Hampel 1974). A signature warns at the first measurement outside
+1.4826 makes the deviation that of a normal distribution (Hampel 1974). It is widened to hold the way's own start: evaluations
+share their random numbers, so that an odd start stays odd for a while without meaning anything. A signature warns at the first measurement outside
 the band that is followed by another one outside on the same side: a single batch may be odd.
 
 Its lead is (update at which the truth is shown to have fallen) − (update at which it warned); positive is in time.
@@ -52,6 +53,11 @@ class Band(NamedTuple):
 
     low: float
     high: float
+
+    def holding(self, values: Sequence[float]) -> "Band":
+        """The smallest band around this one and all finite values."""
+        known = [value for value in values if math.isfinite(value)]
+        return Band(min([self.low, *known]), max([self.high, *known]))
 
     def side(self, value: float) -> int:
         """−1 below, 1 above, 0 inside; a value that is not finite is inside."""
@@ -135,10 +141,11 @@ def warnings(
     """
     found = []
     for metric in SIGNATURES:
-        left = [
-            departure(logged(entries, stage, metric), band(start[metric]))
-            for entries, start in zip(runs, starts, strict=True)
-        ]
+        left = []
+        for entries, start in zip(runs, starts, strict=True):
+            series = logged(entries, stage, metric)
+            own = [value for update, value in series if update == 0]
+            left.append(departure(series, band(start[metric]).holding(own)))
         found.append(
             Warnings(
                 metric,

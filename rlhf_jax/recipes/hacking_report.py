@@ -26,7 +26,8 @@ at once (bootstrap over seeds and {cases}). A way is called over-optimised where
 best-of-n and the second for reinforcement learning. "Not reached": highest at the end of what was measured.
 
 **Warning**: the first of two measurements in a row outside median ± 3 robust deviations of the supervised policy (repeated
-batches before learning; for BLEU-4 repeated answers to the same contexts, measured at evaluations only)."""
+batches before learning; for BLEU-4 repeated answers to the same contexts, measured at evaluations only); the band is
+widened to hold the way's own start."""
 
 
 def report_text(study: Study, *, title: str, truth: str, cases: str, notes: Sequence[str]) -> str:
@@ -134,7 +135,11 @@ def _fit_cells(fits: Sequence[Fit]) -> list[str]:
         end = f"> {fit.reach:.2f}"
         low, high = (f"{bound:.2f}" if math.isfinite(bound) else end for bound in fit.interval)
         peak = f"{fit.peak:.2f}" if fit.turns else "not reached"
-        cells += [f"{fit.alpha:.3f}, {fit.beta:.3f}", f"{fit.explained:.2f}", f"{peak} [{low}, {high}]"]
+        cells += [
+            f"{fit.alpha:.3f}, {fit.beta:.3f}",
+            "–" if math.isnan(fit.explained) else f"{fit.explained:.2f}",
+            f"{peak} [{low}, {high}]",
+        ]
     return cells
 
 

@@ -204,7 +204,7 @@ def turning_point(alpha: float, beta: float, form: Form, reach: float) -> float:
         return peak if peak < reach else math.inf
     # Not concave: the highest point is one of the ends, and the start is 0.
     at_end = reach * (alpha - beta * float(_bend(np.array([reach]), form)[0]))
-    return math.inf if at_end > 0 else 0.0
+    return math.inf if at_end >= 0 else 0.0
 
 
 def onset(way: Means) -> Onset | None:

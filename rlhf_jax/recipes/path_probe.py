@@ -42,7 +42,7 @@ class PathConfig:
     """Validation contexts that are answered."""
     batch_size: int = 64
     """Contexts of one call."""
-    repeats: int = 8
+    repeats: int = 12
     """Times the supervised policy answers the contexts with other random numbers: BLEU's band before learning."""
 
 

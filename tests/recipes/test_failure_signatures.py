@@ -61,5 +61,14 @@ def test_warnings_by_seed() -> None:
     assert found["objective/entropy"].lead(8) == -math.inf
 
 
+def test_an_odd_start_is_no_warning() -> None:
+    values = [2.0, 2.0, 1.9, 2.1, 2.2]
+    lines = [{"stage": "ppo", "step": n + 1, "loss": 0.0, **dict.fromkeys(SIGNATURES, v)} for n, v in enumerate(values)]
+    start = {metric: [0.9, 1.0, 1.1, 1.0] for metric in SIGNATURES}
+    # Only from update 3 on does it lie beyond both the band and where the way began.
+    assert {one.at for one in warnings([lines], "ppo", [start])} == {(3,)}
+    assert Band(0.0, 1.0).holding([math.nan]) == Band(0.0, 1.0)
+
+
 def test_half_of_the_seeds_must_warn() -> None:
     assert Warnings("text/repetition", (2, None, None), (1, 0, 0)).median == math.inf

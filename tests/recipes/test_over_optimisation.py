@@ -141,3 +141,5 @@ def test_a_policy_that_stays_where_it_was_has_no_curve() -> None:
     still = resample({"way": [walks(QUADRATIC)[0]._replace(kl=np.zeros((9, 150)))]}, replicates=2)["way"]
     found = fit([still], "quadratic")
     assert math.isnan(found.alpha) and not found.turns and found.reach == 0.0
+    level = resample({"way": [walks(QUADRATIC)[0]._replace(truth=np.ones((9, 150)))]}, replicates=2)["way"]
+    assert not fit([level], "quadratic").turns and not fit([level], "logarithmic").turns and onset(level) is None
