@@ -26,9 +26,11 @@ def options(folder: Path, *more: str) -> validate_reward.Config:
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache() -> Iterator[None]:
-    """Programs are cached beside the runs, for these tests alone."""
+    """Programs are cached beside the runs, for these tests alone; types are checked where the parts are tested."""
     before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - made at run time
+    jaxtyping.config.update("jaxtyping_disable", True)
     yield
+    jaxtyping.config.update("jaxtyping_disable", False)
     jax.config.update("jax_compilation_cache_dir", before)
 
 
@@ -116,11 +118,7 @@ def test_debug_on_real_dialogues(data_dir: Path, tmp_path: Path, monkeypatch: py
         "satisfaction": {"min": 1.0, "mean": 3.0, "max": 5.0, "std": 0.5},
     }
     monkeypatch.setattr(judging, "uss_judge", lambda *_: (None, judged))
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        report = validate_reward.main(options(tmp_path, "--setting", "redial", "--data-dir", str(data_dir)))
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    report = validate_reward.main(options(tmp_path, "--setting", "redial", "--data-dir", str(data_dir)))
     found = {(one.protocol, one.name): one for one in read_results(tmp_path / "study")}
     # Of the first sixty dialogues USS scored twelve; those of the last tenth are in the validation split.
     cases = ScoredTurns.load(tmp_path / "study" / "seed-0" / "cases" / "uss-shift.npz")

@@ -67,7 +67,7 @@ def watch(judge: SatisfactionJudge, prepared: Prepared, agent: Agent, seen: list
     def probe(params: Params, updates: int) -> Mapping[str, float]:
         rollout = sample(params, prompts, jax.random.key(updates))
         responses = np.asarray(rollout.response_tokens)
-        replies = [response_message(prepared.vocab, row) for row in responses]
+        replies = [response_message(prepared.vocab, row) for row in responses.tolist()]
         histories = [windows.dialogues[number].messages[:index] for number, index in turns]
         scores = judge(histories, replies, {})
         assert ((scores >= 1) & (scores <= 5)).all()
