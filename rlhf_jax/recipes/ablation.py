@@ -167,8 +167,8 @@ def write_report(
     found = results(run_dir, seeds, compared, split=split, same_test=same_test)
     write_results(run_dir, found)
     drawn = [*RECOMMENDING, *SATISFACTION, *BLEU, *PATH[:3]]
-    against_sft = [f"{name}-{SFT}" for name in (compared.best, *compared.variants)]
-    plots.save(study.forest(found, against_sft, drawn, split), run_dir / "plots", "ablation")
+    against_sft = (compared.best, *compared.variants)
+    plots.save(study.forest(found, against_sft, SFT, drawn, split), run_dir / "plots", "ablation")
     entries = study.seed_entries(run_dir, seeds)
     shown = [name for name in ("full", *SINGLES, "level") if name in compared.variants] or compared.variants
     page = study.diagnostics({name: (f"ppo-{name}", entries) for name in shown})

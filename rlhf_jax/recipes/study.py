@@ -32,7 +32,7 @@ VOLATILE = ("run_dir", "runs", "data_dir", "seeds", "only_seed")
 RANKED = ("hr@1", "hr@5", "hr@10", "ndcg@5")
 RANKING_PROTOCOLS = ("full", "fresh")
 DIAGNOSTICS: tuple[tuple[str, str, str], ...] = (
-    *((f"Reward component: {name}", f"objective/{name}_raw", "z") for name in COMPONENTS),
+    *((f"{name.capitalize()}, raw", f"objective/{name}_raw", "z") for name in COMPONENTS),
     ("KL to the reference", "objective/kl_k1", "nats per response"),
     ("Entropy", "objective/entropy", "nats per token"),
     ("Policy loss", "policy/loss", ""),
@@ -200,15 +200,19 @@ def table(results: Sequence[Result], systems: Sequence[str], measures: Sequence[
     return report_tables.markdown_table(["", *(measure.label for measure in columns)], rows)
 
 
-def forest(results: Sequence[Result], systems: Sequence[str], measures: Sequence[Measure], split: str) -> Figure:
-    """Differences with intervals, a panel a column, each on a scale of its own, 0 marked."""
+def forest(
+    results: Sequence[Result], systems: Sequence[str], base: str, measures: Sequence[Measure], split: str
+) -> Figure:
+    """Systems minus `base` with intervals, a panel a column, each on a scale of its own, 0 marked."""
     panels = {
-        measure.label: [
-            (system, found) for system in systems if (found := find(results, system, measure, split)) is not None
+        measure.label.replace("`", ""): [
+            (system, found)
+            for system in systems
+            if (found := find(results, f"{system}-{base}", measure, split)) is not None
         ]
         for measure in measured_in(results, measures, split)
     }
-    return plots.forest(panels, x_label="difference", reference=0.0, one_scale=False)
+    return plots.forest(panels, x_label=f"minus {base}", reference=0.0, one_scale=False)
 
 
 def verdict(result: Result) -> str:

@@ -1,0 +1,197 @@
+"""The preset `debug` of the ablation and of the window sweep: from nothing to a report, continued, skipped, refused."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ablate_reward
+import jax
+import numpy as np
+import pytest
+import sweep_window
+
+from rlhf_jax.evaluation.results import Result
+from rlhf_jax.recipes.best_of_n import kl_bound
+from rlhf_jax.recipes.sampled_answers import load
+from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.report import read_results
+from rlhf_jax.runtime.run import RunError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the foundation lies that both scripts start from; programs are cached beside it, for these tests alone."""
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - made at run time
+    yield tmp_path_factory.mktemp("runs")
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def ablation(runs: Path) -> ablate_reward.Config:
+    config = ablate_reward.command_line(["debug", "--runs", str(runs), "--run-dir", str(runs / "ablation")])
+    assert ablate_reward.main(config) == runs / "ablation" / "report.md"
+    return config
+
+
+@pytest.fixture(scope="module")
+def sweep(runs: Path, ablation: ablate_reward.Config) -> sweep_window.Config:
+    config = sweep_window.command_line(["debug", "--runs", str(runs), "--run-dir", str(runs / "windows")])
+    assert sweep_window.main(config) == runs / "windows" / "report.md"
+    return config
+
+
+def by_name(results: list[Result]) -> dict[tuple[str, str, str], Result]:
+    return {(r.name, r.protocol, r.split.removeprefix("world/test")): r for r in results}
+
+
+def test_the_ablation_measures_every_system_and_pair(ablation: ablate_reward.Config) -> None:
+    results = read_results(ablation.run_dir)
+    assert {r.system for r in results} == {
+        "sft",
+        "best_of_2",
+        "full",
+        "engagement",
+        *("best_of_2-sft", "full-sft", "engagement-sft"),
+        *("full-best_of_2", "engagement-best_of_2", "full-engagement"),
+    }
+    assert all(math.isfinite(result.value) and result.seeds == (0,) for result in results)
+    found = by_name(results)
+    assert found["best_of_2/kl", "sampled", "-sampled"].value == pytest.approx(kl_bound(2))
+    assert found["sft/kl", "sampled", "-sampled"].value == pytest.approx(0, abs=1e-4)
+    for name in ("sft", "full", "engagement"):
+        for metric, protocol, place in (
+            ("hr@5", "fresh", ""),
+            ("bleu4", "text", ""),
+            ("mean_utility", "closed-loop", "-users-greedy"),
+        ):
+            assert (f"{name}/{metric}", protocol, place) in found
+    # It chooses among replies after the ranking: nothing to compare there.
+    assert ("best_of_2-sft/hr@5", "full", "") not in found
+    assert ("best_of_2-sft/hr@5", "listed", "-sampled") in found
+    assert ("best_of_2-sft/mean_utility", "closed-loop", "-users-sampled") in found
+    difference = found["full-sft/proxy_score", "sampled", "-sampled"].value
+    alone = [found[f"{name}/proxy_score", "sampled", "-sampled"].value for name in ("full", "sft")]
+    assert difference == pytest.approx(alone[0] - alone[1], abs=1e-9)
+
+
+def test_best_of_n_earns_more_than_its_first_draw(ablation: ablate_reward.Config) -> None:
+    """Its first draw is SFT's reply with the same random numbers; most prices are 0 here, so the proxy must not fall."""
+    folder = ablation.run_dir / "seed-0" / "assessments"
+    assert load(folder / "best_of_2-sampled.npz").proxy.mean() > load(folder / "sft-sampled.npz").proxy.mean()
+
+
+def test_every_variant_is_paid_by_its_own_signals(ablation: ablate_reward.Config) -> None:
+    entries = read_metrics(ablation.run_dir / "seed-0" / "metrics.jsonl")
+    assert {entry["stage"] for entry in entries} == {"ppo-full", "ppo-engagement"}
+    for entry in entries:
+        parts = [entry[f"ppo/objective/{name}_raw"] for name in ("engagement", "relevance", "sentiment")]
+        paid = np.mean(parts) if entry["stage"] == "ppo-full" else parts[0]
+        assert entry["ppo/objective/score_raw"] == pytest.approx(paid, abs=1e-4)
+
+
+def test_the_ablations_report_ends_with_verdicts(ablation: ablate_reward.Config) -> None:
+    report = (ablation.run_dir / "report.md").read_text()
+    verdicts = report[report.index("## Verdicts") :].strip().splitlines()[2:]
+    claims = [line.split(":")[0] for line in verdicts]
+    assert claims == [
+        "- Verdict, full reward above SFT",
+        "- Verdict, full reward above engagement alone",
+        "- Verdict, full reward above best_of_2",
+        "- Verdict, BLEU-4 does not fall under the full reward",
+    ]
+    assert "higher" not in "".join(verdicts) and "lower" not in "".join(verdicts)  # One seed carries no claim.
+    for name in ("ablation", "ppo"):
+        assert all((ablation.run_dir / "plots" / f"{name}.{kind}").stat().st_size > 5000 for kind in ("png", "svg"))
+
+
+def test_what_is_done_is_skipped_and_what_is_missing_made_again(
+    ablation: ablate_reward.Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    results, folder = ablation.run_dir / "results.json", ablation.run_dir / "seed-0"
+    before, stored = results.read_text(), (folder / "assessments" / "engagement-sampled.npz").read_bytes()
+    results.unlink()
+    assert ablate_reward.main(dataclasses.replace(ablation, only_seed=0)) is None
+    assert "seed 0 is done" in capfd.readouterr().err
+    assert not results.exists()  # One seed alone writes no summary.
+    # As a kill leaves it: the last variant was trained, but its answers not yet stored.
+    (folder / "done.json").unlink()
+    (folder / "assessments" / "engagement-sampled.npz").unlink()
+    lines = (folder / "metrics.jsonl").read_text()
+    ablate_reward.main(ablation)
+    assert (folder / "metrics.jsonl").read_text() == lines
+    assert (folder / "assessments" / "engagement-sampled.npz").read_bytes() == stored
+    assert results.read_text() == before
+
+
+def test_the_sweep_measures_both_policies_at_every_window(sweep: sweep_window.Config) -> None:
+    results = read_results(sweep.run_dir)
+    names = [f"{policy}_k{k}" for k in (4, 6) for policy in ("sft", "ppo")]
+    pairs = ["ppo_k4-sft_k4", "ppo_k6-sft_k6", "sft_k6-sft_k4", "ppo_k6-ppo_k4"]
+    assert {r.system for r in results} == {*names, *pairs}
+    found = by_name(results)
+    difference = found["sft_k6-sft_k4/hr@5", "full", ""].value
+    alone = [found[f"sft_k{k}/hr@5", "full", ""].value for k in (6, 4)]
+    assert difference == pytest.approx(alone[0] - alone[1], abs=1e-9)
+    contexts = json.loads((sweep.run_dir / "seed-0" / "contexts.json").read_text())
+    assert contexts["4"]["filled"] > contexts["6"]["filled"]
+    # The tiny network has 128 positions, 24 of them for the reply: the longer window does not fit, and it is said.
+    assert contexts["4"]["context_tokens"] == contexts["6"]["context_tokens"] == 104
+    assert 0 < contexts["4"]["cut"] < contexts["6"]["cut"]
+    report = (sweep.run_dir / "report.md").read_text()
+    assert "contexts cut" in report and report.count("Verdict, ") == 4
+    assert (sweep.run_dir / "plots" / "windows.svg").stat().st_size > 5000
+
+
+def test_imitation_is_the_same_at_every_window(sweep: sweep_window.Config) -> None:
+    entries = read_metrics(sweep.run_dir / "seed-0" / "metrics.jsonl")
+    assert {entry["stage"] for entry in entries} == {"reward_model-k4", "ppo-k4", "reward_model-k6", "ppo-k6"}
+
+
+def test_the_foundation_was_laid_once(runs: Path, ablation: ablate_reward.Config, sweep: sweep_window.Config) -> None:
+    assert [folder.name for folder in (runs / "foundations").iterdir()] == ["world-debug"]
+
+
+def test_other_options_are_refused_in_the_same_folder(ablation: ablate_reward.Config) -> None:
+    with pytest.raises(RunError, match="best_of was 2, now 3"):
+        ablate_reward.main(dataclasses.replace(ablation, best_of=3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": ()}, "--seeds must name at least one seed"),
+        ({"seeds": (1, 1)}, "each once: got"),
+        ({"only_seed": 7}, "--only-seed 7 is not one of --seeds"),
+        ({"variants": ("full", "full")}, "--variants must name at least one variant, each once"),
+        ({"best_of": 1}, "--best-of must be at least 2"),
+    ],
+)
+def test_wrong_options_of_the_ablation(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(ablate_reward.Config(), **change)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"windows": (0, 2)}, "at least 1: got"),
+        ({"max_cut": 1.5}, "--max-cut must be a share"),
+        ({"seeds": ()}, "--seeds"),
+    ],
+)
+def test_wrong_options_of_the_sweep(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(sweep_window.Config(), **change)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("script", ["ablate_reward", "sweep_window"])
+def test_a_mistake_is_one_line(repository: Path, tmp_path: Path, script: str) -> None:
+    command = [sys.executable, str(repository / "experiments" / f"{script}.py"), "redial-quick"]
+    command += ["--data-dir", str(tmp_path / "nowhere"), "--run-dir", str(tmp_path / "run"), "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: --data.dir {tmp_path / 'nowhere' / 'redial'}: " in done.stderr
