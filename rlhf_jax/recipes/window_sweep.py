@@ -173,7 +173,8 @@ def write_report(
         (
             f"k is how many turns of the conversation the policy sees. {budget} Imitation learns whole dialogues and does "
             "not know k: it is the same for all k, reads k turns when it is measured, and the reward model and PPO are "
-            f"trained anew for every k. Training seeds {', '.join(map(str, seeds))}.{own} Intervals are 95 % bootstrap "
+            "trained anew for every k; the proxy is each k's own reward model, comparable at one k alone. "
+            f"Training seeds {', '.join(map(str, seeds))}.{own} Intervals are 95 % bootstrap "
             "intervals over seeds and dialogues (or users), paired where systems are compared; a claim (▲, ▼) needs three "
             "seeds and an interval without 0."
         ),
