@@ -197,7 +197,7 @@ def side(values: Floats, target: str) -> Floats:
 
 
 def _known(cases: ScoredTurns, target: str) -> NDArray[np.bool_]:
-    return cases.mask.all(axis=1) if target == SUM else cases.mask[:, COMPONENTS.index(target)]
+    return np.asarray(cases.mask.all(axis=1) if target == SUM else cases.mask[:, COMPONENTS.index(target)], bool)
 
 
 def label_pairs(cases: ScoredTurns, target: str, part: str | None = None) -> Pairs:
