@@ -246,6 +246,7 @@ def correlations(
       label_mask: True where a label is defined. [N, C]
     Returns: correlation by component name, and under `reward` the weighted sum's; 0 where a side does not vary.
     """
+    predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
     found = {
         name: _pearson(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(COMPONENTS)
     }

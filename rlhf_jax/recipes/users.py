@@ -71,7 +71,7 @@ class Responder:
             turns = self._measured.setdefault(id(history[0]), [])
             turns.append({name: float(values[row]) for name, values in columns.items()})
         rows = np.asarray(responses)[: len(histories)]
-        return [response_message(self._vocab, row) for row in rows]
+        return [response_message(self._vocab, row.tolist()) for row in rows]
 
     @property
     def measured(self) -> dict[str, np.ndarray]:

@@ -4,10 +4,8 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 import reward_hacking
 
@@ -23,11 +21,9 @@ USERS = 8
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where foundation and study lie; programs are cached beside them, for these tests alone."""
-    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - made at run time
-    yield tmp_path_factory.mktemp("runs")
-    jax.config.update("jax_compilation_cache_dir", before)
+def runs(study_runs: Path, study_cache: Path) -> Path:
+    """Where foundation and study lie."""
+    return study_runs
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +36,7 @@ def finished(config: reward_hacking.Config) -> Path:
     # The seed as `evidence.py` starts it, in a process of its own; what follows reads what it stored.
     folders = ("--runs", str(config.runs), "--run-dir", str(config.run_dir))
     command = [sys.executable, str(SCRIPT), "debug", *folders, "--only-seed", "0"]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1]), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (config.run_dir / "report.md").exists()

@@ -5,11 +5,9 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import ablate_reward
-import jax
 import numpy as np
 import pytest
 import sweep_window
@@ -23,11 +21,9 @@ from rlhf_jax.runtime.run import RunError
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the foundation lies that both scripts start from; programs are cached beside it, for these tests alone."""
-    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - made at run time
-    yield tmp_path_factory.mktemp("runs")
-    jax.config.update("jax_compilation_cache_dir", before)
+def runs(study_runs: Path, study_cache: Path) -> Path:
+    """Where the foundation lies that both scripts start from."""
+    return study_runs
 
 
 @pytest.fixture(scope="module")

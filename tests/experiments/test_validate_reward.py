@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import jaxtyping
 import numpy as np
 import pytest
@@ -25,18 +24,17 @@ def options(folder: Path, *more: str) -> validate_reward.Config:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache() -> Iterator[None]:
-    """Programs are cached beside the runs, for these tests alone; types are checked where the parts are tested."""
-    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] - made at run time
+def unchecked_types(study_cache: Path) -> Iterator[None]:
+    """Types are checked where the parts are tested."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
+def world(tmp_path_factory: pytest.TempPathFactory, study_runs: Path, unchecked_types: None) -> Path:
     folder = tmp_path_factory.mktemp("world")
+    (folder / "runs").symlink_to(study_runs)
     validate_reward.main(options(folder))
     return folder
 
@@ -120,10 +118,11 @@ def test_debug_on_real_dialogues(data_dir: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(judging, "uss_judge", lambda *_: (None, judged))
     report = validate_reward.main(options(tmp_path, "--setting", "redial", "--data-dir", str(data_dir)))
     found = {(one.protocol, one.name): one for one in read_results(tmp_path / "study")}
-    # Of the first sixty dialogues USS scored twelve; those of the last tenth are in the validation split.
+    # Of the first sixty dialogues USS scored twelve, each of a part that has its own protocol.
     cases = ScoredTurns.load(tmp_path / "study" / "seed-0" / "cases" / "uss-shift.npz")
     assert len(set(cases.dialogues.tolist())) == 12 and ((cases.truth >= 1) & (cases.truth <= 5)).all()
-    assert {"uss-validation", "uss-trained"} <= {protocol for protocol, _ in found}
+    parts = {f"uss-{part}" for part in cases.part.tolist()}
+    assert parts and parts == {protocol for protocol, _ in found if protocol.startswith("uss-")} - {"uss-judge"}
     assert found["uss-judge", "judge/spearman"].value == 0.2
     text = report.read_text()
     assert (
@@ -136,6 +135,7 @@ def test_debug_on_real_dialogues(data_dir: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("changes", "message"), [(["--fractions", "0.5", "0.25"], "ascend"), (["--seeds"], "at least one")]
 )
-def test_refusals(tmp_path: Path, changes: list[str], message: str) -> None:
-    with pytest.raises((ValueError, SystemExit), match=message):
+def test_refusals(tmp_path: Path, changes: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
         options(tmp_path, *changes)
+    assert message in capsys.readouterr().err

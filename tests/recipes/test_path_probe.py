@@ -43,7 +43,9 @@ def probe(tiny: Tiny, tmp_path: Path) -> PathProbe:
 def test_distance_is_the_log_ratio_of_the_reply(tiny: Tiny) -> None:
     windows = Windows(tiny.prepared.vocab, tiny.prepared.corpus.test, DATA)
     tokens, mask = windows.prompts(windows.turns())
-    rollout = tiny.agent.sample(tiny.policy, PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask)), jax.random.key(0))
+    rollout = tiny.agent.sample(
+        tiny.policy, PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask)), jax.random.key(0)
+    )
     found = users.distance(tiny.agent, tiny.reference, rollout)
     said, ref = (tiny.agent.policy(params, rollout).logprobs for params in (tiny.policy, tiny.reference))
     d = np.asarray(said - ref, np.float64)
