@@ -123,7 +123,8 @@ print("reply:  ", vocab.decode(said, titles, specials=True))
 # advantages. In NumPy, and by the library. Line 4 is cut down to the mean of the components; its running moments are in notebook 3.
 
 # %%
-reference = policy_params(trunk, prepared.network.n_embd)
+# Put in the same place, so that one compiled program serves both.
+reference = jax.device_put(policy_params(trunk, prepared.network.n_embd), jax.devices()[0])
 judge_tokens = jax.jit(agent.policy)
 mine, theirs = jax.device_get((judge_tokens(policy, rollout), judge_tokens(reference, rollout)))
 components = jax.device_get(jax.jit(agent.score)(judge, rollout))

@@ -239,6 +239,8 @@ def _panel(found: Sequence[Result], measure: Measure, windows: Sequence[int], sp
     series = []
     for label in ("sft", "ppo"):
         drawn = [(k, study.find(found, system(label, k), measure, split)) for k in windows]
-        points = [(float(k), one.value, *(one.interval or (one.value, one.value))) for k, one in drawn if one is not None]
+        points = [
+            (float(k), one.value, *(one.interval or (one.value, one.value))) for k, one in drawn if one is not None
+        ]
         series.append(Points(label.upper(), *([point[place] for point in points] for place in range(4))))
     return PointsPanel(measure.label.replace("`", ""), series, "k, turns")

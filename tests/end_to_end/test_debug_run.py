@@ -34,6 +34,8 @@ class Lab:
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
         environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+            # Compiling is most of a miniature's time, and what is asked here does not depend on how well it is done.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(self.repository),
         }
