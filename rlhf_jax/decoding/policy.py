@@ -106,16 +106,10 @@ def with_critic_values(config: GPT2Config, params: Params, rollout: Rollout) -> 
     return dataclasses.replace(rollout, values=jnp.where(rollout.response_mask, values, 0.0))
 
 
-def make_policy_apply(
-    config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0, head_chunk: int | None = None
-) -> PolicyApply:
+def make_policy_apply(config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0) -> PolicyApply:
     """Judges responses under the mask and temperature they were drawn with; head and softmax on response rows only.
 
-    Where the tree has no `value` head (a reference policy), values are 0.
-
-    Args:
-      head_chunk: response positions whose logits are in memory at once, forward and backward; they are computed again in
-        the backward pass (about 2 % more time). None keeps all.
+    Where the tree has no `value` head (a reference policy), values are 0. `config.head_chunk` bounds the logits in memory.
     """
 
     def judge(trunk: Params, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
@@ -131,10 +125,10 @@ def make_policy_apply(
         trunk, tokens, mask = params["trunk"], rollout.response_tokens, rollout.response_mask
         hidden = response_hidden(config, trunk, rollout)
         along = read_along(grammar, tokens)
-        if head_chunk is None:
+        if config.head_chunk is None:
             logprobs, entropies = judge(trunk, hidden, tokens, along)
         else:
-            logprobs, entropies = in_chunks(judge, head_chunk, trunk, hidden, tokens, along)
+            logprobs, entropies = in_chunks(judge, config.head_chunk, trunk, hidden, tokens, along)
         judged = response_hidden(config, params["critic"], rollout) if "critic" in params else hidden
         values = heads.value(params["value"], judged) if "value" in params else jnp.zeros_like(logprobs)
         return PolicyOutput(
@@ -154,12 +148,7 @@ def in_chunks(
     tokens: Int[Array, "B T"],
     along: Along,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """`judge` on `chunk` positions at a time, computed again in the backward pass; T need not be a multiple.
-
-    Raises: ValueError at trace time if `chunk` < 1.
-    """
-    if chunk < 1:
-        raise ValueError(f"head_chunk must be at least 1, got {chunk}")
+    """`judge` on `chunk` positions at a time, computed again in the backward pass; T need not be a multiple."""
     batch, length = tokens.shape
     n_chunks = -(-length // chunk)
 

@@ -13,7 +13,7 @@ Tree: `wte [V,D]`, `wpe [n_positions,D]`, `h_<i>` (`ln_1`, `attn` {`c_attn`, `c_
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, Literal, cast
 
 import chex
 import flax.linen as nn
@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.interfaces import Params
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("masked", "xla", "cudnn")
 KeyValues = tuple[Array, Array]
 """Keys and values of one layer, each [B, H, T, D/H]."""
 
@@ -49,6 +50,13 @@ class GPT2Config:
     """`float32`, or `bfloat16` on accelerators (on a CPU it is slower)."""
     remat: bool = False
     """Recompute every block in the backward pass: less memory, about a seventh more time."""
+    attention: str = "masked"
+    """How whole sequences attend (decoding always has a mask). `masked`: any padding. `cudnn`: the fused kernel, on
+    NVIDIA GPUs in bfloat16 (`xla`: its plain twin); rows are rolled so that the real tokens come first, which must stand
+    together. Fused is not always faster below 1,024 tokens: measure."""
+    head_chunk: int | None = None
+    """Response positions whose logits are in memory at once while responses are judged, forward and backward; they are
+    computed again in the backward pass (about 2 % more time). None keeps all."""
     qkv_groups: int = 1
     """Groups of heads the columns of `c_attn` arrive in: each holds its queries, keys and values side by side, so that
     devices can share heads. 1 is the stored order, all queries, all keys, all values."""
@@ -66,6 +74,20 @@ class GPT2Config:
             raise ValueError(f"GPT2Config: dropout must be in [0, 1), got {self.dropout}")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(f"GPT2Config: compute_dtype must be one of {COMPUTE_DTYPES}, got {self.compute_dtype!r}")
+        if self.head_chunk is not None and self.head_chunk < 1:
+            raise ValueError(f"GPT2Config: head_chunk must be at least 1, got {self.head_chunk}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"GPT2Config: attention must be one of {ATTENTIONS}, got {self.attention!r}")
+        if self.attention == "cudnn" and (self.compute_dtype != "bfloat16" or self.head_width % 8):
+            raise ValueError(
+                "GPT2Config: attention 'cudnn' needs compute_dtype 'bfloat16' and heads of a multiple of 8, got "
+                f"{self.compute_dtype!r} and {self.head_width}"
+            )
+        if self.attention != "masked" and self.dropout > 0 and self.attention_dropout:
+            raise ValueError(
+                f"GPT2Config: attention {self.attention!r} thins no attention weights: set attention_dropout=False "
+                f"(dropout is {self.dropout})"
+            )
 
     @property
     def head_width(self) -> int:
@@ -176,17 +198,34 @@ class Attention(nn.Module):
         return self.heads(q), self.heads(k), self.heads(v)
 
     def __call__(self, x: Array, mask: Array, past: KeyValues | None, index: Array | None) -> tuple[Array, KeyValues]:
-        """Attends from rows `from_position` on; with `past`, first writes this step's keys and values at `index`."""
+        """Attends from rows `from_position` on; with `past`, first writes this step's keys and values at `index`.
+
+        `mask` is who may look at whom [B, Q, K], or the rows' numbers of real tokens [B], which then come first.
+        """
         q, k, v = self.project(x)
         if past is not None:
             k = lax.dynamic_update_slice(past[0], k, (0, 0, index, 0))
             v = lax.dynamic_update_slice(past[1], v, (0, 0, index, 0))
+        y = self.attend(q, k, v, mask) if mask.ndim == 3 else self.attend_fused(q, k, v, mask)
+        return self.c_proj(y.reshape(*y.shape[:2], self.config.n_embd)), (k, v)
+
+    def attend(self, q: Array, k: Array, v: Array, mask: Array) -> Array:
+        """Weighted values [B, Q, H, D/H], softmax in float32."""
         scores = jnp.einsum("bhqw,bhkw->bhqk", q, k, preferred_element_type=jnp.float32)
         # A finite floor: a padding row may attend to nothing, and must come out finite.
         scores = jnp.where(mask[:, None], scores * self.config.head_width**-0.5, jnp.finfo(jnp.float32).min)
         weights = self.weight_dropout(jax.nn.softmax(scores, axis=-1)).astype(v.dtype)
-        y = jnp.einsum("bhqk,bhkw->bhqw", weights, v).swapaxes(1, 2)
-        return self.c_proj(y.reshape(*y.shape[:2], self.config.n_embd)), (k, v)
+        return jnp.einsum("bhqk,bhkw->bhqw", weights, v).swapaxes(1, 2)
+
+    def attend_fused(self, q: Array, k: Array, v: Array, lengths: Array) -> Array:
+        """The same for rows whose first `lengths` tokens are real; what comes out behind them means nothing."""
+        return jax.nn.dot_product_attention(
+            *(x.swapaxes(1, 2) for x in (q, k, v)),
+            is_causal=True,
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation=cast(Literal["xla", "cudnn"], self.config.attention),
+        )
 
 
 class MLP(nn.Module):
@@ -260,10 +299,13 @@ class GPT2(nn.Module):
         x = jnp.where(mask[..., None], self.wte[tokens] + self.wpe[position], 0.0)
         x = self.embedding_dropout(x.astype(self.config.compute_dtype))
         length = tokens.shape[1]
-        visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
+        if self.config.attention == "masked":
+            visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
+        else:
+            visible = jnp.sum(mask, axis=1, dtype=jnp.int32)
         layers = []
         for block in self.h:
-            x, key_values = block(x, visible[:, block.from_position :])
+            x, key_values = block(x, visible[:, block.from_position :] if visible.ndim == 3 else visible)
             layers.append(key_values)
         return self.ln_f(x), tuple(layers)
 
@@ -312,9 +354,18 @@ def hidden_states(
         raise ValueError(f"hidden_states: {length} tokens exceed n_positions {config.n_positions}")
     if not 0 <= from_position < length:
         raise ValueError(f"hidden_states: from_position {from_position} is outside [0, {length})")
-    model = GPT2(config, from_position=from_position, deterministic=dropout_key is None)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    return model.apply({"params": params}, tokens, mask, rngs=rngs)[0]
+    masked = config.attention == "masked"
+    model = GPT2(config, from_position=from_position if masked else 0, deterministic=dropout_key is None)
+    if masked:
+        return model.apply({"params": params}, tokens, mask, rngs=rngs)[0]
+    # Real tokens first, and back.
+    column = jnp.arange(length)[None, :]
+    padding = jnp.argmax(mask, axis=1)[:, None]
+    there, back = (column + padding) % length, (column - padding)[:, from_position:] % length
+    rolled = (jnp.take_along_axis(x, there, axis=1) for x in (tokens, mask))
+    hidden = model.apply({"params": params}, *rolled, rngs=rngs)[0]
+    return jnp.take_along_axis(hidden, back[..., None], axis=1)
 
 
 def lm_logits(
@@ -370,6 +421,8 @@ def prefill(
     """
     length = tokens.shape[1]
     check_cache_length(config, length, cache_length)
+    # The cache's rows end together, so that one index serves all.
+    config = dataclasses.replace(config, attention="masked")
     hidden, layers = GPT2(config, from_position=length - 1).apply({"params": params}, tokens, mask)
     room = cache_length - length
     slots = ((0, 0), (0, 0), (0, room), (0, 0))

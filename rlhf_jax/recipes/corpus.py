@@ -93,6 +93,11 @@ class ModelConfig:
     """bfloat16 on accelerators; on a CPU float32 is faster."""
     remat: bool = False
     """Recompute blocks in the backward pass to save memory."""
+    attention: Literal["masked", "xla", "cudnn"] = "masked"
+    """How whole sequences attend: any padding; or fused, where a row's real tokens stand together (`cudnn`: NVIDIA GPUs in
+    bfloat16, `xla`: its plain twin). Fused attention thins no weights: `--model.no-attention-dropout`."""
+    head_chunk: int | None = None
+    """Response positions whose logits over the vocabulary are in memory at once in PPO; None keeps all."""
 
 
 class Prepared(NamedTuple):
@@ -179,6 +184,8 @@ def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Par
         attention_dropout=model.attention_dropout,
         compute_dtype=model.compute_dtype,
         remat=model.remat,
+        attention=model.attention,
+        head_chunk=model.head_chunk,
     )
     return network, trunk
 

@@ -116,6 +116,23 @@ def test_from_position_and_remat_change_no_value_and_no_gradient(params: dict) -
     jax.tree.map(same, whole, gradient(params, dataclasses.replace(CONFIG, remat=True), 0))
 
 
+def test_fused_attention_is_the_masked_one_whatever_side_the_padding_is_on(params: dict) -> None:
+    tokens = jax.random.randint(jax.random.key(1), (3, LENGTH), 0, PAD)
+    column = jnp.arange(LENGTH)[None, :]
+    # No padding; on the left; on both sides, as prompts and responses of unequal length have it.
+    mask = (column >= jnp.array([0, 5, 3])[:, None]) & (column < jnp.array([LENGTH, LENGTH, LENGTH - 2])[:, None])
+
+    def loss(params: dict, config: gpt2.GPT2Config) -> jax.Array:
+        hidden = gpt2.hidden_states(config, params, tokens, mask, from_position=4)
+        return jnp.mean(jnp.cos(jnp.where(mask[:, 4:, None], hidden, 0.0)))
+
+    fused = dataclasses.replace(CONFIG, attention="xla", attention_dropout=False)
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient(params, CONFIG), gradient(params, fused)
+    )
+
+
 def test_dropout_is_a_function_of_its_key(params: dict) -> None:
     tokens, mask = sentence(2)
     dropped = jax.jit(lambda key: gpt2.hidden_states(CONFIG, params, tokens, mask, dropout_key=key))
@@ -146,6 +163,10 @@ def test_bfloat16_stays_near_float32(params: dict, forward: Callable) -> None:
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"compute_dtype": "float16"}, "float16"),
         ({"n_layer": 0}, "'n_layer': 0"),
+        ({"head_chunk": 0}, "head_chunk must be at least 1, got 0"),
+        ({"attention": "flash"}, "flash"),
+        ({"attention": "cudnn", "attention_dropout": False}, "float32"),
+        ({"attention": "xla"}, "attention_dropout=False"),
     ],
 )
 def test_impossible_configurations_are_refused_with_the_numbers(change: dict, words: str) -> None:
