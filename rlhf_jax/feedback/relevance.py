@@ -52,7 +52,7 @@ def fit_tfidf(texts: Sequence[str], *, n_components: int | None = 64, min_df: in
         raise ValueError(f"no word occurs in at least {min_df} of the {len(texts)} texts") from error
     if n_components is None:
         return lambda new: csr_array(vectorizer.transform(new)).toarray()
-    svd = TruncatedSVD(max(1, min(n_components, matrix.shape[1] - 1)), random_state=0).fit(matrix)
+    svd = TruncatedSVD(max(1, min(n_components, len(vectorizer.vocabulary_) - 1)), random_state=0).fit(matrix)
 
     def encode(new: Sequence[str]) -> Floats:
         return svd.transform(csr_array(vectorizer.transform(new)))
