@@ -45,6 +45,8 @@ class PPOState:
     """Policy and value function."""
     opt_state: optax.OptState
     kl_coef: Float[Array, ""]
+    component_weights: Float[Array, " C"]
+    """α, β, γ: never changed, and here so that runs which differ in them alone share one compiled program."""
     component_moments: RunningMoments
     score_moments: RunningMoments
     skipped: Int[Array, ""]
@@ -61,6 +63,7 @@ def init(params: Params, optimizer: optax.GradientTransformation, config: PPOCon
         params=params,
         opt_state=optimizer.init(params),
         kl_coef=jnp.array(config.kl_coef, jnp.float32),
+        component_weights=jnp.array(config.component_weights, jnp.float32),
         component_moments=initial_moments((len(config.component_weights),)),
         score_moments=initial_moments(),
         skipped=jnp.zeros((), jnp.int32),
@@ -127,7 +130,7 @@ def learn_phase(
         components,
         state.component_moments,
         state.score_moments,
-        weights=config.component_weights,
+        weights=state.component_weights,
         normalise_components=config.normalise_components,
         normalise_score=config.normalise_score,
         score_clip=config.score_clip,
@@ -197,6 +200,7 @@ def learn_phase(
         params=params,
         opt_state=opt_state,
         kl_coef=kl_coef,
+        component_weights=state.component_weights,
         component_moments=combined.component_moments,
         score_moments=combined.score_moments,
         skipped=state.skipped + learning["skipped"],

@@ -30,7 +30,7 @@ def combine_components(
     component_moments: RunningMoments,
     score_moments: RunningMoments,
     *,
-    weights: tuple[float, ...],
+    weights: tuple[float, ...] | Float[Array, " C"],
     normalise_components: bool,
     normalise_score: bool,
     score_clip: float | None,

@@ -30,7 +30,7 @@ STORED: Rules = (
     (r"(^|/)(value|reward)/kernel$", P()),
     (r"(bias|scale)$", P()),
     # What a learner's state holds besides: counters, the key, running moments.
-    (r"(^|/)(step|update|skipped|count|key|kl_coef)$", P()),
+    (r"(^|/)(step|update|skipped|count|key|kl_coef|component_weights)$", P()),
     (r"_moments/(mean|m2|count)$", P()),
 )
 """Parameters, optimiser moments and learner states between steps."""

@@ -163,6 +163,24 @@ def test_state_is_donated_and_nothing_else(
     assert one_program._cache_size() == 1
 
 
+def test_other_weights_are_the_same_program_and_another_reward(
+    optimizer: optax.GradientTransformation, params: Any, ref_params: Any
+) -> None:
+    texts, scores = set(), []
+    for weights in ((1.0, 0.0, 0.0), (0.2, 0.3, 0.5)):
+        config = dataclasses.replace(CONFIG, component_weights=weights)
+        program = ppo.make_ppo_iteration(
+            sample=sample_until_eos, policy=policy, score=score, optimizer=optimizer, config=config
+        )
+        start = ppo.init(params, optimizer, config, jax.random.key(7))
+        texts.add(program.lower(start, prompts(B), ref_params, jnp.asarray(REWARD)).as_text())  # pyright: ignore[reportFunctionMemberAccess] - jit's
+        _, metrics, rollout = program(start, prompts(B), ref_params, jnp.asarray(REWARD))
+        expected = np.asarray(score(jnp.asarray(REWARD), rollout)) @ np.asarray(weights)
+        scores.append((float(metrics["objective/score_raw"]), float(expected.mean())))
+    assert len(texts) == 1 and scores[0] != scores[1]
+    np.testing.assert_allclose(*zip(*scores, strict=True), rtol=1e-5)
+
+
 def test_same_prompts_give_other_responses_in_the_next_update_and_the_same_after_a_restart(
     one_program: ppo.OneProgram, two_programs: ppo.TwoPrograms, state: ppo.PPOState, ref_params: Any
 ) -> None:
