@@ -14,7 +14,7 @@ with equal weights, and all three with the level of sentiment. Beside them stand
 The same command continues what was interrupted.
 
 Hardware: 2 CPU cores; per seed, without the foundation, `world` takes an hour, `redial` several, quick sizes minutes.
-Expected: docs/RESULTS.md. The judge was fitted on ReDial and is used there alone.
+Expected: docs/RESULTS.md (`world-quick`; the others were not run yet). The judge was fitted on ReDial and is used there alone.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ PRESETS = {
     "opendialkg": ("OpenDialKG (--data-dir): full reward", _preset("opendialkg", "full", ("full",))),
     "opendialkg-quick": ("part of OpenDialKG: full reward", _preset("opendialkg", "quick", ("full",))),
     "debug": (
-        "two variants in a tiny world; under a minute, for tests",
+        "two variants in a tiny world; a minute or two, for tests",
         dataclasses.replace(_preset("world", "debug", ("full", "engagement")), seeds=(0,), best_of=2),
     ),
 }

@@ -7,14 +7,14 @@ correlation) and shows no over-optimisation. The form of the curves is that of G
     python experiments/reward_hacking.py hackable                       # a world where long replies buy the signals
     python experiments/reward_hacking.py redial --data-dir DIR          # the truth is a satisfaction judge fitted on USS
     python experiments/reward_hacking.py world-quick                    # `PRESET-quick`: smaller, two KL coefficients
-    python experiments/reward_hacking.py debug                          # under a minute, for tests
+    python experiments/reward_hacking.py debug                          # a minute or two, for tests
 
 DIR holds `redial/` and `uss/`. Each seed starts PPO from the setting's foundation once per KL coefficient and length
 control, and stops now and then to measure sampled replies: proxy, truth and √KL of the same replies. Hardware: a seed of a
-world takes about 45 minutes on one CPU core, of ReDial 90, of a quick one a tenth. A killed study continues with the same
-command. Writes `report.md`, `results.json` and `plots/` into the run directory, and `diagnostics.md` into each seed's.
+world takes about 45 minutes on one CPU core, of ReDial 90 (both estimated), of `hackable-quick` 11. A killed study
+continues with the same command. Writes `report.md`, `results.json` and `plots/` into the run directory, and `diagnostics.md` into each seed's.
 
-Expected: docs/RESULTS.md, "Reward hacking".
+Expected: docs/RESULTS.md, "Where over-optimisation begins" (`hackable-quick`; the others were not run yet).
 """
 
 import dataclasses
@@ -123,7 +123,7 @@ PRESETS = {
     for size in ("full", "quick")
 } | {
     "debug": (
-        "the world in miniature; under a minute, for tests",
+        "the world in miniature; a minute or two, for tests",
         Config(
             run_dir=Path("runs/debug-reward_hacking"),
             setting="world",

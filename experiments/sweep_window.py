@@ -12,7 +12,7 @@ DIR holds `redial/`. For every seed and k: a reward model and PPO of their own, 
 for; the report says which share of contexts is cut. The same command continues what was interrupted.
 
 Hardware: 2 CPU cores; per seed, without the foundation, `world` takes half an hour, `redial` some hours.
-Expected: docs/RESULTS.md.
+Expected: not measured yet.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ PRESETS = {
     "redial": ("ReDial (--data-dir)", _preset("redial", "full")),
     "redial-quick": ("part of ReDial, three windows", _preset("redial", "quick", (2, 6, 10))),
     "debug": (
-        "two windows in a tiny world; under a minute, for tests",
+        "two windows in a tiny world; a minute or two, for tests",
         dataclasses.replace(_preset("world", "debug", (4, 6)), seeds=(0,)),
     ),
 }

@@ -10,13 +10,13 @@ reward models R_φ of a setting's foundations, per seed:
     python experiments/validate_reward.py world                         # 3 seeds; simulated world
     python experiments/validate_reward.py redial --data-dir DIR         # 3 seeds; DIR holds redial/ and uss/
     python experiments/validate_reward.py world-quick                   # or redial-quick: smaller and fewer dialogues
-    python experiments/validate_reward.py debug                         # under a minute, for tests
+    python experiments/validate_reward.py debug                         # a minute or two, for tests
 
 Foundations (data, supervised policy, reward models) are laid in `runs/foundations` where they are missing; other studies use
 the same ones. Hardware: 2 CPU cores; beyond the foundation minutes a seed for `world`, about 20 for `redial`. Writes
 `results.json`, `report.md` and `plots/{calibration,learning_curve}.{svg,png}`; the same command continues a stopped one.
 
-Expected: docs/RESULTS.md, "The reward model".
+Expected: not measured yet; what is known of the judge stands in docs/LOG.md.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ PRESETS = {
         Config(run_dir=Path("runs/reward-redial-quick"), setting="redial", size="quick"),
     ),
     "debug": (
-        "one seed in miniature; under a minute, for tests (--setting redial --data-dir DIR: real dialogues)",
+        "one seed in miniature; a minute or two, for tests (--setting redial --data-dir DIR: real dialogues)",
         Config(
             run_dir=Path("runs/debug-reward"), size="debug", seeds=(0,), sentiments=("shift",), fractions=(0.5,),
             replicates=50,
