@@ -122,7 +122,13 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
 
 def policy_params(trunk: Params, width: int) -> Params:
     """A policy on a trained trunk; its values start at 0."""
-    return {"trunk": trunk, "value": heads.init_value_head(width)}
+    value = heads.init_value_head(width)
+    # Bound to the trunk's devices as the trunk is: a tree bound in part would compile every program a second time, once for
+    # the supervised policy and once for what PPO makes of it.
+    first = jax.tree.leaves(trunk)[0]
+    if getattr(first, "committed", False):
+        value = jax.device_put(value, first.sharding)
+    return {"trunk": trunk, "value": value}
 
 
 def reward_params(trunk: Params, width: int, key: Key[Array, ""]) -> Params:
