@@ -44,6 +44,8 @@ class Study(NamedTuple):
     foundation: tuple[Setting, Size] | None = None
     """What it starts from, where it shares that with other studies."""
     has_seeds: bool = True
+    options: tuple[str, ...] = ()
+    """What is set on top of the preset."""
 
     @property
     def name(self) -> str:
@@ -51,51 +53,46 @@ class Study(NamedTuple):
         return f"{self.script}-{self.preset}"
 
 
-def _plan(
-    size: Literal["full", "quick"], rows: tuple[tuple[str, Setting, float, tuple[str, ...]], ...]
-) -> tuple[Study, ...]:
-    """Studies of one size, from rows of script, setting, minutes and data; long ones first, so that no core waits alone."""
-    studies = [
-        Study(
-            script,
-            setting if size == "full" else f"{setting}-quick",
-            minutes,
-            needs,
-            None if script == "cross_domain" else (setting, size),
-        )
-        for script, setting, minutes, needs in rows
-    ]
-    signals = Study("validate_signals", "signals", 3, ("redial", "uss", "crs-response-ratings"), has_seeds=False)
-    return (*studies, signals)
+def _study(
+    size: Literal["full", "quick"],
+    script: str,
+    setting: Setting,
+    minutes: float,
+    needs: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+) -> Study:
+    """A study whose preset is named after its setting."""
+    preset = setting if size == "full" else f"{setting}-quick"
+    own = script == "cross_domain"  # It trains on one domain at a time: no other study has such foundations.
+    return Study(script, preset, minutes, needs, None if own else (setting, size), options=options)
 
 
+SIGNALS = Study("validate_signals", "signals", 3, ("redial", "uss", "crs-response-ratings"), has_seeds=False)
+# Long ones first, so that no core waits alone.
 PLANS: dict[str, tuple[Study, ...]] = {
-    "evidence": _plan(
-        "full",
-        (
-            ("ablate_reward", "redial", 150, ("redial", "uss")),
-            ("sweep_window", "redial", 140, ("redial",)),
-            ("reward_hacking", "redial", 120, ("redial", "uss")),
-            ("cross_domain", "opendialkg", 100, ("opendialkg",)),
-            ("ablate_reward", "opendialkg", 30, ("opendialkg",)),
-            ("ablate_reward", "world", 25, ()),
-            ("reward_hacking", "hackable", 40, ()),
-            ("reward_hacking", "world", 40, ()),
-            ("sweep_window", "world", 25, ()),
-            ("validate_reward", "redial", 30, ("redial", "uss")),
-            ("validate_reward", "world", 10, ()),
-        ),
+    "evidence": (
+        _study("full", "ablate_reward", "redial", 150, ("redial", "uss")),
+        _study("full", "sweep_window", "redial", 140, ("redial",)),
+        _study("full", "reward_hacking", "redial", 120, ("redial", "uss")),
+        _study("full", "cross_domain", "opendialkg", 100, ("opendialkg",)),
+        _study("full", "ablate_reward", "opendialkg", 30, ("opendialkg",)),
+        _study("full", "ablate_reward", "world", 25),
+        _study("full", "reward_hacking", "hackable", 40),
+        _study("full", "reward_hacking", "world", 40),
+        _study("full", "sweep_window", "world", 25),
+        _study("full", "validate_reward", "redial", 30, ("redial", "uss")),
+        _study("full", "validate_reward", "world", 10),
+        SIGNALS,
     ),
-    # What a claim of the paper rests on; window, transfer and OpenDialKG have quick presets to be run by themselves.
-    "quick": _plan(
-        "quick",
-        (
-            ("reward_hacking", "hackable", 11, ()),
-            ("ablate_reward", "world", 8, ()),
-            ("ablate_reward", "redial", 8, ("redial", "uss")),
-            ("validate_reward", "world", 3, ()),
-            ("validate_reward", "redial", 3, ("redial", "uss")),
+    # What the paper's first claims rest on, with no more variants than they need: imitation, full reward and single signals;
+    # a KL price and none. Window, transfer, OpenDialKG and reward models have quick presets to be run by themselves.
+    "quick": (
+        _study("quick", "ablate_reward", "redial", 6, ("redial", "uss")),
+        _study(
+            "quick", "ablate_reward", "world", 5, options=("--variants", "full", "engagement", "relevance", "sentiment")
         ),
+        _study("quick", "reward_hacking", "hackable", 4, options=("--length-control", "False")),
+        SIGNALS,
     ),
     "debug": (
         Study("ablate_reward", "debug", 1, (), ("world", "debug")),
@@ -171,7 +168,7 @@ def study_command(study: Study, config: Config, scripts: Path = HERE) -> tuple[s
         command += ["--data.dir", str(config.data_dir)]
     if study.foundation is not None:
         command += ["--runs", str(config.runs)]
-    return tuple(command)
+    return (*command, *study.options)
 
 
 def _foundation(study: Study, seed: int, config: Config, scripts: Path) -> Job | None:

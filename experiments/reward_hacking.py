@@ -74,7 +74,7 @@ class Config:
     updates: int | None = None
     """Rollout batches of a way; None: the setting's."""
     evaluations: int = 10
-    """Points of a way at which it is measured, beside its start."""
+    """Points of a way at which it is measured at most, beside its start."""
     batches_before: int = 12
     """Batches that tell where each signature lies before learning."""
     measure: PathConfig = PathConfig()
@@ -104,7 +104,7 @@ def _preset(setting: Literal["world", "hackable", "redial"], size: Literal["full
         run_dir=Path(f"runs/reward_hacking-{setting}-quick"),
         size="quick",
         kl_coefs=(0.0, 0.1),
-        evaluations=5 if setting == "redial" else 8,
+        evaluations=4,
         measure=PathConfig(users=200, contexts=256),
     )
 
@@ -145,10 +145,14 @@ def run_seed(config: Config, seed: int) -> None:
     """One seed: 1 foundation, 2 before learning, 3 PPO on every way, measured as it goes, 4 diagnostics."""
     varied = ("run_dir", "runs", "data_dir", "seeds", "only_seed", "replicates")
     with open_run(config.run_dir / f"seed-{seed}", config, trackers=(), volatile=varied, wait=True) as run:
+        setting = study_setting(config.setting, config.size, config.data_dir)
+        align = dataclasses.replace(
+            setting.align, updates=config.updates or setting.align.updates, evaluations=config.evaluations
+        )
+        run.record(align=align, ppo=setting.ppo)
         if (run.path / "diagnostics.md").exists():
             notice(f"seed {seed}: done before")
             return
-        setting = study_setting(config.setting, config.size, config.data_dir)
         data = setting.foundation.data
         # 1. Supervised policy and reward model.
         folder = foundation_folder(config.runs, config.setting, config.size, seed)
@@ -169,9 +173,6 @@ def run_seed(config: Config, seed: int) -> None:
             config=config.measure,
             seed=seed,
             judge=judge,
-        )
-        align = dataclasses.replace(
-            setting.align, updates=config.updates or setting.align.updates, evaluations=config.evaluations
         )
         prices = {False: (0.0, 0), True: (config.length_coef, config.length_free)}
         configs = {

@@ -100,7 +100,7 @@ def main(config: Config) -> Path:
         # 3. The judge of the other studies, with what it is worth; read from the disk where it was fitted before.
         judge: dict[str, Any] = {}
         if config.setting == "redial":
-            _, judge = judging.uss_judge(config.data_dir, judge_cache(config.runs))
+            _, judge = judging.uss_judge(config.data_dir, config.runs / "judge")
         if config.only_seed is not None:
             return config.run_dir / f"seed-{config.only_seed}"
         # 4. Results over seeds.
@@ -124,11 +124,6 @@ def main(config: Config) -> Path:
         print(reward_report.gate_table(found))
         print(f"report: {report}")
         return report
-
-
-def judge_cache(runs: Path) -> Path:
-    """Where the satisfaction judge lies, beside the foundations."""
-    return runs / "foundations" / "judge"
 
 
 def _one_seed(config: Config, setting: StudySetting, seed: int) -> None:

@@ -1,6 +1,7 @@
 """Stage 3: PPO against the reward model, on contexts of the training split."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ class AlignmentConfig:
     adam_eps: float = 1e-5
     """ε of Adam."""
     evaluations: int = 6
-    """Evaluations during PPO (true utility in the simulated world), evenly spaced."""
+    """Evaluations during PPO (true utility in the simulated world), evenly spaced; fewer where they do not divide the updates."""
     save_every: int = 5
     """Updates between checkpoints."""
 
@@ -70,8 +71,8 @@ def align(
     Args:
       trunk: supervised GPT-2: the policy's start and, frozen, the reference.
       reward_model: R_φ's tree.
-      truth: a measurement the policy is not trained on, taken before the first update, `config.evaluations` times on the
-        way and at the end.
+      truth: a measurement the policy is not trained on, taken before the first update and then at most
+        `config.evaluations` times, the last time at the end.
       layout: the devices that train; the trees given and returned are whole, on one.
       stage: names the checkpoints and the lines of `metrics.jsonl`; a run with several PPO stages names each.
     """
@@ -126,7 +127,7 @@ def align(
         save_every=config.save_every,
         log_every=1,
         on_eval=evaluate if truth is not None else None,
-        eval_every=max(1, config.updates // config.evaluations) if truth is not None else None,
+        eval_every=math.ceil(config.updates / config.evaluations) if truth is not None else None,
     )
     return layout.fetch(final.params)
 
