@@ -24,16 +24,17 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from rlhf_jax.data.opendialkg_sources import DOMAINS
 from rlhf_jax.recipes import alignment, corpus, transfer, transfer_report
-from rlhf_jax.recipes.foundation import Sentiment, lay
+from rlhf_jax.recipes.foundation import FoundationConfig, Sentiment, lay
 from rlhf_jax.recipes.study_presets import Size, StudySetting, study_setting
 from rlhf_jax.recipes.transfer import Embeddings, Model
 from rlhf_jax.runtime.report import write_report, write_results
-from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run, write_text
+from rlhf_jax.runtime.run import RunError, as_json, enable_compilation_cache, notice, open_run, write_text
 from rlhf_jax.runtime.signals import exits_on_signals
 
 
@@ -106,16 +107,18 @@ def model_folder(config: Config, model: Model, seed: int) -> Path:
 
 
 def train_and_test(config: Config, setting: StudySetting, model: Model, seed: int) -> None:
-    """Stages 0 to 4 of one model: 0–2 foundation, 3 PPO, 4 the test of both domains."""
+    """Stages 0 to 4 of one model: 0–2 foundation, 3 PPO, 4 the test of both domains.
+
+    Raises: RunError where the model's folder, finished or not, belongs to other options.
+    """
     folder = model_folder(config, model, seed)
-    if transfer.is_done(folder / "ppo"):
-        return
-    notice(f"seed {seed}: trained on {model.train_domain}s, {model.embeddings} item embeddings")
-    # 0–2. One domain's dialogues, imitation, reward model.
     chosen = transfer.foundation_config(setting.foundation, model, config.sentiment)
-    below = lay(folder / "foundation", chosen, seed=seed)
-    varied = {"seed": seed, "align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
-    with open_run(folder / "ppo", varied, trackers=()) as run:
+    with open_run(folder / "ppo", stored_config(setting, chosen, seed), trackers=(), wait=True) as run:
+        if transfer.is_done(run.path):
+            return
+        notice(f"seed {seed}: trained on {model.train_domain}s, {model.embeddings} item embeddings")
+        # 0–2. One domain's dialogues, imitation, reward model.
+        below = lay(folder / "foundation", chosen, seed=seed)
         # 3. PPO in contexts of the training domain.
         policy = alignment.align(
             run,
@@ -135,6 +138,19 @@ def train_and_test(config: Config, setting: StudySetting, model: Model, seed: in
                     run, name, below.prepared, below.agent, params, setting.assess, chosen.data, domain=domain
                 )
         write_report(run.path, title=f"PPO on {model.train_domain}s, {model.embeddings} embeddings, seed {seed}")
+
+
+def stored_config(setting: StudySetting, foundation: FoundationConfig, seed: int) -> dict[str, Any]:
+    """Everything that a model's numbers depend on; where the data lie is not among it."""
+    below = as_json(foundation)
+    del below["data"]["dir"]
+    return {
+        "seed": seed,
+        "foundation": below,
+        "align": setting.align,
+        "ppo": setting.ppo,
+        "assess": setting.assess,
+    }
 
 
 def gather(config: Config, setting: StudySetting) -> Path:

@@ -148,8 +148,8 @@ def references(
 ) -> dict[str, tuple[RankingOutcome, RankingOutcome]]:
     """Two rankings without a model, on one domain's test dialogues, in both catalogues.
 
-    `popularity` in the tested domain's training dialogues, which a transferred model does not have, and `copy`: the items
-    of the context, which needs no training.
+    `popularity` in the tested domain's training and validation dialogues, which a transferred model does not have, and
+    `copy`: the items of the context, which needs no training.
 
     Args:
       corpus: with the training dialogues of both domains.

@@ -132,8 +132,8 @@ def report_text(found: Sequence[Result], corpus: Corpus, *, command: str) -> str
         (
             "▲ and ▼ need three training seeds and a paired bootstrap interval (dialogues and seeds) without 0. `full`: all "
             "items that the human recommender named; `fresh`: those not named before in the dialogue. `popularity` counts the "
-            "tested domain's own training dialogues, **which a transferred model does not have**; `copy` ranks the items of "
-            "the context, last first, and knows nothing else."
+            "tested domain's own training and validation dialogues, **which a transferred model does not have**; `copy` ranks "
+            "the items of the context, last first, and knows nothing else."
         ),
         "![HR@5 and NDCG@5 on both tested domains, against the tested domain's items](plots/transfer.png)",
         "![BLEU-4 of greedy answers on both tested domains](plots/transfer_text.png)",

@@ -1,11 +1,19 @@
 """The preset `debug` of the cross-domain study on real dialogues: seeds apart, then together, then done."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cross_domain
+import pytest
+
+from rlhf_jax.data.opendialkg_sources import DOMAINS
+from rlhf_jax.recipes import transfer
+from rlhf_jax.recipes.transfer import Model
 from rlhf_jax.runtime.report import read_results
+from rlhf_jax.runtime.run import RunError, open_run
 
 
 def start(repository: Path, cache: Path, *arguments: str) -> tuple[int, str]:
@@ -42,6 +50,25 @@ def test_debug_from_data_to_report(repository: Path, data_dir: Path, study_runs:
         assert (run / "plots" / figure).exists()
     diagnostics = (run / "seed-0" / "movie-shared" / "ppo" / "report.md").read_text()
     assert "Explained variance" in diagnostics or "plots/ppo.png" in diagnostics
+
+
+def test_other_options_do_not_take_what_is_done(tmp_path: Path) -> None:
+    config = cross_domain.command_line(["debug", "--run-dir", str(tmp_path / "run"), "--data-dir", str(tmp_path)])
+    setting, model = cross_domain.setting_of(config), Model("movie", "shared")
+    folder = cross_domain.model_folder(config, model, 0) / "ppo"
+    chosen = transfer.foundation_config(setting.foundation, model, config.sentiment)
+    with open_run(folder, cross_domain.stored_config(setting, chosen, 0), trackers=()):
+        (folder / "assessments").mkdir()
+    for policy in transfer.POLICIES:
+        for domain in DOMAINS:
+            (folder / "assessments" / f"{policy}-on-{domain}-own-catalogue.npz").touch()
+    # Done: nothing is read, wherever the data lie now. A model of other labels or dialogues is another model.
+    moved = dataclasses.replace(config, data_dir=tmp_path / "elsewhere")
+    cross_domain.train_and_test(moved, cross_domain.setting_of(moved), model, 0)
+    for changes, message in (({"sentiment": "level"}, "sentiments"), ({"max_dialogues": 50}, "max_dialogues was 60")):
+        changed = dataclasses.replace(config, **changes)
+        with pytest.raises(RunError, match=message):
+            cross_domain.train_and_test(changed, cross_domain.setting_of(changed), model, 0)
 
 
 def test_data_that_are_not_there(repository: Path, study_runs: Path, tmp_path: Path) -> None:
