@@ -35,18 +35,20 @@ def make_decode(
 ) -> Decode:
     """The sampler over a cached GPT-2; options are those of `sampler.sample`.
 
-    Where the value head reads the trunk, its values come along: the hidden states are there anyway.
+    Where the value head reads the trunk, its values come along: the hidden states are there anyway. Weights are cast to
+    the network's `compute_dtype` once, before the loop over tokens, which holds that copy beside the parameters.
     """
 
     def decode(params: Params, prompts: PromptBatch, key: Array, row_ids: Array | None = None) -> Rollout:
-        trunk = params["trunk"]
+        trunk = gpt2.with_cast_weights(config, params["trunk"])
+        head = {"wte": trunk["wte"].astype(config.compute_dtype)}
         with_values = "value" in params and "critic" not in params
         prompt = prompts.tokens.shape[1]
 
         def read(hidden: Array, values: Array, column: Array | int) -> tuple[Array, Array]:
             if with_values:
                 values = values.at[:, column].set(heads.value(params["value"], hidden))
-            return gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype), values
+            return gpt2.lm_logits(head, hidden, compute_dtype=config.compute_dtype), values
 
         def start(tokens: Array, mask: Array) -> tuple[Array, tuple[gpt2.Cache, Array]]:
             # The last token drawn is never read, so it needs no slot.

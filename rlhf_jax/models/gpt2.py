@@ -378,6 +378,24 @@ def lm_logits(
     return logits.reshape(*hidden.shape[:-1], table.shape[0])
 
 
+def with_cast_weights(config: GPT2Config, params: Params) -> Params:
+    """The tree with the blocks' matrices and their biases in `compute_dtype`, as every pass would cast them.
+
+    For a program that reads them many times: on its own a loop of `decode_step` casts them in every step, which reads
+    four bytes a number and writes two instead of reading two. Tables and layer norms stay as they are: a row of each
+    table is summed before it is rounded. Not for learning: gradients belong to the float32 tree.
+    """
+
+    def cast(tree: Params) -> Params:
+        return jax.tree.map(lambda leaf: leaf.astype(config.compute_dtype), tree)
+
+    names = [f"h_{number}" for number in range(config.n_layer)]
+    blocks = {
+        name: {**params[name], "attn": cast(params[name]["attn"]), "mlp": cast(params[name]["mlp"])} for name in names
+    }
+    return {**params, **blocks}
+
+
 def forward(
     config: GPT2Config, params: Params, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"]
 ) -> Float[Array, "B S V"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -129,3 +130,45 @@ def test_a_chunked_head_changes_no_number_and_no_gradient(
         gradient(params, chunked),
         gradient(params, whole_head),
     )
+
+
+def casts_in_loop(lowered: str) -> set[str]:
+    """Shapes of the float32 arrays that the largest loop of a lowered program casts to bfloat16 in every step."""
+    start = max(
+        (match.start() for match in re.finditer(r"stablehlo\.while", lowered)),
+        key=lambda at: lowered[at : lowered.index("\n", at)].count("iterArg"),
+    )
+    indent = re.search(r"\n( *)[^\n]*$", lowered[:start])
+    assert indent is not None
+    # The loop ends at the first brace that closes at its own depth after the body began.
+    loop = lowered[start : lowered.index(f"\n{indent[1]}}}", lowered.index("} do {", start))]
+    return set(re.findall(r"stablehlo\.convert %\S+ : \(tensor<(\S*)xf32>\) -> tensor<\S*xbf16>", loop))
+
+
+def test_bfloat16_weights_are_cast_before_the_loop_over_tokens(
+    params: dict, prompts: PromptBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    # In steps of bfloat16 exactly: left alone, a CPU keeps more digits where a cast and its reversal meet.
+    options = {
+        "xla_allow_excess_precision": False,
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
+
+    def lowered() -> jax.stages.Lowered:
+        return jax.jit(policy.make_sample(network, GRAMMAR, max_tokens=RESPONSE)).lower(
+            params, prompts, jax.random.key(3)
+        )
+
+    once = lowered()
+    monkeypatch.setattr(gpt2, "with_cast_weights", lambda config, params: params)
+    every_step = lowered()
+    weights = {"16x48", "16x16", "16x64", "64x16", "48", "16", "64"}
+    assert weights <= casts_in_loop(every_step.as_text())
+    # What is left are activations; the head's table, 40x16, is not among them.
+    assert casts_in_loop(once.as_text()) == casts_in_loop(every_step.as_text()) - weights == {"6x16", "6x2x1x16"}
+    drawn, expected = (
+        program.compile(compiler_options=options)(params, prompts, jax.random.key(3)) for program in (once, every_step)
+    )
+    jax.tree.map(np.testing.assert_array_equal, drawn, expected)
