@@ -101,13 +101,17 @@ def verdict(result: Result) -> str:
 
 
 def gate_text(found: Sequence[Result]) -> str:
-    """One sentence a verdict: which correlations lie where."""
+    """One line a verdict: which correlations lie where."""
     judged: dict[str, list[str]] = {}
     for one in found:
         if one.protocol == "held-out" and one.interval is not None:
             judged.setdefault(verdict(one), []).append(f"{_target(one)} ({one.system})")
-    lines = [f"- {place}: {', '.join(names)}" for place, names in judged.items()]
-    return "\n".join(["The paper asks for a held-out Pearson above the gate before PPO.", "", *lines])
+    text = (
+        "The paper asks for a held-out Pearson above the gate before PPO. The held-out turns also choose the evaluation "
+        "whose parameters are kept, so that their correlation is, by a little, too high."
+    )
+    lines = [f"- Verdict, held-out Pearson {place}: {', '.join(names)}." for place, names in judged.items()]
+    return "\n".join([text, "", *lines])
 
 
 def gate_table(found: Sequence[Result]) -> str:

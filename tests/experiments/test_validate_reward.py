@@ -13,6 +13,7 @@ from rlhf_jax.recipes.corpus import Windows
 from rlhf_jax.recipes.foundation import lay
 from rlhf_jax.recipes.reward_cases import MetUsers, ScoredTurns
 from rlhf_jax.recipes.study_presets import foundation_folder, study_setting
+from rlhf_jax.runtime.evidence_report import verdict_lines
 from rlhf_jax.runtime.report import read_results
 from rlhf_jax.runtime.run import RunError, read_json
 
@@ -50,7 +51,9 @@ def test_debug_ends_with_results_report_and_figures(world: Path) -> None:
     # The labels read how the user reacts to a turn's utility.
     assert found["truth-suggesting", "shift labels/pearson_engagement"].value > 0.5
     text = (world / "study" / "report.md").read_text()
-    assert "(1 seed: no claim)" in text and "## True utility" in text and "## Human satisfaction" not in text
+    verdicts = verdict_lines(text)  # What `evidence.py` puts on top of its page.
+    assert verdicts and all("held-out Pearson" in line and "(1 seed: no claim)" in line for line in verdicts)
+    assert "## True utility" in text and "## Human satisfaction" not in text
     for name in ("calibration", "learning_curve"):
         assert (world / "study" / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (world / "study" / "plots" / f"{name}.svg").exists()
