@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.data.batching import batch_indices
 from rlhf_jax.evaluation.text import repetition
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.learners import ppo
@@ -18,6 +17,7 @@ from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.recipes.agent import Agent, copied, on_mesh, policy_params
 from rlhf_jax.recipes.corpus import DataConfig, Prepared, Windows
+from rlhf_jax.recipes.prompt_batches import PromptBatches
 from rlhf_jax.runtime.keys import stream_key
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import run_stage
@@ -49,6 +49,20 @@ class AlignmentConfig:
     """Evaluations during PPO (true utility in the simulated world), evenly spaced; fewer where they do not divide the updates."""
     save_every: int = 5
     """Updates between checkpoints."""
+    prompt_buckets: tuple[int, ...] = ()
+    """Widths below `--data.context-tokens` that a batch is cut to where its prompts fit: the same numbers for less work, and
+    one more program to compile for each. Batches as drawn nearly always hold a long prompt: see `prompt_group`."""
+    prompt_group: int = 1
+    """Updates that share out their prompts by length, so that batches fit narrow buckets; 8 is a good number, 1 leaves
+    batches as drawn. It changes which prompts meet in a batch (docs/decisions/0007)."""
+
+    def __post_init__(self) -> None:
+        if sorted({0, *self.prompt_buckets}) != [0, *self.prompt_buckets]:
+            raise ValueError(f"prompt_buckets must be positive and ascending: got {self.prompt_buckets}")
+        if self.prompt_group < 1:
+            raise ValueError(f"prompt_group must be at least 1: got {self.prompt_group}")
+        if self.prompt_group > 1 and not self.prompt_buckets:
+            raise ValueError(f"prompt_group {self.prompt_group} saves nothing without prompt_buckets: name some widths")
 
 
 def align(
@@ -77,7 +91,13 @@ def align(
       stage: names the checkpoints and the lines of `metrics.jsonl`; a run with several PPO stages names each.
     """
     windows = Windows(prepared.vocab, prepared.corpus.train, data)
-    tokens, mask = windows.prompts(windows.turns())
+    dealt = PromptBatches(
+        *windows.prompts(windows.turns()),
+        batch_size=config.batch_size,
+        seed=seed,
+        buckets=config.prompt_buckets,
+        group=config.prompt_group,
+    )
     policy = policy_params(trunk, agent.network.n_embd)
     steps = config.updates * ppo_config.epochs * ppo_config.minibatches
     optimizer = make_optimizer(
@@ -102,10 +122,10 @@ def align(
     reference, scorer = layout.place(copied({"trunk": trunk})), layout.place(reward_model)
 
     def update(state: ppo.PPOState, index: int) -> tuple[ppo.PPOState, dict[str, Any]]:
-        rows = batch_indices(len(tokens), seed=seed, step=index, batch_size=config.batch_size)
+        tokens, mask = dealt.batch(index)
 
         def own_prompts(own: slice) -> PromptBatch:
-            return PromptBatch(tokens=jnp.asarray(tokens[rows[own]]), mask=jnp.asarray(mask[rows[own]]))
+            return PromptBatch(tokens=jnp.asarray(tokens[own]), mask=jnp.asarray(mask[own]))
 
         # Where the path begins: the supervised policy, KL 0. Measured before the state is donated.
         start = truth(layout.fetch(state.params), 0) if truth is not None and index == 0 else {}
