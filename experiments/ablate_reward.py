@@ -102,7 +102,6 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     # 1. Data, imitation and reward models, shared with every other study.
     setting = study_setting(config.setting, config.size, config.data_dir)
     base = lay(foundation_folder(config.runs, config.setting, config.size, seed), setting.foundation, seed=seed)
-    run.record(align=setting.align, ppo=setting.ppo, assess=setting.assess)
     data, full = setting.foundation.data, base.reward_model("shift")
     write_json(run.path / "notes.json", comparison.notes(base.prepared, data))
     judge = uss_judge(config.data_dir, config.runs / "judge")[0] if config.setting == "redial" else None
@@ -193,11 +192,12 @@ def best_name(config: Config) -> str:
 def main(config: Config) -> Path | None:
     """Every seed, then the summary; None where one seed alone was asked for."""
     enable_compilation_cache(beside=config.run_dir)
+    setting = study_setting(config.setting, config.size, config.data_dir)
+    facts = {"align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
     with exits_on_signals():
-        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed))
+        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), **facts)
     if config.only_seed is not None:
         return None
-    setting = study_setting(config.setting, config.size, config.data_dir)
     report = ablation.write_report(
         config.run_dir,
         config.seeds,

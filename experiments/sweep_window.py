@@ -85,7 +85,6 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     setting = study_setting(config.setting, config.size, config.data_dir)
     foundation = foundation_folder(config.runs, config.setting, config.size, seed)
     base = lay(foundation, setting.foundation, seed=seed)
-    run.record(align=setting.align, ppo=setting.ppo, assess=setting.assess)
     contexts = {}
     for k in config.windows:
         data = window_sweep.fitted_data(base.prepared, setting.foundation.data, k, max_cut=config.max_cut)
@@ -153,11 +152,12 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
 def main(config: Config) -> Path | None:
     """Every seed, then the summary; None where one seed alone was asked for."""
     enable_compilation_cache(beside=config.run_dir)
+    setting = study_setting(config.setting, config.size, config.data_dir)
+    facts = {"align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
     with exits_on_signals():
-        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed))
+        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), **facts)
     if config.only_seed is not None:
         return None
-    setting = study_setting(config.setting, config.size, config.data_dir)
     report = window_sweep.write_report(
         config.run_dir,
         config.seeds,

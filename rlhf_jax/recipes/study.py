@@ -89,14 +89,17 @@ def seed_folder(run_dir: Path, seed: int) -> Path:
     return run_dir / f"seed-{seed}"
 
 
-def run_seeds(config: StudyConfig, work: Callable[[RunDirectory, int], None]) -> None:
-    """Does the work of every seed (or of `only_seed`) in its own run directory; one that is done is not opened again.
+def run_seeds(config: StudyConfig, work: Callable[[RunDirectory, int], None], **facts: Any) -> None:
+    """Does the work of every seed (or of `only_seed`) in its own run directory; what is done is not done again.
 
-    Raises: RunError where a seed's directory belongs to another configuration.
+    Args:
+      facts: what the numbers rest on besides the configuration, for example what `size` stands for; stored with the seed.
+    Raises: RunError where a seed's directory, finished or not, belongs to another configuration or other facts.
     """
     fields = {name: value for name, value in as_json(config).items() if name not in VOLATILE}
     for seed in config.seeds if config.only_seed is None else (config.only_seed,):
         with open_run(seed_folder(config.run_dir, seed), {"seed": seed, **fields}, trackers=(), wait=True) as run:
+            run.record(**facts)
             if (run.path / DONE).exists():
                 notice(f"seed {seed} is done ({run.path})")
                 continue

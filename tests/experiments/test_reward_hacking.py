@@ -82,12 +82,18 @@ def test_a_second_start_measures_nothing(
     assert files == {path: path.stat().st_mtime_ns for path in (finished / "seed-0").rglob("*.npz")}
 
 
-def test_what_is_refused(finished: Path, config: reward_hacking.Config) -> None:
+def test_what_is_refused(finished: Path, config: reward_hacking.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="length_free was 12, now 3"):
         reward_hacking.main(dataclasses.replace(config, length_free=3))
     with pytest.raises(RunError, match="no measurements of ppo-kl0_05-length"):
         reward_hacking.hacking_study.gather({7: finished}, config.ways, same_cases=False, replicates=2)
     with pytest.raises(ValueError, match=r"--kl-coefs \(0.1, 0.1\)"):
         dataclasses.replace(config, kl_coefs=(0.1, 0.1))
+    assert read_json(finished / "seed-0" / "config.json")["align"]["updates"] == config.updates
+    setting = reward_hacking.study_setting(config.setting, config.size, config.data_dir)
+    other = dataclasses.replace(setting, ppo=dataclasses.replace(setting.ppo, clip_eps=0.1))
+    monkeypatch.setattr(reward_hacking, "study_setting", lambda *_: other)
+    with pytest.raises(RunError, match="clip_eps was 0.2, now 0.1"):  # What a size stands for has changed since.
+        reward_hacking.main(config)
     with pytest.raises(ValueError, match="needs a positive price"):
         dataclasses.replace(config, length_coef=0.0)

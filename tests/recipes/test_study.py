@@ -112,6 +112,11 @@ def test_seeds_are_done_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "seed 5 is done" in capsys.readouterr().err
     with pytest.raises(ValueError, match="size was 'full', now 'quick'"):
         study.run_seeds(Config(size="quick"), work)
+    # What a size stands for has changed: the seed that is done is of the old one.
+    study.run_seeds(Config(only_seed=None), work, updates=40)
+    with pytest.raises(ValueError, match="updates was 40, now 12"):
+        study.run_seeds(Config(), work, updates=12)
+    assert done == [5, -1, 3]
 
 
 def test_a_table_has_only_columns_that_were_measured() -> None:
