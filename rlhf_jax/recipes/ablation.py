@@ -207,7 +207,7 @@ def _reading(compared: Compared, same_test: bool) -> str:
     own = "" if same_test else " Every seed has a world, and so test dialogues and users, of its own."
     return (
         "Intervals are 95 % bootstrap intervals over seeds and dialogues (or users), paired where systems are compared; "
-        "a claim (▲, ▼) needs three seeds and an interval without 0. "
+        "a claim (▲, ▼) needs three seeds, an interval without 0, and a t test of the seeds' own differences that agrees. "
         f"`sampled` and `listed` judge sampled replies, the same contexts and random numbers for all.{own} "
         f"{compared.best} ranks as SFT does, because its choice begins after the ranking: it is compared on replies alone; "
         "its KL is the bound log n − (n − 1)/n. The proxy is the full reward for every system."

@@ -227,7 +227,8 @@ def verdict(result: Result) -> str:
     if not result.interval_excludes_zero:
         return f"no difference shown, {numbers}"
     if not result.shows_difference:
-        return f"no claim with {seeds} seed{'s' if seeds != 1 else ''}, {numbers}"
+        why = f"with {seeds} seed{'s' if seeds != 1 else ''}" if seeds < 3 else "because the seeds differ"
+        return f"no claim {why}, {numbers}"
     return f"{'higher' if result.value > 0 else 'lower'}, {numbers}"
 
 

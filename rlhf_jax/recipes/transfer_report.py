@@ -130,7 +130,7 @@ def report_text(found: Sequence[Result], corpus: Corpus, *, command: str) -> str
         ),
         "\n".join(f"- {line}" for line in verdicts(found)),
         (
-            "▲ and ▼ need three training seeds and a paired bootstrap interval (dialogues and seeds) without 0. `full`: all "
+            "▲ and ▼ need three training seeds, a paired bootstrap interval (dialogues and seeds) without 0 and a t test of the seeds that agrees. `full`: all "
             "items that the human recommender named; `fresh`: those not named before in the dialogue. `popularity` counts the "
             "tested domain's own training and validation dialogues, **which a transferred model does not have**; `copy` ranks "
             "the items of the context, last first, and knows nothing else."

@@ -41,11 +41,13 @@ def cell(result: Result | None) -> str:
 
 
 def claim(result: Result) -> str:
-    """What a difference allows to say: a claim needs three seeds and an interval without 0."""
+    """What a difference allows to say: a claim needs three seeds that agree and an interval without 0."""
     if not result.interval_excludes_zero:
         return "(no difference shown)"
     if not result.shows_difference:
-        return f"({'one seed' if len(result.seeds) <= 1 else f'{len(result.seeds)} seeds'}: no claim)"
+        seeds = len(set(result.seeds))
+        why = "one seed" if seeds <= 1 else f"{seeds} seeds" if seeds < 3 else "seeds differ"
+        return f"({why}: no claim)"
     return "**▲**" if result.value > 0 else "**▼**"
 
 
