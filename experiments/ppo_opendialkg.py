@@ -30,10 +30,11 @@ from rlhf_jax.recipes.alignment import AlignmentConfig
 from rlhf_jax.recipes.assessment import AssessmentConfig
 from rlhf_jax.recipes.corpus import DataConfig, ModelConfig
 from rlhf_jax.recipes.reward import LabelOptions, RewardConfig
+from rlhf_jax.recipes.scaling import lay_out
+from rlhf_jax.recipes.start import StartConfig, started
 from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.report import write_report, write_results, write_samples
-from rlhf_jax.runtime.run import RunError, Tracker, enable_compilation_cache, notice, open_run
-from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.runtime.run import RunError, notice
 
 LABELS = LabelOptions(engagement="continuation", sentiment="level")
 NOTE = (
@@ -44,15 +45,13 @@ NOTE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(StartConfig):
     """IUF-RLHF on OpenDialKG, from data to report."""
 
     run_dir: Path = Path("runs/opendialkg")
     """Where everything goes; an interrupted run is continued from here."""
     seed: int = 0
     """Of parameters, batches and sampling; the split has its own fixed seed."""
-    trackers: tuple[Tracker, ...] = ("tensorboard",)
-    """Where metrics go besides `metrics.jsonl`; wandb needs the extra `tracking`."""
     data: DataConfig = DataConfig(
         source="opendialkg", dir=Path("data/opendialkg"), n_words=5000, window=10, context_tokens=192
     )
@@ -102,8 +101,7 @@ PRESETS = {
 
 def main(config: Config) -> Path:
     """The paper's algorithm: 0 data, 1 supervised policy, 2 reward model, 3 PPO, 4 evaluation, report."""
-    enable_compilation_cache()
-    with exits_on_signals(), open_run(config.run_dir, config, trackers=config.trackers) as run:
+    with started(config) as run:
         seed, data = config.seed, config.data
         # 0. Dialogues, vocabulary, network.
         prepared = corpus.prepare(run, data, config.model, seed=seed)
@@ -114,17 +112,20 @@ def main(config: Config) -> Path:
             response_tokens=data.response_tokens,
             temperature=config.align.temperature,
         )
+        layout = lay_out(config.mesh, prepared.network, config.sft, config.reward, config.align, config.ppo)
         # 1. Imitation: the supervised policy, which is also the reference.
         trunk = supervised.train(
-            run, prepared.corpus, prepared.vocab, agent, config.sft, seed=seed, trunk=prepared.trunk
+            run, prepared.corpus, prepared.vocab, agent, config.sft, seed=seed, trunk=prepared.trunk, layout=layout
         )
         sft = policy_params(trunk, prepared.network.n_embd)
         # 2. Implicit feedback: weak labels of users' reactions, and the reward model that predicts them.
         weights = config.ppo.component_weights
-        reward_model, gate = reward.train(run, prepared, agent, trunk, config.reward, data, weights=weights, seed=seed)
+        reward_model, gate = reward.train(
+            run, prepared, agent, trunk, config.reward, data, weights=weights, seed=seed, layout=layout
+        )
         # 3. PPO against the reward model, in sight of the reference.
         policy = alignment.align(
-            run, prepared, agent, trunk, reward_model, config.align, config.ppo, data, seed=seed, truth=None
+            run, prepared, agent, trunk, reward_model, config.align, config.ppo, data, seed=seed, layout=layout
         )
         # 4. Evaluation and report.
         policies = {"sft": sft, "ppo": policy}

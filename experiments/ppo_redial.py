@@ -21,8 +21,6 @@ from pathlib import Path
 import tyro
 
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.parallel.mesh import MeshConfig
-from rlhf_jax.parallel.processes import ProcessConfig, join
 from rlhf_jax.recipes import alignment, assessment, comparison, corpus, reward, supervised, users
 from rlhf_jax.recipes.agent import make_agent, policy_params
 from rlhf_jax.recipes.alignment import AlignmentConfig
@@ -30,23 +28,21 @@ from rlhf_jax.recipes.assessment import AssessmentConfig
 from rlhf_jax.recipes.corpus import DataConfig, ModelConfig
 from rlhf_jax.recipes.reward import LabelOptions, RewardConfig
 from rlhf_jax.recipes.scaling import lay_out
+from rlhf_jax.recipes.start import StartConfig, started
 from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.report import write_report, write_results, write_samples
-from rlhf_jax.runtime.run import RunError, Tracker, enable_compilation_cache, notice, open_run
-from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.runtime.run import RunError, notice
 from rlhf_jax.simulators.world import WorldConfig, hackable
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(StartConfig):
     """IUF-RLHF from data to report."""
 
     run_dir: Path = Path("runs/demo")
     """Where everything goes; an interrupted run is continued from here."""
     seed: int = 0
     """Of parameters, batches, sampling, and of the simulated world."""
-    trackers: tuple[Tracker, ...] = ("tensorboard",)
-    """Where metrics go besides `metrics.jsonl`; wandb needs the extra `tracking`."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sft: SupervisedConfig = SupervisedConfig()
@@ -54,10 +50,6 @@ class Config:
     align: AlignmentConfig = AlignmentConfig()
     ppo: PPOConfig = PPOConfig()
     assess: AssessmentConfig = AssessmentConfig()
-    mesh: MeshConfig = MeshConfig()
-    """Devices that train; changes speed and memory, and numbers only by rounding."""
-    processes: ProcessConfig = ProcessConfig()
-    """Processes that share the mesh; see docs/scaling.md."""
 
 
 DEMO = Config(
@@ -158,9 +150,7 @@ PRESETS = {
 
 def main(config: Config) -> Path:
     """The paper's algorithm: 0 data, 1 supervised policy, 2 reward model, 3 PPO, 4 evaluation, report."""
-    enable_compilation_cache(beside=config.run_dir)
-    join(config.processes)
-    with exits_on_signals(), open_run(config.run_dir, config, trackers=config.trackers) as run:
+    with started(config) as run:
         seed, data = config.seed, config.data
         # 0. Dialogues, vocabulary, network.
         prepared = corpus.prepare(run, data, config.model, seed=seed)

@@ -226,6 +226,7 @@ def sample_with_cache(
     def unfinished(drawn: Drawn) -> Array:
         return (drawn.length < max_tokens) & ~jnp.all(drawn.state.ended)
 
+    @jax.named_scope("decode")
     def go_on(drawn: Drawn) -> Drawn:
         newest = lax.dynamic_index_in_dim(drawn.tokens, drawn.length - 1, axis=1, keepdims=False)
         return add(drawn, *step(drawn.cache, newest))
@@ -237,7 +238,9 @@ def sample_with_cache(
         state=rules.initial_state(grammar, batch),
         cache=None,
     )
-    drawn = lax.while_loop(unfinished, go_on, add(nothing, *start(prompts.tokens, prompts.mask)))
+    with jax.named_scope("prefill"):
+        first = add(nothing, *start(prompts.tokens, prompts.mask))
+    drawn = lax.while_loop(unfinished, go_on, first)
     rollout = Rollout(
         prompt_tokens=prompts.tokens,
         prompt_mask=prompts.mask,

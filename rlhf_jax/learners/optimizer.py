@@ -153,7 +153,8 @@ def apply_or_skip(
         return params, opt_state, jnp.zeros(())
 
     # A branch rather than a select on every leaf: a select reads parameters and both moments once more each step.
-    new_params, new_opt_state, update_norm = jax.lax.cond(finite & wanted, take, refuse)
+    with jax.named_scope("optimizer"):
+        new_params, new_opt_state, update_norm = jax.lax.cond(finite & wanted, take, refuse)
     return StepResult(new_params, new_opt_state, finite, gradient_norm, update_norm)
 
 

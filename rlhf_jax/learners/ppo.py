@@ -93,7 +93,8 @@ def ppo_iteration(
     # 1. Sample one response per prompt from the current policy.
     rollout = sample_phase(state, prompts, sample=sample)
     # 2. Score each response: the components of R_φ.
-    components = score(reward_params, rollout)
+    with jax.named_scope("scoring"):
+        components = score(reward_params, rollout)
     # 3–8. Learn from them.
     state, metrics = learn_phase(
         state, rollout, components, ref_params, policy=policy, optimizer=optimizer, config=config
@@ -103,7 +104,8 @@ def ppo_iteration(
 
 def sample_phase(state: PPOState, prompts: PromptBatch, *, sample: Sample) -> Rollout:
     """Line 1 of the box, with this update's own key: the same prompts give other responses in another update."""
-    return sample(state.params, prompts, _stream(state.key, "ppo/sample", state.update))
+    with jax.named_scope("rollout"):
+        return sample(state.params, prompts, _stream(state.key, "ppo/sample", state.update))
 
 
 def learn_phase(
@@ -122,9 +124,10 @@ def learn_phase(
     mask = rollout.response_mask
     # 3. Judge every token: log π_old and V_old, log π_ref.
     reused = config.old_logprobs == "sampler" and rollout.values is not None
-    old = said_by_sampler(rollout) if reused else judge(policy, state.params, rollout)
+    with jax.named_scope("scoring"):
+        old = said_by_sampler(rollout) if reused else judge(policy, state.params, rollout)
+        ref = judge(policy, ref_params, rollout)
     old_logprobs = old.logprobs if config.old_logprobs == "recompute" else zero_padding(rollout.logprobs, mask)
-    ref = judge(policy, ref_params, rollout)
     # 4. One score per response: normalise the components, weigh, normalise, clip; price a missing <eos> and length.
     combined = combine_components(
         components,
@@ -164,7 +167,8 @@ def learn_phase(
     experience = Experience(
         rollout=rollout, old_logprobs=old_logprobs, old_values=old.values, advantages=advantages, returns=returns
     )
-    params, opt_state, learning = _improve(state, experience, policy=policy, optimizer=optimizer, config=config)
+    with jax.named_scope("update"):
+        params, opt_state, learning = _improve(state, experience, policy=policy, optimizer=optimizer, config=config)
     # 8. Steer the price of leaving the reference.
     kl_per_response = jnp.mean(jnp.sum(k1, axis=1))
     kl_coef = state.kl_coef

@@ -2,7 +2,7 @@
 
 config.json    configuration, commit, versions, devices, provenance of the data
 metrics.jsonl  one object per log step            checkpoints/STAGE/STEP/  states
-results.json, report.md, tensorboard/             written by the stages that make them
+results.json, report.md, tensorboard/, profile/   written by the stages that make them
 """
 
 import contextlib
@@ -144,6 +144,8 @@ class RunDirectory:
     """Descriptor of the lock file; the system frees it even when the process is killed."""
     trackers: tuple[Tracker, ...] = ("tensorboard",)
     """Where metrics go besides `metrics.jsonl`."""
+    profile: tuple[str, ...] = ()
+    """Stages that write a trace of a few of their updates."""
     shared: Path | None = None
     """The run directory itself, where `path` is a later process's own folder inside it."""
 
@@ -188,7 +190,8 @@ def open_run(
     config: Any,
     *,
     trackers: Sequence[Tracker] = ("tensorboard",),
-    volatile: Sequence[str] = ("run_dir", "trackers", "mesh", "processes"),
+    profile: Sequence[str] = (),
+    volatile: Sequence[str] = ("run_dir", "trackers", "mesh", "processes", "profile"),
     wait: bool = False,
 ) -> RunDirectory:
     """Creates a run directory, or continues one that was started with the same configuration.
@@ -200,6 +203,7 @@ def open_run(
       path: the directory; made with its parents.
       config: a dataclass or a mapping; what is stored in `config.json` and compared on continuation.
       trackers: where metrics go besides `metrics.jsonl`.
+      profile: stages to trace, each process into its own folder.
       volatile: names of top-level fields that may change between start and continuation without changing any number
         (the mesh: by more than rounding; it is stored with the environment, and a change is told).
       wait: where another process works in the directory, wait until it is done instead of giving up.
@@ -214,14 +218,16 @@ def open_run(
     if max(fields.get("mesh", {}).values(), default=1) > 1:
         here["mesh"] = fields["mesh"]
     if not processes.several():
-        return dataclasses.replace(_open(path, stored_config, here, wait), trackers=tuple(trackers))
+        opened_alone = _open(path, stored_config, here, wait)
+        return dataclasses.replace(opened_alone, trackers=tuple(trackers), profile=tuple(profile))
     # The first opens alone: what it refuses, nobody may begin.
     opened: list[RunDirectory] = []
     processes.lead_does(lambda: opened.append(_open(path, stored_config, here, wait)))
     if processes.leads():
-        return dataclasses.replace(opened[0], trackers=tuple(trackers))
+        return dataclasses.replace(opened[0], trackers=tuple(trackers), profile=tuple(profile))
     own = path / "processes" / str(jax.process_index())
-    return dataclasses.replace(_open(own, stored_config, here, wait), trackers=(), shared=path)
+    opened_own = _open(own, stored_config, here, wait)
+    return dataclasses.replace(opened_own, trackers=(), profile=tuple(profile), shared=path)
 
 
 def _open(path: Path, stored_config: Mapping[str, Any], here: Mapping[str, Any], wait: bool) -> RunDirectory:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.profiler import TraceAnnotation
 
 from rlhf_jax.parallel import processes
 from rlhf_jax.runtime import run
@@ -21,6 +22,7 @@ from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.metrics import MetricsLog, Window
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.signals import INTERRUPTED, stop_signals
+from rlhf_jax.runtime.step_trace import StepTrace
 
 State = TypeVar("State")
 
@@ -105,7 +107,7 @@ def run_stage(
     """Runs `update` `n_steps` times, continuing an earlier attempt of the same run.
 
     Args:
-      directory: the run.
+      directory: the run; a stage named in its `profile` writes a trace of its third to fifth update.
       name: of the stage; its checkpoints are in `checkpoints/NAME`.
       state: where the stage starts; copied, so that an `update` that donates its argument leaves the caller's alive.
       update: (state, step) -> (state, metrics); step counts from 0 and is the position in the data. `metrics` are
@@ -135,18 +137,27 @@ def run_stage(
     checkpoints = Checkpoints(directory.checkpoints / name, keep=keep)
     done = _done(checkpoints)
     if done is not None:
-        run.notice(f"{name}: done before, using its state of step {done}")
+        untraced = "; --profile has nothing to trace" if name in directory.profile else ""
+        run.notice(f"{name}: done before, using its state of step {done}{untraced}")
         return _restored(checkpoints, state, done)
     state, loop, window = _start(plan, checkpoints, state)
     with (
         stop_signals() as stop,
         MetricsLog(directory, name, loop.step) as log,
         Progress(name, loop.step, n_steps) as progress,
+        StepTrace(directory, name, loop.step, n_steps) as trace,
     ):
         checked, stopping = False, False
         while loop.step < n_steps and not loop.stopped_early:
+            if trace.turns(loop.step + 1):
+                # What starting and writing a trace takes is no update's time.
+                _count_skipped(plan, loop, window)
+                trace.turn(loop.step + 1, state)
+                window.restart_clock()
+            trace.mark(loop.step + 1)
             form = None if checked else _form(state)
-            state, metrics = update(state, loop.step)
+            with TraceAnnotation("update"):
+                state, metrics = update(state, loop.step)
             if processes.several():
                 # Queued programs whose collectives overtake each other on different processes would wait for ever.
                 jax.block_until_ready((state, metrics))
@@ -172,6 +183,7 @@ def run_stage(
                 window.restart_clock()
             if stopping:
                 break
+        trace.close(state)
         if stopping and loop.step < n_steps and not loop.stopped_early:
             run.notice(f"{name}: stopped and saved at step {loop.step} of {n_steps}; the same command continues")
             raise SystemExit(INTERRUPTED)
@@ -265,7 +277,8 @@ def _check_form(plan: _Plan, before: Mapping[str, str], after: Mapping[str, str]
 
 
 def _count_skipped(plan: _Plan, loop: Loop, window: Window) -> None:
-    loop.skipped += window.collect()
+    with TraceAnnotation("wait for metrics"):
+        loop.skipped += window.collect()
     if loop.skipped > plan.skip_limit:
         raise NonFiniteError(
             f"stage {plan.name}, step {loop.step}: {loop.skipped} optimiser steps had a non-finite loss or gradient, "
@@ -277,7 +290,8 @@ def _count_skipped(plan: _Plan, loop: Loop, window: Window) -> None:
 def _evaluate(plan: _Plan, loop: Loop, state: Any, log: MetricsLog) -> bool:
     """Evaluates and logs; True where the result is the best so far."""
     assert plan.on_eval is not None
-    results = processes.from_lead({name: float(value) for name, value in plan.on_eval(state, loop.step).items()})
+    with TraceAnnotation("evaluate"):
+        results = processes.from_lead({name: float(value) for name, value in plan.on_eval(state, loop.step).items()})
     log.write(loop.step, results)
     if plan.best is None:
         return False
@@ -295,7 +309,8 @@ def _evaluate(plan: _Plan, loop: Loop, state: Any, log: MetricsLog) -> bool:
 def _save(checkpoints: Checkpoints, state: Any, loop: Loop, window: Window) -> None:
     pinned = [] if loop.best_step is None else [loop.best_step]
     extra = {"loop": dataclasses.asdict(loop), "window": window.stored()}
-    checkpoints.save(loop.step, state, extra, pinned=pinned)
+    with TraceAnnotation("save checkpoint"):
+        checkpoints.save(loop.step, state, extra, pinned=pinned)
 
 
 def _finish(checkpoints: Checkpoints, state: State, loop: Loop, window: Window, best: Best | None) -> State:

@@ -73,14 +73,17 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(flag, text under the field) of every field that can be set, depth first."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
+    """(flag, text under the field) of every field that can be set, inherited ones too, depth first."""
     following = {}
-    for statement, after in zip(body.body, [*body.body[1:], None], strict=True):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-            following[statement.target.id] = str(text)
+    for base in (base for base in reversed(kind.__mro__) if dataclasses.is_dataclass(base)):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for statement, after in zip(body.body, [*body.body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                text = (
+                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+                )
+                following[statement.target.id] = str(text)
     kinds = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(kinds[field.name]):

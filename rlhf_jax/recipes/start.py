@@ -1,0 +1,48 @@
+"""How an experiment of all stages starts: the options that each of them has, and the run directory they open."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from rlhf_jax.parallel.mesh import MeshConfig
+from rlhf_jax.parallel.processes import ProcessConfig, join
+from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
+from rlhf_jax.runtime.signals import exits_on_signals
+
+Stage = Literal["sft", "reward_model", "ppo"]
+"""The training stages of the paper, as checkpoints and metrics name them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """Where a run is, where its numbers go, and what trains; nothing of it but the seed changes a number."""
+
+    run_dir: Path
+    """Where everything goes; an interrupted run is continued from here."""
+    seed: int = 0
+    """Of parameters, batches and sampling."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`; wandb needs the extra `tracking`."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices that train; changes speed and memory, and numbers only by rounding."""
+    processes: ProcessConfig = ProcessConfig()
+    """Processes that share the mesh; see docs/scaling.md."""
+    profile: tuple[Stage, ...] = ()
+    """Stages whose third to fifth step are traced into `profile/STAGE` of the run directory; see docs/profiling.md."""
+
+
+@contextlib.contextmanager
+def started(config: StartConfig) -> Iterator[RunDirectory]:
+    """The run directory of `config`, opened by all processes of the run; a signal between stages ends it with code 75.
+
+    Raises: RunError for a directory that cannot be used; ValueError for processes that cannot join.
+    """
+    enable_compilation_cache(beside=config.run_dir)
+    join(config.processes)
+    with (
+        exits_on_signals(),
+        open_run(config.run_dir, config, trackers=config.trackers, profile=config.profile) as run,
+    ):
+        yield run
