@@ -54,18 +54,8 @@ class Result:
 
     @property
     def seeds_agree(self) -> bool:
-        """Whether a t test of the seeds' own values excludes 0 at 95 %; false where their spread is not known.
-
-            |x̄| > t(.975, S − 1) · s / √S
-
-        The bootstrap alone claims too much of few seeds: of three, a replicate draws one and the same three times with
-        chance 1/9, so where seeds differ more than cases do its interval is hardly wider than from the lowest seed to the
-        highest. See docs/decisions/0008.
-        """
-        seeds = len(set(self.seeds))
-        if self.std is None or seeds < 2:
-            return False
-        return abs(self.value) > float(stdtrit(seeds - 1, 0.975)) * self.std / math.sqrt(seeds)
+        """`exclude_zero` of the seeds' values; false where their spread is not known."""
+        return self.std is not None and exclude_zero(self.value, self.std, len(set(self.seeds)))
 
     @property
     def interval_excludes_zero(self) -> bool:
@@ -103,6 +93,22 @@ class Result:
             definition=entry["definition"],
             std=entry.get("std"),
         )
+
+
+def exclude_zero(mean: float, std: float, seeds: int) -> bool:
+    """Whether a t test of the seeds' own values excludes 0 at 95 %; never with fewer than two.
+
+        |x̄| > t(.975, S − 1) · s / √S
+
+    The bootstrap alone claims too much of few seeds: of three, a replicate draws one and the same three times with chance
+    1/9, so where seeds differ more than cases do its interval is hardly wider than from the lowest seed to the highest.
+    See docs/decisions/0008.
+
+    Examples:
+      >>> [exclude_zero(1.0, std, 3) for std in (0.40, 0.41)]
+      [True, False]
+    """
+    return seeds > 1 and abs(mean) > float(stdtrit(seeds - 1, 0.975)) * std / math.sqrt(seeds)
 
 
 def _finite(number: float) -> float | None:

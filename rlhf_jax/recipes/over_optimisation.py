@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_jax.evaluation import bootstrap
+from rlhf_jax.evaluation.results import exclude_zero
 
 Floats = NDArray[np.float64]
 Form = Literal["quadratic", "logarithmic"]
@@ -214,7 +215,8 @@ def onset(way: Means) -> Onset | None:
 
     over replicates M* of the mean truth M gives the limit c with P(T ≤ c) = 95 %, and e is shown to lie below j where
     M_j − M_e > c σ_je (Westfall and Young 1993, single step). So a way whose truth is level is said to fall with a chance
-    of 5 % at most, however many evaluations it has and whichever is taken for the best.
+    of 5 % at most, however many evaluations it has and whichever is taken for the best, as far as cases are the source of
+    chance. Where seeds are, their own falls must also agree (`results.exclude_zero`).
     """
     truth, proxy, distance = (way.over_seeds(values) for values in (way.truth, way.proxy, way.distance))
     drop = truth[:, :, None] - truth[:, None, :]
@@ -224,7 +226,11 @@ def onset(way: Means) -> Onset | None:
     limit = float(np.quantile(deviation.max(axis=1), LEVEL)) if deviation.size else math.inf
     for shown in range(1, len(way.updates)):
         best = int(np.argmax(truth[0, :shown]))
+        by_seed = way.truth[0, :, best] - way.truth[0, :, shown]
+        alone = len(by_seed) == 1
         if drop[0, best, shown] <= limit * sigma[best, shown]:
+            continue
+        if not alone and not exclude_zero(float(by_seed.mean()), float(by_seed.std(ddof=1)), len(by_seed)):
             continue
         fall, half = -float(drop[0, best, shown]), limit * float(sigma[best, shown])
         change = proxy[:, shown] - proxy[:, best]

@@ -108,6 +108,16 @@ def test_a_fall_that_is_common_to_all_users_is_seen_through_their_differences() 
     assert found.fall == pytest.approx(-0.1, abs=0.03)
 
 
+def test_a_fall_that_seeds_disagree_about_is_none() -> None:
+    """One seed of three falls by 1, the others not at all: the mean falls far beyond the noise of users."""
+    fell, level = (np.where(np.arange(len(DISTANCES)) >= 5, end, 0.0) for end in (-1.0, 0.0))
+    seeds = [*walks(fell, n_seeds=1, noise=0.05), *walks(level, n_seeds=3, noise=0.05)[1:]]
+    found = resample({"way": seeds}, replicates=200)["way"]
+    truth = found.over_seeds(found.truth)[0]
+    assert truth[-1] - truth[0] < -0.3
+    assert onset(found) is None
+
+
 def test_ways_are_pooled_on_the_same_draws() -> None:
     half = [
         walk._replace(kl=walk.kl / 4, truth=walk.truth) for walk in walks(DISTANCES / 2 * (0.8 - 0.125 * DISTANCES))
