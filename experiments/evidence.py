@@ -149,12 +149,14 @@ def jobs_of(studies: tuple[Study, ...], config: Config, scripts: Path = HERE) ->
                 needs=() if below is None else (below.name,),
                 kind=study.name,
                 expected_seconds=60.0 * study.minutes,
+                makes=config.folder / study.name / f"seed-{seed}",
             )
             own.append(job)
         seeds += own
         lone = 60.0 * study.minutes if not study.has_seeds else 60.0
         needs = tuple(job.name for job in own)
-        gathering.append(Job(study.name, command, needs, kind=f"{study.name}: gather", expected_seconds=lone))
+        page = config.folder / study.name / "report.md"
+        gathering.append(Job(study.name, command, needs, f"{study.name}: gather", lone, makes=page))
     return [*foundations.values(), *seeds, *gathering]
 
 
@@ -182,6 +184,7 @@ def _foundation(study: Study, seed: int, config: Config, scripts: Path) -> Job |
         command=(sys.executable, str(scripts / "lay_foundation.py"), setting, size, *options),
         kind=f"foundation {setting} {size}",
         expected_seconds=60.0 * FOUNDATION_MINUTES[size],
+        makes=folder,
     )
 
 

@@ -9,6 +9,7 @@ for it instead of working against it.
 
 import dataclasses
 import fcntl
+import math
 import os
 import subprocess
 import sys
@@ -40,6 +41,8 @@ class Job:
     """Jobs of one kind take about the same time."""
     expected_seconds: float = 600.0
     """A guess, for the remaining time, until a job of the kind is done."""
+    makes: Path | None = None
+    """A file or folder without which the job is not done, whatever was noted."""
 
 
 class Outcome(NamedTuple):
@@ -64,7 +67,8 @@ class _Running(NamedTuple):
 def run_jobs(
     jobs: Sequence[Job], slots: Sequence[Slot], folder: Path, *, environment: Mapping[str, str] | None = None
 ) -> Outcome:
-    """Runs the jobs, in their order as far as their needs and the slots allow; those done before are not run again.
+    """Runs the jobs, in their order as far as their needs and the slots allow; those done before are not run again, unless
+    what they made is gone or something they need was done after them.
 
     A job that fails takes with it those that need it, and no other. SIGTERM and SIGINT are passed on; the jobs save, and
     the outcome says that they were interrupted. A second signal does not wait.
@@ -113,11 +117,14 @@ class _Board:
         self._running: dict[int, _Running] = {}
         self.seconds: dict[str, float] = {}
         self.failed: dict[str, str] = {}
+        ended: dict[str, float] = {}
         for job in jobs:
-            if (marker := self._marker(job)).exists():
-                stored = read_json(marker)
-                if stored["command"] == list(job.command):
-                    self.seconds[job.name] = stored["seconds"]
+            marker = self._marker(job)
+            if not marker.exists() or (job.makes is not None and not job.makes.exists()):
+                continue
+            stored, at = read_json(marker), marker.stat().st_mtime
+            if stored["command"] == list(job.command) and all(ended.get(name, math.inf) <= at for name in job.needs):
+                self.seconds[job.name], ended[job.name] = stored["seconds"], at
         self._printed, self._terminal = 0.0, sys.stderr.isatty()
         self._say(
             f"{len(jobs)} jobs, {len(self.seconds)} done before, {len(slots)} at a time; logs in {folder / 'logs'}"

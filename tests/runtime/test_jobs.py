@@ -50,6 +50,18 @@ def test_order_needs_and_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "3 jobs, 2 done before, 1 at a time" in capsys.readouterr().err
 
 
+def test_what_was_lost_is_made_again_and_with_it_what_rests_on_it(tmp_path: Path) -> None:
+    book, made = tmp_path / "book", tmp_path / "made"
+    making = python(f"open({str(made)!r}, 'a'); open({str(book)!r}, 'a').write('a\\n')")
+    wanted = [Job("a", making, makes=made), Job("b", writing(book, "b"), needs=("a",)), Job("c", writing(book, "c"))]
+    run_jobs(wanted, ONE, tmp_path)
+    run_jobs(wanted, ONE, tmp_path)
+    assert book.read_text().split() == ["a", "b", "c"]
+    made.unlink()
+    run_jobs(wanted, ONE, tmp_path)
+    assert book.read_text().split() == ["a", "b", "c", "a", "b"]
+
+
 def test_a_failed_job_takes_only_its_own_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     book = tmp_path / "book"
     wanted = [
