@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import jax
+
 from rlhf_jax.parallel.mesh import MeshConfig
 from rlhf_jax.parallel.processes import ProcessConfig, join
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
@@ -17,7 +19,7 @@ Stage = Literal["sft", "reward_model", "ppo"]
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig:
-    """Where a run is, where its numbers go, and what trains; nothing of it but the seed changes a number."""
+    """Where a run is and where its numbers go, the seed, and what trains; only the seed must be the same to continue a run."""
 
     run_dir: Path
     """Where everything goes; an interrupted run is continued from here."""
@@ -40,6 +42,9 @@ def started(config: StartConfig) -> Iterator[RunDirectory]:
     Raises: RunError for a directory that cannot be used; ValueError for processes that cannot join.
     """
     enable_compilation_cache(beside=config.run_dir)
+    if config.profile:
+        # A cached program has the names of its first compilation, which may be older than those in the code.
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     join(config.processes)
     with (
         exits_on_signals(),
