@@ -89,9 +89,9 @@ class Config:
     microbatches: int = 1
     items: int = REDIAL_ITEMS
     """Tokens of the vocabulary that are items."""
-    depths: tuple[int, int] = (2, 4)
-    """Layers of the two programs that the line goes through."""
-    check_depth: int = 6
+    depths: tuple[int, int] = (6, 10)
+    """Layers of the two programs that the line goes through; with fewer, other moments need the most memory."""
+    check_depth: int = 14
     """Layers of the third one, which says how straight the line is."""
     shares: tuple[float, float, float] = (0.5, 0.6, 0.8)
     """What is assumed to be reached of the ceilings: matmul, memory, links."""

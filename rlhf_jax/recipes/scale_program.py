@@ -33,6 +33,7 @@ from rlhf_jax.parallel import scale_plan
 from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
 from rlhf_jax.parallel.partition import Partition
 from rlhf_jax.recipes.agent import make_agent, on_mesh, policy_params, reward_params
+from rlhf_jax.recipes.corpus import ModelConfig, load_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +82,15 @@ class Abstract(NamedTuple):
 def abstract(program: Program, layout: Partition) -> Abstract:
     """The program and shapes that know where they lie; the layout's mesh may be abstract."""
     vocab = program.vocabulary
-    network = gpt2.GPT2Config(
-        vocab_size=vocab.size,
-        n_positions=program.positions,
-        n_embd=program.width,
+    model = ModelConfig(
         n_layer=program.layers,
+        n_embd=program.width,
         n_head=program.heads,
+        n_positions=program.positions,
         compute_dtype="bfloat16",
         remat=True,
     )
+    network, _ = load_network(model, vocab)
     config = PPOConfig(epochs=program.epochs, minibatches=program.minibatches, microbatches=program.microbatches)
     agent = on_mesh(make_agent(vocab, network, max_items=5, response_tokens=program.response), layout)
     optimizer = make_optimizer(learning_rate=3e-6, total_steps=10**4)

@@ -265,4 +265,4 @@ def test_the_script_refuses_what_cannot_be_cut(script: ModuleType) -> None:
     with pytest.raises(ValueError, match=r"sizes must be of .*got \['8b'\]"):
         script.Config(sizes=("8b",))
     with pytest.raises(ValueError, match="depths < check_depth must rise"):
-        script.Config(check_depth=4)
+        script.Config(check_depth=10)
