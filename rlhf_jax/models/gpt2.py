@@ -23,11 +23,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.interfaces import Params
+from rlhf_jax.models.dense import Dropout, Linear
+from rlhf_jax.models.stack import LAYERS, REMATS, kept_by, scanned
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("masked", "xla", "cudnn")
 KeyValues = tuple[Array, Array]
 """Keys and values of one layer, each [B, H, T, D/H]."""
+DropoutKeys = tuple[Array | None, Array | None, Array | None]
+"""Of attention weights and the two residual branches; None draws nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +52,12 @@ class GPT2Config:
     """Whether attention weights are thinned too; without it a small model trains a quarter faster on a CPU."""
     compute_dtype: str = "float32"
     """`float32`, or `bfloat16` on accelerators (on a CPU it is slower)."""
-    remat: bool = False
-    """Recompute every block in the backward pass: less memory, about a seventh more time."""
+    layers: str = "unrolled"
+    """How whole sequences pass the blocks (decoding is always unrolled). `unrolled`: fastest on a CPU. `scan`: one block is
+    compiled for all; weights are copied side by side in every pass, and without `remat` the loop keeps more than it needs."""
+    remat: str = "none"
+    """What the backward pass computes again to save memory: `none`; `full`, whole blocks; `dots`, all but the matmuls with
+    weights. XLA's CPU compiler merges unrolled recomputation back into what it repeats: there it saves in a `scan` only."""
     attention: str = "masked"
     """How whole sequences attend (decoding always has a mask). `masked`: any padding. `cudnn`: the fused kernel, on
     NVIDIA GPUs in bfloat16 (`xla`: its plain twin); rows are rolled so that the real tokens come first, which must stand
@@ -74,6 +82,10 @@ class GPT2Config:
             raise ValueError(f"GPT2Config: dropout must be in [0, 1), got {self.dropout}")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(f"GPT2Config: compute_dtype must be one of {COMPUTE_DTYPES}, got {self.compute_dtype!r}")
+        if self.layers not in LAYERS:
+            raise ValueError(f"GPT2Config: layers must be one of {LAYERS}, got {self.layers!r}")
+        if self.remat not in REMATS:
+            raise ValueError(f"GPT2Config: remat must be one of {REMATS}, got {self.remat!r}")
         if self.head_chunk is not None and self.head_chunk < 1:
             raise ValueError(f"GPT2Config: head_chunk must be at least 1, got {self.head_chunk}")
         if self.attention not in ATTENTIONS:
@@ -109,53 +121,6 @@ class Cache:
     """Position of the next token of each row."""
     index: Int[Array, ""]
     """Slot the next token is written to."""
-
-
-def drop(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Float[Array, "..."]:
-    """Zeroes each entry with probability `rate` (rounded to 1/256) and rescales the rest to keep the mean.
-
-    Four entries share the 32 random bits of one draw: random bits, not arithmetic, are what dropout costs.
-    """
-    dropped = round(rate * 256)
-    bits = jax.random.bits(key, (-(-x.size // 4),), jnp.uint32)
-    keep = lax.bitcast_convert_type(bits, jnp.uint8).reshape(-1)[: x.size].reshape(x.shape) >= dropped
-    return jnp.where(keep, x * (256 / (256 - dropped)), jnp.zeros_like(x))
-
-
-class Dropout(nn.Module):
-    """`drop` with a fresh key of the `dropout` stream, or nothing where `deterministic`."""
-
-    rate: float
-    deterministic: bool
-
-    def __call__(self, x: Array) -> Array:
-        """Returns `x` thinned."""
-        if self.deterministic or round(self.rate * 256) == 0:
-            return x
-        return drop(x, self.rate, self.make_rng("dropout"))
-
-
-class Linear(nn.Module):
-    """y = xW + b on activations flattened to two dimensions.
-
-    With [B, S, D] inputs XLA:CPU fuses the weight gradient's transposes with the residual chain into one
-    single-threaded loop (update 1.6 times slower); [B·S, D] avoids it.
-    """
-
-    features: int
-    scale: float
-    """Standard deviation of the initial kernel."""
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Array, columns: slice = slice(None)) -> Array:
-        """Returns `columns` of the output; [..., D] -> [..., features]."""
-        width = x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.normal(self.scale), (width, self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-        flat = x.reshape(-1, width).astype(self.dtype)
-        y = jnp.dot(flat, kernel[:, columns].astype(self.dtype)) + bias[columns].astype(self.dtype)[None, :]
-        return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def residual_scale(config: GPT2Config) -> float:
@@ -197,24 +162,27 @@ class Attention(nn.Module):
             k, v = jnp.split(self.c_attn(x, slice(width, 3 * width)), 2, axis=-1)
         return self.heads(q), self.heads(k), self.heads(v)
 
-    def __call__(self, x: Array, mask: Array, past: KeyValues | None, index: Array | None) -> tuple[Array, KeyValues]:
+    def __call__(
+        self, x: Array, mask: Array, past: KeyValues | None, index: Array | None, key: Array | None
+    ) -> tuple[Array, KeyValues]:
         """Attends from rows `from_position` on; with `past`, first writes this step's keys and values at `index`.
 
-        `mask` is who may look at whom [B, Q, K], or the rows' numbers of real tokens [B], which then come first.
+        `mask` is who may look at whom [B, Q, K], or the rows' numbers of real tokens [B], which then come first. `key` draws
+        the dropout of attention weights.
         """
         q, k, v = self.project(x)
         if past is not None:
             k = lax.dynamic_update_slice(past[0], k, (0, 0, index, 0))
             v = lax.dynamic_update_slice(past[1], v, (0, 0, index, 0))
-        y = self.attend(q, k, v, mask) if mask.ndim == 3 else self.attend_fused(q, k, v, mask)
+        y = self.attend(q, k, v, mask, key) if mask.ndim == 3 else self.attend_fused(q, k, v, mask)
         return self.c_proj(y.reshape(*y.shape[:2], self.config.n_embd)), (k, v)
 
-    def attend(self, q: Array, k: Array, v: Array, mask: Array) -> Array:
+    def attend(self, q: Array, k: Array, v: Array, mask: Array, key: Array | None) -> Array:
         """Weighted values [B, Q, H, D/H], softmax in float32."""
         scores = jnp.einsum("bhqw,bhkw->bhqk", q, k, preferred_element_type=jnp.float32)
         # A finite floor: a padding row may attend to nothing, and must come out finite.
         scores = jnp.where(mask[:, None], scores * self.config.head_width**-0.5, jnp.finfo(jnp.float32).min)
-        weights = self.weight_dropout(jax.nn.softmax(scores, axis=-1)).astype(v.dtype)
+        weights = self.weight_dropout(jax.nn.softmax(scores, axis=-1), key).astype(v.dtype)
         return jnp.einsum("bhqk,bhkw->bhqw", weights, v).swapaxes(1, 2)
 
     def attend_fused(self, q: Array, k: Array, v: Array, lengths: Array) -> Array:
@@ -263,13 +231,22 @@ class Block(nn.Module):
         self.mlp = MLP(self.config)
         self.residual_dropout = Dropout(self.config.dropout, self.deterministic)
 
+    def dropout_keys(self) -> DropoutKeys:
+        """This layer's keys, drawn outside of it: a scanned or rematerialised block has no stream of its own."""
+        return self.attn.weight_dropout.key(), self.residual_dropout.key(), self.residual_dropout.key()
+
     def __call__(
-        self, x: Array, mask: Array, past: KeyValues | None = None, index: Array | None = None
+        self,
+        x: Array,
+        mask: Array,
+        past: KeyValues | None = None,
+        index: Array | None = None,
+        keys: DropoutKeys = (None, None, None),
     ) -> tuple[Array, KeyValues]:
         """Returns the new residual stream and this layer's keys and values."""
-        attended, key_values = self.attn(self.ln_1(x), mask, past, index)
-        x = x[:, self.from_position :] + self.residual_dropout(attended)
-        return x + self.residual_dropout(self.mlp(self.ln_2(x))), key_values
+        attended, key_values = self.attn(self.ln_1(x), mask, past, index, keys[0])
+        x = x[:, self.from_position :] + self.residual_dropout(attended, keys[1])
+        return x + self.residual_dropout(self.mlp(self.ln_2(x)), keys[2]), key_values
 
 
 class GPT2(nn.Module):
@@ -281,33 +258,48 @@ class GPT2(nn.Module):
     deterministic: bool = True
 
     def setup(self) -> None:
-        """Declares the tables and blocks; layers are unrolled, which runs faster on CPU than a scan."""
+        """Declares the tables and blocks."""
         config = self.config
         normal = nn.initializers.normal(0.02)
         self.wte = self.param("wte", normal, (config.vocab_size, config.n_embd), jnp.float32)
         self.wpe = self.param("wpe", normal, (config.n_positions, config.n_embd), jnp.float32)
-        block: Any = nn.remat(Block) if config.remat else Block
+        block: Any = Block if config.remat == "none" else nn.remat(Block, policy=kept_by(config.remat))
         starts = [0] * (config.n_layer - 1) + [self.from_position]
         self.h = [block(config, start, self.deterministic) for start in starts]
         self.ln_f = layer_norm(config)
         self.embedding_dropout = Dropout(config.dropout, self.deterministic)
 
     def __call__(self, tokens: Array, mask: Array) -> tuple[Array, tuple[KeyValues, ...]]:
-        """Hidden states from `from_position` on, float32, and keys and values of all positions."""
+        """Hidden states from `from_position` on, float32, and keys and values of all positions (unrolled; a scan keeps none)."""
         position = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         # Zero, not multiply: whatever stands in padding, NaN included, must not reach values or gradients.
         x = jnp.where(mask[..., None], self.wte[tokens] + self.wpe[position], 0.0)
-        x = self.embedding_dropout(x.astype(self.config.compute_dtype))
+        x = self.embedding_dropout(x.astype(self.config.compute_dtype), self.embedding_dropout.key())
         length = tokens.shape[1]
         if self.config.attention == "masked":
             visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
         else:
             visible = jnp.sum(mask, axis=1, dtype=jnp.int32)
-        layers = []
-        for block in self.h:
-            x, key_values = block(x, visible[:, block.from_position :] if visible.ndim == 3 else visible)
+        layers, blocks = [], list(self.h)
+        if self.config.layers == "scan":
+            # The last one may compute fewer rows, so it stays outside.
+            x, blocks = self.scan(x, visible), blocks[-1:]
+        for block in blocks:
+            seen = visible[:, block.from_position :] if visible.ndim == 3 else visible
+            x, key_values = block(x, seen, None, None, block.dropout_keys())
             layers.append(key_values)
         return self.ln_f(x), tuple(layers)
+
+    def scan(self, x: Array, visible: Array) -> Array:
+        """All blocks but the last as one loop over their stacked parameters."""
+        one = Block(self.config, 0, self.deterministic, parent=None)
+        layers = [(block.variables["params"], block.dropout_keys()) for block in self.h[:-1]]
+
+        def through(x: Array, layer: tuple[Params, DropoutKeys]) -> Array:
+            params, keys = layer
+            return one.apply({"params": params}, x, visible, None, None, keys)[0]
+
+        return scanned(through, x, layers, remat=self.config.remat)
 
     def step(self, cache: Cache, token: Array) -> tuple[Array, Cache]:
         """Hidden state [B, D] after one more token per row, float32, and the cache with it."""
@@ -325,7 +317,7 @@ class GPT2(nn.Module):
 def init(config: GPT2Config, key: Key[Array, ""]) -> Params:
     """Fresh parameters: N(0, 0.02), residual projections N(0, 0.02/√(2L)), biases 0, layer norm 1 and 0."""
     one = jnp.zeros((1, 1), jnp.int32)
-    return GPT2(config).init(key, one, jnp.ones((1, 1), bool))["params"]
+    return GPT2(dataclasses.replace(config, layers="unrolled")).init(key, one, jnp.ones((1, 1), bool))["params"]
 
 
 def hidden_states(
@@ -439,8 +431,8 @@ def prefill(
     """
     length = tokens.shape[1]
     check_cache_length(config, length, cache_length)
-    # The cache's rows end together, so that one index serves all.
-    config = dataclasses.replace(config, attention="masked")
+    # The cache's rows end together, so that one index serves all; and it wants every layer's keys and values.
+    config = dataclasses.replace(config, attention="masked", layers="unrolled")
     hidden, layers = GPT2(config, from_position=length - 1).apply({"params": params}, tokens, mask)
     room = cache_length - length
     slots = ((0, 0), (0, 0), (0, room), (0, 0))

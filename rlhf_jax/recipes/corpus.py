@@ -91,13 +91,22 @@ class ModelConfig:
     """Whether dropout also thins attention weights; off is faster on a CPU."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 on accelerators; on a CPU float32 is faster."""
+    layers: Literal["unrolled", "scan"] = "unrolled"
+    """How training passes the blocks. `unrolled` runs fastest on a CPU; `scan` compiles one block for all of them. Decoding is
+    always unrolled."""
     remat: bool = False
-    """Recompute blocks in the backward pass to save memory."""
+    """Recompute blocks in the backward pass to save memory (on a CPU only with `--model.layers scan`)."""
+    remat_saves: Literal["nothing", "matmuls"] = "nothing"
+    """What recomputing spares: matmuls with weights may be kept, which costs part of the memory and saves most of the work."""
     attention: Literal["masked", "xla", "cudnn"] = "masked"
     """How whole sequences attend: any padding; or fused, where a row's real tokens stand together (`cudnn`: NVIDIA GPUs in
     bfloat16, `xla`: its plain twin). Fused attention thins no weights: `--model.no-attention-dropout`."""
     head_chunk: int | None = None
     """Response positions whose logits over the vocabulary are in memory at once in PPO; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.remat_saves != "nothing" and not self.remat:
+            raise ValueError(f"--model.remat-saves {self.remat_saves} says what --model.remat spares, and that is off")
 
 
 class Prepared(NamedTuple):
@@ -183,7 +192,8 @@ def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Par
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
         compute_dtype=model.compute_dtype,
-        remat=model.remat,
+        layers=model.layers,
+        remat=("full" if model.remat_saves == "nothing" else "dots") if model.remat else "none",
         attention=model.attention,
         head_chunk=model.head_chunk,
     )

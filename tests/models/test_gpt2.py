@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import gpt2
+from rlhf_jax.models import dense, gpt2
 
 CONFIG = gpt2.GPT2Config(vocab_size=40, n_positions=24, n_embd=16, n_layer=2, n_head=2)
 PAD = 39
@@ -102,18 +103,68 @@ def test_an_empty_cache_decodes_from_the_first_token(params: dict, forward: Call
     np.testing.assert_allclose(gpt2.lm_logits(params, hidden), full[:, 1], atol=1e-5)
 
 
-def test_from_position_and_remat_change_no_value_and_no_gradient(params: dict) -> None:
+def mean_cosine(params: dict, config: gpt2.GPT2Config, from_position: int, key: jax.Array | None = None) -> jax.Array:
+    """A number that hangs on the last four positions of a padded sentence."""
     tokens, mask = sentence(2)
+    hidden = gpt2.hidden_states(config, params, tokens, mask, from_position=from_position, dropout_key=key)
+    return jnp.mean(jnp.cos(hidden[:, -4:]))
 
-    def loss(params: dict, config: gpt2.GPT2Config, from_position: int) -> jax.Array:
-        hidden = gpt2.hidden_states(config, params, tokens, mask, from_position=from_position)
-        return jnp.mean(jnp.cos(hidden[:, -4:]))
 
-    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=(1, 2))
-    whole = gradient(params, CONFIG, 0)
-    same = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
-    jax.tree.map(same, whole, gradient(params, CONFIG, LENGTH - 4))
-    jax.tree.map(same, whole, gradient(params, dataclasses.replace(CONFIG, remat=True), 0))
+def test_from_position_changes_no_value_and_no_gradient(params: dict) -> None:
+    gradient = jax.jit(jax.value_and_grad(mean_cosine), static_argnums=(1, 2))
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
+        gradient(params, CONFIG, 0),
+        gradient(params, CONFIG, LENGTH - 4),
+    )
+
+
+def learning(n_layer: int = 3, **options: str) -> jax.stages.Lowered:
+    """Value and gradient with dropout on, of so many layers."""
+    config = dataclasses.replace(CONFIG, n_layer=n_layer, **options)
+    params = jax.eval_shape(partial(gpt2.init, config), jax.random.key(0))
+    gradient = jax.jit(jax.value_and_grad(mean_cosine), static_argnums=(1, 2))
+    return gradient.lower(params, config, LENGTH - 4, jax.random.key(2))
+
+
+@pytest.fixture(scope="module")
+def deep() -> dict:
+    """Three layers of weights unlike each other."""
+    return jax.tree.map(lambda leaf: 5 * leaf, gpt2.init(dataclasses.replace(CONFIG, n_layer=3), jax.random.key(0)))
+
+
+def learnt(deep: dict, **options: str) -> tuple:
+    # What is compared does not depend on how well the machine code is optimised.
+    cheap = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return learning(**options).compile(compiler_options=cheap)(deep, jax.random.key(2))
+
+
+@pytest.fixture(scope="module")
+def unrolled(deep: dict) -> tuple:
+    return learnt(deep)
+
+
+@pytest.mark.parametrize(("layers", "remat"), [("scan", "none"), ("scan", "dots"), ("unrolled", "full")])
+def test_layers_and_remat_change_no_value_and_no_gradient(deep: dict, unrolled: tuple, layers: str, remat: str) -> None:
+    found = learnt(deep, layers=layers, remat=remat)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, unrolled)
+
+
+def test_a_scan_is_as_long_a_program_for_many_layers_as_for_few() -> None:
+    def matmuls(**options: Any) -> int:
+        return learning(**options).as_text().count("stablehlo.dot_general")
+
+    assert matmuls(layers="scan", n_layer=6) == matmuls(layers="scan") < matmuls() < matmuls(n_layer=6)
+
+
+def test_remat_computes_matmuls_again_all_or_only_those_of_attention() -> None:
+    none, dots, full = (
+        learning(remat=remat).as_text().count("stablehlo.dot_general") for remat in ("none", "dots", "full")
+    )
+    assert dots == none + 2 * 3
+    # Of three layers' matmuls with weights all but the last of each, whose result nothing needs; the last layer has one
+    # more, because its queries are of fewer rows than its keys and values.
+    assert full == dots + 3 * 3 + 1
 
 
 def test_fused_attention_is_the_masked_one_whatever_side_the_padding_is_on(params: dict) -> None:
@@ -142,7 +193,7 @@ def test_dropout_is_a_function_of_its_key(params: dict) -> None:
 
 
 def test_drop_keeps_the_mean_and_the_stated_share() -> None:
-    thinned = gpt2.drop(jnp.ones((101, 301)), 0.1, jax.random.key(0))
+    thinned = dense.drop(jnp.ones((101, 301)), 0.1, jax.random.key(0))
     share = round(0.1 * 256) / 256
     assert abs(float(jnp.mean(thinned == 0)) - share) < 0.006
     assert abs(float(jnp.mean(thinned)) - 1) < 0.007
@@ -163,6 +214,8 @@ def test_bfloat16_stays_near_float32(params: dict, forward: Callable) -> None:
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"compute_dtype": "float16"}, "float16"),
         ({"n_layer": 0}, "'n_layer': 0"),
+        ({"layers": "looped"}, "looped"),
+        ({"remat": "some"}, "some"),
         ({"head_chunk": 0}, "head_chunk must be at least 1, got 0"),
         ({"attention": "flash"}, "flash"),
         ({"attention": "cudnn", "attention_dropout": False}, "float32"),

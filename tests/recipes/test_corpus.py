@@ -69,3 +69,15 @@ def test_the_network_has_a_row_for_every_token(vocab: Vocabulary) -> None:
     network, trunk = load_network(ModelConfig(n_layer=1, n_embd=8, n_head=2, dropout=0.0), vocab)
     assert trunk is None
     assert (network.vocab_size, network.n_layer, network.n_embd, network.dropout) == (vocab.size, 1, 8, 0.0)
+
+
+def test_the_network_is_trained_as_the_options_say(vocab: Vocabulary) -> None:
+    def trained(**options: Any) -> tuple[str, str]:
+        network, _ = load_network(ModelConfig(n_layer=1, n_embd=8, n_head=2, **options), vocab)
+        return network.layers, network.remat
+
+    assert trained() == ("unrolled", "none")
+    assert trained(layers="scan", remat=True) == ("scan", "full")
+    assert trained(remat=True, remat_saves="matmuls") == ("unrolled", "dots")
+    with pytest.raises(ValueError, match="--model.remat-saves matmuls says what --model.remat spares"):
+        trained(remat_saves="matmuls")
