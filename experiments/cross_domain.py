@@ -69,8 +69,8 @@ class Config:
 PRESETS = {
     "opendialkg": ("OpenDialKG (--data-dir), small GPT-2 from scratch", Config()),
     "opendialkg-quick": (
-        "1,000 dialogues of each domain, fewer updates, a smaller network; its numbers are its own",
-        Config(run_dir=Path("runs/cross-domain-quick"), size="quick", max_dialogues=1000),
+        "600 dialogues of each domain, fewer updates, a smaller network; its numbers are its own",
+        Config(run_dir=Path("runs/cross-domain-quick"), size="quick", max_dialogues=600),
     ),
     "debug": (
         "60 dialogues of each domain and a tiny model; for tests",
