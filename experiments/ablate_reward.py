@@ -39,8 +39,6 @@ from rlhf_jax.runtime.diagnostics import write_diagnostics
 from rlhf_jax.runtime.run import RunDirectory, RunError, enable_compilation_cache, notice, write_json
 from rlhf_jax.runtime.signals import exits_on_signals
 
-QUICK: tuple[Variant, ...] = ("full", "engagement", "relevance", "sentiment", "level")
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -87,7 +85,7 @@ PRESETS = {
     "world": ("simulated world, all variants", _preset("world", "full")),
     "world-quick": ("a smaller world, all variants", _preset("world", "quick")),
     "redial": ("ReDial (--data-dir), all variants", _preset("redial", "full")),
-    "redial-quick": ("part of ReDial: full, single signals, level", _preset("redial", "quick", QUICK)),
+    "redial-quick": ("part of ReDial, all variants", _preset("redial", "quick")),
     "opendialkg": ("OpenDialKG (--data-dir): full reward", _preset("opendialkg", "full", ("full",))),
     "opendialkg-quick": ("part of OpenDialKG: full reward", _preset("opendialkg", "quick", ("full",))),
     "debug": (

@@ -67,6 +67,7 @@ def _study(
     return Study(script, preset, minutes, needs, None if own else (setting, size), options=options)
 
 
+FULL_AND_SINGLES = ("full", "engagement", "relevance", "sentiment")
 SIGNALS = Study("validate_signals", "signals", 3, ("redial", "uss", "crs-response-ratings"), has_seeds=False)
 # Long ones first, so that no core waits alone.
 PLANS: dict[str, tuple[Study, ...]] = {
