@@ -53,9 +53,9 @@ class Tested(NamedTuple):
 
 
 def models(embeddings: Sequence[Embeddings]) -> Iterator[Model]:
-    """Every training of the study: both directions, every form of embedding."""
-    for domain in DOMAINS:
-        for form in embeddings:
+    """Every training of the study: every form of embedding, both directions."""
+    for form in embeddings:
+        for domain in DOMAINS:
             yield Model(domain, form)
 
 
