@@ -194,13 +194,13 @@ def figures(found: Sequence[Result], folder: Path) -> None:
             of_panel = {
                 name: cell_of(alone, f"{name}/{metric}", protocol, split_name(tested, "own")) for name in systems
             }
-            panels[f"Tested on {tested}s: {metric.upper()}, {protocol}"] = [
+            panels[f"On {tested}s: {metric.upper()}, {protocol}"] = [
                 (n, r) for n, r in of_panel.items() if r is not None
             ]
     drawn = plots.forest(panels, x_label="mean over cases", kinds=kinds)
     plots.save(drawn, folder, "transfer")
     answering = {
-        f"Tested on {tested}s: BLEU-4": [
+        f"On {tested}s: BLEU-4": [
             (name, result)
             for name in systems
             if (result := cell_of(alone, f"{name}/bleu4", "text", split_name(tested, "both"))) is not None
