@@ -22,15 +22,18 @@ from rlhf_jax.runtime.run import RunDirectory
 def difference(
     name: str, value: float, interval: tuple[float, float], seeds=(0, 1, 2), place: str = "", **other
 ) -> Result:
-    return Result(f"{name}", value, 10, other.get("protocol", "full"), f"toy/test{place}", interval, seeds, "a number")
+    protocol = other.get("protocol", "full")
+    return Result(f"{name}", value, 10, protocol, f"toy/test{place}", interval, seeds, "a number", std=0.01)
 
 
 def test_verdicts_claim_no_more_than_the_numbers() -> None:
     up, zero = difference("full-sft/hr@5", 0.1, (0.05, 0.15)), difference("full-sft/hr@5", 0.1, (-0.05, 0.15))
-    assert study.verdict(up) == "higher, +0.100 [+0.050, +0.150]"
-    assert study.verdict(zero) == "no difference shown, +0.100 [-0.050, +0.150]"
+    assert study.verdict(up) == "higher, +0.100 ± 0.010 [+0.050, +0.150]"
+    assert study.verdict(zero) == "no difference shown, +0.100 ± 0.010 [-0.050, +0.150]"
     two = dataclasses.replace(up, seeds=(0, 1))
-    assert study.verdict(two) == "no claim with 2 seeds, +0.100 [+0.050, +0.150]"
+    assert study.verdict(two) == "no claim with 2 seeds, +0.100 ± 0.010 [+0.050, +0.150]"
+    unlike = dataclasses.replace(up, std=0.05)
+    assert study.verdict(unlike) == "no claim because the seeds differ, +0.100 ± 0.050 [+0.050, +0.150]"
     assert study.verdict(dataclasses.replace(up, value=-0.1, interval=(-0.2, -0.01))).startswith("lower, -0.100")
 
 
@@ -124,7 +127,7 @@ def test_a_table_has_only_columns_that_were_measured() -> None:
     measures = (Measure("HR@5", "full", "hr@5"), Measure("judge", "sampled", "judge", "-sampled"))
     lines = study.table(found, ["full-sft", "level-sft", "sentiment-sft"], measures, "toy/test").splitlines()
     assert lines[0] == "|  | HR@5 |"
-    assert lines[2] == "| full − sft | +0.100 [+0.050, +0.150] **▲** |"
+    assert lines[2] == "| full − sft | +0.100 ± 0.010 [+0.050, +0.150] **▲** |"
     assert lines[4] == "| sentiment − sft | – |"
 
 

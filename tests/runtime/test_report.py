@@ -171,8 +171,10 @@ def test_series_takes_names_with_and_without_the_stage():
 
 def test_single_seed_claims_nothing():
     assert report_tables.claim(result("ppo-sft/hr@1", 0.1, seeds=(0,))) == "(one seed: no claim)"
-    assert report_tables.claim(result("ppo-sft/hr@1", 0.1)) == "**▲**"
-    assert report_tables.claim(result("ppo-sft/hr@1", -0.1)) == "**▼**"
+    assert report_tables.claim(result("ppo-sft/hr@1", 0.1, std=0.01)) == "**▲**"
+    assert report_tables.claim(result("ppo-sft/hr@1", -0.1, std=0.01)) == "**▼**"
+    assert report_tables.claim(result("ppo-sft/hr@1", 0.1, std=0.05)) == "(seeds differ: no claim)"
+    assert report_tables.claim(result("ppo-sft/hr@1", 0.1, seeds=(0, 1), std=0.01)) == "(2 seeds: no claim)"
     assert report_tables.claim(result("ppo-sft/hr@1", 0.1, half=0.2)) == "(no difference shown)"
 
 
