@@ -95,6 +95,22 @@ def _cell(result: Result | None) -> str:
     return f"{value} [{result.interval[0]:.3f}, {result.interval[1]:.3f}], n {result.n:,}"
 
 
+def verdicts(results: Mapping[str, Sequence[Result]]) -> list[str]:
+    """One line a judgement: the paper's signals that follow it, that point against it, and that say nothing of it."""
+    lines = []
+    for judgement, found in results.items():
+        nothing = METRICS[judgement][2]
+        said: dict[str, list[str]] = {"follow it": [], "point against it": [], "say nothing": []}
+        for one in found:
+            if SIGNALS[one.system][0] == "control" or one.interval is None:
+                continue
+            way = "say nothing" if not informative(one) else "follow it" if one.value > nothing else "point against it"
+            said[way].append(f"{one.system} {one.value:.3f}")
+        text = "; ".join(f"{way}: {', '.join(names) or 'none'}" for way, names in said.items())
+        lines.append(f"- Verdict, {HEADINGS[judgement]}: {text}.")
+    return lines
+
+
 def report_text(results: Mapping[str, Sequence[Result]]) -> str:
     """The study's `report.md`."""
     meanings = [f"- {name}: {text}." for name, (_, text) in SIGNALS.items()]
@@ -105,6 +121,7 @@ def report_text(results: Mapping[str, Sequence[Result]]) -> str:
             "95 % bootstrap intervals over dialogues (over fragments for ratings); **bold** where the interval excludes a "
             "signal that says nothing (ρ = 0, AUC and concordance = ½)."
         ),
+        "\n".join(verdicts(results)),
         markdown_table(results),
         "![Association of every signal with every judgement](plots/signals.png)",
         "\n".join(metrics),

@@ -138,5 +138,9 @@ def test_a_planted_relation_is_found_and_shown(corpus: Corpus, tmp_path: Path) -
     assert not signal_report.informative(liked["latency"])
     text = signal_report.report_text(results)
     assert "| VADER level | sentiment | " in text and "**1.000** [1.000, 1.000], n 40" in text
+    verdict = next(line for line in text.splitlines() if line.startswith("- Verdict, liked, AUC: "))
+    follow, _, nothing = verdict.partition("liked, AUC: ")[2].rstrip(".").split("; ")
+    assert follow.startswith("follow it: ") and "VADER level 1.000" in follow
+    assert nothing.startswith("say nothing: ") and "latency" in nothing and "user words" not in verdict
     path = signal_report.figure(results, tmp_path)
     assert path.read_bytes().startswith(b"\x89PNG") and b"VADER level" in (tmp_path / "signals.svg").read_bytes()
