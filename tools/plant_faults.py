@@ -96,8 +96,12 @@ FAULTS = (
     Fault(
         "epochs are unrolled: the program grows with them",
         "rlhf_jax/learners/minibatch.py",
-        "jax.lax.scan(one_epoch, carry, jax.random.split(key, epochs))",
-        "jax.lax.scan(one_epoch, carry, jax.random.split(key, epochs), unroll=True)",
+        "    carry, logged = jax.lax.scan(one_epoch, carry, jax.random.split(key, epochs))\n",
+        "    runs = []\n"
+        "    for one in jax.random.split(key, epochs):\n"
+        "        carry, run = one_epoch(carry, one)\n"
+        "        runs.append(run)\n"
+        "    logged = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *runs)\n",
         ONE_PROGRAM,
         "does_not_grow",
     ),
