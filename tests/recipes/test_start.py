@@ -54,6 +54,8 @@ def test_a_stage_that_does_not_exist_is_refused(script: ModuleType, capsys: pyte
 def test_a_run_goes_on_with_another_mesh_and_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed: dict[str, object] = {}  # Instead of changing the settings of all other tests.
     monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    # The folder of a test before this one would be taken instead of the run's own.
+    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", None)
     with started(StartConfig(run_dir=tmp_path / "run")) as run:
         assert run.profile == () and not run.resumed
         (run.path / "something").touch()
