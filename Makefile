@@ -10,7 +10,8 @@ SIZES ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 SOURCES := setup.cfg pyproject.toml constraints.txt
-# Large pages and no trimming: XLA:CPU allocates its temporaries anew on every call (other systems ignore this).
+# XLA:CPU allocates its temporaries anew on every call. Large pages, no trimming, and one arena: those of worker threads hold no
+# block above 64 MiB, so that every large one would be mapped, zeroed and given back (other systems ignore all this).
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1
 
 .PHONY: run test check bench evidence evidence-quick notebooks docs clean

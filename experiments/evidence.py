@@ -1,6 +1,6 @@
 """All studies, for every seed, over the cores or devices at hand: the whole evidence with one command.
 
-    python experiments/evidence.py --data-dir DIR            # full sizes; about a day on two CPU cores (estimated, not run yet)
+    python experiments/evidence.py --data-dir DIR            # full sizes; a night on two CPU cores (14 hours, estimated)
     python experiments/evidence.py quick --data-dir DIR      # smaller settings and fewer studies; about 45 minutes
     python experiments/evidence.py quick                     # no data: the simulated worlds alone
     python experiments/evidence.py debug --data-dir DIR      # every study in miniature, for tests
@@ -72,16 +72,15 @@ SIGNALS = Study("validate_signals", "signals", 3, ("redial", "uss", "crs-respons
 # Long ones first, so that no core waits alone.
 PLANS: dict[str, tuple[Study, ...]] = {
     "evidence": (
-        _study("full", "ablate_reward", "redial", 150, ("redial", "uss")),
-        _study("full", "sweep_window", "redial", 140, ("redial",)),
-        _study("full", "reward_hacking", "redial", 120, ("redial", "uss")),
-        _study("full", "cross_domain", "opendialkg", 100, ("opendialkg",)),
-        _study("full", "ablate_reward", "opendialkg", 30, ("opendialkg",)),
-        _study("full", "ablate_reward", "world", 25),
+        _study("full", "ablate_reward", "redial", 80, ("redial", "uss")),
+        _study("full", "cross_domain", "opendialkg", 80, ("opendialkg",)),
+        _study("full", "reward_hacking", "redial", 60, ("redial", "uss")),
+        _study("full", "sweep_window", "redial", 45, ("redial",), ("--windows", "2", "6", "10")),
         _study("full", "reward_hacking", "hackable", 40),
-        _study("full", "reward_hacking", "world", 40),
-        _study("full", "sweep_window", "world", 25),
         _study("full", "validate_reward", "redial", 30, ("redial", "uss")),
+        _study("full", "ablate_reward", "world", 25),
+        _study("full", "sweep_window", "world", 25),
+        _study("full", "ablate_reward", "opendialkg", 20, ("opendialkg",)),
         _study("full", "validate_reward", "world", 10),
         SIGNALS,
     ),
@@ -102,7 +101,12 @@ PLANS: dict[str, tuple[Study, ...]] = {
         Study("validate_signals", "debug", 1, ("redial", "uss", "crs-response-ratings"), has_seeds=False),
     ),
 }
-FOUNDATION_MINUTES = {"full": 60.0, "quick": 5.0, "debug": 0.5}
+FOUNDATION_MINUTES: dict[Size, dict[Setting, float]] = {
+    "full": {"redial": 60.0, "opendialkg": 20.0, "world": 15.0, "hackable": 15.0},
+    "quick": {"redial": 9.0, "opendialkg": 4.0, "world": 3.0, "hackable": 3.0},
+    "debug": dict.fromkeys(("redial", "opendialkg", "world", "hackable"), 0.5),
+}
+"""Guesses like those of the studies."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _foundation(study: Study, seed: int, config: Config, scripts: Path) -> Job |
         name=f"foundation-{folder.parent.name}-{folder.name}",
         command=(sys.executable, str(scripts / "lay_foundation.py"), setting, size, *options),
         kind=f"foundation {setting} {size}",
-        expected_seconds=60.0 * FOUNDATION_MINUTES[size],
+        expected_seconds=60.0 * FOUNDATION_MINUTES[size][setting],
         makes=folder,
     )
 

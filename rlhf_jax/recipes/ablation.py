@@ -57,6 +57,8 @@ RECOMMENDING = (
     Measure("NDCG@5 `listed`", "listed", "ndcg@5", "-sampled"),
     Measure("HR@5 `listed-fresh`", "listed-fresh", "hr@5", "-sampled"),
 )
+PRIMARY = RECOMMENDING[:2]
+"""What the paper claims; the other measures are read beside it, and there are too many of them to be claims each."""
 SATISFACTION = (
     Measure("true utility, sampled", "closed-loop", "mean_utility", "-users-sampled"),
     Measure("true utility, greedy", "closed-loop", "mean_utility", "-users-greedy"),
@@ -112,7 +114,7 @@ def results(run_dir: Path, seeds: Sequence[int], compared: Compared, *, split: s
 
 
 def verdicts(found: Sequence[Result], compared: Compared, split: str) -> list[str]:
-    """One line a claim of the paper: on how many measures it is shown, and every number behind it."""
+    """One line a claim of the paper: what its own measures say, then on how many others it is shown, with all numbers."""
     if "full" not in compared.variants:
         return ["Verdict: the full reward was not among the variants, so none of the claims was tested."]
     better = (*RECOMMENDING, *SATISFACTION)
@@ -132,11 +134,19 @@ def verdicts(found: Sequence[Result], compared: Compared, split: str) -> list[st
 
 def _verdict(claim: str, found: Sequence[Result], name: str, measures: Sequence[Measure], split: str) -> str:
     entries = _entries(found, name, measures, split)
-    claimed = [one.value > 0 for _, one in entries if one.shows_difference]
-    state = f"shown on {sum(claimed)}, the opposite on {len(claimed) - sum(claimed)} of {len(entries)} measures"
-    if not claimed:
-        state = f"no difference shown on any of {len(entries)} measures"
-    return f"Verdict, {claim}: {state}. " + "; ".join(f"{m.label} {study.verdict(one)}" for m, one in entries) + "."
+    parts = []
+    for title, part in (
+        ("by the paper's measures", [pair for pair in entries if pair[0] in PRIMARY]),
+        ("beside them, not corrected for their number", [pair for pair in entries if pair[0] not in PRIMARY]),
+    ):
+        claimed = [one.value > 0 for _, one in part if one.shows_difference]
+        state = f"shown on {sum(claimed)}, the opposite on {len(claimed) - sum(claimed)} of {len(part)}"
+        if not claimed:
+            state = f"no difference shown on any of {len(part)}"
+        if part:
+            numbers = "; ".join(f"{measure.label} {study.verdict(one)}" for measure, one in part)
+            parts.append(f"{title} {state}: {numbers}.")
+    return f"Verdict, {claim}: {' '.join(parts)}"
 
 
 def _entries(

@@ -126,7 +126,7 @@ def _real(setting: Literal["redial", "opendialkg"], size: Size, folder: Path) ->
                 reward=RewardConfig(labels=labels, max_turns=4000, epochs=2, gate="warn"),
                 sentiments=("shift", "level"),
             ),
-            align=AlignmentConfig(updates=40),
+            align=AlignmentConfig(updates=20),  # Half of what `ppo_redial.py` does: there are many variants.
             ppo=ppo,
             assess=AssessmentConfig(text_turns=1000),
         )

@@ -43,15 +43,22 @@ def test_claims_of_the_ablation() -> None:
         difference("full-sft/ndcg@5", -0.1, (-0.15, -0.05)),
         difference("full-sft/bleu4", -1.0, (-1.5, -0.5), protocol="text"),
         difference("full-sft/bleu4", 0.1, (-0.1, 0.3), protocol="text", place="-sampled"),
+        difference("full-sft/judge", 0.1, (0.05, 0.15), protocol="sampled", place="-sampled"),
         difference("full-engagement/hr@5", 0.1, (-0.05, 0.15)),
         difference("full-best_of_8/hr@5", 0.1, (0.05, 0.15), protocol="listed", place="-sampled"),
     ]
     lines = ablation.verdicts(found, Compared(("full", "engagement"), "best_of_8"), "toy/test")
     assert lines[0].startswith(
-        "Verdict, full reward above SFT: shown on 1, the opposite on 1 of 2 measures. HR@5 `full` higher"
+        "Verdict, full reward above SFT: by the paper's measures shown on 1, the opposite on 1 of 2: HR@5 `full` higher"
     )
-    assert lines[1].startswith("Verdict, full reward above engagement alone: no difference shown on any of 1 measures.")
-    assert lines[2].startswith("Verdict, full reward above best_of_8: shown on 1, the opposite on 0 of 1 measures.")
+    # What the paper says nothing about is counted apart: it must not add to what is shown, or take from it.
+    assert lines[0].count("beside them") == 1 and "shown on 1, the opposite on 0 of 1: judge higher" in lines[0]
+    assert lines[1].startswith(
+        "Verdict, full reward above engagement alone: by the paper's measures no difference shown on any of 1: HR@5"
+    )
+    assert lines[2].startswith(
+        "Verdict, full reward above best_of_8: beside them, not corrected for their number shown on 1, the opposite on 0 of 1"
+    )
     assert lines[3].startswith(
         "Verdict, BLEU-4 does not fall under the full reward: does not hold. BLEU-4, greedy lower, -1.00"
     )
