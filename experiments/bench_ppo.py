@@ -6,8 +6,8 @@
 
 `make bench` installs what is needed (torch and the last TRL with a PPO trainer are the extra `bench`) and runs this.
 Without torch it reports our own implementation alone. All implementations take turns in one process, in float32 on a
-CPU and bfloat16 on an accelerator, from the same weights and prompts. Time on two CPU cores: tiny 8 minutes, GPT-2 124M
-about half an hour. Writes `bench.json`, `bench.md` and `bench.png` into `--out`. How to read them: docs/benchmarks.md.
+CPU and bfloat16 on an accelerator, from the same weights and prompts. Time on two CPU cores: tiny 6 minutes, GPT-2 124M
+22. Writes `bench.json`, `bench.md` and `bench.png` into `--out`. How to read them: docs/benchmarks.md.
 """
 
 import dataclasses

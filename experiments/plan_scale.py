@@ -8,10 +8,11 @@ The iteration that training runs is compiled for all devices of the fleet, at th
 depths, on as many pretended CPU devices; no array is ever made. Numbers at the real depth lie on the line through two
 depths, a third one says how well. Bytes of parameters and states are exact. Seconds are arithmetic, not measurements:
 counts over ceilings times assumed shares. Writes `scale.json` and `scale.md` into `--out`, and keeps what was compiled
-in its folder `programs` (remove it after changing the code). How to read the table: docs/scaling.md.
+in its folder `programs`. How to read the table: docs/scaling.md.
 """
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ SIZES = {"gpt2-medium": (24, 1024, 16), "gpt2-xl": (48, 1600, 25), "7b": (32, 40
 """Layers, width, heads."""
 GPT2_WORDS, REDIAL_ITEMS = 50_257, 6_924
 H200 = (
-    "matmul and bandwidth measured on one H200 (790 of 989 TFLOP/s bfloat16, copy 4.3 of 4.8 TB/s); datasheets: 141 GB, "
-    "NVLink 900 GB/s both ways together, one 400 Gb/s adapter a GPU (DGX H200)"
+    "matmul and bandwidth as seen on one H200 with other programs (790 of 989 TFLOP/s bfloat16, copy 4.3 of 4.8 TB/s), not "
+    "measured again with ours; datasheets: 141 GB, NVLink 900 GB/s both ways together, one 400 Gb/s adapter a GPU (DGX H200)"
 )
 FLEETS = {
     fleet.name: fleet
@@ -96,7 +97,7 @@ class Config:
     shares: tuple[float, float, float] = (0.5, 0.6, 0.8)
     """What is assumed to be reached of the ceilings: matmul, memory, links."""
     tpu: bool = False
-    """Let the TPU's compiler say the memory of its fleets at both depths; minutes a program."""
+    """Let the TPU's compiler say the memory of its fleets at the two largest depths; minutes a program."""
     out: Path = Path("runs/scale")
 
     def __post_init__(self) -> None:
@@ -107,6 +108,13 @@ class Config:
             raise ValueError(f"shares must be in (0, 1], got {self.shares}")
         if not 2 <= self.depths[0] < self.depths[1] < self.check_depth:
             raise ValueError(f"2 <= depths < check_depth must rise, got {self.depths} and {self.check_depth}")
+        if self.epochs * self.minibatches < 2 or self.response < 2:
+            raise ValueError(
+                "epochs × minibatches must be above 1 and response above 1, because loops of one trip are no loops: got "
+                f"{self.epochs} × {self.minibatches} and {self.response}"
+            )
+        if self.tpu and not set(self.fleets) & set(TOPOLOGIES):
+            raise ValueError(f"--tpu asks about {list(TOPOLOGIES)} alone, got fleets {list(self.fleets)}")
 
 
 def program_of(config: Config, size: str, fleet: Fleet) -> Program:
@@ -156,16 +164,22 @@ def resident(program: Program) -> dict[str, float]:
 
 
 def line(config: Config, program: Program, topology: str = "") -> tuple[dict[str, Any], dict[str, float], float]:
-    """What the compiler says, carried to the real depth; the line's relative errors at the third; matmuls' share."""
-    depths = config.depths if topology else (*config.depths, config.check_depth)
+    """What the compiler says, carried to the real depth; the line's relative errors at the third; matmuls' share.
+
+    Operations and bytes sent lie on the line through the first two depths. The peak of memory is the largest of several
+    lines, so it bends upwards: the line through the two largest depths is the nearest below it.
+    """
+    deepest = config.depths[1], config.check_depth
+    depths = deepest if topology else (*config.depths, config.check_depth)
     programs = [dataclasses.replace(program, layers=depth, topology=topology) for depth in depths]
     said = dict(zip(depths, compiled_apart(programs, config.out / "programs"), strict=True))
     spent = ", ".join(f"{one['seconds']:.0f}" for one in said.values())
     print(f"{program.name}, {program.mesh}, {depths} layers{topology and ', TPU'}: compiled in {spent} s", flush=True)
-    shallow, deep = ({key: said[depth][key] for key in said[depth] if key in COUNTED} for depth in config.depths)
-    reached = scale_plan.along_depth(shallow, deep, config.depths, program.layers)
+    temporaries = scale_plan.along_depth(*(said[depth]["temporaries"] for depth in deepest), deepest, program.layers)
     if topology:
-        return reached, {}, 1.0
+        return {"temporaries": temporaries}, {}, 1.0
+    shallow, deep = ({key: said[depth][key] for key in said[depth] if key in COUNTED} for depth in config.depths)
+    reached = scale_plan.along_depth(shallow, deep, config.depths, program.layers) | {"temporaries": temporaries}
     known, drawn = said[config.check_depth], scale_plan.along_depth(shallow, deep, config.depths, config.check_depth)
     errors = {name: total(drawn, name) / total(known, name) - 1 for name in ("flops", "sent", "temporaries")}
     share = min(one["matmul_share"] for one in said.values())
@@ -185,8 +199,10 @@ def total(said: dict[str, Any], name: str) -> float:
 def moved(program: Program, parameters: float) -> dict[str, float]:
     """Bytes between a device and its memory: weights, cache and Adam; activations are not counted.
 
-    A pass reads the float32 weights, writes and reads them as bfloat16: forward, again under remat, twice backward. A
-    step of Adam reads and writes parameters and both moments and reads the gradient: 7 numbers a parameter.
+    A pass reads the float32 weights (cut on `fsdp`, it writes them first, gathered), writes them as bfloat16 and reads
+    those: forward, again under remat, once backward. The gradient is written in float32, and added to the sum of the
+    microbatches where there are several. A step of Adam reads and writes parameters and both moments and reads the
+    gradient: 7 numbers a parameter. A token reads all bfloat16 weights and the whole cache, filled or not.
 
     Args:
       parameters: bytes of them stored on a device.
@@ -194,11 +210,16 @@ def moved(program: Program, parameters: float) -> dict[str, float]:
     mesh, steps = program.mesh, program.epochs * program.minibatches
     local = workload(program, program.batch // mesh.row_parts)
     weights = local.trunk_parameters / mesh.tensor
+    slots = program.prompt + program.response - 1
+    read = program.layers * (12 * program.width**2 + 2 * local.batch * slots * program.width)
+    read += program.vocabulary.size * program.width
+    gathered = 4 if mesh.fsdp > 1 else 0
+    gradient = 4 if program.microbatches == 1 else 4 + 8
     return {
-        "decode": local.decode_bytes(2) / mesh.tensor,
+        "decode": 2 * (program.response - 1) * read / mesh.tensor,
         # Prompts, reward model, old and reference policy.
-        "passes": 4 * weights * (4 + 2 + 2),
-        "update": steps * (program.microbatches * weights * (4 + 2 + 4 * 2) + 7 * parameters),
+        "passes": 4 * weights * (gathered + 4 + 2 + 2),
+        "update": steps * (program.microbatches * weights * (gathered + 4 + 2 + 3 * 2 + gradient) + 7 * parameters),
     }
 
 
@@ -214,7 +235,7 @@ def plan(config: Config, size: str, fleet: Fleet) -> dict[str, Any]:
     program = program_of(config, size, fleet)
     # 1. Exact bytes at the real depth.
     held = resident(program)
-    # 2. The compiler at three depths, and the line through two.
+    # 2. The compiler at three depths, and lines through two of them.
     reached, errors, matmul_share = line(config, program)
     temporaries = {"CPU": reached["temporaries"]}
     if config.tpu and fleet.name in TOPOLOGIES:
@@ -264,7 +285,7 @@ def markdown(config: Config, plans: list[dict[str, Any]]) -> str:
     lines = [
         said,
         "\nGB on one device (the cache is one of the temporaries):\n",
-        f"| size | fleet | mesh | responses | {' | '.join(parts)} | temporaries | sum | fits |",
+        f"| size | fleet | mesh | responses | {' | '.join(parts)} | temporaries, at least | sum | fits |",
         "|" + "---|" * 12,
     ]
     for one in plans:
@@ -276,7 +297,7 @@ def markdown(config: Config, plans: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "\nOne iteration on one device: seconds of matmuls / memory / links, each alone, and the one that binds.",
-        "Last: how far the line is off at the third depth, in operations, bytes sent and temporaries.\n",
+        "Last: how far the line through the first two depths is off at the third, in operations, bytes sent, temporaries (CPU).\n",
         "| size | fleet | TFLOP | GB sent | decode | prompts, scores, judging | update | iteration, s | line off by |",
         "|" + "---|" * 9,
     ]
@@ -296,6 +317,8 @@ def main(config: Config) -> Path:
     """Plans, prints and writes."""
     plans = []
     config.out.mkdir(parents=True, exist_ok=True)
+    for size, name in itertools.product(config.sizes, config.fleets):
+        program_of(config, size, FLEETS[name])  # What cannot be cut is refused before anything is compiled.
     for size in config.sizes:
         for name in config.fleets:
             plans.append(plan(config, size, FLEETS[name]))

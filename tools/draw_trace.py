@@ -150,6 +150,8 @@ def read_step(file: Path, number: int | None = None) -> Step:
         for event in events
         if "step_num" in (stats := dict(event.stats)) and "_r" in stats
     ]
+    if not marks:
+        raise ValueError(f"{file} marks no steps: it was not written by --profile")
     chosen = [mark for mark in sorted(marks, key=lambda mark: mark[0]) if number in (None, mark[0])]
     if not chosen:
         raise ValueError(f"{file} has no step {number}; it has {sorted(mark[0] for mark in marks)}")

@@ -145,7 +145,7 @@ FAULTS = (
         PROCESSES,
     ),
     Fault(
-        "each process shuffles with a key of its own",
+        "each process draws and shuffles with a key of its own",
         "rlhf_jax/learners/ppo.py",
         "np.uint32(zlib.crc32(name.encode()))), update)",
         "np.uint32(zlib.crc32(name.encode()))), update + jax.process_index())",
@@ -174,11 +174,14 @@ def outcome(folder: Path, tests: str, chosen: str) -> tuple[bool, str]:
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return False, f"no end within {LIMIT_SECONDS} s"
+        return False, f"(no end within {LIMIT_SECONDS} s)"
     if done.returncode not in (0, 1):  # 1 is "tests failed"; a fault must not merely break the collection.
         raise SystemExit(f"pytest ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
-    failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\S+)", done.stdout, re.MULTILINE)
-    return done.returncode == 0, failed[1] if failed else done.stdout.strip().splitlines()[-1]
+    failed = re.search(r"^(FAILED|ERROR) \S+?::(\S+)(?: - (.*))?", done.stdout, re.MULTILINE)
+    if failed is None:
+        return done.returncode == 0, done.stdout.strip().splitlines()[-1]
+    # Tests that share one run of several devices or processes fail together where that run does.
+    return False, f"`{failed[2]}`" + (f" (its shared run: {(failed[3] or '')[:60]})" if failed[1] == "ERROR" else "")
 
 
 def copy_of_the_repository(folder: Path) -> None:
@@ -223,7 +226,7 @@ def main() -> int:
             passed, said = outcome(folder, fault.tests, fault.chosen)
             (folder / fault.path).write_text(before)
             missed += passed
-            rows.append(f"| {fault.breaks} | `{fault.path}` | {'**not found**' if passed else f'`{said}`'} |")
+            rows.append(f"| {fault.breaks} | `{fault.path}` | {'**not found**' if passed else said} |")
             print(f"{number}/{len(faults)} {'NOT FOUND' if passed else 'found by ' + said}: {fault.breaks}", flush=True)
     if not only:
         TABLE.write_text(

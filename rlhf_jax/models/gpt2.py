@@ -57,7 +57,7 @@ class GPT2Config:
     compiled for all; weights are copied side by side in every pass, and without `remat` the loop keeps more than it needs."""
     remat: str = "none"
     """What the backward pass computes again to save memory: `none`; `full`, whole blocks; `dots`, all but the matmuls with
-    weights. XLA's CPU compiler merges unrolled recomputation back into what it repeats: there it saves in a `scan` only."""
+    weights. XLA's CPU compiler frees no memory by unrolled recomputation: there it saves in a `scan` only."""
     attention: str = "masked"
     """How whole sequences attend (decoding always has a mask). `masked`: any padding. `cudnn`: the fused kernel, on
     NVIDIA GPUs in bfloat16 (`xla`: its plain twin); rows are rolled so that the real tokens come first, which must stand

@@ -21,7 +21,9 @@ PHASES = ("decode", "passes", "update")
 _HEAD = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[^\s(]+) \(.*\{$")
 _RESULT = re.compile(r"^\s+(?:ROOT )?%?(?P<name>\S+) = \(?[a-z]+[0-9]*\[(?P<shape>[0-9,]*)\]")
 _DOT = re.compile(r" dot\((?P<operands>[^)]*)\).*?lhs_contracting_dims=\{(?P<contracted>[0-9,]*)\}")
-_CALLED = re.compile(r"\b(?:calls|to_apply)=%?([^\s,})]+)|branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|true_computation|false_computation)=%?([^\s,})]+)|branch_computations=\{([^}]*)\}"
+)
 _BODY = re.compile(r" while\(.*?\bbody=%?([^\s,})]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BACKWARD = "transpose(jvp"
@@ -97,7 +99,7 @@ def ring_bytes(kind: str, size: float, group: int) -> float:
         all-gather, all-to-all (g − 1)/g · N;   all-reduce 2 (g − 1)/g · N;   reduce-scatter (g − 1) · N;   permute N
 
     Source: Patarasuk & Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations", section 3; no
-    algorithm sends less.
+    algorithm among the devices alone sends less. Switches that add (NVLink SHARP) about halve an all-reduce.
 
     Raises: ValueError on a kind it does not know.
     Examples:

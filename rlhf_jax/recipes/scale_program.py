@@ -34,6 +34,7 @@ from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
 from rlhf_jax.parallel.partition import Partition
 from rlhf_jax.recipes.agent import make_agent, on_mesh, policy_params, reward_params
 from rlhf_jax.recipes.corpus import ModelConfig, load_network
+from rlhf_jax.runtime.run import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ def compiled_apart(programs: Sequence[Program], folder: Path) -> list[dict[str, 
     """`compiled` of programs on one mesh, in a process of its own with as many devices; or what it said last time.
 
     Args:
-      folder: keeps what was said; remove it after changing the code.
+      folder: keeps what was said, by the program, the version of JAX and this package's code.
     Raises: ValueError with the end of what that process wrote, where it failed.
     """
     paths = [folder / f"{_name(program)}.json" for program in programs]
@@ -166,8 +167,14 @@ def compiled_apart(programs: Sequence[Program], folder: Path) -> list[dict[str, 
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
+@functools.cache
+def _code() -> str:
+    files = sorted(Path(__file__).resolve().parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def _name(program: Program) -> str:
-    key = hashlib.sha256(f"{dataclasses.asdict(program)} {jax.__version__}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(f"{dataclasses.asdict(program)} {jax.__version__} {_code()}".encode()).hexdigest()[:8]
     return f"{program.name}_{program.layers}_{program.mesh.size}_{'tpu' if program.topology else 'cpu'}_{key}"
 
 
@@ -180,7 +187,7 @@ def _main(programs: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for given in json.loads(programs):
         program = Program(**given | {"mesh": MeshConfig(**given["mesh"])})
-        (folder / f"{_name(program)}.json").write_text(json.dumps(compiled(program)), encoding="utf-8")
+        write_text(folder / f"{_name(program)}.json", json.dumps(compiled(program)))
 
 
 if __name__ == "__main__":

@@ -213,8 +213,8 @@ def test_the_compiled_iteration_takes_what_the_rules_say(tmp_path: Path) -> None
     prompts = 8 // 2 * 6 * (4 + 1)
     assert said["arguments"] == sum(scale_plan.resident_bytes(layout, trees).values()) + prompts
     assert 0.3 < said["matmul_share"] < 1
-    # The reward model and the first judging gather the table over `fsdp`; heads are summed over `tensor`.
-    assert {"data+fsdp", "fsdp", "tensor"} & set(said["work"]["update"]["sent"]) == {"fsdp", "tensor"}
+    # Parameters are gathered over `fsdp`, heads summed over `tensor`.
+    assert {"fsdp", "tensor"} <= set(said["work"]["update"]["sent"])
     (kept,) = tmp_path.iterdir()
     kept.write_text('{"kept": 1}', encoding="utf-8")
     assert compiled_apart([TINY], tmp_path) == [{"kept": 1}]
@@ -252,6 +252,40 @@ def test_the_script_draws_the_line_and_names_what_binds(
     assert f"- gpt2-xl on v5e-256: {small['refusal']}" in written
 
 
+def test_bytes_of_memory_by_hand(script: ModuleType) -> None:
+    program = Program("toy", 2, 8, 2, MeshConfig(tensor=2), 12, 5, 3, 2, 3, 1, words=50, items=14)
+    vocabulary = program.vocabulary.size
+    matrices, table, positions = 12 * 64, vocabulary * 8, (5 + 3) * 8
+    trunk = 2 * (matrices + 13 * 8) + table + positions + 16
+    moved = script.moved(program, parameters=1000.0)
+    # Two more tokens read all bfloat16 matrices, the table, and seven slots of keys and values of twelve rows in two layers.
+    assert moved["decode"] == 2 * 2 * (2 * matrices + table + 2 * 2 * 12 * 7 * 8) / 2
+    assert moved["passes"] == 4 * (trunk / 2) * 8
+    assert moved["update"] == 6 * ((trunk / 2) * (4 + 2 + 3 * 2 + 4) + 7000)
+    two = dataclasses.replace(program, mesh=MeshConfig(fsdp=2), microbatches=2)
+    moved = script.moved(two, parameters=1000.0)
+    assert moved["passes"] == 4 * trunk * 12
+    assert moved["update"] == 6 * (2 * trunk * (4 + 4 + 2 + 3 * 2 + 12) + 7000)
+
+
+def test_temporaries_lie_on_the_line_through_the_largest_depths(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = {phase: {"flops": 1.0, "sent": {"data": 1.0}} for phase in ("decode", "passes", "update")}
+    bent = {6: 10e9, 10: 12e9, 14: 20e9}
+
+    def said(programs: list[Program], folder: Path) -> list[dict[str, Any]]:
+        return [
+            {"temporaries": bent[one.layers], "seconds": 0.0, "work": work, "matmul_share": 0.95} for one in programs
+        ]
+
+    monkeypatch.setattr(script, "compiled_apart", said)
+    config = script.Config(sizes=("gpt2-medium",), fleets=("8xh200",), out=tmp_path)
+    reached, errors, _ = script.line(config, script.program_of(config, "gpt2-medium", script.FLEETS["8xh200"]))
+    assert reached["temporaries"] == pytest.approx(20e9 + 10 * 2e9)  # 24 layers, 2 GB each from 14 on.
+    assert errors["temporaries"] == pytest.approx(14 / 20 - 1)
+
+
 def test_the_script_refuses_what_cannot_be_cut(script: ModuleType) -> None:
     fleet = script.FLEETS["8xh200"]
     with pytest.raises(ValueError, match="cannot divide heads 25 by tensor = 8"):
@@ -266,3 +300,15 @@ def test_the_script_refuses_what_cannot_be_cut(script: ModuleType) -> None:
         script.Config(sizes=("8b",))
     with pytest.raises(ValueError, match="depths < check_depth must rise"):
         script.Config(check_depth=10)
+    with pytest.raises(ValueError, match="loops of one trip are no loops: got 1 × 1 and 64"):
+        script.Config(epochs=1, minibatches=1)
+    with pytest.raises(ValueError, match="--tpu asks about"):
+        script.Config(tpu=True, fleets=("8xh200",))
+
+
+def test_what_cannot_be_cut_is_refused_before_anything_is_compiled(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "compiled_apart", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(ValueError, match="has 8 devices, 64xh200 64"):
+        script.main(script.Config(sizes=("7b",), fleets=("8xh200", "64xh200"), mesh=MeshConfig(fsdp=8), out=tmp_path))

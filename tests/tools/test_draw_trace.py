@@ -83,6 +83,20 @@ def test_phases_and_their_parts_are_found(tool: ModuleType, folder: Path) -> Non
     assert {op.program for op in step.ops if tool.phase(op)} == {"iteration"}
 
 
+@pytest.mark.parametrize(
+    ("scope", "name"),
+    [
+        ("update/while/body/jvp(GPT2)/h_0/mlp/dot", "forward"),
+        ("update/while/body/transpose(jvp(GPT2))/h_0/dot", "backward"),
+        ("update/while/body/optimizer/mul", "optimizer"),
+        ("rollout/decode/while/body/h_0/dot", "decode"),
+        ("scoring/GPT2/h_0/dot", None),
+    ],
+)
+def test_parts_are_told_by_their_names(tool: ModuleType, scope: str, name: str | None) -> None:
+    assert tool.part(tool.Op("", "", scope, False, 0.0, 1.0)) == name
+
+
 def test_it_draws_and_prints(
     tool: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
