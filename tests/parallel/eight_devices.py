@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import numpy as np
-from small_learners import HEAD_WIDTH, LEARNERS, PROMPT, RESPONSE, largest_difference
+from small_learners import DEEP, HEAD_WIDTH, LEARNERS, PROMPT, RESPONSE, largest_difference
 
 from rlhf_jax.parallel import rules
 from rlhf_jax.parallel.collectives import collectives, table
@@ -27,7 +27,7 @@ STEPS = 2
 
 def steps(name: str, layout: Layout) -> dict:
     """Two updates: metrics of each, last state, what else came out, the program's text."""
-    learner = LEARNERS[name](layout)
+    learner = (LEARNERS | DEEP)[name](layout)
     compiled = learner.step.lower(learner.state, *learner.inputs(0)).compile()
     state, metrics, others = learner.state, [], []
     for index in range(STEPS):
@@ -90,6 +90,19 @@ def main(names: list[str], meshes: list[str]) -> None:
                 "arrays": [[one.kind, "+".join(one.axes), list(one.shape), one.size] for one in arrays],
                 "seconds": time.process_time() - begin,
             }
+    if "reward" in names and "2x2x2" in meshes:
+        layout = Partition(make_mesh(MeshConfig(*MESHES["2x2x2"])))
+        alone, spread = steps("unrolled", ONE_DEVICE), steps("scan", layout)
+        found["scan"] = {
+            "2x2x2": {
+                "parameters": largest_difference(alone["state"].params, spread["state"].params),
+                "losses": [
+                    [float(one["loss"]), float(other["loss"])]
+                    for one, other in zip(alone["metrics"], spread["metrics"], strict=True)
+                ],
+                "loops": [one["program"].count(" while(") for one in (alone, spread)],
+            }
+        }
     print(json.dumps(found))
 
 

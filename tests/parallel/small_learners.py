@@ -52,15 +52,24 @@ def vocabulary() -> Vocabulary:
 
 
 @functools.cache
-def agent() -> Agent:
+def agent(n_layer: int = 1, layers: str = "unrolled", remat: str = "none") -> Agent:
     vocab = vocabulary()
-    network = gpt2.GPT2Config(vocab_size=vocab.size, n_positions=32, n_embd=WIDTH, n_layer=1, n_head=HEADS, dropout=0.1)
+    network = gpt2.GPT2Config(
+        vocab_size=vocab.size,
+        n_positions=32,
+        n_embd=WIDTH,
+        n_layer=n_layer,
+        n_head=HEADS,
+        dropout=0.1,
+        layers=layers,
+        remat=remat,
+    )
     return make_agent(vocab, network, max_items=3, response_tokens=RESPONSE)
 
 
 @functools.cache
-def trunk() -> Any:
-    tree = gpt2.init(agent().network, root_key())
+def trunk(n_layer: int = 1) -> Any:
+    tree = gpt2.init(agent(n_layer).network, root_key())
     # Larger than a fresh model's, so that responses differ and nothing is decided by rounding.
     return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim > 1 else leaf, tree)
 
@@ -107,14 +116,14 @@ def sft_learner(layout: Layout) -> Learner:
     return Learner(state, step, inputs)
 
 
-def reward_learner(layout: Layout) -> Learner:
+def reward_learner(layout: Layout, n_layer: int = 1, layers: str = "unrolled", remat: str = "none") -> Learner:
     """Stage 2 with dropout and missing labels."""
-    spread, draw, vocab = on_mesh(agent(), layout), np.random.default_rng(3), vocabulary()
+    spread, draw, vocab = on_mesh(agent(n_layer, layers, remat), layout), np.random.default_rng(3), vocabulary()
     tokens = draw.integers(0, vocab.n_words, (4 * ROWS, PROMPT + RESPONSE)).astype(np.int32)
     mask = np.arange(PROMPT + RESPONSE) < draw.integers(3, PROMPT + RESPONSE + 1, (4 * ROWS, 1))
     labels = draw.normal(size=(4 * ROWS, 3)).astype(np.float32)
     label_mask = draw.random((4 * ROWS, 3)) < 0.8
-    params = reward_params(trunk(), agent().network.n_embd, root_key())
+    params = reward_params(trunk(n_layer), agent().network.n_embd, root_key())
     state = layout.place(reward_model.init(params, OPTIMIZER, averaged=True))
 
     def score(params: Any, inputs: Any, key: jax.Array) -> jax.Array:
@@ -169,6 +178,11 @@ def ppo_learner(layout: Layout, config: PPOConfig = PPO) -> Learner:
 
 
 LEARNERS: dict[str, Callable[[Layout], Learner]] = {"sft": sft_learner, "reward": reward_learner, "ppo": ppo_learner}
+DEEP = {
+    "unrolled": functools.partial(reward_learner, n_layer=3),
+    "scan": functools.partial(reward_learner, n_layer=3, layers="scan", remat="full"),
+}
+"""One network of three layers, written out and as a loop that computes every block again."""
 
 
 def numbers(tree: Any) -> dict[str, np.ndarray]:

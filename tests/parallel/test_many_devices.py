@@ -47,6 +47,16 @@ def test_losses_metrics_and_states_are_those_of_one_device(eight_devices: Facts,
     assert difference < 5e-5, name
 
 
+def test_a_loop_over_layers_on_a_mesh_is_the_written_out_network_on_one_device(eight_devices: Facts) -> None:
+    facts = eight_devices["scan"]["2x2x2"]
+    written_out, scanned = facts["loops"]
+    assert scanned > written_out
+    for alone, spread in facts["losses"]:
+        assert spread == pytest.approx(alone, abs=1e-5)
+    difference, name = facts["parameters"]
+    assert difference < 5e-5, name
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_sampled_tokens_are_identical(eight_devices: Facts, mesh: str) -> None:
     assert eight_devices["ppo"][mesh]["tokens_equal"]
