@@ -1,6 +1,6 @@
 """Do the tests of speed and scale bite? Plants one fault at a time and shows which test says so.
 
-    python tools/plant_faults.py                    # about a quarter of an hour of one core; writes docs/planted_faults.md
+    python tools/plant_faults.py                    # about twenty minutes of one core; writes docs/planted_faults.md
     python tools/plant_faults.py --only donated     # faults whose description holds the word; writes nothing
 
 Each fault is one a person could make (a shape that varies, a head not grouped, a rule forgotten), planted in a temporary copy
@@ -177,11 +177,14 @@ def outcome(folder: Path, tests: str, chosen: str) -> tuple[bool, str]:
         return False, f"(no end within {LIMIT_SECONDS} s)"
     if done.returncode not in (0, 1):  # 1 is "tests failed"; a fault must not merely break the collection.
         raise SystemExit(f"pytest ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
-    failed = re.search(r"^(FAILED|ERROR) \S+?::(\S+)(?: - (.*))?", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(FAILED|ERROR) \S+?::(\S+)", done.stdout, re.MULTILINE)
     if failed is None:
         return done.returncode == 0, done.stdout.strip().splitlines()[-1]
-    # Tests that share one run of several devices or processes fail together where that run does.
-    return False, f"`{failed[2]}`" + (f" (its shared run: {(failed[3] or '')[:60]})" if failed[1] == "ERROR" else "")
+    if failed[1] == "FAILED":
+        return False, f"`{failed[2]}`"
+    # Tests that share one run of several devices or processes fail together where that run does: then with its own words.
+    said = re.findall(r"\b(?!Assertion)(\w*(?:Error|Exception)\b: [^\\\n]+)", done.stdout)
+    return False, f"`{failed[2]}`, whose run ends with: {said[-1][:160] if said else 'no message'}"
 
 
 def copy_of_the_repository(folder: Path) -> None:
