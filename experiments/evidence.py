@@ -87,7 +87,7 @@ PLANS: dict[str, tuple[Study, ...]] = {
     # What the paper's first claims rest on, with no more variants than they need: imitation, full reward and single signals;
     # a KL price and none. Window, transfer, OpenDialKG and reward models have quick presets to be run by themselves.
     "quick": (
-        _study("quick", "ablate_reward", "redial", 6, ("redial", "uss"), ("--variants", *FULL_AND_SINGLES, "level")),
+        _study("quick", "ablate_reward", "redial", 6, ("redial", "uss"), ("--variants", *FULL_AND_SINGLES)),
         _study("quick", "ablate_reward", "world", 5, options=("--variants", *FULL_AND_SINGLES)),
         _study("quick", "reward_hacking", "hackable", 4, options=("--length-control", "False")),
         SIGNALS,

@@ -14,7 +14,7 @@ control, and stops now and then to measure sampled replies: proxy, truth and √
 world takes about 45 minutes on one CPU core, of ReDial 90 (both estimated), of `hackable-quick` 11. A killed study
 continues with the same command. Writes `report.md`, `results.json` and `plots/` into the run directory, and `diagnostics.md` into each seed's.
 
-Expected: docs/RESULTS.md, "Where over-optimisation begins" (`hackable-quick`; the others were not run yet).
+Expected: docs/RESULTS.md, "Where over-optimisation begins" (`hackable-quick`) and "Proxy against a judge" (`redial-quick`); full sizes not run yet.
 """
 
 import dataclasses
