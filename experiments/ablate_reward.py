@@ -14,7 +14,7 @@ with equal weights, and all three with the level of sentiment. Beside them stand
 The same command continues what was interrupted.
 
 Hardware: 2 CPU cores; per seed, without the foundation, `world` takes an hour, `redial` several, quick sizes minutes.
-Expected: docs/RESULTS.md (`world-quick`; the others were not run yet). The judge was fitted on ReDial and is used there alone.
+Expected: docs/RESULTS.md (the quick sizes of all three; full sizes were not run yet). The judge was fitted on ReDial and is used there alone.
 """
 
 import dataclasses

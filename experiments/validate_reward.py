@@ -16,8 +16,7 @@ Foundations (data, supervised policy, reward models) are laid in `runs/foundatio
 the same ones. Hardware: 2 CPU cores; beyond the foundation minutes a seed for `world`, about 20 for `redial`. Writes
 `results.json`, `report.md` and `plots/{calibration,learning_curve}.{svg,png}`; the same command continues a stopped one.
 
-Expected: docs/RESULTS.md, "What the reward model knows" (`world-quick`, two minutes of one core a seed); the judge's worth is in
-docs/LOG.md.
+Expected: docs/RESULTS.md, "What the reward model knows" (`world-quick` and `redial-quick`, two minutes of one core a seed).
 """
 
 import dataclasses
