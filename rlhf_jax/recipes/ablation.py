@@ -145,7 +145,7 @@ def _verdict(claim: str, found: Sequence[Result], name: str, measures: Sequence[
             state = f"no difference shown on any of {len(part)}"
         if part:
             numbers = "; ".join(f"{measure.label} {study.verdict(one)}" for measure, one in part)
-            parts.append(f"{title} {state}: {numbers}.")
+            parts.append(f"{title if not parts else title.capitalize()} {state}: {numbers}.")
     return f"Verdict, {claim}: {' '.join(parts)}"
 
 

@@ -52,7 +52,7 @@ def test_claims_of_the_ablation() -> None:
         "Verdict, full reward above SFT: by the paper's measures shown on 1, the opposite on 1 of 2: HR@5 `full` higher"
     )
     # What the paper says nothing about is counted apart: it must not add to what is shown, or take from it.
-    assert lines[0].count("beside them") == 1 and "shown on 1, the opposite on 0 of 1: judge higher" in lines[0]
+    assert lines[0].count("Beside them") == 1 and "shown on 1, the opposite on 0 of 1: judge higher" in lines[0]
     assert lines[1].startswith(
         "Verdict, full reward above engagement alone: by the paper's measures no difference shown on any of 1: HR@5"
     )
