@@ -175,7 +175,8 @@ def line(config: Config, program: Program, topology: str = "") -> tuple[dict[str
     said = dict(zip(depths, compiled_apart(programs, config.out / "programs"), strict=True))
     spent = ", ".join(f"{one['seconds']:.0f}" for one in said.values())
     print(f"{program.name}, {program.mesh}, {depths} layers{topology and ', TPU'}: compiled in {spent} s", flush=True)
-    temporaries = scale_plan.along_depth(*(said[depth]["temporaries"] for depth in deepest), deepest, program.layers)
+    near, far = (said[depth]["temporaries"] for depth in deepest)
+    temporaries = scale_plan.along_depth(near, far, deepest, program.layers)
     if topology:
         return {"temporaries": temporaries}, {}, 1.0
     shallow, deep = ({key: said[depth][key] for key in said[depth] if key in COUNTED} for depth in config.depths)
