@@ -175,6 +175,9 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
             responder, base.prepared, data, n_users=setting.assess.users, n_turns=setting.assess.user_turns
         )
     assessment.save(run.path / "assessments" / f"{name}.npz", Assessment(NOT_RANKED, [], met))
+    # 5. What ranking takes without any model.
+    for name, outcome in comparison.baseline_assessments(base.prepared, setting.assess).items():
+        assessment.save(run.path / "assessments" / f"{name}.npz", Assessment(outcome, [], {}))
     write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
 
 

@@ -47,6 +47,8 @@ VARIANTS: Mapping[Variant, Reward] = {
 """The seven subsets with the change of sentiment, and all three with its level."""
 SINGLES = ("engagement", "relevance", "sentiment")
 SFT = "sft"
+BASELINES = ("popularity", "copy")
+"""Untrained; they rank and say nothing."""
 
 RECOMMENDING = (
     Measure("HR@5 `full`", "full", "hr@5"),
@@ -106,6 +108,8 @@ def results(run_dir: Path, seeds: Sequence[int], compared: Compared, *, split: s
     """Entries of `results.json`, from what every seed stored."""
     measured = {system: study.read_system(run_dir, seeds, system) for system in compared.systems}
     found = []
+    for name in BASELINES:
+        found += study.ranking_alone(name, run_dir, seeds, split=split, same_test=same_test)
     for system in compared.systems:
         found += study.system_results(system, measured[system], split=split, same_test=same_test)
     for a, b in (pair for pairs in compared.pairs.values() for pair in pairs):
@@ -190,7 +194,8 @@ def write_report(
         f"{budget} Training seeds {', '.join(map(str, seeds))}. {_reading(compared, same_test)}",
     ]
     for title, measures in HEADINGS.items():
-        parts += [f"## {title}", study.table(found, compared.systems, measures, split)]
+        systems = (*BASELINES, *compared.systems) if measures is RECOMMENDING else compared.systems
+        parts += [f"## {title}", study.table(found, systems, measures, split)]
     for title, pairs in compared.pairs.items():
         names = [f"{a}-{b}" for a, b in pairs]
         if names:

@@ -24,7 +24,7 @@ from rlhf_jax.runtime import plots, report_figures, report_tables
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.plots import Line, Panel
 from rlhf_jax.runtime.report_figures import Entries
-from rlhf_jax.runtime.run import RunDirectory, as_json, notice, open_run, write_json
+from rlhf_jax.runtime.run import RunDirectory, RunError, as_json, notice, open_run, write_json
 
 DONE = "done.json"
 VOLATILE = ("run_dir", "runs", "data_dir", "seeds", "only_seed")
@@ -115,6 +115,20 @@ def read_system(run_dir: Path, seeds: Sequence[int], system: str) -> Measured:
         {seed: assessment.load(folder / f"{system}.npz") for seed, folder in folders.items()},
         {seed: load(folder / f"{system}-sampled.npz") for seed, folder in folders.items()},
     )
+
+
+def ranking_alone(name: str, run_dir: Path, seeds: Sequence[int], *, split: str, same_test: bool) -> list[Result]:
+    """Entries for a baseline, which ranks and gives no answers; `split` and `same_test` as for `system_results`.
+
+    Raises:
+      RunError: a finished seed has not stored it.
+    """
+    paths = {seed: seed_folder(run_dir, seed) / "assessments" / f"{name}.npz" for seed in seeds}
+    missing = [str(path) for path in paths.values() if not path.exists()]
+    if missing:
+        raise RunError(f"{missing[0]} is not there: an older version finished that seed; move its folder away to redo it")
+    tables, _, _ = _parts({seed: assessment.load(path) for seed, path in paths.items()}, same_test)
+    return ranking.ranking_results(name, tables, split=split, metrics=RANKED)
 
 
 def system_results(name: str, measured: Measured, *, split: str, same_test: bool) -> list[Result]:

@@ -47,10 +47,8 @@ def by_name(results: list[Result]) -> dict[tuple[str, str, str], Result]:
 def test_the_ablation_measures_every_system_and_pair(ablation: ablate_reward.Config) -> None:
     results = read_results(ablation.run_dir)
     assert {r.system for r in results} == {
-        "sft",
-        "best_of_2",
-        "full",
-        "engagement",
+        *("popularity", "copy"),
+        *("sft", "best_of_2", "full", "engagement"),
         *("best_of_2-sft", "full-sft", "engagement-sft"),
         *("full-best_of_2", "engagement-best_of_2", "full-engagement"),
     }
@@ -102,6 +100,25 @@ def test_the_ablations_report_ends_with_verdicts(ablation: ablate_reward.Config)
     assert "higher" not in "".join(verdicts) and "lower" not in "".join(verdicts)  # One seed carries no claim.
     for name in ("ablation", "ppo"):
         assert all((ablation.run_dir / "plots" / f"{name}.{kind}").stat().st_size > 5000 for kind in ("png", "svg"))
+
+
+def test_the_ablation_ranks_without_a_model_too(ablation: ablate_reward.Config) -> None:
+    """Popularity and copy, beside the models where those rank and nowhere else."""
+    report = (ablation.run_dir / "report.md").read_text()
+    recommending, rest = report.split("## Satisfaction and text")
+    assert [recommending.count(f"| {name} |") for name in ("popularity", "copy")] == [1, 1]
+    assert "| popularity |" not in rest
+    found = by_name(read_results(ablation.run_dir))
+    # `fresh` asks for items not named before; copying can list these only behind all that were named.
+    assert found["copy/hr@1", "fresh", ""].value <= found["copy/hr@1", "full", ""].value
+    stored = ablation.run_dir / "seed-0" / "assessments" / "copy.npz"
+    kept = stored.read_bytes()
+    stored.unlink()
+    try:
+        with pytest.raises(RunError, match=r"seed-0/assessments/copy\.npz is not there"):
+            ablate_reward.main(ablation)
+    finally:
+        stored.write_bytes(kept)
 
 
 def test_what_is_done_is_skipped_and_what_is_missing_made_again(
