@@ -2,11 +2,11 @@
 
 Paper: IUF-RLHF, arXiv:2508.05289, whose ordering is: full reward above each signal alone above SFT, BLEU-4 not falling.
 
-    python experiments/ablate_reward.py world                          # simulated world: true utility is known
-    python experiments/ablate_reward.py redial --data-dir DIR          # ReDial, with the held-out satisfaction judge
-    python experiments/ablate_reward.py opendialkg --data-dir DIR      # OpenDialKG: full reward, SFT, best-of-n
-    python experiments/ablate_reward.py world-quick                    # the same, smaller: also redial-, opendialkg-quick
-    python experiments/ablate_reward.py debug                          # everything in miniature, for tests
+    python experiments/ablate_reward.py world-quick                         # simulated world: true utility is known
+    python experiments/ablate_reward.py redial-quick --data-dir DIR         # ReDial, with the held-out satisfaction judge
+    python experiments/ablate_reward.py opendialkg-quick --data-dir DIR     # OpenDialKG: full reward, SFT, best-of-n
+    python experiments/ablate_reward.py world                               # full size; also redial, opendialkg
+    python experiments/ablate_reward.py debug                               # everything in miniature, for tests
 
 DIR holds `redial/`, `uss/`, `opendialkg/`. Stages 0–2 are taken from `RUNS/foundations`, and laid there if absent. Each
 variant is PPO from the same imitation with the same budget: seven subsets of engagement, relevance and sentiment shift

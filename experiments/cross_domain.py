@@ -3,9 +3,8 @@
 Paper: IUF-RLHF, arXiv:2508.05289, which names cross-domain use (movies to books by shared item embeddings) and reports
 no number of it. Data: OpenDialKG, split by dialogue.
 
-    python experiments/cross_domain.py --data-dir DIR                       # full size, three seeds
-    python experiments/cross_domain.py opendialkg-quick --data-dir DIR      # fewer dialogues, smaller network
-    python experiments/cross_domain.py opendialkg --data-dir DIR --only-seed 1   # one seed, no summary
+    python experiments/cross_domain.py opendialkg-quick --data-dir DIR      # 600 dialogues of each domain, three seeds
+    python experiments/cross_domain.py opendialkg --data-dir DIR            # all dialogues, a larger network
     python experiments/cross_domain.py debug --data-dir DIR                 # everything in miniature, for tests
 
 DIR holds `opendialkg/`. For every seed four models are trained (on movies, on books; items with shared or separate

@@ -3,11 +3,11 @@
 Paper: IUF-RLHF, arXiv:2508.05289, names failure signatures (KL, entropy, length, repetition, BLEU, sentiment–reward
 correlation) and shows no over-optimisation. The form of the curves is that of Gao et al. 2023, arXiv:2210.10760.
 
-    python experiments/reward_hacking.py world                          # the truth is known: users of the simulated world
-    python experiments/reward_hacking.py hackable                       # a world where long replies buy the signals
-    python experiments/reward_hacking.py redial --data-dir DIR          # the truth is a satisfaction judge fitted on USS
-    python experiments/reward_hacking.py world-quick                    # `PRESET-quick`: smaller, two KL coefficients
-    python experiments/reward_hacking.py debug                          # a minute or two, for tests
+    python experiments/reward_hacking.py hackable-quick --evaluations 12     # a world where long replies buy the signals
+    python experiments/reward_hacking.py redial-quick --data-dir DIR         # truth: a satisfaction judge fitted on USS
+    python experiments/reward_hacking.py world-quick                         # truth: utility of the simulated users
+    python experiments/reward_hacking.py hackable                            # full size, four KL coefficients; also redial, world
+    python experiments/reward_hacking.py debug                               # a minute or two, for tests
 
 DIR holds `redial/` and `uss/`. Each seed starts PPO from the setting's foundation once per KL coefficient and length
 control, and stops now and then to measure sampled replies: proxy, truth and √KL of the same replies. Hardware: a seed of a

@@ -2,10 +2,10 @@
 
 Paper: IUF-RLHF, arXiv:2508.05289, whose state is the last k utterances; k is not given. Here k, in turns, is 2, 4, 6, 8, 10.
 
-    python experiments/sweep_window.py world                       # simulated world
-    python experiments/sweep_window.py redial --data-dir DIR       # ReDial
-    python experiments/sweep_window.py world-quick                 # smaller, k of 2, 6 and 10; also redial-quick
-    python experiments/sweep_window.py debug                       # everything in miniature, for tests
+    python experiments/sweep_window.py world-quick                      # simulated world
+    python experiments/sweep_window.py redial-quick --data-dir DIR      # part of ReDial
+    python experiments/sweep_window.py world                            # full size; also redial
+    python experiments/sweep_window.py debug                            # everything in miniature, for tests
 
 DIR holds `redial/`. For every seed and k: a reward model and PPO of their own, from the imitation in `RUNS/foundations`
 (laid there if absent), which learns whole dialogues and so is the same for all k. Prompts are as long as the window asks
@@ -69,9 +69,9 @@ def _preset(setting: Setting, size: Size, windows: tuple[int, ...] = (2, 4, 6, 8
 
 PRESETS = {
     "world": ("simulated world", _preset("world", "full")),
-    "world-quick": ("a smaller world, three windows", _preset("world", "quick", (2, 6, 10))),
+    "world-quick": ("a smaller world", _preset("world", "quick")),
     "redial": ("ReDial (--data-dir)", _preset("redial", "full")),
-    "redial-quick": ("part of ReDial, three windows", _preset("redial", "quick", (2, 6, 10))),
+    "redial-quick": ("part of ReDial", _preset("redial", "quick")),
     "debug": (
         "two windows in a tiny world; a minute or two, for tests",
         dataclasses.replace(_preset("world", "debug", (4, 6)), seeds=(0,)),

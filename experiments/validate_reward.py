@@ -7,9 +7,9 @@ reward models R_φ of a setting's foundations, per seed:
     learning curve over the number of labelled turns; ReDial: rank correlation with USS's satisfaction, and what the judge
     that other studies use is worth; simulated world: correlation with the true utility.
 
-    python experiments/validate_reward.py world                         # 3 seeds; simulated world
-    python experiments/validate_reward.py redial --data-dir DIR         # 3 seeds; DIR holds redial/ and uss/
-    python experiments/validate_reward.py world-quick                   # or redial-quick: smaller and fewer dialogues
+    python experiments/validate_reward.py world-quick                   # 3 seeds; simulated world
+    python experiments/validate_reward.py redial-quick --data-dir DIR   # 3 seeds; DIR holds redial/ and uss/
+    python experiments/validate_reward.py world                         # full size; also redial
     python experiments/validate_reward.py debug                         # a minute or two, for tests
 
 Foundations (data, supervised policy, reward models) are laid in `runs/foundations` where they are missing; other studies use
