@@ -30,8 +30,10 @@ import tyro
 from rlhf_jax.data.opendialkg_sources import DOMAINS
 from rlhf_jax.recipes import alignment, corpus, transfer, transfer_report
 from rlhf_jax.recipes.foundation import FoundationConfig, Sentiment, lay
+from rlhf_jax.recipes.study import check_seeds
 from rlhf_jax.recipes.study_presets import Size, StudySetting, study_setting
 from rlhf_jax.recipes.transfer import Embeddings, Model
+from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.report import write_report, write_results
 from rlhf_jax.runtime.run import RunError, as_json, enable_compilation_cache, notice, open_run, write_text
 from rlhf_jax.runtime.signals import exits_on_signals
@@ -59,8 +61,9 @@ class Config:
     """The reward's sentiment signal: the paper's shift, or the level after the turn."""
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"--seeds {self.seeds}: at least one is needed, each once")
+        check_seeds(self.seeds, self.only_seed)
+        if self.max_dialogues is not None and self.max_dialogues < 1:
+            raise ValueError(f"--max-dialogues must be at least 1: got {self.max_dialogues}")
         if "shared" not in self.embeddings or len(set(self.embeddings)) < len(self.embeddings):
             raise ValueError(f"--embeddings {self.embeddings}: shared must be among them, each once")
 
@@ -167,7 +170,13 @@ def gather(config: Config, setting: StudySetting) -> Path:
     references = {domain: transfer.references(everything, setting.assess, domain) for domain in DOMAINS}
     found = transfer_report.results(measured, references)
     write_results(config.run_dir, found)
-    transfer_report.figures(found, config.run_dir / "plots")
+    curves = {
+        f"{model.train_domain}s, {model.embeddings}": [
+            read_metrics(model_folder(config, model, seed) / "ppo" / "metrics.jsonl") for seed in config.seeds
+        ]
+        for model in transfer.models(config.embeddings)
+    }
+    transfer_report.figures(found, config.run_dir / "plots", curves)
     report = config.run_dir / "report.md"
     command = shlex.join(["python", *sys.argv])
     write_text(report, transfer_report.report_text(found, everything, command=command))

@@ -18,6 +18,7 @@ Expected: docs/RESULTS.md, "Where over-optimisation begins" (`hackable-quick`) a
 """
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from rlhf_jax.recipes import alignment, failure_signatures, hacking_report, hack
 from rlhf_jax.recipes.foundation import Sentiment, lay
 from rlhf_jax.recipes.hacking_study import Way
 from rlhf_jax.recipes.path_probe import PathConfig, PathProbe, on_validation
+from rlhf_jax.recipes.study import check_seeds, seed_entries
 from rlhf_jax.recipes.study_presets import Size, foundation_folder, study_setting
 from rlhf_jax.runtime.diagnostics import write_diagnostics
 from rlhf_jax.runtime.report import write_results
@@ -82,12 +84,24 @@ class Config:
     """Bootstrap replicates."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "kl_coefs", "length_control"):
+        check_seeds(self.seeds, self.only_seed)
+        for name in ("kl_coefs", "length_control"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name.replace('_', '-')} {values}: at least one is needed, each once")
+        if not all(0 <= coef < math.inf for coef in self.kl_coefs):
+            raise ValueError(f"--kl-coefs {self.kl_coefs}: a price of a nat is not negative")
         if not self.length_coef > 0:
             raise ValueError(f"--length-coef {self.length_coef}: length control needs a positive price")
+        # A signature's band is made of at least three values; without them all the training would be for nothing.
+        for option, value, least in (
+            ("--batches-before", self.batches_before, 3),
+            ("--measure.repeats", self.measure.repeats, 3),
+            ("--evaluations", self.evaluations, 1),
+            ("--updates", 1 if self.updates is None else self.updates, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{option} must be at least {least}: got {value}")
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -147,7 +161,9 @@ def run_seed(config: Config, seed: int) -> None:
     with open_run(config.run_dir / f"seed-{seed}", config, trackers=(), volatile=varied, wait=True) as run:
         setting = study_setting(config.setting, config.size, config.data_dir)
         align = dataclasses.replace(
-            setting.align, updates=config.updates or setting.align.updates, evaluations=config.evaluations
+            setting.align,
+            updates=setting.align.updates if config.updates is None else config.updates,
+            evaluations=config.evaluations,
         )
         run.record(align=align, ppo=setting.ppo)
         if (run.path / "diagnostics.md").exists():
@@ -242,7 +258,7 @@ def main(config: Config) -> Path:
                 "turns; contexts are validation dialogues it has not read."
             )
         write_results(config.run_dir, found)
-        hacking_report.figures(study, config.run_dir / "plots")
+        hacking_report.figures(study, config.run_dir / "plots", seed_entries(config.run_dir, config.seeds))
         text = hacking_report.report_text(
             study,
             title=f"Reward hacking: {config.setting}",

@@ -29,6 +29,7 @@ import tyro
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.recipes import judging, reward_cases, reward_report, reward_results, reward_study
 from rlhf_jax.recipes.foundation import Sentiment, lay
+from rlhf_jax.recipes.study import check_seeds
 from rlhf_jax.recipes.study_presets import Size, StudySetting, foundation_folder, study_setting
 from rlhf_jax.runtime.report import write_results
 from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run, write_text
@@ -61,10 +62,11 @@ class Config:
     """Bootstrap replicates of every interval."""
 
     def __post_init__(self) -> None:
-        if not self.seeds or not self.sentiments:
-            raise ValueError(f"at least one seed and one form of sentiment: got {self.seeds} and {self.sentiments}")
+        check_seeds(self.seeds, self.only_seed)
+        if not self.sentiments:
+            raise ValueError("--sentiments must name at least one form of sentiment")
         if list(self.fractions) != sorted(set(self.fractions)) or not all(0 < share < 1 for share in self.fractions):
-            raise ValueError(f"fractions must ascend within (0, 1), got {self.fractions}")
+            raise ValueError(f"--fractions must ascend within (0, 1): got {self.fractions}")
 
     @property
     def own_seeds(self) -> tuple[int, ...]:

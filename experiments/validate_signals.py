@@ -42,6 +42,10 @@ class DataConfig:
     max_dialogues: int | None = None
     """Judged dialogues of each kind; None is all."""
 
+    def __post_init__(self) -> None:
+        if self.max_dialogues is not None and self.max_dialogues < 1:
+            raise ValueError(f"--data.max-dialogues must be at least 1: got {self.max_dialogues}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

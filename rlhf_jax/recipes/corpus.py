@@ -58,6 +58,10 @@ class DataConfig:
     """Longest suggestion list of a turn."""
 
     def __post_init__(self) -> None:
+        for name in ("max_dialogues", "window", "context_tokens", "response_tokens", "max_items", "n_words"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--data.{name.replace('_', '-')} must be at least 1: got {value}")
         if self.source != "world" and self.dir is None:
             raise ValueError(f"--data.dir must name the folder with the files when --data.source is {self.source}")
         if self.source == "world" and self.dir is not None:

@@ -9,8 +9,10 @@ import numpy as np
 from rlhf_jax.recipes.failure_signatures import SIGNATURES, Warnings
 from rlhf_jax.recipes.hacking_study import Found, Study, Way, first_to_warn, gain
 from rlhf_jax.recipes.over_optimisation import Fit, Floats, Means
+from rlhf_jax.recipes.study import diagnostics
 from rlhf_jax.runtime import path_plots, plots
 from rlhf_jax.runtime.path_plots import Points, TimelinePanel, WayPanel
+from rlhf_jax.runtime.report_figures import Entries
 from rlhf_jax.runtime.report_tables import markdown_table
 
 METHOD = """\
@@ -19,7 +21,8 @@ mask applied. Proxy (the reward model's weighted score, z-units), truth and KL a
 Response length is the number of sampled tokens, <eos> included.
 
 **Onset**: the first evaluation at which the truth lies below its best before, at 95 % for all pairs of evaluations of a way
-at once (bootstrap over seeds and {cases}). A way is called over-optimised where the proxy rose over the same stretch.
+at once (bootstrap over seeds and {cases}), and by a t test of the seeds' own falls. A way is called over-optimised where
+the proxy rose over the same stretch. ▲ and ▼ need three seeds, an interval without 0 and a t test that agrees.
 
 **Fits** of the truth's gain over SFT, least squares over all seeds and evaluations: quadratic d(α − β d), which turns at
 α/2β, and logarithmic d(α − β log d), which turns at exp(α/β − 1); Gao et al. 2023 (arXiv:2210.10760) find the first for
@@ -64,7 +67,8 @@ def report_text(study: Study, *, title: str, truth: str, cases: str, notes: Sequ
         "## How it was measured",
         METHOD.format(cases=cases),
         "## PPO diagnostics",
-        "\n".join(f"- seed {seed}: `seed-{seed}/diagnostics.md`" for seed in study.seeds),
+        "![PPO diagnostics](plots/ppo.png)",
+        "*Mean over seeds, by update; each seed's own page is `diagnostics.md` in its folder.* ([SVG](plots/ppo.svg))",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -182,8 +186,13 @@ def reliability(study: Study) -> list[str]:
     return found
 
 
-def figures(study: Study, folder: Path) -> None:
-    """`along_the_path` and `signatures`, each as svg and png."""
+def figures(study: Study, folder: Path, entries: Sequence[Entries]) -> None:
+    """`along_the_path`, `signatures` and `ppo`, each as svg and png.
+
+    Args:
+      entries: the `metrics.jsonl` lines of every seed.
+    """
+    plots.save(diagnostics({way.title: (way.stage, entries) for way in study.ways}), folder, "ppo")
     per_row = max(sum(way.priced == priced for way in study.ways) for priced in study.pooled)
     columns = min(per_row, 4)
     label = {"x_label": "√KL, nats^½ per reply", "y_label": "gain over SFT, SFT's deviations"}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evaluation import bootstrap
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, exclude_zero
 from rlhf_jax.recipes.reward_cases import Gathered
 from rlhf_jax.recipes.reward_results import (
     MEANINGS,
@@ -92,12 +92,17 @@ def _image(name: str, caption: str) -> str:
 
 
 def verdict(result: Result) -> str:
-    """Where the interval lies against the gate; a claim needs three seeds."""
+    """Where the interval lies against the gate; a claim needs three seeds whose own values agree (docs/decisions/0008)."""
     assert result.interval is not None
     low, high = result.interval
-    place = "above the gate" if low > GATE else "below the gate" if high < GATE else "not told apart from the gate"
+    if low <= GATE <= high:
+        return "not told apart from the gate"
+    place = "above the gate" if low > GATE else "below the gate"
     seeds = len(set(result.seeds))
-    return place if seeds >= 3 else f"{place} ({seeds} seed{'s' * (seeds != 1)}: no claim)"
+    if seeds < 3:
+        return f"{place} ({seeds} seed{'s' * (seeds != 1)}: no claim)"
+    agree = result.std is not None and exclude_zero(result.value - GATE, result.std, seeds)
+    return place if agree else f"{place} (the seeds differ too much: no claim)"
 
 
 def gate_text(found: Sequence[Result]) -> str:

@@ -72,6 +72,12 @@ class SignalConfig:
     roberta_folder: Path | None = None
     """Hugging Face folder of a sentiment classifier; None leaves RoBERTa's rows out."""
 
+    def __post_init__(self) -> None:
+        for name in ("window", "n_components", "fit_dialogues", "minilm_dialogues"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--signals.{name.replace('_', '-')} must be at least 1: got {value}")
+
 
 class Case(NamedTuple):
     """One exchange with what a person thought of it."""

@@ -126,7 +126,9 @@ def ranking_alone(name: str, run_dir: Path, seeds: Sequence[int], *, split: str,
     paths = {seed: seed_folder(run_dir, seed) / "assessments" / f"{name}.npz" for seed in seeds}
     missing = [str(path) for path in paths.values() if not path.exists()]
     if missing:
-        raise RunError(f"{missing[0]} is not there: an older version finished that seed; move its folder away to redo it")
+        raise RunError(
+            f"{missing[0]} is not there: an older version finished that seed; move its folder away to redo it"
+        )
     tables, _, _ = _parts({seed: assessment.load(path) for seed, path in paths.items()}, same_test)
     return ranking.ranking_results(name, tables, split=split, metrics=RANKED)
 
@@ -254,7 +256,7 @@ def diagnostics(variants: Mapping[str, tuple[str, Sequence[Entries]]]) -> Figure
     """
     panels = []
     for title, metric, unit in DIAGNOSTICS:
-        lines = [_mean_line(label, runs, stage, f"ppo/{metric}") for label, (stage, runs) in variants.items()]
+        lines = [_mean_line(label, runs, stage, metric) for label, (stage, runs) in variants.items()]
         if lines := [line for line in lines if line.x]:
             panels.append(Panel(title, lines, unit))
     return plots.small_multiples(panels, legend_below=True)

@@ -10,8 +10,10 @@ from rlhf_jax.evaluation import ranking, text
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Corpus
+from rlhf_jax.recipes.study import diagnostics
 from rlhf_jax.recipes.transfer import POLICIES, Model, Tested
 from rlhf_jax.runtime import plots, report_tables
+from rlhf_jax.runtime.report_figures import Entries
 
 Measured = Mapping[tuple[Model, str, DomainName], Mapping[int, Tested]]
 """(model, policy, tested domain) to seed to cases."""
@@ -147,8 +149,12 @@ def report_text(found: Sequence[Result], corpus: Corpus, *, command: str) -> str
             parts += [text, _table(found, split, differences=False), _table(found, split, differences=True)]
         parts += ["Greedy answers:", _text_table(found, split_name(tested, "both"))]
     parts += [
-        "## Training",
-        "Curves of every PPO run: `seed-S/DOMAIN-EMBEDDINGS/ppo/report.md` in this run directory.",
+        "## PPO diagnostics",
+        "![PPO diagnostics](plots/ppo.png)",
+        (
+            "*Mean over seeds, by update and training domain; each run's own page is `seed-S/DOMAIN-EMBEDDINGS/ppo/report.md` "
+            "in the run directory.* ([SVG](plots/ppo.svg))"
+        ),
         "## Definitions",
         "\n".join(report_tables.definitions(found)),
         "## How to repeat this",
@@ -183,8 +189,13 @@ def _shown(name: str) -> str:
     return f"{left} − {right}" if minus else left
 
 
-def figures(found: Sequence[Result], folder: Path) -> None:
-    """Ranking and text of all systems on both tested domains; one colour for where the training dialogues come from."""
+def figures(found: Sequence[Result], folder: Path, curves: Mapping[str, Sequence[Entries]]) -> None:
+    """Ranking and text of all systems on both tested domains; one colour for where the training dialogues come from.
+
+    Args:
+      curves: the `metrics.jsonl` lines of every seed's PPO, by model, for the page of diagnostics.
+    """
+    plots.save(diagnostics({name: ("ppo", entries) for name, entries in curves.items()}), folder, "ppo")
     alone = [r for r in found if "-" not in r.system]
     systems = sorted(dict.fromkeys(r.system for r in alone), key=_order)
     kinds = {name: _kind(name) for name in systems}

@@ -176,7 +176,7 @@ def write_report(
             "trained anew for every k; the proxy is each k's own reward model, comparable at one k alone. "
             f"Training seeds {', '.join(map(str, seeds))}.{own} Intervals are 95 % bootstrap "
             "intervals over seeds and dialogues (or users), paired where systems are compared; a claim (▲, ▼) needs three "
-            "seeds and an interval without 0."
+            "seeds, an interval without 0, and a t test of the seeds' own differences that agrees."
         ),
         "## What fits",
         _contexts_table([read_contexts(run_dir, seed) for seed in seeds], windows),

@@ -71,6 +71,13 @@ def test_other_options_do_not_take_what_is_done(tmp_path: Path) -> None:
             cross_domain.train_and_test(changed, cross_domain.setting_of(changed), model, 0)
 
 
+def test_wrong_options() -> None:
+    with pytest.raises(ValueError, match="--only-seed 7 is not one of --seeds"):
+        cross_domain.Config(only_seed=7)
+    with pytest.raises(ValueError, match="--max-dialogues must be at least 1: got 0"):
+        cross_domain.Config(max_dialogues=0)
+
+
 def test_data_that_are_not_there(repository: Path, study_runs: Path, tmp_path: Path) -> None:
     code, output = start(
         repository, study_runs / "jax_cache", "--data-dir", str(tmp_path), "--run-dir", str(tmp_path / "run")

@@ -10,6 +10,7 @@ import pytest
 import reward_hacking
 
 from rlhf_jax.recipes.failure_signatures import SIGNATURES
+from rlhf_jax.recipes.path_probe import PathConfig
 from rlhf_jax.runtime import metric_names
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.report import read_results
@@ -65,7 +66,7 @@ def test_results_report_and_figures(finished: Path) -> None:
     text = (finished / "report.md").read_text(encoding="utf-8")
     assert sum(line.startswith("- Verdict, KL 0.05 + length: ") for line in text.splitlines()) == 1
     assert "fewer than three: nothing is claimed" in text and "(1 seed: no claim)" in text
-    for name in ("along_the_path", "signatures"):
+    for name in ("along_the_path", "signatures", "ppo"):
         assert f"(plots/{name}.png)" in text
         assert (finished / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     diagnostics = (finished / "seed-0" / "diagnostics.md").read_text(encoding="utf-8")
@@ -97,3 +98,20 @@ def test_what_is_refused(finished: Path, config: reward_hacking.Config, monkeypa
         reward_hacking.main(config)
     with pytest.raises(ValueError, match="needs a positive price"):
         dataclasses.replace(config, length_coef=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"only_seed": 7}, "--only-seed 7 is not one of --seeds"),
+        ({"kl_coefs": (-0.1,)}, r"--kl-coefs \(-0.1,\): a price of a nat is not negative"),
+        ({"kl_coefs": (float("nan"),)}, "--kl-coefs"),
+        ({"batches_before": 2}, "--batches-before must be at least 3: got 2"),
+        ({"measure": PathConfig(repeats=2)}, "--measure.repeats must be at least 3: got 2"),
+        ({"evaluations": 0}, "--evaluations must be at least 1: got 0"),
+        ({"updates": 0}, "--updates must be at least 1: got 0"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_training(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(reward_hacking.Config(), **change)  # pyright: ignore[reportArgumentType]

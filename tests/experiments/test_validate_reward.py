@@ -136,7 +136,12 @@ def test_debug_on_real_dialogues(data_dir: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [(["--fractions", "0.5", "0.25"], "ascend"), (["--seeds"], "at least one")]
+    ("changes", "message"),
+    [
+        (["--fractions", "0.5", "0.25"], "ascend"),
+        (["--seeds"], "at least one"),
+        (["--only-seed", "7"], "--only-seed 7 is not one of --seeds"),
+    ],
 )
 def test_refusals(tmp_path: Path, changes: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -53,11 +53,11 @@ def test_take_gives_the_rows_of_every_array() -> None:
         ({"source": "opendialkg"}, r"--data.dir must name the folder .* is opendialkg"),
         ({"dir": "somewhere"}, r"--data.dir somewhere is not read"),
         ({"domain": "book"}, r"--data.domain book is OpenDialKG's; --data.source is world"),
+        ({"max_dialogues": 0}, r"--data.max-dialogues must be at least 1: got 0"),
+        ({"window": 0}, r"--data.window must be at least 1: got 0"),
     ],
 )
-def test_a_source_and_its_folder_belong_together(
-    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_that_cannot_be(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import jaxtyping
 
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -95,13 +95,18 @@ def test_seeds_that_share_dialogues_share_their_luck() -> None:
 
 
 def test_verdicts() -> None:
-    def result(low: float, high: float, seeds: tuple[int, ...]) -> Result:
-        return Result("shift/pearson", 0.5, 9, "held-out", "world/validation", (low, high), seeds, "")
+    def result(low: float, high: float, seeds: tuple[int, ...], std: float | None = 0.01) -> Result:
+        return Result("shift/pearson", (low + high) / 2, 9, "held-out", "world/validation", (low, high), seeds, "", std)
 
     assert reward_report.verdict(result(0.61, 0.7, (0, 1, 2))) == "above the gate"
     assert reward_report.verdict(result(0.3, 0.59, (0, 1, 2))) == "below the gate"
     assert reward_report.verdict(result(0.5, 0.7, (0, 1, 2))) == "not told apart from the gate"
     assert reward_report.verdict(result(0.3, 0.5, (4,))) == "below the gate (1 seed: no claim)"
+    assert reward_report.verdict(result(0.5, 0.7, (4,))) == "not told apart from the gate"
+    # .655 − .6 against t(.975, 2) = 4.30 deviations over √3: .022 is the most that agrees.
+    assert reward_report.verdict(result(0.61, 0.7, (0, 1, 2), std=0.022)) == "above the gate"
+    unlike = reward_report.verdict(result(0.61, 0.7, (0, 1, 2), std=0.023))
+    assert unlike == "above the gate (the seeds differ too much: no claim)"
 
 
 def test_report_and_figures(found: dict[tuple[str, str], Result], gathered: Gathered, tmp_path: Path) -> None:

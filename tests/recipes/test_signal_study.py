@@ -16,6 +16,14 @@ ITEMS = {n: Item(n, f"Title {n}") for n in (5, 6, 7)}
 CONFIG = SignalConfig(fit_dialogues=60, n_components=4)
 
 
+def test_numbers_that_cannot_be() -> None:
+    """A window of 0 would be the whole context, Python counts it from the end."""
+    with pytest.raises(ValueError, match="--signals.window must be at least 1: got 0"):
+        SignalConfig(window=0)
+    with pytest.raises(ValueError, match="--signals.minilm-dialogues must be at least 1: got 0"):
+        SignalConfig(minilm_dialogues=0)
+
+
 def dialogue(number: int, reply: str = "ok", *, gap: int | None = 5, liked: int = 1) -> Dialogue:
     spoken = [
         ("seeker", ("i like western horse stories ", 7)),

@@ -256,6 +256,7 @@ def test_report_and_figures(found: list[Result], plain: Path, tmp_path: Path) ->
     assert "which a transferred model does not have" in text and "a random order has HR@5 1.0000" in text
     assert "## Tested on books" in text and "| transferred, shared, SFT − transferred, separate, SFT |" in text
     assert "| popularity | 0.150 [" in text and "seeds 0, 1, 2" in text and "python x.py" in text
-    transfer_report.figures(found, tmp_path)
-    for name in ("transfer", "transfer_text"):
+    lines = [{"stage": "ppo", "step": s, "objective/entropy": 1.0 / s} for s in (1, 2)]
+    transfer_report.figures(found, tmp_path, {"movies, shared": [lines]})
+    for name in ("transfer", "transfer_text", "ppo"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / f"{name}.svg").exists()
