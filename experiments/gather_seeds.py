@@ -1,11 +1,12 @@
-"""Several runs of `ppo_redial.py` as one result: mean over seeds, paired intervals, one figure.
+"""Several runs of `ppo_redial.py` or `ppo_opendialkg.py` as one result: mean over seeds, paired intervals, figures.
 
     python experiments/gather_seeds.py runs/summary plain=runs/plain-0,runs/plain-1,runs/plain-2 hackable=runs/hack-0,…
 
 Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. Everything is read from what the runs stored
 case by case; nothing is measured again. Runs in the simulated world each have a world of their own: there the closed
-loop is gathered, and ranking and text stay in each run's report. Writes `results.json`, `report.md` and the proxy-against-truth figure into the
-first argument. A difference is claimed only with three seeds and an interval without 0.
+loop is gathered, and ranking and text stay in each run's report. On real data popularity, copy and the constant reply are
+the same for all seeds and stand beside. Writes `results.json`, `report.md`, `plots/study` (proxy, truth, KL by run) and
+`plots/ppo` (all diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import tyro
 
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.recipes import assessment, comparison
+from rlhf_jax.recipes.study import diagnostics
 from rlhf_jax.runtime import plots, report_figures
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.report import read_results, write_report, write_results
@@ -67,6 +69,9 @@ def gathered(name: str, folders: list[Path]) -> list[Result]:
     source = read_json(folders[0] / "config.json")["config"]["data"]["source"]
     # The world is drawn from the seed, so every seed has test dialogues of its own; real data are the same for all.
     found = comparison.results(systems, {}, split=f"{name}: {source}/test", same_test=source != "world")
+    if source != "world":
+        untrained = [result for result in read_results(folders[0]) if result.system in ("popularity", "copy")]
+        found += [dataclasses.replace(result, split=f"{name}: {result.split}") for result in untrained]
     # The gate's correlations are one number a run: shown seed by seed.
     for seed, folder in runs.items():
         for result in read_results(folder):
@@ -86,9 +91,13 @@ def main(config: Config) -> Path:
     write_results(config.out, results)
     lines = {name: [read_metrics(run / "metrics.jsonl") for run in folders] for name, folders in settings.items()}
     plots.save(report_figures.study(lines), config.out / "plots", "study")
+    plots.save(diagnostics({name: ("ppo", runs) for name, runs in lines.items()}), config.out / "plots", "ppo")
     command = f"python experiments/gather_seeds.py {config.out} {' '.join(config.settings)}"
-    notes = ["![Proxy reward, true utility and KL along PPO; one column a setting, one line a seed](plots/study.png)"]
-    return write_report(config.out, title="Runs over seeds", command=command, notes=notes)
+    notes = [
+        "![Proxy reward, true utility where it is known, and KL along PPO; one line a run](plots/study.png)",
+        "![PPO diagnostics, mean over runs; one line a setting](plots/ppo.png)",
+    ]
+    return write_report(config.out, title="Runs over seeds", command=command, notes=notes, gathered=True)
 
 
 if __name__ == "__main__":

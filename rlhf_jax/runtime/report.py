@@ -16,7 +16,8 @@ from rlhf_jax.runtime.metrics import read_metrics
 
 INTRODUCTION = (
     "Intervals are 95 % bootstrap intervals over dialogues, paired where systems are compared. A claim (▲, ▼) needs three "
-    "training seeds and an interval without 0; ± is the standard deviation over seeds."
+    "training seeds, an interval without 0 and a t test of the seeds' own differences that agrees; ± is the standard "
+    "deviation over seeds."
 )
 
 
@@ -85,7 +86,12 @@ def read_samples(run_dir: Path) -> list[Conversation]:
 
 
 def write_report(
-    run_dir: Path, *, title: str = "Report", command: str | None = None, notes: Sequence[str] = ()
+    run_dir: Path,
+    *,
+    title: str = "Report",
+    command: str | None = None,
+    notes: Sequence[str] = (),
+    gathered: bool = False,
 ) -> Path:
     """Writes `report.md` with its plots into the run directory.
 
@@ -93,6 +99,7 @@ def write_report(
       title: first line.
       command: that reproduces the run; None takes the one stored in `config.json`.
       notes: paragraphs shown above the tables, for example how the data differ from the official ones.
+      gathered: a summary of other runs, which logged no curves and stored no conversations of its own.
     Returns: path of the report.
     """
     run_dir = Path(run_dir)
@@ -104,8 +111,8 @@ def write_report(
         INTRODUCTION,
         *_summary(run_dir, results),
         *_gate(results),
-        *_figure_sections(run_dir, entries, results),
-        *_conversations(read_samples(run_dir)),
+        *([] if gathered else _figure_sections(run_dir, entries, results)),
+        *([] if gathered else _conversations(read_samples(run_dir))),
         *_definitions(results),
         *_provenance(config, command),
     ]

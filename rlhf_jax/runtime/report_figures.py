@@ -176,7 +176,9 @@ def proxy_and_truth(entries: Entries, results: Sequence[Result]) -> Section:
 
 
 def study(groups: Mapping[str, Sequence[Entries]]) -> Figure:
-    """Proxy (first row), truth (second) and KL (third) of several runs; one column per group, one line per run.
+    """Proxy, truth (where it is known) and KL of several runs, a row each; one column per group, one line per run.
+
+    One group alone stands in one row.
 
     Args:
       groups: name of a setting (a world, a reward) to the `metrics.jsonl` lines of its runs, in the order of seeds.
@@ -186,12 +188,20 @@ def study(groups: Mapping[str, Sequence[Entries]]) -> Figure:
         ("true utility", TRUTH[0], ""),
         ("KL", "objective/kl_k1", "nats per response"),
     )
-    panels = [
-        Panel(f"{group}: {title}", [Line(f"run {n + 1}", *series(run, "ppo", m)) for n, run in enumerate(runs)], unit)
-        for title, m, unit in rows
-        for group, runs in groups.items()
-    ]
-    return plots.small_multiples(panels, columns=len(groups), share_rows=True)
+    panels = []
+    for title, metric, unit in rows:
+        row = [
+            Panel(
+                f"{group}: {title}",
+                [Line(f"run {n + 1}", *series(run, "ppo", metric)) for n, run in enumerate(runs)],
+                unit,
+            )
+            for group, runs in groups.items()
+        ]
+        if any(line.x for panel in row for line in panel.lines):
+            panels += row
+    several = len(groups) > 1
+    return plots.small_multiples(panels, columns=len(groups) if several else len(rows), share_rows=several)
 
 
 def verdict(points: Sequence[tuple[float, float, float, float]], results: Sequence[Result]) -> str:

@@ -196,6 +196,12 @@ def test_a_study_has_a_column_per_group_and_a_line_per_run():
     assert [len(axes.lines) for axes in figure.axes] == [2, 1, 2, 1, 2, 1]
 
 
+def test_a_study_without_a_known_truth_has_no_panel_of_it():
+    lines = [{k: v for k, v in line.items() if "utility" not in k} for line in metric_lines()]
+    figure = report_figures.study({"redial": [lines, lines]})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["redial: proxy reward", "redial: KL"]
+
+
 def test_stages_of_one_kind_have_pages_of_their_own(tmp_path: Path):
     lines = metric_lines()
     named = [{"ppo/" + name if "/" in name else name: value for name, value in line.items()} for line in lines]
