@@ -7,12 +7,11 @@ Paper: IUF-RLHF, arXiv:2508.05289 (its second data set). The stages are those of
     python experiments/ppo_opendialkg.py debug --data.dir DIR                # everything in miniature, under a minute
 
 DIR holds `dialogues.jsonl` and `id2info.json`, or the official `opendialkg.csv` and `opendialkg_entities.txt`.
-Hardware: two CPU cores; the dialogues are half as many and a quarter as long as ReDial's. The same command continues
-an interrupted run.
+Hardware: one CPU core, 38 minutes. The same command continues an interrupted run; `gather_seeds.py` joins seeds.
 
-Expected: not measured yet; on ReDial PPO raised its reward and lowered every ranking number (docs/RESULTS.md).
+Expected: docs/RESULTS.md, "OpenDialKG": imitation far above popularity and copying, PPO below imitation.
 
-Deviations, beside those of the README: split by dialogue, 70/15/15 (the processed files that circulate split by turn, and
+Deviations, beside those of the README: sentiment is its level after the turn; split by dialogue, 70/15/15 (the processed files that circulate split by turn, and
 leak); no reply times, so engagement is `continuation`, which the movie dialogues cut short: they end at their last
 recommending turn, whose answer is not in the data.
 """

@@ -11,8 +11,8 @@ DIR holds `redial/`. For every seed and k: a reward model and PPO of their own, 
 (laid there if absent), which learns whole dialogues and so is the same for all k. Prompts are as long as the window asks
 for; the report says which share of contexts is cut. The same command continues what was interrupted.
 
-Hardware: 2 CPU cores; per seed, without the foundation, `world-quick` takes 9 minutes of one core at three windows, `world`
-half an hour and `redial` some hours (estimated). Expected: docs/RESULTS.md, "How much of the conversation" (`world-quick`).
+Hardware: one CPU core; per seed, without the foundation, the quick sizes take a quarter of an hour, `world` half an hour and
+`redial` some hours (both estimated, not run). Expected: docs/RESULTS.md, "How much of the conversation" (the quick sizes).
 """
 
 import dataclasses
