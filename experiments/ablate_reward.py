@@ -13,8 +13,9 @@ variant is PPO from the same imitation with the same budget: seven subsets of en
 with equal weights, and all three with the level of sentiment. Beside them stand SFT and best-of-n by the full reward.
 The same command continues what was interrupted.
 
-Hardware: 2 CPU cores; per seed, without the foundation, `world` takes an hour, `redial` several, quick sizes minutes.
-Expected: docs/RESULTS.md (the quick sizes of all three; full sizes were not run yet). The judge was fitted on ReDial and is used there alone.
+Hardware: one CPU core; per seed, without the foundation (13 minutes for `world`, as many or fewer for the quick sizes), `world`
+takes 20 minutes, `world-quick` 7, `redial-quick` 10, `opendialkg-quick` 2, `redial` more than an hour (estimated, not run).
+Expected: docs/RESULTS.md, `world` and the three quick sizes. The judge was fitted on ReDial and is used there alone.
 """
 
 import dataclasses

@@ -78,7 +78,7 @@ PLANS: dict[str, tuple[Study, ...]] = {
         _study("full", "sweep_window", "redial", 45, ("redial",), ("--windows", "2", "6", "10")),
         _study("full", "reward_hacking", "hackable", 40),
         _study("full", "validate_reward", "redial", 30, ("redial", "uss")),
-        _study("full", "ablate_reward", "world", 25),
+        _study("full", "ablate_reward", "world", 20),
         _study("full", "sweep_window", "world", 25),
         _study("full", "ablate_reward", "opendialkg", 20, ("opendialkg",)),
         _study("full", "validate_reward", "world", 10),
@@ -102,7 +102,7 @@ PLANS: dict[str, tuple[Study, ...]] = {
     ),
 }
 FOUNDATION_MINUTES: dict[Size, dict[Setting, float]] = {
-    "full": {"redial": 60.0, "opendialkg": 20.0, "world": 15.0, "hackable": 15.0},
+    "full": {"redial": 60.0, "opendialkg": 20.0, "world": 13.0, "hackable": 13.0},
     "quick": {"redial": 9.0, "opendialkg": 4.0, "world": 3.0, "hackable": 3.0},
     "debug": dict.fromkeys(("redial", "opendialkg", "world", "hackable"), 0.5),
 }

@@ -12,6 +12,7 @@ import html
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ pre.output { background: none; border-left: 3px solid #ccd; border-radius: 0; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 sub, sup { font-size: 75%; line-height: 0; }
 td, th { border: 1px solid #dde; padding: .3em .7em; text-align: left; vertical-align: top; }
-main > img.figure { display: block; max-width: 100%; margin: 1em 0; }
+main img.figure { display: block; max-width: 100%; margin: 1em 0; }
 div.formula { text-align: center; margin: 1em 0; overflow-x: auto; }
 blockquote { margin: 1em 0; padding: .2em 1.2em; border-left: 4px solid #ccd; background: #fafbfc; }
 @media (max-width: 60em) { body { display: block; } nav { min-height: 0; } }
@@ -129,7 +130,16 @@ def markdown(source: Path, pages: Sequence[Path]) -> MarkdownIt:
             href = os.path.relpath(site_path(target), site_path(source).parent)
         return f'<a href="{html.escape(href + ("#" + place if place else ""))}">'
 
+    def image(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+        src = str(tokens[index].attrs["src"])
+        target = (source.parent / src).resolve()
+        if not (target.is_file() and target.is_relative_to(DOCS)):
+            raise ValueError(f"{source.relative_to(REPOSITORY)}: picture {src} is not a file under docs/")
+        src = os.path.relpath(target.relative_to(DOCS), site_path(source).parent)
+        return f'<img class="figure" alt="{html.escape(tokens[index].content)}" src="{html.escape(src)}">'
+
     parser.add_render_rule("link_open", link_open)
+    parser.add_render_rule("image", image)
     return parser
 
 
@@ -201,6 +211,10 @@ def build(folder: Path) -> None:
             encoding="utf-8",
         )
         print(target, flush=True)
+    for picture in (file for file in DOCS.rglob("*") if file.suffix in (".png", ".svg")):
+        target = folder / picture.relative_to(DOCS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, target)
 
 
 if __name__ == "__main__":
