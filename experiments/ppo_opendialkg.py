@@ -11,9 +11,9 @@ Hardware: one CPU core, 38 minutes. The same command continues an interrupted ru
 
 Expected: docs/RESULTS.md, "OpenDialKG": imitation far above popularity and copying, PPO below imitation.
 
-Deviations, beside those of the README: sentiment is its level after the turn; split by dialogue, 70/15/15 (the processed files that circulate split by turn, and
-leak); no reply times, so engagement is `continuation`, which the movie dialogues cut short: they end at their last
-recommending turn, whose answer is not in the data.
+Deviations, beside those of the README: split by dialogue, 70/15/15 (the processed files that circulate split by turn, and
+leak); sentiment is its level after the turn; no reply times, so engagement is `continuation`, which the movie dialogues cut
+short: they end at their last recommending turn, whose answer is not in the data.
 """
 
 import dataclasses
