@@ -5,6 +5,8 @@ RUN ?= demo
 JOBS ?= 2
 # Folder with redial/, opendialkg/, uss/ and crs-response-ratings/, for the evidence; without it the worlds alone.
 DATA ?= data
+# Training seeds of the evidence; a claim needs three. One seed is a third of the night, and more can be added later.
+SEEDS ?= 0 1 2
 # Sizes of the benchmark; empty: those the device is fit for.
 SIZES ?=
 BIN := $(VENV)/bin
@@ -20,8 +22,8 @@ run: $(VENV)/.run          ; $(MALLOC) $(BIN)/python experiments/ppo_redial.py $
 test: $(VENV)/.test        ; $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 check: $(VENV)/.check      ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python && $(BIN)/lint-imports
 bench: $(VENV)/.bench      ; $(MALLOC) $(BIN)/python experiments/bench_ppo.py $(SIZES)
-evidence: $(VENV)/.run     ; $(MALLOC) $(BIN)/python experiments/evidence.py --data-dir $(DATA)
-evidence-quick: $(VENV)/.run ; $(MALLOC) $(BIN)/python experiments/evidence.py quick --data-dir $(DATA)
+evidence: $(VENV)/.run     ; $(MALLOC) $(BIN)/python experiments/evidence.py --data-dir $(DATA) --seeds $(SEEDS)
+evidence-quick: $(VENV)/.run ; $(MALLOC) $(BIN)/python experiments/evidence.py quick --data-dir $(DATA) --seeds $(SEEDS)
 notebooks: $(VENV)/.notebooks ; $(BIN)/python tools/run_notebooks.py
 docs: $(VENV)/.docs        ; $(BIN)/python tools/build_site.py
 clean:                     ; rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

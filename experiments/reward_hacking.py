@@ -6,7 +6,7 @@ correlation) and shows no over-optimisation. The form of the curves is that of G
     python experiments/reward_hacking.py hackable-quick --evaluations 12     # a world where long replies buy the signals
     python experiments/reward_hacking.py redial-quick --data-dir DIR         # truth: a satisfaction judge fitted on USS
     python experiments/reward_hacking.py world-quick                         # truth: utility of the simulated users
-    python experiments/reward_hacking.py hackable                            # full size, four KL coefficients; also redial, world
+    python experiments/reward_hacking.py hackable                            # full size, three KL coefficients; also redial, world
     python experiments/reward_hacking.py debug                               # a minute or two, for tests
 
 DIR holds `redial/` and `uss/`. Each seed starts PPO from the setting's foundation once per KL coefficient and length
@@ -65,7 +65,7 @@ class Config:
     """Run this seed alone and write no summary."""
     sentiment: Sentiment = "shift"
     """Form of the reward model's sentiment signal; the paper's is the shift."""
-    kl_coefs: tuple[float, ...] = (0.0, 0.02, 0.05, 0.2)
+    kl_coefs: tuple[float, ...] = (0.0, 0.05, 0.2)
     """Prices of a nat, one way each; 0 is the paper."""
     length_control: tuple[bool, ...] = (False, True)
     """Every KL coefficient is run without a price on length, and with it."""

@@ -1,7 +1,7 @@
 """The foundations that studies start from, by name and size: one table, so that studies of one setting share one foundation.
 
-A `quick` setting is the same experiment with fewer dialogues and a smaller network; its numbers are its own. `debug` is
-for tests. Real data are under `dir`, which holds `redial/`, `opendialkg/` and `uss/`.
+A `quick` setting is the same experiment with fewer dialogues and less training; its numbers are its own. `debug` is for
+tests. Real data are under `dir`, which holds `redial/`, `opendialkg/` and `uss/`.
 """
 
 import dataclasses
@@ -103,37 +103,21 @@ def _real(setting: Literal["redial", "opendialkg"], size: Size, folder: Path) ->
         return _debug(data, labels)
     # Relevance pays for saying more of the same: an endless reply scores as a bad one, and length has a price.
     ppo = PPOConfig(kl_coef=0.1, missing_eos_mode="replace", length_coef=0.05, length_free=12)
-    redial = setting == "redial"
-    if size == "full":
-        return StudySetting(
-            foundation=FoundationConfig(
-                data=DataConfig(
-                    source=setting,
-                    dir=folder,
-                    n_words=5000,
-                    window=20 if redial else 10,
-                    context_tokens=256 if redial else 192,
-                ),
-                model=ModelConfig(n_layer=3, n_embd=192, n_head=6, n_positions=512, attention_dropout=False),
-                sft=SupervisedConfig(
-                    epochs=5,
-                    description_tokens=32,
-                    metadata_words=True,
-                    repeated_item_weight=0.0,
-                    buckets=(32, 128, 192, 256, 384, 512),
-                    warmup_steps=200,
-                ),
-                reward=RewardConfig(labels=labels, max_turns=4000, epochs=2, gate="warn"),
-                sentiments=("shift", "level"),
-            ),
-            align=AlignmentConfig(updates=20),  # Half of what `ppo_redial.py` does: there are many variants.
-            ppo=ppo,
-            assess=AssessmentConfig(text_turns=1000),
+    redial, full = setting == "redial", size == "full"
+    # Both sizes have one network, half as dear as that of `ppo_redial.py`: what a study needs is many trainings of it. The full
+    # size has all dialogues, contexts nearly as long as they come, and more of everything that is learnt and measured.
+    if full:
+        data = DataConfig(
+            source=setting, dir=folder, n_words=5000, window=20 if redial else 10, context_tokens=256 if redial else 192
         )
+    else:
+        data = DataConfig(source=setting, dir=folder, max_dialogues=2000, n_words=3000, window=6, context_tokens=128)
     return StudySetting(
         foundation=FoundationConfig(
-            data=DataConfig(source=setting, dir=folder, max_dialogues=2000, n_words=3000, window=6, context_tokens=128),
-            model=ModelConfig(n_layer=2, n_embd=128, n_head=4, n_positions=256, attention_dropout=False),
+            data=data,
+            model=ModelConfig(
+                n_layer=2, n_embd=128, n_head=4, n_positions=512 if full else 256, attention_dropout=False
+            ),
             # Enough of it to tell items better than their frequency does, which two passes with less weight on items did not.
             sft=SupervisedConfig(
                 epochs=4 if redial else 6,
@@ -141,18 +125,24 @@ def _real(setting: Literal["redial", "opendialkg"], size: Size, folder: Path) ->
                 description_tokens=32,
                 metadata_words=True,
                 repeated_item_weight=0.0,
-                max_tokens=256,
-                buckets=(32, 128, 192, 256),
+                max_tokens=512 if full else 256,
+                buckets=(32, 128, 192, 256, 384, 512) if full else (32, 128, 192, 256),
                 # OpenDialKG's dialogues are short: smaller batches make as many steps of them.
-                tokens_per_batch=4096 if redial else 1024,
-                warmup_steps=100,
+                tokens_per_batch=4096 if redial else 2048 if full else 1024,
+                warmup_steps=200 if full else 100,
             ),
-            reward=RewardConfig(labels=labels, max_turns=2000, validation_turns=1000, epochs=2, gate="warn"),
+            reward=RewardConfig(
+                labels=labels,
+                max_turns=4000 if full else 2000,
+                validation_turns=2000 if full else 1000,
+                epochs=2,
+                gate="warn",
+            ),
             sentiments=("shift", "level"),
         ),
-        align=AlignmentConfig(updates=12, learning_rate=3e-4, save_every=4),
+        align=AlignmentConfig(updates=20 if full else 12, learning_rate=3e-4, save_every=5 if full else 4),
         ppo=ppo,
-        assess=AssessmentConfig(text_turns=300),
+        assess=AssessmentConfig(text_turns=1000 if full else 300),
     )
 
 
