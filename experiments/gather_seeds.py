@@ -5,23 +5,28 @@
 Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. Everything is read from what the runs stored
 case by case; nothing is measured again. Runs in the simulated world each have a world of their own: there the closed
 loop is gathered, and ranking and text stay in each run's report. On real data popularity, copy and the constant reply are
-the same for all seeds and stand beside. Writes `results.json`, `report.md`, `plots/study` (proxy, truth, KL by run) and
+the same for all seeds and stand beside, and OpenDialKG's ranking is split by what the context names of the item (its
+dialogues are read again for that). Writes `results.json`, `report.md`, `plots/study` (proxy, truth, KL by run) and
 `plots/ppo` (all diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from rlhf_jax.data.opendialkg import read_opendialkg
+from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.recipes import assessment, comparison
+from rlhf_jax.recipes.assessment import Assessment
 from rlhf_jax.recipes.study import diagnostics
 from rlhf_jax.runtime import plots, report_figures
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.report import read_results, write_report, write_results
-from rlhf_jax.runtime.run import RunError, read_json
+from rlhf_jax.runtime.run import RunError, notice, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +77,33 @@ def gathered(name: str, folders: list[Path]) -> list[Result]:
     if source != "world":
         untrained = [result for result in read_results(folders[0]) if result.system in ("popularity", "copy")]
         found += [dataclasses.replace(result, split=f"{name}: {result.split}") for result in untrained]
+    if source == "opendialkg":
+        found += by_naming(name, folders[0], systems)
     # The gate's correlations are one number a run: shown seed by seed.
     for seed, folder in runs.items():
         for result in read_results(folder):
             if result.system == "reward_model":
                 found.append(dataclasses.replace(result, split=f"{name}, seed {seed}: {result.split}"))
     return found
+
+
+def by_naming(name: str, folder: Path, systems: Mapping[str, Mapping[int, Assessment]]) -> list[Result]:
+    """Ranking by what the context names, as in the runs' own reports; needs the dialogues, where the runs read them."""
+    stored = read_json(folder / "config.json")["config"]
+    data = stored["data"]
+    try:
+        dialogues = read_opendialkg(
+            data["dir"],
+            domain=None if data["domain"] == "both" else data["domain"],
+            on_bad_line=data["on_bad_line"],
+            max_dialogues=data["max_dialogues"],
+        )
+    except FileNotFoundError as error:
+        notice(f"setting {name} is not split by what the context names: {error}")
+        return []
+    rows = list(ranking_rows(dialogues.test[: stored["assess"]["test_dialogues"]]))
+    ranked = {system: {seed: run.ranking for seed, run in runs.items()} for system, runs in systems.items()}
+    return comparison.by_naming(ranked, {}, rows, dialogues.items, split=f"{name}: opendialkg/test")
 
 
 def main(config: Config) -> Path:

@@ -146,6 +146,10 @@ def main(config: Config) -> Path:
         split = f"{data.source}/test" if data.domain == "both" else f"{data.source}-{data.domain}/test"
         baselines = comparison.baseline_assessments(prepared, config.assess)
         found = comparison.results(systems, baselines, split=split)
+        # Users name titles and people in plain words: how much of the ranking is reading?
+        ranked = {name: {seed: measured[seed].ranking} for name, measured in systems.items()}
+        rows, items = assessment.test_rows(prepared, config.assess), prepared.corpus.items
+        found += comparison.by_naming(ranked, baselines, rows, items, split=split)
         write_results(run.path, found + reward.results(gate, split=split.replace("/test", "/validation"), seed=seed))
         write_samples(run.path, comparison.conversations(prepared, agent, config.assess, data, policies))
         report = write_report(

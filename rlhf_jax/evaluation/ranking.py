@@ -29,6 +29,12 @@ from rlhf_jax.evaluation.user_centric import TopOne, top_items
 PROTOCOLS = ("full", "fresh", "fresh-filtered", "sampled-99")
 N_NEGATIVES = 99
 CUTOFFS = (1, 5, 10, 50)
+_NAMED = {
+    "": "",
+    "title named": "; only items whose title stands in the context",
+    "person named": "; only items of which the context names a person and not the title",
+    "nothing named": "; only items of which the context names neither title nor person",
+}
 
 
 class RankTable(NamedTuple):
@@ -123,8 +129,9 @@ def metric_names(cutoffs: Sequence[int] = CUTOFFS) -> tuple[str, ...]:
 
 
 def definition(metric: str, protocol: str) -> str:
-    """One sentence that says what the number is."""
+    """One sentence that says what the number is; a protocol may be followed by a comma and which cases of it are meant."""
     kind, _, k = metric.partition("@")
+    protocol, _, part = protocol.partition(", ")
     what = {
         "hr": f"share of (message, gold item) cases ranked at {k} or better",
         "ndcg": f"1/log2(rank + 1) inside the top {k}, else 0, mean over (message, gold item) cases",
@@ -136,7 +143,7 @@ def definition(metric: str, protocol: str) -> str:
         "fresh-filtered": "gold items not mentioned before against the catalogue without mentioned items",
         "sampled-99": "each gold item against 99 uniform negatives",
     }[protocol]
-    return f"{what}; {against}; ties count against the system"
+    return f"{what}; {against}; ties count against the system{_NAMED[part]}"
 
 
 def cases(table: RankTable, metric: str) -> DialogueSums:

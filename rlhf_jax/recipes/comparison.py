@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data.items import spelled_titles
+from rlhf_jax.data.windows import RankingRow
 from rlhf_jax.evaluation import baselines, closed_loop, ranking, text, user_centric
-from rlhf_jax.evaluation.ranking import RankingOutcome
+from rlhf_jax.evaluation.named_items import split_by_naming
+from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.interfaces import Dialogue, Message, Params
+from rlhf_jax.interfaces import Dialogue, Item, Message, Params
 from rlhf_jax.recipes.agent import Agent
 from rlhf_jax.recipes.assessment import Assessment, AssessmentConfig, greedy_responses, test_rows, text_turns
 from rlhf_jax.recipes.corpus import DataConfig, Prepared, Windows
@@ -73,6 +75,40 @@ def results(
     return found + text.constant_results([(turn.dialogue, turn.reference) for turn in turns], split=split)
 
 
+def by_naming(
+    systems: Mapping[str, Mapping[int, RankingOutcome]],
+    baseline: Mapping[str, RankingOutcome],
+    rows: Sequence[RankingRow],
+    items: Mapping[int, Item],
+    *,
+    split: str,
+) -> list[Result]:
+    """The protocol `fresh` split by what the context names of the gold item: title, person, or nothing.
+
+    Args:
+      systems: rankings by training seed, by name; differences are the last against the first.
+      baseline: rankings of systems that were not trained.
+      rows: that were ranked, the same for all.
+    Raises: ValueError where rankings and rows do not belong together.
+    """
+
+    def parts(outcome: RankingOutcome) -> dict[str, RankTable]:
+        return split_by_naming(outcome.tables["fresh"], rows, items)
+
+    metrics = ("hr@1", "hr@5", "hr@50", "ndcg@5")
+    found: list[Result] = []
+    for name, outcome in baseline.items():
+        found += ranking.ranking_results(name, parts(outcome), split=split, metrics=metrics)
+    tables = {name: _each(runs, parts) for name, runs in systems.items()}
+    for name, runs in tables.items():
+        found += ranking.ranking_results(name, runs, split=split, metrics=metrics)
+    if len(tables) > 1:
+        first, *_, last = tables
+        name = f"{last}-{first}"
+        found += ranking.difference_results(name, tables[last], tables[first], split=split, metrics=metrics)
+    return found
+
+
 def yardstick_results(measured: Mapping[str, Mapping[str, np.ndarray]], *, split: str) -> list[Result]:
     """Entries for recommenders that were not trained, beside the sampled and the greedy policies."""
     return [
@@ -83,7 +119,7 @@ def yardstick_results(measured: Mapping[str, Mapping[str, np.ndarray]], *, split
     ]
 
 
-def _each(runs: Mapping[int, Assessment], part: Callable[[Assessment], Any]) -> dict[int, Any]:
+def _each(runs: Mapping[int, Any], part: Callable[[Any], Any]) -> dict[int, Any]:
     return {seed: part(run) for seed, run in runs.items()}
 
 

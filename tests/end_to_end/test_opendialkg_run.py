@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,11 +41,11 @@ def write_folder(folder: Path, n: int = 60) -> Path:
 
 @pytest.fixture(scope="module")
 def start(repository: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Runs the script as a person would: (exit code, output)."""
+    """Runs a script as a person would: (exit code, output)."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, str(repository / "experiments" / "ppo_opendialkg.py"), *arguments]
+    def run(*arguments: str, script: str = "ppo_opendialkg.py") -> tuple[int, str]:
+        command = [sys.executable, str(repository / "experiments" / script), *arguments]
         # Compiling is most of a miniature's time, and what is asked here does not depend on how well it is done.
         environment = os.environ | {
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -65,9 +66,26 @@ def test_debug_runs_from_data_to_report(start, tmp_path: Path) -> None:
     results = read_results(run)
     assert {"popularity", "copy", "sft", "ppo", "ppo-sft", "reward_model"} <= {result.system for result in results}
     assert all(math.isfinite(result.value) and result.split.startswith("opendialkg/") for result in results)
+    # Everyone names a title and gets others: most suggestions are new words to the context, some repeat its title.
+    cases = {result.protocol: result.n for result in results if result.system == "ppo" and result.metric == "hr@5"}
+    named = {protocol: n for protocol, n in cases.items() if protocol.startswith("fresh, ")}
+    assert "fresh, nothing named" in named and sum(named.values()) == cases["fresh"]
     stored = json.loads((run / "config.json").read_text())["data"]
     assert (stored["n_movie_dialogues"], stored["n_book_dialogues"]) == (30, 30)
     assert "split by dialogue" in (run / "report.md").read_text()
+
+    gathered = tmp_path / "summary"
+    shutil.copytree(run, tmp_path / "other")
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["seed"] = 1
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    code, output = start(str(gathered), f"both={run},{tmp_path / 'other'}", script="gather_seeds.py")
+    assert code == 0, output
+    over_seeds = {r.protocol: r for r in read_results(gathered) if r.system == "ppo" and r.metric == "hr@5"}
+    assert {p: r.n for p, r in over_seeds.items() if p.startswith("fresh, ")} == named
+    (folder / "dialogues.jsonl").unlink()
+    code, output = start(str(gathered), f"both={run}", script="gather_seeds.py")
+    assert code == 0 and "both is not split by what the context names: " in output
 
 
 def test_mistakes_are_one_line(start, tmp_path: Path) -> None:
