@@ -7,7 +7,8 @@
 
 DIR holds `redial/`, `opendialkg/`, `uss/` and `crs-response-ratings/`; studies whose data are not there are left out, and
 the report says so. Foundations come first, then the seeds of all studies, one job a core (or GPU), then each study
-gathers its seeds. What is done is not done again: where the run was killed or a job failed, the same command goes on.
+gathers its seeds. What is done is not done again: where the run was killed or a job failed, the same command goes on, and
+with more `--seeds` it does the new ones.
 
 Writes `report.md` with the verdicts, tables and figures of all studies into `RUNS/evidence` (`evidence-quick`,
 `evidence-debug`), beside `logs/` with every job's output. Exit code 1: a job failed, the others went on; 75: asked to stop.
@@ -148,7 +149,8 @@ def jobs_of(studies: tuple[Study, ...], config: Config, scripts: Path = HERE) ->
                 foundations.setdefault(below.name, below)
             job = Job(
                 name=f"{study.name}-seed-{seed}",
-                command=(*command, "--only-seed", str(seed)),
+                # Of the other seeds it knows nothing, so that seeds can be added later without doing this one again.
+                command=(*study_command(study, config, scripts, (seed,)), "--only-seed", str(seed)),
                 needs=() if below is None else (below.name,),
                 kind=study.name,
                 expected_seconds=60.0 * study.minutes,
@@ -163,12 +165,14 @@ def jobs_of(studies: tuple[Study, ...], config: Config, scripts: Path = HERE) ->
     return [*foundations.values(), *seeds, *gathering]
 
 
-def study_command(study: Study, config: Config, scripts: Path = HERE) -> tuple[str, ...]:
-    """The command line that makes a whole study."""
+def study_command(
+    study: Study, config: Config, scripts: Path = HERE, seeds: tuple[int, ...] | None = None
+) -> tuple[str, ...]:
+    """The command line that makes a whole study; `seeds` instead of all."""
     command = [sys.executable, str(scripts / f"{study.script}.py"), study.preset]
     command += ["--run-dir", str(config.folder / study.name)]
     if study.has_seeds:
-        command += ["--data-dir", str(config.data_dir), "--seeds", *map(str, config.seeds)]
+        command += ["--data-dir", str(config.data_dir), "--seeds", *map(str, config.seeds if seeds is None else seeds)]
     else:
         command += ["--data.dir", str(config.data_dir)]
     if study.foundation is not None:
