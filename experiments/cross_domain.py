@@ -29,13 +29,13 @@ import tyro
 
 from rlhf_jax.data.opendialkg_sources import DOMAINS
 from rlhf_jax.recipes import alignment, corpus, transfer, transfer_report
-from rlhf_jax.recipes.foundation import FoundationConfig, Sentiment, lay
+from rlhf_jax.recipes.foundation import FoundationConfig, Sentiment, lay, stored_config
 from rlhf_jax.recipes.study import check_seeds
 from rlhf_jax.recipes.study_presets import Size, StudySetting, study_setting
 from rlhf_jax.recipes.transfer import Embeddings, Model
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.report import write_report, write_results
-from rlhf_jax.runtime.run import RunError, as_json, enable_compilation_cache, notice, open_run, write_text
+from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run, write_text
 from rlhf_jax.runtime.signals import exits_on_signals
 
 
@@ -115,7 +115,7 @@ def train_and_test(config: Config, setting: StudySetting, model: Model, seed: in
     """
     folder = model_folder(config, model, seed)
     chosen = transfer.foundation_config(setting.foundation, model, config.sentiment)
-    with open_run(folder / "ppo", stored_config(setting, chosen, seed), trackers=(), wait=True) as run:
+    with open_run(folder / "ppo", facts(setting, chosen, seed), trackers=(), wait=True) as run:
         if transfer.is_done(run.path):
             return
         notice(f"seed {seed}: trained on {model.train_domain}s, {model.embeddings} item embeddings")
@@ -142,13 +142,11 @@ def train_and_test(config: Config, setting: StudySetting, model: Model, seed: in
         write_report(run.path, title=f"PPO on {model.train_domain}s, {model.embeddings} embeddings, seed {seed}")
 
 
-def stored_config(setting: StudySetting, foundation: FoundationConfig, seed: int) -> dict[str, Any]:
-    """Everything that a model's numbers depend on; where the data lie is not among it."""
-    below = as_json(foundation)
-    del below["data"]["dir"]
+def facts(setting: StudySetting, foundation: FoundationConfig, seed: int) -> dict[str, Any]:
+    """Everything that a model's numbers depend on."""
     return {
         "seed": seed,
-        "foundation": below,
+        "foundation": stored_config(foundation),
         "align": setting.align,
         "ppo": setting.ppo,
         "assess": setting.assess,

@@ -6,23 +6,24 @@ Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. Everyt
 case by case; nothing is measured again. Runs in the simulated world each have a world of their own: there the closed
 loop is gathered, and ranking and text stay in each run's report. On real data popularity, copy and the constant reply are
 the same for all seeds and stand beside, and OpenDialKG's ranking is split by what the context names of the item (its
-dialogues are read again for that). Writes `results.json`, `report.md`, `plots/study` (proxy, truth, KL by run) and
-`plots/ppo` (all diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
+dialogues are read again for that). Writes `results.json`, `report.md`, `plots/differences` (PPO − SFT with intervals),
+`plots/study` (proxy, truth, KL by run) and `plots/ppo` (all diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from matplotlib.figure import Figure
 
 from rlhf_jax.data.opendialkg import read_opendialkg
 from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.recipes import assessment, comparison
 from rlhf_jax.recipes.assessment import Assessment
-from rlhf_jax.recipes.study import diagnostics
+from rlhf_jax.recipes.study import Measure, diagnostics, find
 from rlhf_jax.runtime import plots, report_figures
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.report import read_results, write_report, write_results
@@ -64,6 +65,11 @@ def runs_by_seed(name: str, folders: list[Path]) -> dict[int, Path]:
     return found
 
 
+def source_of(run: Path) -> str:
+    """What a run's dialogues are."""
+    return read_json(run / "config.json")["config"]["data"]["source"]
+
+
 def gathered(name: str, folders: list[Path]) -> list[Result]:
     """Entries over all seeds of one setting."""
     runs = runs_by_seed(name, folders)
@@ -71,7 +77,7 @@ def gathered(name: str, folders: list[Path]) -> list[Result]:
         system: {seed: assessment.load(folder / "assessments" / f"{system}.npz") for seed, folder in runs.items()}
         for system in ("sft", "ppo")
     }
-    source = read_json(folders[0] / "config.json")["config"]["data"]["source"]
+    source = source_of(folders[0])
     # The world is drawn from the seed, so every seed has test dialogues of its own; real data are the same for all.
     found = comparison.results(systems, {}, split=f"{name}: {source}/test", same_test=source != "world")
     if source != "world":
@@ -106,6 +112,35 @@ def by_naming(name: str, folder: Path, systems: Mapping[str, Mapping[int, Assess
     return comparison.by_naming(ranked, {}, rows, dialogues.items, split=f"{name}: opendialkg/test")
 
 
+DRAWN = (
+    Measure("HR@5 full", "full", "hr@5"),
+    Measure("NDCG@5 full", "full", "ndcg@5"),
+    Measure("HR@5 fresh", "fresh", "hr@5"),
+    Measure("NDCG@5 fresh", "fresh", "ndcg@5"),
+    Measure("true utility, sampled", "closed-loop", "mean_utility", "-users-sampled"),
+    Measure("true utility, greedy", "closed-loop", "mean_utility", "-users-greedy"),
+    Measure("proxy reward, sampled", "closed-loop", "proxy_score", "-users-sampled"),
+    Measure("BLEU-4, greedy", "text", "bleu4"),
+    Measure("replies that suggest", "text", "item_share"),
+    Measure("words a reply", "text", "response_length"),
+    Measure("repetition", "text", "repetition"),
+)
+"""Panels of the figure of differences, as far as they were measured."""
+
+
+def differences(results: Sequence[Result], splits: Mapping[str, str]) -> Figure:
+    """PPO − SFT with intervals: a panel a measure, a line a setting; `splits` is setting to what was measured on."""
+    panels = {
+        measure.label: [
+            (name, found)
+            for name, split in splits.items()
+            if (found := find(results, "ppo-sft", measure, split)) is not None
+        ]
+        for measure in DRAWN
+    }
+    return plots.forest(panels, x_label="PPO minus SFT", reference=0.0, one_scale=False)
+
+
 def main(config: Config) -> Path:
     """Reads all runs and writes the summary."""
     settings = {
@@ -118,8 +153,11 @@ def main(config: Config) -> Path:
     lines = {name: [read_metrics(run / "metrics.jsonl") for run in folders] for name, folders in settings.items()}
     plots.save(report_figures.study(lines), config.out / "plots", "study")
     plots.save(diagnostics({name: ("ppo", runs) for name, runs in lines.items()}), config.out / "plots", "ppo")
+    splits = {name: f"{name}: {source_of(folders[0])}/test" for name, folders in settings.items()}
+    plots.save(differences(results, splits), config.out / "plots", "differences")
     command = f"python experiments/gather_seeds.py {config.out} {' '.join(config.settings)}"
     notes = [
+        "![PPO − SFT, 95 % intervals over seeds and cases, paired; each panel has a scale of its own](plots/differences.png)",
         "![Proxy reward, true utility where it is known, and KL along PPO; one line a run](plots/study.png)",
         "![PPO diagnostics, mean over runs; one line a setting](plots/ppo.png)",
     ]

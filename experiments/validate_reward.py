@@ -28,7 +28,7 @@ import tyro
 
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.recipes import judging, reward_cases, reward_report, reward_results, reward_study
-from rlhf_jax.recipes.foundation import Sentiment, lay
+from rlhf_jax.recipes.foundation import Sentiment, lay, stored_config
 from rlhf_jax.recipes.study import check_seeds
 from rlhf_jax.recipes.study_presets import Size, StudySetting, foundation_folder, study_setting
 from rlhf_jax.runtime.report import write_results
@@ -136,7 +136,7 @@ def _one_seed(config: Config, setting: StudySetting, seed: int) -> None:
         "seed": seed,
         "sentiments": config.sentiments,
         "fractions": config.fractions,
-        "foundation": setting.foundation,
+        "foundation": stored_config(setting.foundation),
     }
     folder = foundation_folder(config.runs, config.setting, config.size, seed)
     with open_run(config.run_dir / f"seed-{seed}", measured, trackers=()) as run:

@@ -14,7 +14,7 @@ from rlhf_jax.recipes.agent import Agent, make_agent, policy_params
 from rlhf_jax.recipes.corpus import DataConfig, ModelConfig, Prepared
 from rlhf_jax.recipes.reward import RewardConfig
 from rlhf_jax.recipes.supervised import SupervisedConfig
-from rlhf_jax.runtime.run import RunError, open_run
+from rlhf_jax.runtime.run import RunError, as_json, open_run
 
 Sentiment = Literal["shift", "level"]
 EQUAL = (1 / len(COMPONENTS),) * len(COMPONENTS)
@@ -72,13 +72,19 @@ class Foundation(NamedTuple):
         return self.reward_models[sentiment]
 
 
+def stored_config(config: FoundationConfig) -> dict[str, Any]:
+    """Everything that a foundation's numbers depend on; where the data lie is not among it (what they are is, by hash)."""
+    stored = as_json(config)
+    del stored["data"]["dir"]
+    return stored
+
+
 def lay(folder: Path, config: FoundationConfig, *, seed: int) -> Foundation:
     """Runs what is missing of stages 0–2 in `folder` and returns what they learnt; waits where another process does so.
 
     Raises: RunError where `folder` belongs to another configuration or seed.
     """
-    stored = {"seed": seed, **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}}
-    with open_run(folder, stored, trackers=(), wait=True) as run:
+    with open_run(folder, {"seed": seed, **stored_config(config)}, trackers=(), wait=True) as run:
         prepared = corpus.prepare(run, config.data, config.model, seed=seed)
         agent = make_agent(
             prepared.vocab,

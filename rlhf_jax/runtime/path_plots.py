@@ -79,7 +79,7 @@ def along_the_path(panels: Sequence[WayPanel], *, columns: int, x_label: str, y_
             Line2D([], [], color=PROXY, linewidth=2.0, marker="o", markersize=3.2, label="proxy (reward model)"),
             Line2D([], [], color=TRUTH, linewidth=2.0, marker="s", markersize=3.2, label="truth"),
             *(Line2D([], [], color=COLOURS[6], linestyle=DASHES[form], label=f"truth, {form} fit") for form in DASHES),
-            Patch(color=FALL, label="from the best truth to the first shown fall"),
+            *_fall_mark(panels),
         ]
         return _finished(figure, marks, one_scale=True)
 
@@ -114,7 +114,7 @@ def timeline(panels: Sequence[TimelinePanel], *, columns: int) -> Figure:
             Line2D([], [], color=GREY, marker="^", linestyle="", label="rose out of its band"),
             Line2D([], [], color=GREY, marker="v", linestyle="", label="fell out of it"),
             Line2D([], [], color=GREY, marker="x", linestyle="", label="never left it"),
-            Patch(color=FALL, label="from the best truth to the first shown fall"),
+            *_fall_mark(panels),
         ]
         return _finished(figure, marks, one_scale=False)
 
@@ -131,6 +131,12 @@ def _grid(n: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
 def _shade(axes: Axes, fall: tuple[float, float] | tuple[int, int] | None) -> None:
     if fall is not None:
         axes.axvspan(min(fall), max(fall), color=FALL, zorder=0, linewidth=0)
+
+
+def _fall_mark(panels: Sequence[WayPanel] | Sequence[TimelinePanel]) -> list[Patch]:
+    """The legend's entry for what is shaded; none where no panel is."""
+    fell = any(panel.fall is not None for panel in panels)
+    return [Patch(color=FALL, label="from the best truth to the first shown fall")] if fell else []
 
 
 def _label(axes: Axes, title: str, place: int, columns: int, n: int, x_label: str, y_label: str) -> None:

@@ -32,7 +32,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-3, 5),
+    "axes.formatter.limits": (-4, 5),
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "xtick.labelsize": 8,
@@ -139,7 +139,7 @@ def forest(
             for label, result in entries:
                 place = labels.index(label)
                 style = place if kinds is None else names.index(kinds[label])
-                colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
+                colour, marker = _style(style)
                 low, high = result.interval or (result.value, result.value)
                 axes.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
                 axes.plot([result.value], [place], marker=marker, color=colour, markersize=5)
@@ -158,14 +158,20 @@ def forest(
             for axes in figure.axes:
                 axes.set_xlim(min(limits), max(limits))
         if kinds is not None:
-            marks = [
-                Line2D([], [], color=COLOURS[style % len(COLOURS)], marker=MARKERS[style % len(MARKERS)], label=name)
-                for style, name in enumerate(names)
-            ]
+            marks = []
+            for style, name in enumerate(names):
+                colour, marker = _style(style)
+                marks.append(Line2D([], [], color=colour, marker=marker, label=name))
             figure.legend(handles=marks, loc="lower center", ncols=len(marks))
         # The legend of kinds stands under the panels.
         figure.tight_layout(h_pad=1.2, w_pad=1.0, rect=(0, 0 if kinds is None else 0.05, 1, 1))
     return figure
+
+
+def _style(place: int) -> tuple[str, str]:
+    """Colour and marker; where the colours begin again, the markers do not."""
+    again, colour = divmod(place, len(COLOURS))
+    return COLOURS[colour], MARKERS[(colour + 3 * again) % len(MARKERS)]
 
 
 def path(panels: Sequence[Panel], *, colour_label: str, order: Sequence[float]) -> Figure:

@@ -230,7 +230,7 @@ def test_runs_are_gathered_over_seeds(finished: Path, lab: Lab, tmp_path: Path) 
     other = copy_of(finished, tmp_path / "other", 1)
     code, output = lab.run("gather_seeds.py", str(tmp_path / "summary"), f"plain={finished},{other}")
     assert code == 0, output
-    for name in ("study", "ppo"):
+    for name in ("study", "ppo", "differences"):
         assert (tmp_path / "summary" / "plots" / f"{name}.svg").stat().st_size > 5000
     page = (tmp_path / "summary" / "report.md").read_text()
     assert "(plots/ppo.png)" in page and "No conversation was stored" not in page

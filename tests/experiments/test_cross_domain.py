@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_jax.data.opendialkg_sources import DOMAINS
 from rlhf_jax.recipes import transfer
+from rlhf_jax.recipes.foundation import stored_config
 from rlhf_jax.recipes.transfer import Model
 from rlhf_jax.runtime.report import read_results
 from rlhf_jax.runtime.run import RunError, open_run
@@ -48,6 +49,12 @@ def test_debug_from_data_to_report(repository: Path, data_dir: Path, study_runs:
     assert "Verdict, movies → books" in report and "**▲**" not in report  # One seed claims nothing.
     for figure in ("transfer.png", "transfer.svg", "transfer_text.png"):
         assert (run / "plots" / figure).exists()
+    # The foundation knows its files by content: the folder may have moved since.
+    moved = cross_domain.command_line(["debug", "--run-dir", str(run), "--data-dir", str(tmp_path / "moved")])
+    model = Model("movie", "shared")
+    chosen = transfer.foundation_config(cross_domain.setting_of(moved).foundation, model, moved.sentiment)
+    laid = cross_domain.model_folder(moved, model, 0) / "foundation"
+    open_run(laid, {"seed": 0, **stored_config(chosen)}, trackers=()).close()
     diagnostics = (run / "seed-0" / "movie-shared" / "ppo" / "report.md").read_text()
     assert "Explained variance" in diagnostics or "plots/ppo.png" in diagnostics
 
@@ -57,7 +64,7 @@ def test_other_options_do_not_take_what_is_done(tmp_path: Path) -> None:
     setting, model = cross_domain.setting_of(config), Model("movie", "shared")
     folder = cross_domain.model_folder(config, model, 0) / "ppo"
     chosen = transfer.foundation_config(setting.foundation, model, config.sentiment)
-    with open_run(folder, cross_domain.stored_config(setting, chosen, 0), trackers=()):
+    with open_run(folder, cross_domain.facts(setting, chosen, 0), trackers=()):
         (folder / "assessments").mkdir()
     for policy in transfer.POLICIES:
         for domain in DOMAINS:
