@@ -3,8 +3,8 @@
     python experiments/gather_seeds.py runs/summary plain=runs/plain-0,runs/plain-1,runs/plain-2 hackable=runs/hack-0,…
 
 Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. Everything is read from what the runs stored
-case by case; nothing is measured again. Runs in the simulated world each have a world of their own: there the closed
-loop is gathered, and ranking and text stay in each run's report. On real data popularity, copy and the constant reply are
+case by case; no policy is measured again. Runs in the simulated world each have a world of their own: there the closed
+loop is gathered, beside recommenders that need no training, and ranking and text stay in each run's report. On real data popularity, copy and the constant reply are
 the same for all seeds and stand beside, and OpenDialKG's ranking is split by what the context names of the item (its
 dialogues are read again for that). Writes `results.json`, `report.md`, `plots/differences` (PPO − SFT with intervals),
 `plots/study` (proxy, truth, KL by run) and `plots/ppo` (all diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
@@ -24,10 +24,12 @@ from rlhf_jax.evaluation.results import Result
 from rlhf_jax.recipes import assessment, comparison
 from rlhf_jax.recipes.assessment import Assessment
 from rlhf_jax.recipes.study import Measure, diagnostics, find
+from rlhf_jax.recipes.users import yardsticks
 from rlhf_jax.runtime import plots, report_figures
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.report import read_results, write_report, write_results
 from rlhf_jax.runtime.run import RunError, notice, read_json
+from rlhf_jax.simulators.world import WorldConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,8 @@ def gathered(name: str, folders: list[Path]) -> list[Result]:
         found += [dataclasses.replace(result, split=f"{name}: {result.split}") for result in untrained]
     if source == "opendialkg":
         found += by_naming(name, folders[0], systems)
+    if source == "world":
+        found += untrained_in_the_world(name, runs)
     # The gate's correlations are one number a run: shown seed by seed.
     for seed, folder in runs.items():
         for result in read_results(folder):
@@ -110,6 +114,16 @@ def by_naming(name: str, folder: Path, systems: Mapping[str, Mapping[int, Assess
     rows = list(ranking_rows(dialogues.test[: stored["assess"]["test_dialogues"]]))
     ranked = {system: {seed: run.ranking for seed, run in runs.items()} for system, runs in systems.items()}
     return comparison.by_naming(ranked, {}, rows, dialogues.items, split=f"{name}: opendialkg/test")
+
+
+def untrained_in_the_world(name: str, runs: Mapping[int, Path]) -> list[Result]:
+    """Recommenders that need no training, with the users that the runs' policies met."""
+    measured = {}
+    for seed, folder in runs.items():
+        stored = read_json(folder / "config.json")["config"]
+        world, assess = WorldConfig(**stored["data"]["world"]), stored["assess"]
+        measured[seed] = yardsticks(world, seed, n_users=assess["users"], n_turns=assess["user_turns"])
+    return comparison.yardstick_results(measured, split=f"{name}: world/test")
 
 
 DRAWN = (

@@ -218,8 +218,10 @@ def main(config: Config) -> Path:
         split = f"{data.source}/test"
         baselines = comparison.baseline_assessments(prepared, config.assess)
         found = comparison.results(systems, baselines, split=split)
-        measured = users.yardsticks(prepared, data, n_users=config.assess.users, n_turns=config.assess.user_turns)
-        found += comparison.yardstick_results(measured, split=split)
+        if prepared.world_seed is not None:
+            n = {"n_users": config.assess.users, "n_turns": config.assess.user_turns}
+            untrained = {seed: users.yardsticks(data.world, prepared.world_seed, **n)}
+            found += comparison.yardstick_results(untrained, split=split)
         write_results(run.path, found + reward.results(gate, split=f"{data.source}/validation", seed=seed))
         shown = comparison.conversations(prepared, agent, config.assess, data, policies)
         write_samples(run.path, shown)

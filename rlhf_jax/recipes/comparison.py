@@ -109,13 +109,25 @@ def by_naming(
     return found
 
 
-def yardstick_results(measured: Mapping[str, Mapping[str, np.ndarray]], *, split: str) -> list[Result]:
-    """Entries for recommenders that were not trained, beside the sampled and the greedy policies."""
+def yardstick_results(
+    measured: Mapping[int, Mapping[str, Mapping[str, np.ndarray]]], *, split: str, same_users: bool = False
+) -> list[Result]:
+    """Entries for recommenders that were not trained, beside the sampled and the greedy policies.
+
+    Args:
+      measured: `users.yardsticks` by seed of the world; several are gathered, as the policies' are.
+      split: as in `results`.
+      same_users: as in `results`.
+    """
+    names = measured[min(measured)]
+    by_name = {name: {seed: values[name] for seed, values in measured.items()} for name in names}
     return [
-        dataclasses.replace(result, seeds=(), std=None)
+        result if len(measured) > 1 else dataclasses.replace(result, seeds=(), std=None)
         for decoding in ("sampled", "greedy")
-        for name, values in measured.items()
-        for result in closed_loop.closed_loop_results(name, {0: values}, split=f"{split}-users-{decoding}")
+        for name, values in by_name.items()
+        for result in closed_loop.closed_loop_results(
+            name, values, split=f"{split}-users-{decoding}", same_users=same_users
+        )
     ]
 
 

@@ -17,6 +17,7 @@ from rlhf_jax.interfaces import Message, Params, PromptBatch, Rollout
 from rlhf_jax.recipes.agent import Agent
 from rlhf_jax.recipes.corpus import DataConfig, Prepared
 from rlhf_jax.simulators.closed_loop import ClosedLoopResult, evaluate_closed_loop, evaluate_recommender
+from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_recommenders import (
     logged_recommender,
     oracle_recommender,
@@ -128,19 +129,17 @@ def meet_users(
     return per_user(result) | responder.measured
 
 
-def yardsticks(prepared: Prepared, data: DataConfig, *, n_users: int, n_turns: int) -> dict[str, dict[str, np.ndarray]]:
-    """What recommenders that need no training give the same users; empty where no world knows the truth."""
-    if prepared.world_seed is None:
-        return {}
+def yardsticks(world: WorldConfig, world_seed: int, *, n_users: int, n_turns: int) -> dict[str, dict[str, np.ndarray]]:
+    """What recommenders that need no training give the users that a policy meets: metric to one value a user."""
     recommenders = {
         "random": random_recommender,
         "popularity": popularity_recommender,
-        "logged": logged_recommender(data.world),
+        "logged": logged_recommender(world),
         "oracle": oracle_recommender,
     }
     found = {}
     for name, recommender in recommenders.items():
-        result = evaluate_recommender(recommender, data.world, prepared.world_seed, n_users=n_users, n_turns=n_turns)
+        result = evaluate_recommender(recommender, world, world_seed, n_users=n_users, n_turns=n_turns)
         found[name] = per_user(result)
     return found
 
