@@ -136,7 +136,7 @@ DRAWN = (
     Measure("proxy reward, sampled", "closed-loop", "proxy_score", "-users-sampled"),
     Measure("BLEU-4, greedy", "text", "bleu4"),
     Measure("replies that suggest", "text", "item_share"),
-    Measure("words a reply", "text", "response_length"),
+    Measure("tokens a reply", "text", "response_length"),
     Measure("repetition", "text", "repetition"),
 )
 """Panels of the figure of differences, as far as they were measured."""

@@ -7,8 +7,8 @@ up, and compared after a repetition. One line an entry of `results.json`, defini
 
     name, protocol, split, value, low, high, std, n, seeds
 
-`low` and `high` bound the 95 % interval, `std` is the deviation over seeds; empty where there is none. Numbers have five
-significant digits.
+`low` and `high` bound the 95 % interval, `std` is the deviation over seeds; empty where there is none. Numbers have seven
+significant digits, so that what is rounded from them is what is rounded from the entries.
 """
 
 import csv
@@ -32,7 +32,7 @@ def as_csv(results: Sequence[Result]) -> str:
     writer.writerow(COLUMNS)
     for r in results:
         low, high = r.interval or (None, None)
-        numbers = ("" if number is None else f"{number:.5g}" for number in (r.value, low, high, r.std))
+        numbers = ("" if number is None else f"{number:.7g}" for number in (r.value, low, high, r.std))
         writer.writerow([r.name, r.protocol, r.split, *numbers, r.n, " ".join(map(str, r.seeds))])
     return text.getvalue()
 

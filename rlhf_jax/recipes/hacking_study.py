@@ -172,6 +172,8 @@ def results(study: Study, *, split: str, truth: str) -> list[Result]:
             )
             text = "truth at the fall minus truth at its best before; interval simultaneous over all evaluations"
             add(f"{system}/fall", onset.fall, n, text, onset.fall_interval)
+            text = "proxy at the fall of the truth minus proxy where the truth was best"
+            add(f"{system}/proxy_at_the_fall", onset.proxy_change, n, text, onset.proxy_interval)
         for warning in one.warnings:
             name = warning.metric.replace("/", "_")
             text = f"updates after which `{warning.metric}` left its starting band, median over seeds; null: never"
