@@ -3,9 +3,9 @@
 Paper: IUF-RLHF, arXiv:2508.05289, whose reward is engagement + relevance + sentiment shift; it does not report how these
 track satisfaction. Here every variant is held against three human judgements.
 
-    python experiments/validate_signals.py --data.dir DIR                     # TF-IDF and VADER
-    python experiments/validate_signals.py --data.dir DIR --signals.minilm    # and MiniLM (extra `minilm`)
-    python experiments/validate_signals.py debug --data.dir DIR               # sixty dialogues, under a minute
+    python experiments/validate_signals.py --data.dir DIR                                                       # TF-IDF and VADER
+    python experiments/validate_signals.py --data.dir DIR --signals.minilm --run-dir runs/signals-minilm        # and MiniLM
+    python experiments/validate_signals.py debug --data.dir DIR                                                 # sixty dialogues, under a minute
 
 DIR holds `redial/`, `uss/` and `crs-response-ratings/`. Hardware: one CPU core, some minutes; MiniLM on all dialogues
 takes longer (`--signals.minilm-dialogues` bounds it) and is computed once. Writes `results.json`, `report.md` with the
