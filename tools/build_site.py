@@ -33,6 +33,8 @@ from pygments.lexers import PythonLexer
 from run_notebooks import NOTEBOOKS, REPOSITORY, execute
 
 DOCS = REPOSITORY / "docs"
+COPIED = (".png", ".svg", ".csv")
+"""Files under docs/ that pages show or link to."""
 POINTS = 60.0
 """Size formulas are drawn at; large, because mathtext rounds heights to whole points."""
 STYLE = """
@@ -125,9 +127,12 @@ def markdown(source: Path, pages: Sequence[Path]) -> MarkdownIt:
             target = (source.parent / href).resolve()
             if not target.exists():
                 raise ValueError(f"{source.relative_to(REPOSITORY)}: link to {href}, which does not exist")
-            if target not in pages:
+            if target in pages:
+                href = os.path.relpath(site_path(target), site_path(source).parent)
+            elif target.suffix in COPIED and target.is_relative_to(DOCS):
+                href = os.path.relpath(target.relative_to(DOCS), site_path(source).parent)
+            else:
                 return "<a>"
-            href = os.path.relpath(site_path(target), site_path(source).parent)
         return f'<a href="{html.escape(href + ("#" + place if place else ""))}">'
 
     def image(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
@@ -190,8 +195,17 @@ def page_groups() -> dict[str, list[Path]]:
     return found | {"Reference": sorted(source for source in DOCS.glob("*.md") if source not in taken)}
 
 
+def check_places(pages: Sequence[Path]) -> None:
+    """Raises: ValueError for a link to a heading that its page does not have."""
+    texts = {page.resolve(): page.read_text(encoding="utf-8") for page in pages}
+    for page, text in texts.items():
+        for href, place in re.findall(r'<a href="([^"#:]*)#([^"]+)"', text):
+            if f'id="{place}"' not in texts[(page.parent / href).resolve() if href else page]:
+                raise ValueError(f"{page}: link to {href}#{place}, a heading that is not there")
+
+
 def build(folder: Path) -> None:
-    """Writes every page; a notebook that fails, a formula or a link that leads nowhere ends the build."""
+    """Writes every page; a notebook that fails, a formula that cannot be drawn or a link that leads nowhere ends the build."""
     groups = page_groups()
     pages = [source for sources in groups.values() for source in sources]
     code_style = HtmlFormatter().get_style_defs(".highlight")
@@ -211,7 +225,8 @@ def build(folder: Path) -> None:
             encoding="utf-8",
         )
         print(target, flush=True)
-    for picture in (file for file in DOCS.rglob("*") if file.suffix in (".png", ".svg")):
+    check_places([folder / site_path(source) for source in pages])
+    for picture in (file for file in DOCS.rglob("*") if file.suffix in COPIED):
         target = folder / picture.relative_to(DOCS)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, target)
