@@ -5,7 +5,9 @@ Paper: IUF-RLHF, arXiv:2508.05289, whose ordering is: full reward above each sig
     python experiments/ablate_reward.py world-quick                         # simulated world: true utility is known
     python experiments/ablate_reward.py redial-quick --data-dir DIR         # ReDial, with the held-out satisfaction judge
     python experiments/ablate_reward.py opendialkg-quick --data-dir DIR     # OpenDialKG: full reward, SFT, best-of-n
-    python experiments/ablate_reward.py world                               # full size; also redial, opendialkg
+    python experiments/ablate_reward.py world                               # full size: more dialogues, more training
+    python experiments/ablate_reward.py redial --data-dir DIR               # all of ReDial
+    python experiments/ablate_reward.py opendialkg --data-dir DIR           # all of OpenDialKG
     python experiments/ablate_reward.py debug                               # everything in miniature, for tests
 
 DIR holds `redial/`, `uss/`, `opendialkg/`. Stages 0–2 are taken from `RUNS/foundations`, and laid there if absent. Each
@@ -14,8 +16,8 @@ with equal weights, and all three with the level of sentiment. Beside them stand
 The same command continues what was interrupted.
 
 Hardware: one CPU core; per seed, without the foundation (13 minutes for `world`, as many or fewer for the quick sizes), `world`
-takes 20 minutes, `world-quick` 7, `redial-quick` 10, `opendialkg-quick` 2, `redial` more than an hour (estimated, not run).
-Expected: docs/RESULTS.md, `world` and the three quick sizes. The judge was fitted on ReDial and is used there alone.
+takes 20 minutes, `world-quick` 7, `redial-quick` 10, `opendialkg-quick` 2, `redial` 30 (its foundation 36), `opendialkg` @@ (13).
+Expected: docs/RESULTS.md; all of ReDial and OpenDialKG with one seed, the others with three. The judge was fitted on ReDial and is used there alone.
 """
 
 import dataclasses

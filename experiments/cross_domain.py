@@ -4,15 +4,15 @@ Paper: IUF-RLHF, arXiv:2508.05289, which names cross-domain use (movies to books
 no number of it. Data: OpenDialKG, split by dialogue.
 
     python experiments/cross_domain.py opendialkg-quick --data-dir DIR      # 600 dialogues of each domain, three seeds
-    python experiments/cross_domain.py opendialkg --data-dir DIR            # all dialogues, a larger network
+    python experiments/cross_domain.py opendialkg --data-dir DIR            # all dialogues
     python experiments/cross_domain.py debug --data-dir DIR                 # everything in miniature, for tests
 
 DIR holds `opendialkg/`. For every seed four models are trained (on movies, on books; items with shared or separate
 embeddings), supervised and then by PPO, and each is tested on both domains: where it was trained, which is the upper
 reference, and where it never heard a dialogue. The same command continues a study that was interrupted.
 
-Hardware: one CPU core; four minutes a model for `opendialkg-quick`, many times that for `opendialkg` (not run); four models a
-seed. Expected: docs/RESULTS.md, "From movies to books" (`opendialkg-quick`).
+Hardware: one CPU core; four minutes a model for `opendialkg-quick`, nine for `opendialkg`; four models a seed. Expected:
+docs/RESULTS.md, "From movies to books" (`opendialkg-quick`, three seeds) and "All studies in one sitting" (`opendialkg`, one).
 
 Shared: an item's embedding is its own vector plus the mean of its title's words, its metadata's words and its features.
 Separate: its own vector alone. Vocabulary, TF-IDF, reward model and policy come from the training domain's dialogues; of
@@ -71,7 +71,7 @@ class Config:
 PRESETS = {
     "opendialkg": ("OpenDialKG (--data-dir), small GPT-2 from scratch", Config()),
     "opendialkg-quick": (
-        "600 dialogues of each domain, fewer updates, a smaller network; its numbers are its own",
+        "600 dialogues of each domain, fewer updates; its numbers are its own",
         Config(run_dir=Path("runs/cross-domain-quick"), size="quick", max_dialogues=600),
     ),
     "debug": (

@@ -1,6 +1,6 @@
 """All studies, for every seed, over the cores or devices at hand: the whole evidence with one command.
 
-    python experiments/evidence.py --data-dir DIR            # full sizes; a night on two CPU cores: 2 hours a seed
+    python experiments/evidence.py --data-dir DIR            # full sizes; a night on two CPU cores: two to two and a half hours a seed
     python experiments/evidence.py quick --data-dir DIR      # smaller settings and fewer studies; about 45 minutes
     python experiments/evidence.py quick                     # no data: the simulated worlds alone
     python experiments/evidence.py debug --data-dir DIR      # every study in miniature, for tests

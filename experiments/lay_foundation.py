@@ -7,7 +7,8 @@ A study lays the foundation it needs by itself; this script does it beforehand, 
 wait for each other (`evidence.py` starts it). The foundation lies in `RUNS/foundations/SETTING-SIZE/seed-S`; the same
 command continues an interrupted one, and does nothing where it is done. DIR holds `redial/` and `opendialkg/`.
 
-Hardware: on one CPU core minutes for `world` and every `quick`, up to two hours for `redial full`.
+Hardware, one CPU core: a quarter of an hour for the full worlds and `opendialkg full`, 36 minutes for `redial full`, less for every
+`quick`.
 """
 
 import dataclasses

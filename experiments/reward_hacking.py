@@ -6,15 +6,17 @@ correlation) and shows no over-optimisation. The form of the curves is that of G
     python experiments/reward_hacking.py hackable-quick --evaluations 12     # a world where long replies buy the signals
     python experiments/reward_hacking.py redial-quick --data-dir DIR         # truth: a satisfaction judge fitted on USS
     python experiments/reward_hacking.py world-quick                         # truth: utility of the simulated users
-    python experiments/reward_hacking.py hackable                            # full size, three KL coefficients; also redial, world
+    python experiments/reward_hacking.py hackable                            # full size, three KL coefficients
+    python experiments/reward_hacking.py redial --data-dir DIR               # all of ReDial, three KL coefficients
     python experiments/reward_hacking.py debug                               # a minute or two, for tests
 
 DIR holds `redial/` and `uss/`. Each seed starts PPO from the setting's foundation once per KL coefficient and length
-control, and stops now and then to measure sampled replies: proxy, truth and √KL of the same replies. Hardware: a seed of a
-world takes about 45 minutes on one CPU core, of ReDial 90 (both estimated), of `hackable-quick` 11. A killed study
+control, and stops now and then to measure sampled replies: proxy, truth and √KL of the same replies. Hardware, one CPU core, a seed
+without its foundation: `hackable` 30 minutes, `redial` @@, `hackable-quick` 11, `redial-quick` 6. A killed study
 continues with the same command. Writes `report.md`, `results.json` and `plots/` into the run directory, and `diagnostics.md` into each seed's.
 
-Expected: docs/RESULTS.md, "Where over-optimisation begins" (`hackable-quick`) and "Proxy against a judge" (`redial-quick`); full sizes not run yet.
+Expected: docs/RESULTS.md, "Where over-optimisation begins" (`hackable-quick`) and "Proxy against a judge" (`redial-quick`), three
+seeds and more; "All studies in one sitting" (`hackable`, `redial`), one.
 """
 
 import dataclasses

@@ -4,15 +4,17 @@ Paper: IUF-RLHF, arXiv:2508.05289, whose state is the last k utterances; k is no
 
     python experiments/sweep_window.py world-quick                      # simulated world
     python experiments/sweep_window.py redial-quick --data-dir DIR      # part of ReDial
-    python experiments/sweep_window.py world                            # full size; also redial
+    python experiments/sweep_window.py world --windows 2 6 10                                # full size
+    python experiments/sweep_window.py redial --windows 2 6 10 --data-dir DIR                # all of ReDial
     python experiments/sweep_window.py debug                            # everything in miniature, for tests
 
 DIR holds `redial/`. For every seed and k: a reward model and PPO of their own, from the imitation in `RUNS/foundations`
 (laid there if absent), which learns whole dialogues and so is the same for all k. Prompts are as long as the window asks
 for; the report says which share of contexts is cut. The same command continues what was interrupted.
 
-Hardware: one CPU core; per seed, without the foundation, the quick sizes take a quarter of an hour, `world` half an hour and
-`redial` some hours (both estimated, not run). Expected: docs/RESULTS.md, "How much of the conversation" (the quick sizes).
+Hardware: one CPU core; per seed, without the foundation, the quick sizes take a quarter of an hour for five windows, the
+full ones @@ for three. Expected: docs/RESULTS.md, "How much of the conversation" (the quick sizes, three seeds) and "All studies in
+one sitting" (the full ones, one).
 """
 
 import dataclasses

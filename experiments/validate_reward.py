@@ -9,14 +9,16 @@ reward models R_φ of a setting's foundations, per seed:
 
     python experiments/validate_reward.py world-quick                   # 3 seeds; simulated world
     python experiments/validate_reward.py redial-quick --data-dir DIR   # 3 seeds; DIR holds redial/ and uss/
-    python experiments/validate_reward.py world                         # full size; also redial
+    python experiments/validate_reward.py world                         # full size
+    python experiments/validate_reward.py redial --data-dir DIR         # all of ReDial
     python experiments/validate_reward.py debug                         # a minute or two, for tests
 
 Foundations (data, supervised policy, reward models) are laid in `runs/foundations` where they are missing; other studies use
-the same ones. Hardware: 2 CPU cores; beyond the foundation two or three minutes a seed for the quick sizes, more for `world` and `redial` (not run). Writes
-`results.json`, `report.md` and `plots/{calibration,learning_curve}.{svg,png}`; the same command continues a stopped one.
+the same ones. Hardware: 2 CPU cores; beyond the foundation two or three minutes a seed for the quick sizes, @@ for
+`world` and `redial`. Writes `results.json`, `report.md` and `plots/{calibration,learning_curve}.{svg,png}`; the same command continues a stopped one.
 
-Expected: docs/RESULTS.md, "What the reward model knows" (`world-quick` and `redial-quick`, two minutes of one core a seed).
+Expected: docs/RESULTS.md, "What the reward model knows" (`world-quick` and `redial-quick`, three seeds) and "All studies in one
+sitting" (`world` and `redial`, one).
 """
 
 import dataclasses
