@@ -83,9 +83,6 @@ def test_debug_runs_from_data_to_report(start, tmp_path: Path) -> None:
     assert code == 0, output
     over_seeds = {r.protocol: r for r in read_results(gathered) if r.system == "ppo" and r.metric == "hr@5"}
     assert {p: r.n for p, r in over_seeds.items() if p.startswith("fresh, ")} == named
-    (folder / "dialogues.jsonl").unlink()
-    code, output = start(str(gathered), f"both={run}", script="gather_seeds.py")
-    assert code == 0 and "both is not split by what the context names: " in output
 
 
 def test_mistakes_are_one_line(start, tmp_path: Path) -> None:
