@@ -12,7 +12,7 @@ correlation) and shows no over-optimisation. The form of the curves is that of G
 
 DIR holds `redial/` and `uss/`. Each seed starts PPO from the setting's foundation once per KL coefficient and length
 control, and stops now and then to measure sampled replies: proxy, truth and √KL of the same replies. Hardware, one CPU core, a seed
-without its foundation: `hackable` 30 minutes, `redial` @@, `hackable-quick` 11, `redial-quick` 6. A killed study
+without its foundation: `hackable` 35 minutes, `redial` 28, `hackable-quick` 11, `redial-quick` 6. A killed study
 continues with the same command. Writes `report.md`, `results.json` and `plots/` into the run directory, and `diagnostics.md` into each seed's.
 
 Expected: docs/RESULTS.md, "Where over-optimisation begins" (`hackable-quick`) and "Proxy against a judge" (`redial-quick`), three
