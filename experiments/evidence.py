@@ -1,6 +1,6 @@
 """All studies, for every seed, over the cores or devices at hand: the whole evidence with one command.
 
-    python experiments/evidence.py --data-dir DIR            # full sizes; a night on two CPU cores: two to two and a half hours a seed
+    python experiments/evidence.py --data-dir DIR            # full sizes; a night on two CPU cores, under three hours a seed
     python experiments/evidence.py quick --data-dir DIR      # smaller settings and fewer studies; about 45 minutes
     python experiments/evidence.py quick                     # no data: the simulated worlds alone
     python experiments/evidence.py debug --data-dir DIR      # every study in miniature, for tests
@@ -73,13 +73,13 @@ SIGNALS = Study("validate_signals", "signals", 3, ("redial", "uss", "crs-respons
 # Long ones first, so that no core waits alone.
 PLANS: dict[str, tuple[Study, ...]] = {
     "evidence": (
-        _study("full", "ablate_reward", "redial", 26, ("redial", "uss")),
-        _study("full", "cross_domain", "opendialkg", 25, ("opendialkg",)),
-        _study("full", "reward_hacking", "hackable", 20),
-        _study("full", "sweep_window", "world", 20, options=("--windows", "2", "6", "10")),
-        _study("full", "ablate_reward", "world", 20),
-        _study("full", "sweep_window", "redial", 14, ("redial",), ("--windows", "2", "6", "10")),
-        _study("full", "reward_hacking", "redial", 18, ("redial", "uss")),
+        _study("full", "ablate_reward", "redial", 30, ("redial", "uss")),
+        _study("full", "cross_domain", "opendialkg", 38, ("opendialkg",)),
+        _study("full", "reward_hacking", "hackable", 32),
+        _study("full", "sweep_window", "world", 30, options=("--windows", "2", "6", "10")),
+        _study("full", "ablate_reward", "world", 21),
+        _study("full", "sweep_window", "redial", 17, ("redial",), ("--windows", "2", "6", "10")),
+        _study("full", "reward_hacking", "redial", 27, ("redial", "uss")),
         _study("full", "validate_reward", "redial", 8, ("redial", "uss")),
         _study("full", "validate_reward", "world", 7),
         _study("full", "ablate_reward", "opendialkg", 4, ("opendialkg",)),
@@ -103,7 +103,7 @@ PLANS: dict[str, tuple[Study, ...]] = {
     ),
 }
 FOUNDATION_MINUTES: dict[Size, dict[Setting, float]] = {
-    "full": {"redial": 33.0, "opendialkg": 12.0, "world": 13.0, "hackable": 13.0},
+    "full": {"redial": 35.0, "opendialkg": 13.0, "world": 15.0, "hackable": 14.0},
     "quick": {"redial": 9.0, "opendialkg": 4.0, "world": 3.0, "hackable": 3.0},
     "debug": dict.fromkeys(("redial", "opendialkg", "world", "hackable"), 0.5),
 }
