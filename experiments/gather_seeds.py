@@ -4,32 +4,43 @@
 
 Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. Everything is read from what the runs stored
 case by case; no policy is measured again. Runs in the simulated world each have a world of their own: there the closed
-loop is gathered, beside recommenders that need no training, and ranking and text stay in each run's report. On real data popularity, copy and the constant reply are
-the same for all seeds and stand beside, and OpenDialKG's ranking is split by what the context names of the item (its
-dialogues are read again for that). Writes `results.json`, `report.md`, `plots/differences` (PPO − SFT with intervals),
-`plots/study` (proxy, truth, KL by run) and `plots/ppo` (all diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
+loop is gathered, beside recommenders that need no training, and ranking and text stay in each run's report. On real data
+popularity, copy and the constant reply are the same for all seeds and stand beside; the dialogues are read again for SR
+and RDL (ReDial) and for the ranking split by what the context names of the item (OpenDialKG). Writes `results.json`,
+`report.md`, `plots/differences` (PPO − SFT with intervals), `plots/study` (proxy, truth, KL by run) and `plots/ppo` (all
+diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from matplotlib.figure import Figure
 
-from rlhf_jax.data.opendialkg import read_opendialkg
-from rlhf_jax.data.windows import ranking_rows
+from rlhf_jax.data.windows import RankingRow, ranking_rows
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.interfaces import Item
 from rlhf_jax.recipes import assessment, comparison
 from rlhf_jax.recipes.assessment import Assessment
+from rlhf_jax.recipes.corpus import DataConfig, read_corpus
 from rlhf_jax.recipes.study import Measure, diagnostics, find
 from rlhf_jax.recipes.users import yardsticks
 from rlhf_jax.runtime import plots, report_figures
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.report import read_results, write_report, write_results
-from rlhf_jax.runtime.run import RunError, notice, read_json
+from rlhf_jax.runtime.run import RunError, errors_in_one_line, notice, read_json
 from rlhf_jax.simulators.world import WorldConfig
+
+TRAINED = ("sft", "ppo")
+EXPECTED = "expected a finished run of ppo_redial.py or ppo_opendialkg.py"
+NEEDS_DIALOGUES = {
+    "redial": "has no SR and RDL of trained systems",
+    "opendialkg": "is not split by what the context names",
+}
+"""What a setting on real data lacks where its dialogues are gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +56,40 @@ class Config:
         wrong = [setting for setting in self.settings if not setting.partition("=")[2]]
         if wrong or not self.settings:
             raise ValueError(f"settings must look like NAME=RUN,RUN; got {wrong or 'none'}")
+        named = Counter(setting.partition("=")[0] for setting in self.settings)
+        if repeated := [name for name, times in named.items() if times > 1]:
+            raise ValueError(f"every setting needs a name of its own, its runs joined by commas; repeated: {repeated}")
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """The configuration a run was started with.
+
+    Raises: RunError for a folder that holds something else, such as a study.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        raise RunError(f"{folder}: no config.json; {EXPECTED}")
+    stored = read_json(file)
+    config = stored.get("config") if isinstance(stored, dict) else None
+    known = config if isinstance(config, dict) else {}
+    if missing := [field for field in ("seed", "data", "assess") if field not in known]:
+        raise RunError(f"{file}: no field {', '.join(missing)} in 'config'; {EXPECTED}")
+    return known
 
 
 def runs_by_seed(name: str, folders: list[Path]) -> dict[int, Path]:
     """The finished runs of one setting by their seed.
 
-    Raises: RunError for a run that is not finished, or runs that differ in more than the seed.
+    Raises: RunError for a run that is not finished, a folder that is no run, or runs that differ in more than the seed.
     """
     found: dict[int, Path] = {}
     first = None
     for folder in folders:
+        config = run_config(folder)
         if not (folder / "results.json").exists():
             raise RunError(f"{folder}: no results.json; let the run finish first (start its command again)")
-        config = read_json(folder / "config.json")["config"]
+        if missing := [system for system in TRAINED if not assessment_file(folder, system).exists()]:
+            raise RunError(f"{assessment_file(folder, missing[0])} is not there; {EXPECTED}")
         seed = config.pop("seed")
         first = first or config
         if config != first or seed in found:
@@ -67,63 +99,113 @@ def runs_by_seed(name: str, folders: list[Path]) -> dict[int, Path]:
     return found
 
 
+def assessment_file(run: Path, system: str) -> Path:
+    """Where a run stored a trained system's measurements, case by case."""
+    return run / "assessments" / f"{system}.npz"
+
+
 def source_of(run: Path) -> str:
     """What a run's dialogues are."""
-    return read_json(run / "config.json")["config"]["data"]["source"]
+    return run_config(run)["data"]["source"]
+
+
+def split_of(name: str, folders: list[Path]) -> str:
+    """What a setting was measured on, as its runs call it (`books: opendialkg-book/test`): its systems share one table.
+
+    Raises: RunError where the runs name none, or several.
+    """
+    first: str | None = None
+    for folder in folders:
+        splits = sorted({result.split for result in read_results(folder) if result.protocol == "full"})
+        if not splits:
+            raise RunError(f"{folder / 'results.json'}: no result under the protocol 'full'; {EXPECTED}")
+        first = first or splits[0]
+        if splits != [first]:
+            raise RunError(
+                f"setting {name}: {folder} was measured on {', '.join(splits)}, {folders[0]} on {first}; "
+                "only runs on one split can be gathered"
+            )
+    return f"{name}: {first}"
 
 
 def gathered(name: str, folders: list[Path]) -> list[Result]:
     """Entries over all seeds of one setting."""
     runs = runs_by_seed(name, folders)
-    systems = {
-        system: {seed: assessment.load(folder / "assessments" / f"{system}.npz") for seed, folder in runs.items()}
-        for system in ("sft", "ppo")
-    }
-    source = source_of(folders[0])
-    # The world is drawn from the seed, so every seed has test dialogues of its own; real data are the same for all.
-    found = comparison.results(systems, {}, split=f"{name}: {source}/test", same_test=source != "world")
-    if source != "world":
-        untrained = [result for result in read_results(folders[0]) if result.system in ("popularity", "copy")]
-        found += [dataclasses.replace(result, split=f"{name}: {result.split}") for result in untrained]
-    if source == "opendialkg":
-        found += by_naming(name, folders[0], systems)
-    if source == "world":
-        found += untrained_in_the_world(name, runs)
+    split = split_of(name, folders)
+    measured = in_the_worlds if source_of(folders[0]) == "world" else on_real_data
     # The gate's correlations are one number a run: shown seed by seed.
-    for seed, folder in runs.items():
-        for result in read_results(folder):
-            if result.system == "reward_model":
-                found.append(dataclasses.replace(result, split=f"{name}, seed {seed}: {result.split}"))
+    gates = [
+        dataclasses.replace(result, split=f"{name}, seed {seed}: {result.split}")
+        for seed, folder in runs.items()
+        for result in read_results(folder)
+        if result.system == "reward_model"
+    ]
+    return measured(name, runs, split) + gates
+
+
+def in_the_worlds(name: str, runs: Mapping[int, Path], split: str) -> list[Result]:
+    """Policies, and recommenders that need no training, with the users of each run's world."""
+    # The world is drawn from the seed, so every seed has test dialogues of its own.
+    found = comparison.results(assessed(name, runs, []), {}, split=split, same_test=False)
+    return found + untrained_in_the_world(runs, split)
+
+
+def on_real_data(name: str, runs: Mapping[int, Path], split: str) -> list[Result]:
+    """Policies, and recommenders that need no training, on the test dialogues that all runs share."""
+    folder = next(iter(runs.values()))
+    rows, items = ranked_rows(name, folder)
+    systems = assessed(name, runs, rows)
+    untrained = [result for result in read_results(folder) if result.system in ("popularity", "copy")]
+    found = comparison.results(systems, {}, split=split)
+    found += [dataclasses.replace(result, split=split) for result in untrained]
+    if rows and source_of(folder) == "opendialkg":
+        ranked = {system: {seed: run.ranking for seed, run in by_seed.items()} for system, by_seed in systems.items()}
+        found += comparison.by_naming(ranked, {}, rows, items, split=split)
     return found
 
 
-def by_naming(name: str, folder: Path, systems: Mapping[str, Mapping[int, Assessment]]) -> list[Result]:
-    """Ranking by what the context names, as in the runs' own reports; needs the dialogues, where the runs read them."""
-    stored = read_json(folder / "config.json")["config"]
-    data = stored["data"]
+def ranked_rows(name: str, folder: Path) -> tuple[list[RankingRow], Mapping[int, Item]]:
+    """What a run ranked, and the catalogue, read where the run read them; nothing, and a notice, where they are gone."""
+    config = run_config(folder)
+    stored = config["data"]
+    fields = ("source", "domain", "on_bad_line", "max_dialogues")
+    # A field that an older run does not have had its default's meaning.
+    data = DataConfig(dir=Path(stored["dir"]), **{field: stored[field] for field in fields if field in stored})
     try:
-        dialogues = read_opendialkg(
-            data["dir"],
-            domain=None if data["domain"] == "both" else data["domain"],
-            on_bad_line=data["on_bad_line"],
-            max_dialogues=data["max_dialogues"],
-        )
+        corpus = read_corpus(Path(stored["dir"]), data)
     except FileNotFoundError as error:
-        notice(f"setting {name} is not split by what the context names: {error}")
-        return []
-    rows = list(ranking_rows(dialogues.test[: stored["assess"]["test_dialogues"]]))
-    ranked = {system: {seed: run.ranking for seed, run in runs.items()} for system, runs in systems.items()}
-    return comparison.by_naming(ranked, {}, rows, dialogues.items, split=f"{name}: opendialkg/test")
+        notice(f"setting {name} {NEEDS_DIALOGUES[data.source]}: {error}")
+        return [], {}
+    return list(ranking_rows(corpus.test[: config["assess"]["test_dialogues"]])), corpus.items
 
 
-def untrained_in_the_world(name: str, runs: Mapping[int, Path]) -> list[Result]:
+def assessed(name: str, runs: Mapping[int, Path], rows: Sequence[RankingRow]) -> dict[str, dict[int, Assessment]]:
+    """What the runs stored of each trained system, by seed; `rows` are what was ranked, which SR and RDL need.
+
+    Raises: RunError where the runs ranked other rows: their dialogues have changed since.
+    """
+    systems = {
+        system: {seed: assessment.load(assessment_file(folder, system), rows) for seed, folder in runs.items()}
+        for system in TRAINED
+    }
+    cases = [(number, row.dialogue.dialogue_id) for number, row in enumerate(rows) for _ in row.gold]
+    for system, by_seed in systems.items():
+        for seed, run in by_seed.items():
+            full = run.ranking.tables["full"]
+            if rows and list(zip(full.rows.tolist(), full.dialogues, strict=True)) != cases:
+                file = assessment_file(runs[seed], system)
+                raise RunError(f"setting {name}: {file} ranks other rows than the dialogues now have; restore them")
+    return systems
+
+
+def untrained_in_the_world(runs: Mapping[int, Path], split: str) -> list[Result]:
     """Recommenders that need no training, with the users that the runs' policies met."""
     measured = {}
     for seed, folder in runs.items():
-        stored = read_json(folder / "config.json")["config"]
+        stored = run_config(folder)
         world, assess = WorldConfig(**stored["data"]["world"]), stored["assess"]
         measured[seed] = yardsticks(world, seed, n_users=assess["users"], n_turns=assess["user_turns"])
-    return comparison.yardstick_results(measured, split=f"{name}: world/test")
+    return comparison.yardstick_results(measured, split=split)
 
 
 DRAWN = (
@@ -167,7 +249,7 @@ def main(config: Config) -> Path:
     lines = {name: [read_metrics(run / "metrics.jsonl") for run in folders] for name, folders in settings.items()}
     plots.save(report_figures.study(lines), config.out / "plots", "study")
     plots.save(diagnostics({name: ("ppo", runs) for name, runs in lines.items()}), config.out / "plots", "ppo")
-    splits = {name: f"{name}: {source_of(folders[0])}/test" for name, folders in settings.items()}
+    splits = {name: split_of(name, folders) for name, folders in settings.items()}
     plots.save(differences(results, splits), config.out / "plots", "differences")
     command = f"python experiments/gather_seeds.py {config.out} {' '.join(config.settings)}"
     notes = [
@@ -179,7 +261,5 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         print(f"report: {main(tyro.cli(Config, description=__doc__))}")
-    except (RunError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
