@@ -1,6 +1,8 @@
 """Where files of pretrained models are: a folder, or the local cache of the Hugging Face hub. Nothing is downloaded."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -27,3 +29,14 @@ def local_file(source: str | Path, name: str) -> Path:
     if cached is None or not Path(str(cached)).is_file():  # A marker stands for a file known not to exist.
         raise ValueError(f"{folder / name}: missing, and the local hub cache has no {name} of {str(source)!r}")
     return Path(str(cached))
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The fields of a file such as `config.json`; ValueError names a file that is none."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: no readable JSON ({error})") from error
+    if isinstance(fields, dict):
+        return fields
+    raise ValueError(f"{path}: must be a JSON object of fields, got {str(fields)[:60]!r}")

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from rlhf_jax.interfaces import Params
 from rlhf_jax.models import gpt2
 from rlhf_jax.models.gpt2 import GPT2Config
-from rlhf_jax.pretrained import local_file
+from rlhf_jax.pretrained import json_object, local_file
 
 PREFIX = "transformer."
 FIXED_FIELDS: Mapping[str, tuple[Any, ...]] = {
@@ -70,10 +70,7 @@ def load_hf(folder: str | Path) -> tuple[GPT2Config, Params]:
 
 def read_config(path: Path) -> GPT2Config:
     """Our configuration from their `config.json`; ValueError names file, field and value of what does not fit."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: no readable JSON ({error})") from error
+    fields = json_object(path)
     for name, values in FIXED_FIELDS.items():
         if fields.get(name, values[0]) not in values:
             raise ValueError(f"{path}: field {name!r} is {fields[name]!r}, supported: {values}")

@@ -11,7 +11,6 @@ Tree: `embeddings` {`word`, `position`, `segment`, `ln`}, `layer_<i>` {`query`, 
 """
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from rlhf_jax.interfaces import Params
+from rlhf_jax.pretrained import json_object
 
 FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("gelu",),
@@ -42,6 +42,14 @@ SIZES = {
     "num_attention_heads": "n_head",
     "intermediate_size": "n_inner",
 }
+_UNLESS_NAMED: dict[str, Any] = {"architectures": [], "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+"""What a field stands for that is missing or null."""
+_TYPES: tuple[tuple[tuple[str, ...], Any, str], ...] = (
+    ((*SIZES, "pad_token_id"), int, "integers"),
+    (("layer_norm_eps",), int | float, "numbers"),
+    (("architectures",), list, "lists of names"),
+    (("id2label",), dict, "objects"),
+)
 _LAYER = {
     "query": "attention.self.query",
     "key": "attention.self.key",
@@ -249,29 +257,37 @@ def load_hf(folder: str | Path) -> tuple[EncoderConfig, Params]:
 
 def read_config(path: Path) -> EncoderConfig:
     """Our configuration from their `config.json`; ValueError names file, field and value of what does not fit."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: no readable JSON ({error})") from error
-    if fields.get("model_type") not in _HEADS:
-        raise ValueError(f"{path}: field 'model_type' is {fields.get('model_type')!r}, supported: {tuple(_HEADS)}")
+    fields = json_object(path)
+    kind = fields.get("model_type")
+    if kind not in tuple(_HEADS):
+        raise ValueError(f"{path}: field 'model_type' is {kind!r}, supported: {tuple(_HEADS)}")
     for name, values in FIXED_FIELDS.items():
         if fields.get(name, values[0]) not in values:
             raise ValueError(f"{path}: field {name!r} is {fields[name]!r}, supported: {values}")
-    wrong = {name: fields.get(name) for name in SIZES if not isinstance(fields.get(name), int)}
-    if wrong:
-        raise ValueError(f"{path}: these fields must be integers: {wrong}")
-    labels: tuple[str, ...] = ()
-    if any(name.endswith("ForSequenceClassification") for name in fields.get("architectures") or ()):
-        named = fields.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-        labels = tuple(str(named[key]) for key in sorted(named, key=int))
-    return EncoderConfig(
-        kind=fields["model_type"],
-        layer_norm_epsilon=fields.get("layer_norm_eps", 1e-12),
-        pad=fields.get("pad_token_id", 1 if fields["model_type"] == "roberta" else 0),
-        labels=labels,
-        **{ours: fields[theirs] for theirs, ours in SIZES.items()},
-    )
+    fields |= {name: fields.get(name) or default for name, default in _UNLESS_NAMED.items()}
+    fields = {"layer_norm_eps": 1e-12, "pad_token_id": 1 if kind == "roberta" else 0, **fields}
+    for names, accepted, what in _TYPES:
+        if wrong := {name: fields.get(name) for name in names if not isinstance(fields.get(name), accepted)}:
+            raise ValueError(f"{path}: these fields must be {what}: {wrong}")
+    labels = _labels(path, fields)
+    sizes = {ours: fields[theirs] for theirs, ours in SIZES.items()}
+    epsilon, pad = float(fields["layer_norm_eps"]), fields["pad_token_id"]
+    try:
+        return EncoderConfig(kind=kind, layer_norm_epsilon=epsilon, pad=pad, labels=labels, **sizes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _labels(path: Path, fields: dict[str, Any]) -> tuple[str, ...]:
+    """Names of a classifier's classes in the order of its outputs; none for another network."""
+    if not any(str(name).endswith("ForSequenceClassification") for name in fields["architectures"]):
+        return ()
+    named = fields["id2label"]
+    numbers = [str(number) for number in range(len(named))]
+    # A key that is missing, or no number, would leave open which output a name belongs to.
+    if set(numbers) != set(named):
+        raise ValueError(f"{path}: field 'id2label' is {named}, its keys must be the numbers of the classes: {numbers}")
+    return tuple(str(named[number]) for number in numbers)
 
 
 def tensor_name(config: EncoderConfig, keys: list[str]) -> str:

@@ -94,6 +94,9 @@ def test_missing_and_broken_files_are_refused_by_name(folder: Path, tmp_path: Pa
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json: no readable JSON"):
         convert.load_hf(tmp_path)
+    (tmp_path / "config.json").write_text('[{"n_layer": 2}]')
+    with pytest.raises(ValueError, match="config.json: must be a JSON object of fields, got "):
+        convert.load_hf(tmp_path)
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ValueError, match="model.safetensors: missing"):
         convert.load_hf(tmp_path)

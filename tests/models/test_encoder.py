@@ -110,6 +110,34 @@ def test_foreign_folders_are_refused_by_name(tmp_path: Path, fields: dict, tenso
         encoder.load_hf(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        (["bert"], r"config.json: must be a JSON object of fields, got .\['bert'\]"),
+        ({"id2label": {"0": "a", "first": "b"}}, "config.json: field 'id2label' is {'0': 'a', 'first': 'b'}"),
+        ({"id2label": {"0": "a", "2": "b"}}, "config.json: field 'id2label' is {'0': 'a', '2': 'b'}"),
+        ({"id2label": ["a", "b"]}, r"config.json: these fields must be objects: {'id2label': \['a', 'b'\]}"),
+        ({"architectures": 3}, "config.json: these fields must be lists of names: {'architectures': 3}"),
+        ({"model_type": ["bert"]}, r"config.json: field 'model_type' is \['bert'\]"),
+        ({"pad_token_id": None}, "config.json: these fields must be integers: {'pad_token_id': None}"),
+        ({"layer_norm_eps": "tiny"}, "config.json: these fields must be numbers: {'layer_norm_eps': 'tiny'}"),
+        ({"num_hidden_layers": 0}, "config.json: EncoderConfig: sizes must be at least 1 .*'n_layer': 0"),
+    ],
+)
+def test_errors_of_a_configuration_name_file_field_and_value(tmp_path: Path, stored: object, words: str) -> None:
+    if isinstance(stored, dict):
+        stored = json.loads((GOLDEN / "roberta" / "config.json").read_text()) | stored
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=words):
+        encoder.read_config(tmp_path / "config.json")
+
+
+def test_a_configuration_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="config.json: no readable JSON"):
+        encoder.read_config(tmp_path / "config.json")
+
+
 def test_missing_files_and_wrong_uses_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="config.json: no readable JSON"):
         encoder.load_hf(tmp_path)
