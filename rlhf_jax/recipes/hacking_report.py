@@ -22,7 +22,7 @@ Response length is the number of sampled tokens, <eos> included.
 
 **Onset**: the first evaluation at which the truth lies below its best before, at 95 % for all pairs of evaluations of a way
 at once (bootstrap over seeds and {cases}), and by a t test of the seeds' own falls. A way is called over-optimised where
-the proxy rose over the same stretch. ▲ and ▼ need three seeds, an interval without 0 and a t test that agrees.
+the proxy rose over the same stretch: interval of that change above 0, and a t test of the seeds' own changes that agrees.
 
 **Fits** of the truth's gain over SFT, least squares over all seeds and evaluations: quadratic d(α − β d), which turns at
 α/2β, and logarithmic d(α − β log d), which turns at exp(α/β − 1); Gao et al. 2023 (arXiv:2210.10760) find the first for
@@ -107,6 +107,8 @@ def sentence(way: Way, one: Found, study: Study) -> str:
     )
     if onset.over_optimised:
         text = f"over-optimised; {text} while the proxy rose by {onset.proxy_change:.3f}"
+    elif onset.proxy_interval[0] > 0:
+        text += f", and by how much the proxy rose ({onset.proxy_change:+.3f}) the seeds differ too much: not shown"
     else:
         text += f", and a rise of the proxy is not shown ({onset.proxy_change:+.3f}): damage, not over-optimisation"
     first = first_to_warn(one)

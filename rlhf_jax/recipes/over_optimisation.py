@@ -110,11 +110,13 @@ class Onset(NamedTuple):
     """Change of the proxy over the same stretch: above 0 is what distinguishes over-optimisation from mere damage."""
     proxy_interval: tuple[float, float]
     """95 %, of this pair."""
+    seeds_agree: bool
+    """The proxy's change passes a t test over seeds as well (`results.exclude_zero`); true for a single seed, which has none."""
 
     @property
     def over_optimised(self) -> bool:
         """The proxy rose while the truth fell."""
-        return self.proxy_interval[0] > 0
+        return self.proxy_interval[0] > 0 and self.seeds_agree
 
 
 def resample(walks: Mapping[str, Sequence[Walk]], *, seed: int = 0, replicates: int = 1000) -> dict[str, Means]:
@@ -226,11 +228,9 @@ def onset(way: Means) -> Onset | None:
     limit = float(np.quantile(deviation.max(axis=1), LEVEL)) if deviation.size else math.inf
     for shown in range(1, len(way.updates)):
         best = int(np.argmax(truth[0, :shown]))
-        by_seed = way.truth[0, :, best] - way.truth[0, :, shown]
-        alone = len(by_seed) == 1
         if drop[0, best, shown] <= limit * sigma[best, shown]:
             continue
-        if not alone and not exclude_zero(float(by_seed.mean()), float(by_seed.std(ddof=1)), len(by_seed)):
+        if not _seeds_agree(way.truth[0, :, best] - way.truth[0, :, shown]):
             continue
         fall, half = -float(drop[0, best, shown]), limit * float(sigma[best, shown])
         change = proxy[:, shown] - proxy[:, best]
@@ -243,8 +243,14 @@ def onset(way: Means) -> Onset | None:
             fall_interval=(fall - half, fall + half),
             proxy_change=float(change[0]),
             proxy_interval=_percentiles(change[1:]),
+            seeds_agree=_seeds_agree(way.proxy[0, :, shown] - way.proxy[0, :, best]),
         )
     return None
+
+
+def _seeds_agree(by_seed: Floats) -> bool:
+    """Whether the seeds' own changes exclude 0; one seed has nothing to agree with."""
+    return len(by_seed) == 1 or exclude_zero(float(by_seed.mean()), float(by_seed.std(ddof=1)), len(by_seed))
 
 
 def _bend(d: Floats, form: Form) -> Floats:

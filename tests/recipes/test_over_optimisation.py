@@ -93,6 +93,19 @@ def test_a_fall_of_the_proxy_too_is_damage() -> None:
     assert found is not None and not found.over_optimised and found.best_update == 0
 
 
+def test_a_rise_of_the_proxy_that_seeds_disagree_about_is_not_shown() -> None:
+    """Every seed's proxy rises, one of them by fifty times as much: the interval over seeds lies above 0 all the same."""
+    rises = (3.0, 0.05, 0.06)
+    seeds = [walks(QUADRATIC, DISTANCES * share, n_seeds=3, noise=0.02)[n] for n, share in enumerate(rises)]
+    found = onset(resample({"way": seeds}, replicates=300)["way"])
+    assert found is not None and found.proxy_interval[0] > 0
+    assert not found.seeds_agree and not found.over_optimised
+    alike = onset(means(QUADRATIC))
+    assert alike is not None and alike.seeds_agree
+    alone = onset(resample({"way": seeds[:1]}, replicates=300)["way"])
+    assert alone is not None and alone.over_optimised
+
+
 def test_noise_alone_has_an_onset_in_one_of_twenty_ways_at_most() -> None:
     level = np.zeros(len(DISTANCES))
     found = [onset(means(level, noise=1.0, n_seeds=1, n_users=80, seed=seed, replicates=300)) for seed in range(60)]
