@@ -23,6 +23,7 @@ Expected: docs/RESULTS.md; all of ReDial and OpenDialKG with one seed, the other
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -30,16 +31,21 @@ import tyro
 from rlhf_jax.evaluation.ranking import RankingOutcome
 from rlhf_jax.evaluation.user_centric import TopOne
 from rlhf_jax.interfaces import Params
-from rlhf_jax.recipes import ablation, alignment, assessment, best_of_n, comparison, study, users
+from rlhf_jax.recipes import ablation, alignment, assessment, best_of_n, comparison, foundation, study, users
 from rlhf_jax.recipes.ablation import VARIANTS, Compared, Variant
 from rlhf_jax.recipes.agent import Agent
 from rlhf_jax.recipes.assessment import Assessment
-from rlhf_jax.recipes.foundation import EQUAL, lay
-from rlhf_jax.recipes.judging import uss_judge
+from rlhf_jax.recipes.foundation import EQUAL, lay_for
+from rlhf_jax.recipes.judging import check_unread, uss_judge
 from rlhf_jax.recipes.sampled_answers import SampledConfig, sampled_answers
 from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, study_setting
 from rlhf_jax.runtime.diagnostics import write_diagnostics
-from rlhf_jax.runtime.run import RunDirectory, RunError, enable_compilation_cache, notice, write_json
+from rlhf_jax.runtime.run import (
+    RunDirectory,
+    enable_compilation_cache,
+    errors_in_one_line,
+    write_json,
+)
 from rlhf_jax.runtime.signals import exits_on_signals
 
 
@@ -74,6 +80,11 @@ class Config:
             raise ValueError(f"--variants must name at least one variant, each once: got {self.variants}")
         if self.best_of < 2:
             raise ValueError(f"--best-of must be at least 2, 1 is SFT: got {self.best_of}")
+        if self.sampled_turns < 1:
+            raise ValueError(f"--sampled-turns must be at least 1: got {self.sampled_turns}")
+        laid = study_setting(self.setting, self.size, self.data_dir).foundation
+        for variant in self.variants:
+            laid.check_sentiment(VARIANTS[variant].sentiment, f"--variants {variant}")
 
 
 def _preset(setting: Setting, size: Size, variants: tuple[Variant, ...] = tuple(VARIANTS)) -> Config:
@@ -102,10 +113,17 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     """Every system of one seed, measured on the same contexts and users."""
     # 1. Data, imitation and reward models, shared with every other study.
     setting = study_setting(config.setting, config.size, config.data_dir)
-    base = lay(foundation_folder(config.runs, config.setting, config.size, seed), setting.foundation, seed=seed)
+    # The judge first: if its data are missing, that is said before hours of training, not after.
+    judge = None
+    if config.setting == "redial":
+        judge, fitted = uss_judge(config.data_dir, config.runs / "judge")
+        run.record(judge=fitted["provenance"])
+    folder = foundation_folder(config.runs, config.setting, config.size, seed)
+    base = lay_for(run, folder, setting.foundation, seed=seed)
+    if judge is not None:
+        check_unread(judge, base.prepared.corpus.test)
     data, full = setting.foundation.data, base.reward_model("shift")
     write_json(run.path / "notes.json", comparison.notes(base.prepared, data))
-    judge = uss_judge(config.data_dir, config.runs / "judge")[0] if config.setting == "redial" else None
     answered = SampledConfig(config.sampled_turns, setting.assess.batch_size, setting.assess.test_dialogues)
 
     def measure(name: str, policy: Params) -> None:
@@ -124,7 +142,7 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
         )
         sample(name, base.agent, policy)
 
-    def sample(name: str, agent: Agent, policy: Params, kl: float | None = None) -> None:
+    def sample(name: str, agent: Agent, policy: Params, *, chosen: bool = False) -> None:
         sampled_answers(
             run,
             name,
@@ -137,7 +155,7 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
             reward_model=full,
             weights=EQUAL,
             seed=seed,
-            kl=kl,
+            chosen=chosen,
             judge=judge,
         )
 
@@ -168,7 +186,7 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     chooser = best_of_n.best_of_n(base.agent, config.best_of, setting.ppo)
     params = best_of_n.best_of_n_params(base.supervised_policy, full, moments)
     name = best_name(config)
-    sample(name, chooser, params, kl=best_of_n.kl_bound(config.best_of))
+    sample(name, chooser, params, chosen=True)
     met: dict[str, dict[str, np.ndarray]] = {}
     if base.prepared.world_seed is not None:
         responder = users.Responder(
@@ -197,15 +215,20 @@ def main(config: Config) -> Path | None:
     """Every seed, then the summary; None where one seed alone was asked for."""
     enable_compilation_cache(beside=config.run_dir)
     setting = study_setting(config.setting, config.size, config.data_dir)
-    facts = {"align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
+
+    def facts(seed: int) -> dict[str, Any]:
+        folder = foundation_folder(config.runs, config.setting, config.size, seed)
+        own = {"align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
+        return own | foundation.facts(folder, setting.foundation)
+
     with exits_on_signals():
-        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), **facts)
+        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
     if config.only_seed is not None:
         return None
     report = ablation.write_report(
         config.run_dir,
         config.seeds,
-        Compared(config.variants, best_name(config)),
+        Compared(config.variants, best_name(config), best_of_n.kl_bound(config.best_of)),
         setting=config.setting,
         size=config.size,
         budget=f"Every variant: {setting.align.updates} updates of {setting.align.batch_size} responses from the same "
@@ -225,10 +248,5 @@ def command_line(arguments: list[str]) -> Config:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main(command_line(sys.argv[1:]))
-    except (RunError, ValueError) as error:
-        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
-            raise
-        notice(f"error: {error}")
-        sys.exit(1)

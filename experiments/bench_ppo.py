@@ -30,6 +30,7 @@ from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, Work
 
 from rlhf_jax.runtime import plots
 from rlhf_jax.runtime.environment import environment
+from rlhf_jax.runtime.run import errors_in_one_line
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate")
 
@@ -203,7 +204,5 @@ def main(config: Config) -> Path | str:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         print(main(tyro.cli(Config, description=__doc__)))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -28,14 +28,22 @@ from typing import Any
 import tyro
 
 from rlhf_jax.data.opendialkg_sources import DOMAINS
-from rlhf_jax.recipes import alignment, corpus, transfer, transfer_report
+from rlhf_jax.recipes import alignment, corpus, gates, reward, transfer, transfer_report
 from rlhf_jax.recipes.foundation import FoundationConfig, Sentiment, lay, stored_config
 from rlhf_jax.recipes.study import check_seeds
 from rlhf_jax.recipes.study_presets import Size, StudySetting, study_setting
 from rlhf_jax.recipes.transfer import Embeddings, Model
+from rlhf_jax.runtime.diagnostics import write_diagnostics
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.report import write_report, write_results
-from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run, write_text
+from rlhf_jax.runtime.report import write_results
+from rlhf_jax.runtime.run import (
+    enable_compilation_cache,
+    errors_in_one_line,
+    notice,
+    open_run,
+    read_json,
+    write_text,
+)
 from rlhf_jax.runtime.signals import exits_on_signals
 
 
@@ -116,7 +124,7 @@ def train_and_test(config: Config, setting: StudySetting, model: Model, seed: in
     folder = model_folder(config, model, seed)
     chosen = transfer.foundation_config(setting.foundation, model, config.sentiment)
     with open_run(folder / "ppo", facts(setting, chosen, seed), trackers=(), wait=True) as run:
-        if transfer.is_done(run.path):
+        if (run.path / "diagnostics.md").exists():  # Written last.
             return
         notice(f"seed {seed}: trained on {model.train_domain}s, {model.embeddings} item embeddings")
         # 0–2. One domain's dialogues, imitation, reward model.
@@ -139,7 +147,10 @@ def train_and_test(config: Config, setting: StudySetting, model: Model, seed: in
                 transfer.assess(
                     run, name, below.prepared, below.agent, params, setting.assess, chosen.data, domain=domain
                 )
-        write_report(run.path, title=f"PPO on {model.train_domain}s, {model.embeddings} embeddings, seed {seed}")
+        write_diagnostics(
+            run.path,
+            title=f"PPO diagnostics: trained on {model.train_domain}s, {model.embeddings} embeddings, seed {seed}",
+        )
 
 
 def facts(setting: StudySetting, foundation: FoundationConfig, seed: int) -> dict[str, Any]:
@@ -177,7 +188,14 @@ def gather(config: Config, setting: StudySetting) -> Path:
     transfer_report.figures(found, config.run_dir / "plots", curves)
     report = config.run_dir / "report.md"
     command = shlex.join(["python", *sys.argv])
-    write_text(report, transfer_report.report_text(found, everything, command=command))
+    passed = {
+        f"{model.train_domain}s, {model.embeddings}": [
+            read_json(model_folder(config, model, seed) / "foundation" / f"{reward.STAGE}-{config.sentiment}.json")
+            for seed in config.seeds
+        ]
+        for model in transfer.models(config.embeddings)
+    }
+    write_text(report, transfer_report.report_text(found, everything, gates.section(passed), command=command))
     print(f"report: {report}")
     return report
 
@@ -190,10 +208,5 @@ def command_line(arguments: list[str]) -> Config:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main(command_line(sys.argv[1:]))
-    except (RunError, ValueError, FileNotFoundError) as error:
-        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
-            raise
-        notice(f"error: {error}")
-        sys.exit(1)

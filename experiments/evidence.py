@@ -26,7 +26,7 @@ import tyro
 from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder
 from rlhf_jax.runtime.evidence_report import Chapter, write_evidence
 from rlhf_jax.runtime.jobs import Job, Outcome, run_jobs
-from rlhf_jax.runtime.run import RunError, notice
+from rlhf_jax.runtime.run import RunError, errors_in_one_line, notice
 from rlhf_jax.runtime.signals import INTERRUPTED
 from rlhf_jax.runtime.slots import find_slots
 
@@ -136,17 +136,17 @@ class Config:
 
 
 def jobs_of(studies: tuple[Study, ...], config: Config, scripts: Path = HERE) -> list[Job]:
-    """Foundations, then the seeds of every study, then the call that gathers them."""
-    foundations: dict[str, Job] = {}
-    seeds: list[Job] = []
-    gathering: list[Job] = []
+    """Study by study its foundations, its seeds and the call that gathers them: whoever stops early has whole studies."""
+    foundations: set[str] = set()
+    jobs: list[Job] = []
     for study in studies:
         command = study_command(study, config, scripts)
         own = []
         for seed in config.seeds if study.has_seeds else ():
             below = _foundation(study, seed, config, scripts)
-            if below is not None:
-                foundations.setdefault(below.name, below)
+            if below is not None and below.name not in foundations:
+                foundations.add(below.name)
+                jobs.append(below)
             job = Job(
                 name=f"{study.name}-seed-{seed}",
                 # Of the other seeds it knows nothing, so that seeds can be added later without doing this one again.
@@ -157,12 +157,12 @@ def jobs_of(studies: tuple[Study, ...], config: Config, scripts: Path = HERE) ->
                 makes=config.folder / study.name / f"seed-{seed}",
             )
             own.append(job)
-        seeds += own
+        jobs += own
         lone = 60.0 * study.minutes if not study.has_seeds else 60.0
         needs = tuple(job.name for job in own)
         page = config.folder / study.name / "report.md"
-        gathering.append(Job(study.name, command, needs, f"{study.name}: gather", lone, makes=page))
-    return [*foundations.values(), *seeds, *gathering]
+        jobs.append(Job(study.name, command, needs, f"{study.name}: gather", lone, makes=page))
+    return jobs
 
 
 def study_command(
@@ -255,10 +255,5 @@ def main(config: Config, studies: tuple[Study, ...] | None = None, scripts: Path
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         sys.exit(main(tyro.cli(Config, description=__doc__)))
-    except (RunError, ValueError) as error:
-        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
-            raise
-        notice(f"error: {error}")
-        sys.exit(1)

@@ -12,7 +12,6 @@ Hardware, one CPU core: a quarter of an hour for the full worlds and `opendialkg
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,7 @@ import tyro
 
 from rlhf_jax.recipes.foundation import lay
 from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, study_setting
-from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice
+from rlhf_jax.runtime.run import enable_compilation_cache, errors_in_one_line
 from rlhf_jax.runtime.signals import exits_on_signals
 
 
@@ -51,10 +50,5 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main(tyro.cli(Config, description=__doc__))
-    except (RunError, ValueError) as error:
-        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
-            raise
-        notice(f"error: {error}")
-        sys.exit(1)

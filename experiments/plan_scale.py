@@ -27,6 +27,7 @@ from rlhf_jax.parallel.partition import Partition
 from rlhf_jax.parallel.scale_plan import PHASES, Fleet, Seconds, Work
 from rlhf_jax.recipes.scale_program import Program, abstract, compiled_apart
 from rlhf_jax.runtime.environment import environment
+from rlhf_jax.runtime.run import errors_in_one_line
 
 SIZES = {"gpt2-medium": (24, 1024, 16), "gpt2-xl": (48, 1600, 25), "7b": (32, 4096, 32)}
 """Layers, width, heads."""
@@ -333,7 +334,5 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         print(main(tyro.cli(Config, description=__doc__)))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error

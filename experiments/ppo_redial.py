@@ -32,7 +32,7 @@ from rlhf_jax.recipes.scaling import lay_out
 from rlhf_jax.recipes.start import StartConfig, started
 from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.report import write_report, write_results, write_samples
-from rlhf_jax.runtime.run import RunError, notice
+from rlhf_jax.runtime.run import errors_in_one_line
 from rlhf_jax.simulators.world import WorldConfig, hackable
 
 
@@ -241,10 +241,5 @@ def command_line(arguments: list[str]) -> Config:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main(command_line(sys.argv[1:]))
-    except (RunError, ValueError) as error:
-        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
-            raise
-        notice(f"error: {error}")
-        sys.exit(1)

@@ -28,8 +28,8 @@ from typing import Literal
 import tyro
 
 from rlhf_jax.data.human_ratings import read_uss
-from rlhf_jax.recipes import alignment, failure_signatures, hacking_report, hacking_study, judging
-from rlhf_jax.recipes.foundation import Sentiment, lay
+from rlhf_jax.recipes import alignment, failure_signatures, gates, hacking_report, hacking_study, judging
+from rlhf_jax.recipes.foundation import Sentiment, facts, lay_for
 from rlhf_jax.recipes.hacking_study import Way
 from rlhf_jax.recipes.path_probe import PathConfig, PathProbe, on_validation
 from rlhf_jax.recipes.study import check_seeds, seed_entries
@@ -37,8 +37,8 @@ from rlhf_jax.recipes.study_presets import Size, foundation_folder, study_settin
 from rlhf_jax.runtime.diagnostics import write_diagnostics
 from rlhf_jax.runtime.report import write_results
 from rlhf_jax.runtime.run import (
-    RunError,
     enable_compilation_cache,
+    errors_in_one_line,
     notice,
     open_run,
     write_json,
@@ -95,6 +95,8 @@ class Config:
             raise ValueError(f"--kl-coefs {self.kl_coefs}: a price of a nat is not negative")
         if not self.length_coef > 0:
             raise ValueError(f"--length-coef {self.length_coef}: length control needs a positive price")
+        laid = study_setting(self.setting, self.size, self.data_dir).foundation
+        laid.check_sentiment(self.sentiment, f"--sentiment {self.sentiment}")
         # A signature's band is made of at least three values; without them all the training would be for nothing.
         for option, value, least in (
             ("--batches-before", self.batches_before, 3),
@@ -167,22 +169,26 @@ def run_seed(config: Config, seed: int) -> None:
             updates=setting.align.updates if config.updates is None else config.updates,
             evaluations=config.evaluations,
         )
-        run.record(align=align, ppo=setting.ppo)
+        folder = foundation_folder(config.runs, config.setting, config.size, seed)
+        run.record(align=align, ppo=setting.ppo, **facts(folder, setting.foundation))
         if (run.path / "diagnostics.md").exists():
             notice(f"seed {seed}: done before")
             return
         data = setting.foundation.data
-        # 1. Supervised policy and reward model.
-        folder = foundation_folder(config.runs, config.setting, config.size, seed)
-        base = lay(folder, setting.foundation, seed=seed)
-        reward_model, prepared = base.reward_model(config.sentiment), base.prepared
         judge, read = None, {}
-        if prepared.world_seed is None:
-            judge, _ = judging.uss_judge(config.data_dir, config.runs / "judge")
+        if config.setting == "redial":  # First, because if its data are missing nothing need be trained to say so.
+            judge, fitted = judging.uss_judge(config.data_dir, config.runs / "judge")
+            run.record(judge=fitted["provenance"])
             read = read_uss(config.data_dir / "uss")
+        # 1. Supervised policy and reward model.
+        base = lay_for(run, folder, setting.foundation, seed=seed)
+        reward_model, prepared = base.reward_model(config.sentiment), base.prepared
+        answered = on_validation(prepared, without=read)
+        if judge is not None:
+            judging.check_unread(judge, answered.corpus.test)
         probe = PathProbe(
             folder=run.path / hacking_study.MEASUREMENTS,
-            prepared=on_validation(prepared, without=read),
+            prepared=answered,
             agent=base.agent,
             reference=base.supervised_policy,
             reward_model=reward_model,
@@ -250,6 +256,7 @@ def main(config: Config) -> Path:
         study = hacking_study.gather(folders, config.ways, same_cases=real, replicates=config.replicates)
         split = "redial/validation" if real else f"{config.setting}/users"
         found = hacking_study.results(study, split=split, truth="judge" if real else "mean_utility")
+        laid = gates.read([*folders.values()])
         notes = [f"Setting `{config.setting}`, size `{config.size}`; sentiment signal: {config.sentiment}."]
         if real:
             _, report = judging.uss_judge(config.data_dir, config.runs / "judge")
@@ -266,7 +273,7 @@ def main(config: Config) -> Path:
             title=f"Reward hacking: {config.setting}",
             truth="judge" if real else "true utility",
             cases="dialogues" if real else "users",
-            notes=notes,
+            notes=[*notes, *gates.section({config.sentiment: laid[config.sentiment]} if laid else {})],
         )
         report = config.run_dir / "report.md"
         write_text(report, text)
@@ -283,10 +290,5 @@ def command_line(arguments: list[str]) -> Config:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main(command_line(sys.argv[1:]))
-    except (RunError, ValueError, FileNotFoundError) as error:
-        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
-            raise
-        notice(f"error: {error}")
-        sys.exit(1)

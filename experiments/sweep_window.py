@@ -20,16 +20,22 @@ one sitting" (the full ones, one).
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from rlhf_jax.interfaces import Params
-from rlhf_jax.recipes import alignment, assessment, reward, study, window_sweep
-from rlhf_jax.recipes.foundation import EQUAL, lay
+from rlhf_jax.recipes import alignment, assessment, foundation, reward, study, window_sweep
+from rlhf_jax.recipes.foundation import EQUAL, lay_for
 from rlhf_jax.recipes.sampled_answers import SampledConfig, sampled_answers
 from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, study_setting
 from rlhf_jax.runtime.diagnostics import write_diagnostics
-from rlhf_jax.runtime.run import RunDirectory, RunError, enable_compilation_cache, notice, write_json
+from rlhf_jax.runtime.run import (
+    RunDirectory,
+    enable_compilation_cache,
+    errors_in_one_line,
+    write_json,
+)
 from rlhf_jax.runtime.signals import exits_on_signals
 
 
@@ -85,8 +91,8 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     """Imitation and PPO at every window, measured on the same test dialogues and users."""
     # 1. Data and imitation, shared with every other study.
     setting = study_setting(config.setting, config.size, config.data_dir)
-    foundation = foundation_folder(config.runs, config.setting, config.size, seed)
-    base = lay(foundation, setting.foundation, seed=seed)
+    folder = foundation_folder(config.runs, config.setting, config.size, seed)
+    base = lay_for(run, folder, setting.foundation, seed=seed)
     contexts = {}
     for k in config.windows:
         data = window_sweep.fitted_data(base.prepared, setting.foundation.data, k, max_cut=config.max_cut)
@@ -155,9 +161,14 @@ def main(config: Config) -> Path | None:
     """Every seed, then the summary; None where one seed alone was asked for."""
     enable_compilation_cache(beside=config.run_dir)
     setting = study_setting(config.setting, config.size, config.data_dir)
-    facts = {"align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
+
+    def facts(seed: int) -> dict[str, Any]:
+        folder = foundation_folder(config.runs, config.setting, config.size, seed)
+        own = {"align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
+        return own | foundation.facts(folder, setting.foundation)
+
     with exits_on_signals():
-        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), **facts)
+        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
     if config.only_seed is not None:
         return None
     report = window_sweep.write_report(
@@ -183,10 +194,5 @@ def command_line(arguments: list[str]) -> Config:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main(command_line(sys.argv[1:]))
-    except (RunError, ValueError) as error:
-        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
-            raise
-        notice(f"error: {error}")
-        sys.exit(1)

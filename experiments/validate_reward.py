@@ -30,11 +30,11 @@ import tyro
 
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.recipes import judging, reward_cases, reward_report, reward_results, reward_study
-from rlhf_jax.recipes.foundation import Sentiment, lay, stored_config
+from rlhf_jax.recipes.foundation import Sentiment, facts, lay_for
 from rlhf_jax.recipes.study import check_seeds
 from rlhf_jax.recipes.study_presets import Size, StudySetting, foundation_folder, study_setting
 from rlhf_jax.runtime.report import write_results
-from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run, write_text
+from rlhf_jax.runtime.run import enable_compilation_cache, errors_in_one_line, notice, open_run, write_text
 from rlhf_jax.runtime.signals import exits_on_signals
 
 
@@ -67,6 +67,9 @@ class Config:
         check_seeds(self.seeds, self.only_seed)
         if not self.sentiments:
             raise ValueError("--sentiments must name at least one form of sentiment")
+        laid = study_setting(self.setting, self.size, self.data_dir).foundation
+        for sentiment in self.sentiments:
+            laid.check_sentiment(sentiment, f"--sentiments {sentiment}")
         if list(self.fractions) != sorted(set(self.fractions)) or not all(0 < share < 1 for share in self.fractions):
             raise ValueError(f"--fractions must ascend within (0, 1): got {self.fractions}")
 
@@ -131,22 +134,22 @@ def main(config: Config) -> Path:
 
 
 def _one_seed(config: Config, setting: StudySetting, seed: int) -> None:
-    """Cases of one seed; nothing is laid or opened where all are stored."""
+    """Cases of one seed; nothing is laid where all are stored."""
     measured: dict[str, Any] = {
         "setting": config.setting,
         "size": config.size,
         "seed": seed,
         "sentiments": config.sentiments,
         "fractions": config.fractions,
-        "foundation": stored_config(setting.foundation),
     }
     folder = foundation_folder(config.runs, config.setting, config.size, seed)
     with open_run(config.run_dir / f"seed-{seed}", measured, trackers=()) as run:
+        run.record(**facts(folder, setting.foundation))
         kinds = ("held-out", "truth", "users") if config.setting == "world" else ("held-out", "uss")
         if reward_study.stored(run.path, sentiments=config.sentiments, fractions=config.fractions, kinds=kinds):
             notice(f"seed {seed}: measured before")
             return
-        foundation = lay(folder, setting.foundation, seed=seed)
+        foundation = lay_for(run, folder, setting.foundation, seed=seed)
         reward_study.measure(
             run,
             foundation,
@@ -165,10 +168,5 @@ def command_line(arguments: list[str]) -> Config:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main(command_line(sys.argv[1:]))
-    except (RunError, ValueError, FileNotFoundError) as error:
-        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
-            raise
-        notice(f"error: {error}")
-        sys.exit(1)

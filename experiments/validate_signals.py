@@ -30,7 +30,7 @@ from rlhf_jax.data.redial import read_redial
 from rlhf_jax.recipes import signal_report, signal_study
 from rlhf_jax.recipes.signal_study import SignalConfig
 from rlhf_jax.runtime.report import write_results
-from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice, open_run, write_text
+from rlhf_jax.runtime.run import enable_compilation_cache, errors_in_one_line, notice, open_run, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +124,5 @@ def command_line(arguments: list[str]) -> Config:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main(command_line(sys.argv[1:]))
-    except (RunError, ValueError, FileNotFoundError) as error:
-        if sys.flags.dev_mode:  # `python -X dev` shows where it came from.
-            raise
-        notice(f"error: {error}")
-        sys.exit(1)

@@ -16,7 +16,8 @@ class Result:
     """`<system>/<metric>`, for example `sft/hr@10`; a difference is `ppo-sft/hr@10`."""
     value: float
     n: int
-    """How many cases the value is an average over; what a case is stands in `definition`."""
+    """How many cases the value is an average over, in the mean training seed, or where `definition` says so in all seeds
+    together; what a case is stands in `definition`."""
     protocol: str
     """Named protocol (`full`, `fresh` …, `text`, `closed-loop`, `held-out`)."""
     split: str
@@ -24,7 +25,7 @@ class Result:
     interval: tuple[float, float] | None
     """95 % bootstrap interval over dialogues; None where none was computed."""
     seeds: tuple[int, ...]
-    """Training seeds behind the value; empty for a system that was not trained (a baseline)."""
+    """Training seeds behind the value; of a baseline the seeds whose worlds or runs it was measured in, often none."""
     definition: str
     std: float | None = None
     """Standard deviation over seeds (n − 1), where there are at least two."""

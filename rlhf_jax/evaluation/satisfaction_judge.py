@@ -96,7 +96,7 @@ class SatisfactionJudge:
 
     model: TextRegression
     fitted_on: frozenset[str]
-    """Ids of the dialogues it was fitted on: nothing is to be evaluated on them."""
+    """Ids of the dialogues it was fitted on: nothing is to be evaluated on them (`recipes.judging.check_unread`)."""
 
     def __post_init__(self) -> None:
         if "answer" in self.model.channels:

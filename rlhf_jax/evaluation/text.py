@@ -162,7 +162,7 @@ def text_results(
     for metric, of_turn, text in PER_TURN:
         estimate = bootstrap.mean_over_seeds([_gathered(turns, of_turn) for turns in runs])
         results.append(_entry(f"{system}/{metric}", estimate, split, seeds, text))
-    used = min(DISTINCT_TURNS, len(runs[0]))
+    used = min(DISTINCT_TURNS, *map(len, runs))
     for n in (1, 2, 3, 4):
         for per in ("sentence", "total"):
             scores = [distinct([turn.text for turn in turns[:used]], n, per=per) for turns in runs]
@@ -244,6 +244,7 @@ def _bleu(name: str, sides: Sequence[Sequence[Sequence[GeneratedTurn]]], split: 
     """
     statistics = [[_bleu_statistics(turns) for turns in runs] for runs in sides]
     turns = sides[0][0]
+    n = sum(map(len, sides[0])) // len(sides[0])
     _, signature = corpus_bleu([turns[0].text], [turns[0].reference])
 
     def compute(cases: np.ndarray, chosen: np.ndarray) -> float:
@@ -260,7 +261,7 @@ def _bleu(name: str, sides: Sequence[Sequence[Sequence[GeneratedTurn]]], split: 
     else:
         interval = bootstrap.statistic_over_seeds(keys, of_run)
     text = f"{'difference of ' if len(sides) > 1 else ''}sacreBLEU corpus score, 0 to 100, {signature}"
-    return Result(name, float(np.mean(values)), len(turns), "text", split, interval, tuple(seeds), text, _std(values))
+    return Result(name, float(np.mean(values)), n, "text", split, interval, tuple(seeds), text, _std(values))
 
 
 def _bleu_statistics(turns: Sequence[GeneratedTurn]) -> np.ndarray:

@@ -7,14 +7,13 @@ the literature's proxy, not as a good one.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from rlhf_jax.data.turns import Turn, next_user_turn
+from rlhf_jax.data.turns import Turn
 from rlhf_jax.interfaces import Dialogue
 
 Floats = NDArray[np.float64]
@@ -83,10 +82,3 @@ def _normal_scores(sorted_gaps: Floats, gaps: Floats) -> Floats:
 
 def _lengths(message_words: Floats, reply_words: Floats) -> Floats:
     return np.stack([np.ones(len(message_words)), np.log1p(message_words), np.log1p(reply_words)], axis=1)
-
-
-def gaps_of(dialogue: Dialogue, message_indices: Sequence[int]) -> Floats:
-    """Reply gap of each given system message; NaN where there is no reply or no time. [N]"""
-    replies = [next_user_turn(dialogue, index) for index in message_indices]
-    rows = zip(message_indices, replies, strict=True)
-    return np.array([math.nan if reply is None else reply_gap(dialogue, index, reply) for index, reply in rows])

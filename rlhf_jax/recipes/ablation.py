@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.recipes import study
+from rlhf_jax.recipes import gates, study
 from rlhf_jax.recipes.foundation import EQUAL, Sentiment
 from rlhf_jax.recipes.study import Measure
 from rlhf_jax.runtime import plots, report_tables
@@ -88,6 +88,8 @@ class Compared(NamedTuple):
     variants: tuple[Variant, ...]
     best: str
     """The comparison without learning, `best_of_8`."""
+    kl_bound: float
+    """Nats that its replies are away from SFT's at most; of chosen replies the KL itself is not measured."""
 
     @property
     def systems(self) -> tuple[str, ...]:
@@ -193,6 +195,7 @@ def write_report(
         *notes,
         f"{budget} Training seeds {', '.join(map(str, seeds))}. {_reading(compared, same_test)}",
     ]
+    parts += gates.section(gates.read([study.seed_folder(run_dir, seed) for seed in seeds]))
     for title, measures in HEADINGS.items():
         systems = (*BASELINES, *compared.systems) if measures is RECOMMENDING else compared.systems
         parts += [f"## {title}", study.table(found, systems, measures, split)]
@@ -225,5 +228,5 @@ def _reading(compared: Compared, same_test: bool) -> str:
         "a claim (▲, ▼) needs three seeds, an interval without 0, and a t test of the seeds' own differences that agrees. "
         f"`sampled` and `listed` judge sampled replies, the same contexts and random numbers for all.{own} "
         f"{compared.best} ranks as SFT does, because its choice begins after the ranking: it is compared on replies alone; "
-        "its KL is the bound log n − (n − 1)/n. The proxy is the full reward for every system."
+        f"its KL is at most log n − (n − 1)/n = {compared.kl_bound:.2f} nats a reply. The proxy is the full reward for every system."
     )

@@ -57,6 +57,9 @@ class AlignmentConfig:
     batches as drawn. It changes which prompts meet in a batch (docs/decisions/0007)."""
 
     def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "evaluations", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--align.{name.replace('_', '-')} must be at least 1: got {getattr(self, name)}")
         if sorted({0, *self.prompt_buckets}) != [0, *self.prompt_buckets]:
             raise ValueError(f"prompt_buckets must be positive and ascending: got {self.prompt_buckets}")
         if self.prompt_group < 1:

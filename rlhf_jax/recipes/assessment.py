@@ -1,6 +1,6 @@
 """Stage 4: what a policy is worth: ranking, text, and in the simulated world the truth.
 
-Everything measured is stored case by case (`assessments/SYSTEM.npz`, `.json`), so that systems and seeds can be compared
+Everything measured is stored case by case (`assessments/SYSTEM.npz`), so that systems and seeds can be compared
 pair by pair later, and an interrupted run does not measure twice.
 """
 
@@ -46,6 +46,12 @@ class AssessmentConfig:
     """System turns a user has patience for."""
     conversations: int = 6
     """Test contexts shown in the report with the systems' replies."""
+
+    def __post_init__(self) -> None:
+        for name in ("test_dialogues", "text_turns", "batch_size", "users", "user_turns", "conversations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--assess.{name.replace('_', '-')} must be at least 1: got {value}")
 
 
 class Assessment(NamedTuple):

@@ -41,7 +41,8 @@ class DataConfig:
     on_bad_line: Literal["error", "skip"] = "error"
     """A malformed line ends the run, or is counted and reported."""
     max_dialogues: int | None = None
-    """Read only the first so many dialogues of each split; None reads all."""
+    """Read only the first so many dialogues of each of ReDial's files (training and validation share one) or of each of
+    OpenDialKG's domains, which are split afterwards; None reads all."""
     world: WorldConfig = WorldConfig()
     """The simulated world's size, difficulty and hackability; used where `source` is `world`."""
     n_words: int = 1000

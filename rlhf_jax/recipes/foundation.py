@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlhf_jax.interfaces import COMPONENTS, Params
-from rlhf_jax.recipes import corpus, reward, supervised
+from rlhf_jax.recipes import corpus, gates, reward, supervised
 from rlhf_jax.recipes.agent import Agent, make_agent, policy_params
 from rlhf_jax.recipes.corpus import DataConfig, ModelConfig, Prepared
 from rlhf_jax.recipes.reward import RewardConfig
 from rlhf_jax.recipes.supervised import SupervisedConfig
-from rlhf_jax.runtime.run import RunError, as_json, open_run
+from rlhf_jax.runtime.run import RunDirectory, RunError, as_json, open_run, read_json
 
 Sentiment = Literal["shift", "level"]
 EQUAL = (1 / len(COMPONENTS),) * len(COMPONENTS)
@@ -38,6 +38,14 @@ class FoundationConfig:
     def __post_init__(self) -> None:
         if not self.sentiments or len(set(self.sentiments)) < len(self.sentiments):
             raise ValueError(f"sentiments must name shift, level or both, each once: got {self.sentiments}")
+
+    def check_sentiment(self, sentiment: Sentiment, option: str) -> None:
+        """Raises ValueError where no reward model for `sentiment` would be laid; `option` is what asked for it."""
+        if sentiment not in self.sentiments:
+            raise ValueError(
+                f"{option} needs a reward model for the sentiment {sentiment}; the foundation of this setting and size has "
+                f"{' and '.join(self.sentiments)} alone"
+            )
 
 
 class Foundation(NamedTuple):
@@ -79,6 +87,28 @@ def stored_config(config: FoundationConfig) -> dict[str, Any]:
     return stored
 
 
+def facts(folder: Path, config: FoundationConfig) -> dict[str, Any]:
+    """What a seed of a study rests on: the foundation's configuration and, where it lies in `folder`, the data it read.
+
+    For `RunDirectory.record`, which refuses a seed that rests on another foundation, finished or not.
+    """
+    found: dict[str, Any] = {"foundation": stored_config(config)}
+    if (folder / "config.json").exists() and "data" in (laid := read_json(folder / "config.json")):
+        found["foundation_data"] = laid["data"]
+    return found
+
+
+def lay_for(run: RunDirectory, folder: Path, config: FoundationConfig, *, seed: int) -> Foundation:
+    """`lay` for a study's seed, whose `config.json` then says what it rests on, and `gates.json` what the gate said.
+
+    Raises: RunError as `lay`, and where the seed began on another foundation.
+    """
+    foundation = lay(folder, config, seed=seed)
+    run.record(**facts(folder, config))
+    gates.save(run, foundation.gates)
+    return foundation
+
+
 def lay(folder: Path, config: FoundationConfig, *, seed: int) -> Foundation:
     """Runs what is missing of stages 0–2 in `folder` and returns what they learnt; waits where another process does so.
 
@@ -96,10 +126,10 @@ def lay(folder: Path, config: FoundationConfig, *, seed: int) -> Foundation:
         trunk = supervised.train(
             run, prepared.corpus, prepared.vocab, agent, config.sft, seed=seed, trunk=prepared.trunk
         )
-        models, gates = {}, {}
+        models, passed = {}, {}
         for sentiment in config.sentiments:
             labels = dataclasses.replace(config.reward.labels, sentiment=sentiment)
-            models[sentiment], gates[sentiment] = reward.train(
+            models[sentiment], passed[sentiment] = reward.train(
                 run,
                 prepared,
                 agent,
@@ -110,4 +140,4 @@ def lay(folder: Path, config: FoundationConfig, *, seed: int) -> Foundation:
                 seed=seed,
                 stage=f"{reward.STAGE}-{sentiment}",
             )
-    return Foundation(folder, config, seed, prepared, agent, trunk, models, gates)
+    return Foundation(folder, config, seed, prepared, agent, trunk, models, passed)

@@ -147,6 +147,7 @@ def results(study: Study, *, split: str, truth: str) -> list[Result]:
     ) -> None:
         known = interval if interval is not None and all(map(math.isfinite, interval)) else None
         value = value if math.isfinite(value) else math.nan
+        text += f"; n over all {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
         found.append(Result(name, value, n, PROTOCOL, split, known, study.seeds, text, std))
 
     for way, one in study.ways.items():

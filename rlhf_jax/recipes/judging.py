@@ -82,6 +82,13 @@ def uss_judge(data_dir: Path, cache: Path, *, replicates: int = 500) -> tuple[Sa
     return SatisfactionJudge.load(stored), read_json(written)
 
 
+def check_unread(judge: SatisfactionJudge, dialogues: Iterable[Dialogue]) -> None:
+    """Raises RunError where the judge was fitted on one of the dialogues in which policies are to be judged."""
+    read = sorted(judge.fitted_on & {dialogue.dialogue_id for dialogue in dialogues})
+    if read:
+        raise RunError(f"the judge was fitted on {len(read)} of the dialogues it is to judge replies in: {read[:5]}")
+
+
 def _fit(data_dir: Path, stored: Path, written: Path, provenance: Mapping[str, Any], replicates: int) -> None:
     corpus = read_redial(data_dir / "redial")
     turns = judged_turns(corpus, read_uss(data_dir / "uss"))

@@ -63,6 +63,12 @@ class RewardConfig:
     gate_pearson: float = 0.6
     """Least held-out correlation of the weighted sum and of each component with a weight."""
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_turns", "validation_turns", "batch_size", "evaluations_per_epoch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--reward.{name.replace('_', '-')} must be at least 1: got {value}")
+
 
 class LabelledTurns:
     """Tokens of labelled turns (prompt and response in one row) with their z-scored labels."""
@@ -214,12 +220,17 @@ def _turns(
     seed: int,
 ) -> LabelledTurns:
     windows = Windows(prepared.vocab, dialogues, data)
+    return LabelledTurns(windows, table, drawn_rows(table, windows, limit, seed))
+
+
+def drawn_rows(table: LabelTable, windows: Windows, limit: int | None, seed: int) -> np.ndarray:
+    """Rows of a label table that the stage uses: turns with a context, at most `limit`, drawn with the seed. [N]"""
     wanted = set(windows.turns())
     places = zip(table.dialogue_indices.tolist(), table.message_indices.tolist(), strict=True)
-    rows = np.array([row for row, place in enumerate(places) if place in wanted])
-    if limit is not None and len(rows) > limit:
-        rows = np.sort(np.random.Generator(np.random.PCG64([seed, 2])).choice(rows, limit, replace=False))
-    return LabelledTurns(windows, table, rows)
+    rows = np.array([row for row, place in enumerate(places) if place in wanted], np.int64)
+    if limit is None or len(rows) <= limit:
+        return rows
+    return np.sort(np.random.Generator(np.random.PCG64([seed, 2])).choice(rows, limit, replace=False))
 
 
 def _predictions(predict: Any, params: Params, turns: LabelledTurns, batch_size: int = 128) -> np.ndarray:

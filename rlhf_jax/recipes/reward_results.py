@@ -27,7 +27,7 @@ TARGETS = (SUM, *COMPONENTS)
 PARTS = ("seen items", "unseen items", "no item")
 USS_PARTS = ("validation", "untouched", "trained")
 MEANINGS: Mapping[str, str] = {
-    "held-out": "turns of validation dialogues; n is the number of turns of all seeds together",
+    "held-out": "turns of validation dialogues",
     "calibration": "slope of the weak label on the prediction, least squares, same turns; 1 is calibrated, 0 says nothing",
     "seen-items": "held-out turns all of whose items were suggested in a training turn of R_φ",
     "unseen-items": "held-out turns with an item that no training turn of R_φ suggested",
@@ -38,7 +38,7 @@ MEANINGS: Mapping[str, str] = {
     "truth": "true utility of the logged turn, simulated world, validation dialogues",
     "truth-suggesting": "the same, turns that suggest an item",
     "truth-users": "mean true utility of the turns a user lived through against their mean score, supervised policy as it "
-    "samples; n users",
+    "samples; cases are users",
 }
 """Protocol to what a case is and where it comes from."""
 
@@ -79,7 +79,7 @@ def results(gathered: Gathered, *, source: str, replicates: int) -> list[Result]
                 split=f"{source}/{'train+validation' if entry.protocol.startswith('uss') else 'validation'}",
                 interval=value.interval if all(map(math.isfinite, value.interval)) else None,
                 seeds=tuple(pairs),
-                definition=entry.text,
+                definition=entry.text + (f"; n over all {len(pairs)} seeds" if len(pairs) > 1 else ""),
                 std=value.std,
             )
         )

@@ -122,19 +122,11 @@ def labelled(foundation: Foundation, form: Sentiment) -> tuple[_Labelled, _Label
         if not path.exists():
             raise RunError(f"{path} is missing: the foundation was laid without labels of the sentiment {form}")
         table = LabelTable.load(path)
-        rows = drawn_rows(table, Windows(foundation.prepared.vocab, dialogues, config.data), limit, foundation.seed)
+        rows = reward.drawn_rows(
+            table, Windows(foundation.prepared.vocab, dialogues, config.data), limit, foundation.seed
+        )
         found.append(_Labelled(dialogues, table, rows))
     return found[0], found[1]
-
-
-def drawn_rows(table: LabelTable, windows: Windows, limit: int | None, seed: int) -> NDArray[np.int64]:
-    """Rows of a label table that `reward.train` uses: turns with a context, at most `limit`, drawn with the seed."""
-    wanted = set(windows.turns())
-    places = zip(table.dialogue_indices.tolist(), table.message_indices.tolist(), strict=True)
-    rows = np.array([row for row, place in enumerate(places) if place in wanted], np.int64)
-    if limit is None or len(rows) <= limit:
-        return rows
-    return np.sort(np.random.Generator(np.random.PCG64([seed, 2])).choice(rows, limit, replace=False))
 
 
 def score_turns(
@@ -234,7 +226,7 @@ def _true_utility(foundation: Foundation, params: Params, training: _Labelled, h
     logged = logged_dialogues(foundation.config.data.world, foundation.prepared.world_seed, "train")
     utilities = {entry.dialogue.dialogue_id: entry.utilities for entry in logged}
     windows = Windows(foundation.prepared.vocab, held_out.dialogues, foundation.config.data)
-    rows = drawn_rows(held_out.table, windows, None, foundation.seed)
+    rows = reward.drawn_rows(held_out.table, windows, None, foundation.seed)
     places, ids = held_out.places(rows), held_out.table.dialogue_ids[rows]
     worth = [utilities[str(name)][index] for name, (_, index) in zip(ids, places, strict=True)]
     suggests = [bool(held_out.dialogues[number].messages[index].items) for number, index in places]

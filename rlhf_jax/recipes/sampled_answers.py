@@ -68,9 +68,10 @@ class SampledAnswers(NamedTuple):
     proxy: Floats
     """Their weighted sum. [N]"""
     kl: Floats
-    """Σ_t log π(y_t) − log π_ref(y_t) of the reply, nats; its mean estimates KL(π, π_ref) per reply. [N]"""
+    """Σ_t log π(y_t) − log π_ref(y_t) of the reply, nats; its mean estimates KL(π, π_ref) per reply. NaN for replies that
+    were chosen among samples: they are no draws from π. [N]"""
     entropy: Floats
-    """Mean entropy of the policy over the reply's tokens, nats per token. [N]"""
+    """Mean entropy of the policy over the reply's tokens, nats per token; NaN for chosen replies as well. [N]"""
     finished: np.ndarray
     """True where the reply ends with `<eos>` within its budget. bool [N]"""
     listed: Listed
@@ -91,7 +92,7 @@ def sampled_answers(
     reward_model: Params,
     weights: Sequence[float],
     seed: int,
-    kl: float | None = None,
+    chosen: bool = False,
     judge: Judge | None = None,
 ) -> SampledAnswers:
     """`draw_answers`, stored and read back, once per run and system; a judge may come later and is then added."""
@@ -113,7 +114,7 @@ def sampled_answers(
             reward_model=reward_model,
             weights=weights,
             seed=seed,
-            kl=kl,
+            chosen=chosen,
             name=f"{system}: sampled answers",
         )
     if judge is not None:
@@ -133,7 +134,7 @@ def draw_answers(
     reward_model: Params,
     weights: Sequence[float],
     seed: int,
-    kl: float | None = None,
+    chosen: bool = False,
     name: str = "sampled answers",
 ) -> SampledAnswers:
     """One sampled reply (`agent.sample`) to each of `config.turns` test contexts.
@@ -141,7 +142,7 @@ def draw_answers(
     Args:
       reference: policy whose distance is measured; its trunk alone is read.
       reward_model: R_φ, whose `weights` α, β, γ make the proxy score of its raw components.
-      kl: stands in for the measured log-ratio where replies are not drawn from the policy's own distribution (best-of-n).
+      chosen: replies are chosen among samples (best-of-n), so that log-ratio and entropy of π say nothing about them.
     """
     windows, places = _answered(prepared, config, data)
     tokens, mask = windows.prompts(places)
@@ -151,8 +152,8 @@ def draw_answers(
     with Progress(name, 0, len(places)) as progress:
         for start in range(0, len(places), config.batch_size):
             # Wrapped around, so that one program serves all batches.
-            chosen = np.arange(start, start + config.batch_size) % len(places)
-            prompts = PromptBatch(tokens=jnp.asarray(tokens[chosen]), mask=jnp.asarray(mask[chosen]))
+            rows = np.arange(start, start + config.batch_size) % len(places)
+            prompts = PromptBatch(tokens=jnp.asarray(tokens[rows]), mask=jnp.asarray(mask[rows]))
             key = stream_key(root, "sampled_answers", start)
             found = compiled(params, reference["trunk"], reward_model, prompts, key)
             end = min(start + config.batch_size, len(places))
@@ -171,8 +172,8 @@ def draw_answers(
         replies=[response_message(prepared.vocab, response) for response in responses],
         components=components,
         proxy=components.astype(np.float64) @ np.asarray(weights, np.float64),
-        kl=log_ratio.astype(np.float64) if kl is None else np.full(len(places), kl),
-        entropy=entropy.astype(np.float64),
+        kl=np.full(len(places), np.nan) if chosen else log_ratio.astype(np.float64),
+        entropy=np.full(len(places), np.nan) if chosen else entropy.astype(np.float64),
         finished=finished,
         listed=_listed(prepared, windows, places, responses),
     )

@@ -15,7 +15,7 @@ from rlhf_jax.evaluation import bootstrap, text
 from rlhf_jax.evaluation.bootstrap import DialogueSums, Estimate
 from rlhf_jax.evaluation.ranking import metric_values
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.recipes.sampled_answers import SampledAnswers
+from rlhf_jax.recipes.sampled_answers import Floats, SampledAnswers
 
 LISTED = ("hr@1", "hr@5", "ndcg@5")
 DEFINITIONS = {
@@ -67,9 +67,7 @@ def sampled_differences(name: str, a: Runs, b: Runs, *, split: str, same_test: b
 
 def measures(answers: Sequence[SampledAnswers]) -> list[tuple[str, str, str]]:
     """(protocol, metric, definition) of everything that all of these have."""
-    found = [("sampled", metric, text) for metric, text in DEFINITIONS.items() if metric != "judge"]
-    if all(one.judge is not None for one in answers):
-        found.append(("sampled", "judge", DEFINITIONS["judge"]))
+    found = [("sampled", m, text) for m, text in DEFINITIONS.items() if all(_known(one, m) for one in answers)]
     for protocol, gold in (("listed", "all gold items"), ("listed-fresh", "gold items not mentioned before")):
         for metric in LISTED if all(_listed_cases(one, protocol).any() for one in answers) else ():
             kind, _, k = metric.partition("@")
@@ -88,16 +86,26 @@ def cases(answers: SampledAnswers, protocol: str, metric: str) -> DialogueSums:
         chosen = _listed_cases(answers, protocol)
         values = metric_values(metric, answers.listed.ranks[chosen])
         return bootstrap.by_dialogue(values, [dialogues[turn] for turn in answers.listed.turns[chosen].tolist()])
-    values = {
+    values = _values(answers, metric)
+    if values is None:
+        raise ValueError("these answers were not judged")
+    return bootstrap.by_dialogue(values, dialogues)
+
+
+def _values(answers: SampledAnswers, metric: str) -> Floats | None:
+    return {
         "proxy_score": answers.proxy,
         "kl": answers.kl,
         "entropy": answers.entropy,
         "eos_share": answers.finished.astype(np.float64),
         "judge": answers.judge,
     }[metric]
-    if values is None:
-        raise ValueError("these answers were not judged")
-    return bootstrap.by_dialogue(values, dialogues)
+
+
+def _known(answers: SampledAnswers, metric: str) -> bool:
+    """Whether a metric of `DEFINITIONS` was measured: a judge may be missing, and chosen replies have no KL."""
+    values = _values(answers, metric)
+    return values is not None and not np.isnan(values).any()
 
 
 def apart(answers: SampledAnswers, seed: int, same_test: bool) -> SampledAnswers:

@@ -89,17 +89,20 @@ def seed_folder(run_dir: Path, seed: int) -> Path:
     return run_dir / f"seed-{seed}"
 
 
-def run_seeds(config: StudyConfig, work: Callable[[RunDirectory, int], None], **facts: Any) -> None:
+def run_seeds(
+    config: StudyConfig, work: Callable[[RunDirectory, int], None], facts: Callable[[int], Mapping[str, Any]]
+) -> None:
     """Does the work of every seed (or of `only_seed`) in its own run directory; what is done is not done again.
 
     Args:
-      facts: what the numbers rest on besides the configuration, for example what `size` stands for; stored with the seed.
+      facts: what a seed's numbers rest on besides the configuration, for example its foundation and what `size` stands
+        for; stored with the seed.
     Raises: RunError where a seed's directory, finished or not, belongs to another configuration or other facts.
     """
     fields = {name: value for name, value in as_json(config).items() if name not in VOLATILE}
     for seed in config.seeds if config.only_seed is None else (config.only_seed,):
         with open_run(seed_folder(config.run_dir, seed), {"seed": seed, **fields}, trackers=(), wait=True) as run:
-            run.record(**facts)
+            run.record(**facts(seed))
             if (run.path / DONE).exists():
                 notice(f"seed {seed} is done ({run.path})")
                 continue

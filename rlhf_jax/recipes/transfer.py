@@ -128,11 +128,6 @@ def stored(folder: Path, policy: str, domain: DomainName) -> Tested:
     return Tested(assessment.load(union), assessment.load(own))
 
 
-def is_done(folder: Path) -> bool:
-    """Whether every policy was measured on every domain."""
-    return all(_files(folder, policy, domain)[1].exists() for policy in POLICIES for domain in DOMAINS)
-
-
 def _files(folder: Path, policy: str, domain: DomainName) -> tuple[Path, Path]:
     assessments = folder / "assessments"
     return assessments / f"{policy}-on-{domain}.npz", assessments / f"{policy}-on-{domain}-own-catalogue.npz"

@@ -108,11 +108,12 @@ def verdicts(found: Sequence[Result]) -> list[str]:
     return lines
 
 
-def report_text(found: Sequence[Result], corpus: Corpus, *, command: str) -> str:
+def report_text(found: Sequence[Result], corpus: Corpus, chapters: Sequence[str], *, command: str) -> str:
     """The study's `report.md`.
 
     Args:
       corpus: with the training dialogues of both domains; for the sizes in the text.
+      chapters: that stand before the results.
       command: that repeats the study.
     """
     n_items = Counter(item.domain for item in corpus.items.values())
@@ -139,6 +140,7 @@ def report_text(found: Sequence[Result], corpus: Corpus, *, command: str) -> str
         ),
         "![HR@5 and NDCG@5 on both tested domains, against the tested domain's items](plots/transfer.png)",
         "![BLEU-4 of greedy answers on both tested domains](plots/transfer_text.png)",
+        *chapters,
     ]
     for tested in DOMAINS:
         parts.append(f"## Tested on {tested}s")
@@ -152,7 +154,7 @@ def report_text(found: Sequence[Result], corpus: Corpus, *, command: str) -> str
         "## PPO diagnostics",
         "![PPO diagnostics](plots/ppo.png)",
         (
-            "*Mean over seeds, by update and training domain; each run's own page is `seed-S/DOMAIN-EMBEDDINGS/ppo/report.md` "
+            "*Mean over seeds, by update and training domain; each run's own page is `seed-S/DOMAIN-EMBEDDINGS/ppo/diagnostics.md` "
             "in the run directory.* ([SVG](plots/ppo.svg))"
         ),
         "## Definitions",

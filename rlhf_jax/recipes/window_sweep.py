@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_jax.data.windows import prompt_tokens
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.recipes import study
+from rlhf_jax.recipes import gates, reward, study
 from rlhf_jax.recipes.corpus import DataConfig, Prepared, Windows
 from rlhf_jax.recipes.study import Measure
 from rlhf_jax.runtime import interval_plots, plots, report_tables
@@ -180,6 +180,7 @@ def write_report(
         ),
         "## What fits",
         _contexts_table([read_contexts(run_dir, seed) for seed in seeds], windows),
+        *gates.section(_gates(run_dir, seeds, windows)),
         "## Results",
         "![Metrics against k](plots/windows.png)",
         "*SFT and PPO against k, 95 % intervals.* ([SVG](plots/windows.svg))",
@@ -209,6 +210,11 @@ def write_report(
 def read_contexts(run_dir: Path, seed: int) -> Mapping[str, Any]:
     """`Contexts` of every window of one seed, by window."""
     return read_json(study.seed_folder(run_dir, seed) / "contexts.json")
+
+
+def _gates(run_dir: Path, seeds: Sequence[int], windows: Sequence[int]) -> dict[str, list[gates.Gate]]:
+    folders = [study.seed_folder(run_dir, seed) for seed in seeds]
+    return {f"k = {k}": [read_json(folder / f"{reward.STAGE}-k{k}.json") for folder in folders] for k in windows}
 
 
 def _columns(k: int) -> tuple[str, str, str]:

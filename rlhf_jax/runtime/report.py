@@ -105,13 +105,14 @@ def write_report(
     run_dir = Path(run_dir)
     results, entries = read_results(run_dir), read_metrics(run_dir / "metrics.jsonl")
     config = run.read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
+    gate = config.get("config", {}).get("reward", {}).get("gate_pearson", report_tables.GATE)
     parts = [
         f"# {title}",
         *notes,
         INTRODUCTION,
         *_summary(run_dir, results),
-        *_gate(results),
-        *([] if gathered else _figure_sections(run_dir, entries, results)),
+        *_gate(results, gate),
+        *([] if gathered else _figure_sections(run_dir, entries, results, gate)),
         *([] if gathered else _conversations(read_samples(run_dir))),
         *_definitions(results),
         *_provenance(config, command),
@@ -139,17 +140,19 @@ def _summary(run_dir: Path, results: Sequence[Result]) -> list[str]:
     return parts
 
 
-def _gate(results: Sequence[Result]) -> list[str]:
+def _gate(results: Sequence[Result], gate: float) -> list[str]:
     measured = [r for r in results if r.system == "reward_model"]
-    text = f"PPO is meant to start only from a reward model whose held-out Pearson correlation exceeds {report_tables.GATE}."
+    text = f"PPO is meant to start only from a reward model whose held-out Pearson correlation exceeds {gate}."
     if not measured:
         return ["## Reward model", text, "It was not measured in this run."]
-    return ["## Reward model", text, report_tables.gate_table(measured)]
+    return ["## Reward model", text, report_tables.gate_table(measured, gate)]
 
 
-def _figure_sections(run_dir: Path, entries: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> list[str]:
+def _figure_sections(
+    run_dir: Path, entries: Sequence[Mapping[str, Any]], results: Sequence[Result], gate: float
+) -> list[str]:
     parts = []
-    for section in report_figures.sections(entries, results):
+    for section in report_figures.sections(entries, results, gate=gate):
         parts.append(f"## {section.title}")
         if section.figures:
             parts.append(section.text)

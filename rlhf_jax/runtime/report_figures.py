@@ -49,7 +49,6 @@ LEARNING = (
 CORRELATION = Curve(
     "Correlation, validation",
     {f"validation/pearson_{name}": name for name in COMPONENTS} | {"validation/pearson": "sum"},
-    levels={"gate": report_tables.GATE},
 )
 COMPONENT_LOSS = Curve("Loss by component", {f"loss/{name}": name for name in COMPONENTS}, bottom=0.0)
 PPO = (
@@ -100,15 +99,15 @@ def series(entries: Entries, stage: str, metric: str) -> tuple[list[float], list
     return steps, values
 
 
-def sections(entries: Entries, results: Sequence[Result]) -> list[Section]:
-    """All pages with curves."""
+def sections(entries: Entries, results: Sequence[Result], *, gate: float = report_tables.GATE) -> list[Section]:
+    """All pages with curves; `gate` is marked where correlations are drawn."""
     stages = list(dict.fromkeys(entry["stage"] for entry in entries))
     out = []
     supervised = [stage for stage in stages if kind(stage) not in ("ppo", "reward_model")]
     for stage in supervised or ["sft"]:
         title = {"sft": "Supervised fine-tuning", "pretrain": "Pretraining"}.get(stage, f"Stage {stage}")
         out.append(Section(title, "Learning curves.", _page(entries, stage, LEARNING)))
-    curves = (LEARNING[0], CORRELATION, COMPONENT_LOSS)
+    curves = (LEARNING[0], CORRELATION._replace(levels={"gate": gate}), COMPONENT_LOSS)
     for stage in [stage for stage in stages if kind(stage) == "reward_model"] or ["reward_model"]:
         out.append(Section(_titled("Reward model training", stage), "Learning curves.", _page(entries, stage, curves)))
     out += diagnostics(entries) or [Section("PPO", "", {})]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rlhf_jax.evaluation.results import Result
 
 GATE = 0.6
-"""Held-out Pearson correlation a reward model needs before PPO."""
+"""Held-out Pearson correlation a reward model needs before PPO, where a run sets no other."""
 SYSTEM_ORDER = ("human", "constant", "random", "popularity", "copy", "logged", "oracle", "sft", "ppo")
 """Columns come in this order; other systems follow in order of appearance, differences last."""
 
@@ -51,13 +51,13 @@ def claim(result: Result) -> str:
     return "**▲**" if result.value > 0 else "**▼**"
 
 
-def gate_table(results: Sequence[Result]) -> str:
+def gate_table(results: Sequence[Result], gate: float = GATE) -> str:
     """The reward model's correlations on held-out rows; those on the weak labels are gated."""
     rows = []
     for r in results:
         gated = r.metric.startswith("pearson")
-        passes = "–" if not gated else "passes" if r.value > GATE else "**below the gate**"
-        rows.append([r.metric, str(r.n), cell(r), f"> {GATE}" if gated else "–", passes, r.split])
+        passes = "–" if not gated else "passes" if r.value > gate else "**below the gate**"
+        rows.append([r.metric, str(r.n), cell(r), f"> {gate}" if gated else "–", passes, r.split])
     return markdown_table(["measure", "n", "value [95 %]", "gate", "verdict", "split"], rows)
 
 

@@ -43,6 +43,18 @@ def notice(text: str) -> None:
 
 
 @contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """For scripts: what the user can mend ends the program with one line and code 1; `python -X dev` shows where it arose."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if sys.flags.dev_mode:
+            raise
+        notice(f"error: {error}")
+        sys.exit(1)
+
+
+@contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turns a full disk or a missing permission while writing `path` into a `RunError` that says what to do.
 

@@ -90,6 +90,17 @@ def test_results_of_a_perfect_and_a_poor_system():
     assert gain["ungrammatical"].value == -1.0
 
 
+def test_worlds_of_different_size_count_the_same_n_everywhere():
+    """Two seeds with worlds of their own, of 4 and 2 turns: n is their mean, and distinct-n reads as many of both."""
+    long, short = ([turn(f"w{i} a b c", f"w{i} a b c", f"s{s}d{i}") for i in range(n)] for s, n in ((0, 4), (1, 2)))
+    found = {
+        r.metric: r for r in text.text_results("sft", [long, short], split="toy/test", seeds=(0, 1), same_test=False)
+    }
+    assert found["bleu4"].n == found["repetition"].n == 3
+    assert found["distinct_1_per_total"].n == 2
+    assert found["distinct_1_per_total"].value == pytest.approx(5 / 8) and found["distinct_1_per_total"].std == 0.0
+
+
 def test_constant_baseline_wins_on_one_hot_bleu_where_humans_ask_in_other_words():
     human = ["have you seen <movie> ?", "how about the new one <movie>", "have you seen <movie> before ?"]
     constant = text.constant_results([(f"d{i}", s) for i, s in enumerate(human)], split="toy/test")

@@ -9,7 +9,6 @@ from pathlib import Path
 import cross_domain
 import pytest
 
-from rlhf_jax.data.opendialkg_sources import DOMAINS
 from rlhf_jax.recipes import transfer
 from rlhf_jax.recipes.foundation import stored_config
 from rlhf_jax.recipes.transfer import Model
@@ -55,7 +54,7 @@ def test_debug_from_data_to_report(repository: Path, data_dir: Path, study_runs:
     chosen = transfer.foundation_config(cross_domain.setting_of(moved).foundation, model, moved.sentiment)
     laid = cross_domain.model_folder(moved, model, 0) / "foundation"
     open_run(laid, {"seed": 0, **stored_config(chosen)}, trackers=()).close()
-    diagnostics = (run / "seed-0" / "movie-shared" / "ppo" / "report.md").read_text()
+    diagnostics = (run / "seed-0" / "movie-shared" / "ppo" / "diagnostics.md").read_text()
     assert "Explained variance" in diagnostics or "plots/ppo.png" in diagnostics
 
 
@@ -65,10 +64,7 @@ def test_other_options_do_not_take_what_is_done(tmp_path: Path) -> None:
     folder = cross_domain.model_folder(config, model, 0) / "ppo"
     chosen = transfer.foundation_config(setting.foundation, model, config.sentiment)
     with open_run(folder, cross_domain.facts(setting, chosen, 0), trackers=()):
-        (folder / "assessments").mkdir()
-    for policy in transfer.POLICIES:
-        for domain in DOMAINS:
-            (folder / "assessments" / f"{policy}-on-{domain}-own-catalogue.npz").touch()
+        (folder / "diagnostics.md").touch()
     # Done: nothing is read, wherever the data lie now. A model of other labels or dialogues is another model.
     moved = dataclasses.replace(config, data_dir=tmp_path / "elsewhere")
     cross_domain.train_and_test(moved, cross_domain.setting_of(moved), model, 0)

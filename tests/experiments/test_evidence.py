@@ -80,6 +80,16 @@ def test_a_seed_is_added_later(tmp_path: Path, scripts: Path, capsys: pytest.Cap
     assert "seed-0: starts" not in said and "good-world-seed-1: done" in said and "good-world: done" in said
 
 
+def test_who_stops_early_has_whole_studies(tmp_path: Path) -> None:
+    names = [job.name for job in evidence.jobs_of(PLANS["debug"][:3], config(tmp_path))]
+    first, second, third = (study.name for study in PLANS["debug"][:3])
+    seeds = ("seed-0", "seed-1")
+    assert names == [
+        *(f"foundation-world-debug-{seed}" for seed in seeds),
+        *(f"{name}{part}" for name in (first, second, third) for part in (*(f"-{seed}" for seed in seeds), "")),
+    ]
+
+
 def test_a_failing_seed_is_named_and_stops_no_other_study(
     tmp_path: Path, scripts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

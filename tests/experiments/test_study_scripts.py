@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,11 @@ def test_the_ablation_measures_every_system_and_pair(ablation: ablate_reward.Con
     }
     assert all(math.isfinite(result.value) and result.seeds == (0,) for result in results)
     found = by_name(results)
-    assert found["best_of_2/kl", "sampled", "-sampled"].value == pytest.approx(kl_bound(2))
+    # Of chosen replies there is a bound, which the report states, and no measurement.
+    assert not any(metric.endswith(("best_of_2/kl", "best_of_2/entropy", "-best_of_2/kl")) for metric, *_ in found)
+    report = (ablation.run_dir / "report.md").read_text()
+    assert f"log n − (n − 1)/n = {kl_bound(2):.2f} nats" in report
+    assert "## Reward models" in report and "| shift |" in report
     assert found["sft/kl", "sampled", "-sampled"].value == pytest.approx(0, abs=1e-4)
     for name in ("sft", "full", "engagement"):
         for metric, protocol, place in (
@@ -201,10 +206,45 @@ def test_wrong_options_of_the_sweep(change: dict[str, object], message: str) -> 
         dataclasses.replace(sweep_window.Config(), **change)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("script", ["ablate_reward", "sweep_window"])
-def test_a_mistake_is_one_line(repository: Path, tmp_path: Path, script: str) -> None:
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        # The judge's files are looked for first.
+        ("ablate_reward", "error: the satisfaction judge needs {}/uss/ReDial.txt: "),
+        ("sweep_window", "error: --data.dir {}/redial: "),
+    ],
+)
+def test_a_mistake_is_one_line(repository: Path, tmp_path: Path, script: str, message: str) -> None:
     command = [sys.executable, str(repository / "experiments" / f"{script}.py"), "redial-quick"]
     command += ["--data-dir", str(tmp_path / "nowhere"), "--run-dir", str(tmp_path / "run"), "--runs", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"error: --data.dir {tmp_path / 'nowhere' / 'redial'}: " in done.stderr
+    assert message.format(tmp_path / "nowhere") in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["world-quick", "--setting", "hackable"],
+            "--variants level needs a reward model for the sentiment level; .* shift",
+        ),
+        (["world-quick", "--sampled-turns", "0"], "--sampled-turns must be at least 1: got 0"),
+        (["redial", "--best-of", "1"], "--best-of must be at least 2, 1 is SFT: got 1"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_trained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((SystemExit, ValueError)) as stopped:
+        ablate_reward.command_line(arguments)
+    said = " ".join((str(stopped.value) + capsys.readouterr().err).replace("│", " ").split())
+    assert re.search(message, said), said
+
+
+def test_a_missing_judge_is_noticed_before_the_foundation(tmp_path: Path) -> None:
+    (tmp_path / "redial").mkdir()
+    folders = ["--data-dir", str(tmp_path), "--runs", str(tmp_path / "runs"), "--run-dir", str(tmp_path / "study")]
+    with pytest.raises(RunError, match="uss"):
+        ablate_reward.main(ablate_reward.command_line(["redial-quick", *folders]))
+    assert not (tmp_path / "runs" / "foundations").exists()

@@ -69,7 +69,7 @@ def test_cases_are_those_of_the_foundation(world: Path) -> None:
             foundation.prepared, split.dialogues, split.table, foundation.config.data, limit, foundation.seed
         )
         windows = Windows(foundation.prepared.vocab, split.dialogues, foundation.config.data)
-        rows = reward_study.drawn_rows(split.table, windows, limit, foundation.seed)
+        rows = reward.drawn_rows(split.table, windows, limit, foundation.seed)
         assert split.table.dialogue_ids[rows].tolist() == taken.dialogues
         np.testing.assert_array_equal(split.table.z[rows].astype(np.float32), taken.labels)
     folder = world / "study" / "seed-0" / "cases"
@@ -87,7 +87,7 @@ def test_cases_are_those_of_the_foundation(world: Path) -> None:
 
 def test_a_second_start_measures_nothing(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (world / "study" / "results.json").read_bytes()
-    monkeypatch.setattr(validate_reward, "lay", lambda *_, **__: pytest.fail("laid again"))
+    monkeypatch.setattr(validate_reward, "lay_for", lambda *_, **__: pytest.fail("laid again"))
     validate_reward.main(options(world))
     assert (world / "study" / "results.json").read_bytes() == before
     with pytest.raises(RunError, match="another configuration"):

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from rlhf_jax.data.turns import next_user_turn
-from rlhf_jax.feedback.engagement import continuation, dwell_sim, fit_latency, gaps_of, reply_gap
+from rlhf_jax.feedback.engagement import continuation, dwell_sim, fit_latency, reply_gap
 from rlhf_jax.interfaces import Dialogue, ItemLabel, Message
 
 SEEKER, SYSTEM = "seeker", "recommender"
@@ -34,7 +34,6 @@ def test_gap_is_the_time_to_the_first_message_of_the_reply():
         (SYSTEM, ("bye",), 50),
     )
     assert gap_and_continuation(dialogue, 1) == (22.0, 0.0)
-    np.testing.assert_array_equal(gaps_of(dialogue, [1, 4]), [22.0, math.nan])
 
 
 @pytest.mark.parametrize(("start", "end"), [(None, 5), (3, None), (None, None), (9, 5)])

@@ -12,7 +12,7 @@ import pytest
 from rlhf_jax.data.human_ratings import ScoredMessage, read_uss
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.evaluation.satisfaction_judge import JudgedTurn, SatisfactionJudge
-from rlhf_jax.interfaces import Corpus
+from rlhf_jax.interfaces import Corpus, Dialogue
 from rlhf_jax.recipes import judging
 from rlhf_jax.runtime.run import RunError
 
@@ -102,6 +102,12 @@ def test_made_once_per_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         again, same = judging.uss_judge(tmp_path / "data", tmp_path / "cache", replicates=20)
     assert same == report and again.fitted_on == judge.fitted_on
     np.testing.assert_array_equal(again.model.channels["reply"].weights, judge.model.channels["reply"].weights)
+    known, unknown = (Dialogue(name, (), {}, {}) for name in (min(judge.fitted_on), "unheard of"))
+    judging.check_unread(judge, [unknown])
+    with pytest.raises(
+        RunError, match=f"fitted on 1 of the dialogues it is to judge replies in: .*'{known.dialogue_id}'"
+    ):
+        judging.check_unread(judge, [unknown, known])
     # Other scores are another judge.
     write_uss(tmp_path / "data" / "uss", 15)
     other, _ = judging.uss_judge(tmp_path / "data", tmp_path / "cache", replicates=20)

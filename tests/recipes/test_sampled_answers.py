@@ -257,3 +257,15 @@ def test_saved_whole(tmp_path: Path) -> None:
     save(tmp_path / "sft-sampled.npz", made)
     assert [file.name for file in tmp_path.iterdir()] == ["sft-sampled.npz"]
     assert load(tmp_path / "sft-sampled.npz").judge is None
+
+
+def test_chosen_replies_have_no_kl_and_no_entropy() -> None:
+    """Best-of-n's replies are no draws from the policy: a bound must not stand where others have a measurement."""
+    unknown = np.full(6, np.nan)
+    best = {0: made_up(1)._replace(kl=unknown, entropy=unknown)}
+    for found in (
+        sampled_results("best_of_8", best, split="toy/test"),
+        sampled_differences("full-best_of_8", {0: made_up(2)}, best, split="toy/test"),
+    ):
+        metrics = {r.metric for r in found if r.protocol == "sampled"}
+        assert metrics == {"proxy_score", "eos_share", "judge"}

@@ -1,6 +1,7 @@
 """What the studies share: verdicts as numbers allow them, seeds kept apart, contexts counted token by token."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from rlhf_jax.data.windows import is_empty, utterance_tokens
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.evaluation.user_centric import TopOne
-from rlhf_jax.recipes import ablation, study, window_sweep
+from rlhf_jax.recipes import ablation, gates, study, window_sweep
 from rlhf_jax.recipes.ablation import VARIANTS, Compared
 from rlhf_jax.recipes.assessment import Assessment
 from rlhf_jax.recipes.corpus import Windows
+from rlhf_jax.recipes.foundation import FoundationConfig, facts
 from rlhf_jax.recipes.study import Measure, Measured
-from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.recipes.supervised import SupervisedConfig
+from rlhf_jax.runtime.run import RunDirectory, RunError, open_run
 
 
 def difference(
@@ -47,7 +50,7 @@ def test_claims_of_the_ablation() -> None:
         difference("full-engagement/hr@5", 0.1, (-0.05, 0.15)),
         difference("full-best_of_8/hr@5", 0.1, (0.05, 0.15), protocol="listed", place="-sampled"),
     ]
-    lines = ablation.verdicts(found, Compared(("full", "engagement"), "best_of_8"), "toy/test")
+    lines = ablation.verdicts(found, Compared(("full", "engagement"), "best_of_8", 1.2), "toy/test")
     assert lines[0].startswith(
         "Verdict, full reward above SFT: by the paper's measures shown on 1, the opposite on 1 of 2: HR@5 `full` higher"
     )
@@ -62,9 +65,12 @@ def test_claims_of_the_ablation() -> None:
     assert lines[3].startswith(
         "Verdict, BLEU-4 does not fall under the full reward: does not hold. BLEU-4, greedy lower, -1.00"
     )
-    unharmed = ablation.verdicts([found[3]], Compared(("full",), "best_of_8"), "toy/test")
+    unharmed = ablation.verdicts([found[3]], Compared(("full",), "best_of_8", 1.2), "toy/test")
     assert "does not fall under the full reward: no fall shown. BLEU-4, sampled no difference shown" in unharmed[-1]
-    assert "none of the claims was tested" in ablation.verdicts(found, Compared(("level",), "best_of_8"), "toy/test")[0]
+    assert (
+        "none of the claims was tested"
+        in ablation.verdicts(found, Compared(("level",), "best_of_8", 1.2), "toy/test")[0]
+    )
 
 
 def test_variants_are_all_subsets_with_equal_weights() -> None:
@@ -114,18 +120,21 @@ def test_seeds_are_done_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             raise KeyboardInterrupt  # The first attempt at seed 3 is killed.
         done.append(seed)
 
-    study.run_seeds(Config(), work)
+    def none(seed: int) -> dict[str, int]:
+        return {}
+
+    study.run_seeds(Config(), work, none)
     with pytest.raises(KeyboardInterrupt):
-        study.run_seeds(Config(only_seed=None), work)
-    study.run_seeds(Config(only_seed=None, runs=Path("elsewhere")), work)
+        study.run_seeds(Config(only_seed=None), work, none)
+    study.run_seeds(Config(only_seed=None, runs=Path("elsewhere")), work, none)
     assert done == [5, -1, 3]
     assert "seed 5 is done" in capsys.readouterr().err
     with pytest.raises(ValueError, match="size was 'full', now 'quick'"):
-        study.run_seeds(Config(size="quick"), work)
+        study.run_seeds(Config(size="quick"), work, none)
     # What a size stands for has changed: the seed that is done is of the old one.
-    study.run_seeds(Config(only_seed=None), work, updates=40)
+    study.run_seeds(Config(only_seed=None), work, lambda _: {"updates": 40})
     with pytest.raises(ValueError, match="updates was 40, now 12"):
-        study.run_seeds(Config(), work, updates=12)
+        study.run_seeds(Config(), work, lambda _: {"updates": 12})
     assert done == [5, -1, 3]
 
 
@@ -177,3 +186,37 @@ def test_prompts_are_as_long_as_the_window_asks_for(tiny: Tiny) -> None:
     assert window_sweep.measured_contexts(tiny.prepared, data).cut == 0.0
     network = dataclasses.replace(tiny.prepared.network, n_positions=20)
     assert window_sweep.fitted_data(tiny.prepared._replace(network=network), DATA, 4, max_cut=0.0).context_tokens == 12
+
+
+def test_a_seed_that_is_done_belongs_to_its_foundation(tmp_path: Path) -> None:
+    """Another imitation, or other data under the same configuration, must not stand beside it in one mean."""
+    laid, config = tmp_path / "foundation", FoundationConfig()
+    first, other = facts(laid, config), facts(laid, dataclasses.replace(config, sft=SupervisedConfig(epochs=9)))
+    with open_run(tmp_path / "seed-0", {"seed": 0}, trackers=()) as run:
+        run.record(**first)
+        with pytest.raises(RunError, match=r"foundation\.sft\.epochs was 3, now 9"):
+            run.record(**other)
+        # Once the foundation is laid, what it read counts as well; where it was cleaned away, the rest still does.
+        for sha, known in (("abc", True), ("def", False)):
+            laid.mkdir(exist_ok=True)
+            (laid / "config.json").write_text(json.dumps({"data": {"sha256": sha}}))
+            if known:
+                run.record(**facts(laid, config))
+                continue
+            with pytest.raises(RunError, match=r"foundation_data\.sha256 was 'abc', now 'def'"):
+                run.record(**facts(laid, config))
+        (laid / "config.json").unlink()
+        run.record(**facts(laid, config))
+
+
+def test_what_the_gate_said_stands_in_the_report(tmp_path: Path) -> None:
+    for seed, reward in enumerate((0.42, 0.65, 0.48)):
+        folder = tmp_path / f"seed-{seed}"
+        with open_run(folder, {"seed": seed}, trackers=()) as run:
+            pearson = {"reward": reward, "engagement": 0.7, "relevance": 0.61, "sentiment": 0.3}
+            failed = [name for name, value in pearson.items() if value < 0.6]
+            gates.save(run, {"shift": {"pearson": pearson, "threshold": 0.6, "failed": failed}})
+    text = "\n".join(gates.section(gates.read([tmp_path / f"seed-{seed}" for seed in (0, 1, 2)])))
+    assert "| shift | 0.52 (0.42, 0.65, 0.48) | 0.70 (0.70, 0.70, 0.70) |" in text
+    assert "> 0.6 | **below it**: weighted sum in 2 of 3, sentiment in 3 of 3 |" in text
+    assert gates.section(gates.read([tmp_path / "nothing"])) == []

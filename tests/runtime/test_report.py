@@ -1,6 +1,7 @@
 """A report from stored files alone: tables say what may be claimed, pages show what was logged."""
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -96,6 +97,15 @@ def test_tables_show_protocol_n_interval_seeds_and_claims(finished_run: Path):
     assert "| pearson_engagement | 100 | 0.700 [0.690, 0.710] | > 0.6 | passes | toy/test |" in text
     assert "**below the gate**" in text
     assert "- `hr@10` (full): definition of hr@10" in text
+
+
+def test_the_gate_is_the_run_s_own(finished_run: Path, tmp_path: Path):
+    for name in ("results.json", "metrics.jsonl"):
+        shutil.copy(finished_run / name, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"reward": {"gate_pearson": 0.3}}}))
+    text = report.write_report(tmp_path).read_text(encoding="utf-8")
+    assert "correlation exceeds 0.3." in text and "below the gate" not in text
+    assert "| pearson_sentiment | 100 | 0.400 [0.390, 0.410] | > 0.3 | passes | toy/test |" in text
 
 
 def test_over_optimisation_is_said_in_words(finished_run: Path):
