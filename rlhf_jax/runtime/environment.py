@@ -21,9 +21,23 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpu": _cpu(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "devices": {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()},
     }
+
+
+def _cpu(file: Path = Path("/proc/cpuinfo")) -> str:
+    """Name, family and model of the processor: XLA compiles for it, and another one rounds in another order."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError:  # Not Linux.
+        return platform.processor()
+    known = {name.strip(): value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
+    named = ("model name", "cpu family", "model")
+    return ", ".join(
+        f"{name} {known[name]}" if name != "model name" else known[name] for name in named if name in known
+    )
 
 
 def _version(package: str) -> str | None:
