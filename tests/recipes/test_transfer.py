@@ -252,8 +252,9 @@ def test_verdicts_say_what_the_numbers_say(found: list[Result]) -> None:
 
 def test_report_and_figures(found: list[Result], plain: Path, tmp_path: Path) -> None:
     corpus = read_corpus(plain, data(plain))
-    text = transfer_report.report_text(found, corpus, command="python x.py")
+    text = transfer_report.report_text(found, corpus, ["## Reward models", "All below."], command="python x.py")
     assert "which a transferred model does not have" in text and "a random order has HR@5 1.0000" in text
+    assert text.index("## Reward models\n\nAll below.") < text.index("## Tested on movies")
     assert "## Tested on books" in text and "| transferred, shared, SFT − transferred, separate, SFT |" in text
     assert "| popularity | 0.150 [" in text and "seeds 0, 1, 2" in text and "python x.py" in text
     lines = [{"stage": "ppo", "step": s, "objective/entropy": 1.0 / s} for s in (1, 2)]
