@@ -14,11 +14,10 @@ reward models R_φ of a setting's foundations, per seed:
     python experiments/validate_reward.py debug                         # a minute or two, for tests
 
 Foundations (data, supervised policy, reward models) are laid in `runs/foundations` where they are missing; other studies use
-the same ones. Hardware: 2 CPU cores; beyond the foundation two or three minutes a seed for the quick sizes, six for
-`world` and `redial`. Writes `results.json`, `report.md` and `plots/{calibration,learning_curve}.{svg,png}`; the same command continues a stopped one.
+the same ones. Hardware: 2 CPU cores; beyond the foundation two or three minutes a seed for the quick sizes, six to
+eight for `world` and `redial`. Writes `results.json`, `report.md` and `plots/{calibration,learning_curve}.{svg,png}`; the same command continues a stopped one.
 
-Expected: docs/RESULTS.md, "What the reward model knows" (`world-quick` and `redial-quick`, three seeds) and "All studies in one
-sitting" (`world` and `redial`, one).
+Expected: docs/RESULTS.md, "What the reward model knows": three seeds of all four.
 """
 
 import dataclasses
