@@ -17,7 +17,7 @@ import tyro
 
 from rlhf_jax.recipes.conversation import Conversation
 from rlhf_jax.recipes.finished import open_finished, stage_policy
-from rlhf_jax.runtime.run import RunError, enable_compilation_cache, notice
+from rlhf_jax.runtime.run import RunError, enable_compilation_cache, errors_in_one_line
 
 COMMANDS = "/top [n], /reset, /quit"
 
@@ -87,9 +87,7 @@ def show_top(talk: Conversation, n: int) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        notice(f"error: {error}")
-        sys.exit(1)
+        with errors_in_one_line():
+            main(tyro.cli(Config, description=__doc__))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -25,17 +25,12 @@ from typing import Any
 import tyro
 
 from rlhf_jax.interfaces import Params
-from rlhf_jax.recipes import alignment, assessment, foundation, reward, study, window_sweep
+from rlhf_jax.recipes import alignment, assessment, reward, study, window_sweep
 from rlhf_jax.recipes.foundation import EQUAL, lay_for
 from rlhf_jax.recipes.sampled_answers import SampledConfig, sampled_answers
-from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, study_setting
+from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, rests_on, study_setting
 from rlhf_jax.runtime.diagnostics import write_diagnostics
-from rlhf_jax.runtime.run import (
-    RunDirectory,
-    enable_compilation_cache,
-    errors_in_one_line,
-    write_json,
-)
+from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache, errors_in_one_line, write_json
 from rlhf_jax.runtime.signals import exits_on_signals
 
 
@@ -163,9 +158,7 @@ def main(config: Config) -> Path | None:
     setting = study_setting(config.setting, config.size, config.data_dir)
 
     def facts(seed: int) -> dict[str, Any]:
-        folder = foundation_folder(config.runs, config.setting, config.size, seed)
-        own = {"align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
-        return own | foundation.facts(folder, setting.foundation)
+        return rests_on(setting, foundation_folder(config.runs, config.setting, config.size, seed))
 
     with exits_on_signals():
         study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)

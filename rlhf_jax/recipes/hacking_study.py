@@ -140,14 +140,17 @@ def results(study: Study, *, split: str, truth: str) -> list[Result]:
     def add(
         name: str,
         value: float,
-        n: int,
+        n: int | None,
         text: str,
         interval: tuple[float, float] | None = None,
         std: float | None = None,
     ) -> None:
         known = interval if interval is not None and all(map(math.isfinite, interval)) else None
         value = value if math.isfinite(value) else math.nan
-        text += f"; n over all {len(study.seeds)} seeds" if len(study.seeds) > 1 else ""
+        if n is None:
+            n, text = len(study.seeds), f"{text}; n seeds"
+        elif len(study.seeds) > 1:
+            text += f"; n over all {len(study.seeds)} seeds"
         found.append(Result(name, value, n, PROTOCOL, split, known, study.seeds, text, std))
 
     for way, one in study.ways.items():
@@ -178,10 +181,10 @@ def results(study: Study, *, split: str, truth: str) -> list[Result]:
         for warning in one.warnings:
             name = warning.metric.replace("/", "_")
             text = f"updates after which `{warning.metric}` left its starting band, median over seeds; null: never"
-            add(f"{system}/warned_{name}", warning.median, len(study.seeds), text)
+            add(f"{system}/warned_{name}", warning.median, None, text)
             if onset is not None:
                 text = f"updates from the warning of `{warning.metric}` to the shown fall; null: no warning"
-                add(f"{system}/lead_{name}", warning.lead(onset.shown_update), len(study.seeds), text)
+                add(f"{system}/lead_{name}", warning.lead(onset.shown_update), None, text)
     for priced, fits in study.pooled.items():
         for form, fit in fits.items():
             text = f"the {form} fit of all KL coefficients together: √KL of its highest point; null: not within reach"

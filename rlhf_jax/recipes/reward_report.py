@@ -77,7 +77,8 @@ def report_text(
         f"# What the reward model knows: {setting}, {size}",
         (
             "Values are means over seeds, ± their standard deviation; in brackets 95 % bootstrap intervals over dialogues and "
-            "seeds. z-units are standard deviations of the weak labels on the training split."
+            "seeds; n counts the cases of all seeds together. z-units are standard deviations of the weak labels on the training "
+            "split."
         ),
     ]
     for title, texts in sections:

@@ -6,14 +6,14 @@ tests. Real data are under `dir`, which holds `redial/`, `opendialkg/` and `uss/
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf_jax.feedback.weak_labels import LabelOptions
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.recipes.alignment import AlignmentConfig
 from rlhf_jax.recipes.assessment import AssessmentConfig
 from rlhf_jax.recipes.corpus import DataConfig, ModelConfig
-from rlhf_jax.recipes.foundation import FoundationConfig
+from rlhf_jax.recipes.foundation import FoundationConfig, facts
 from rlhf_jax.recipes.reward import RewardConfig
 from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.simulators.world import WorldConfig, hackable
@@ -35,6 +35,16 @@ class StudySetting:
 def foundation_folder(runs: Path, setting: Setting, size: Size, seed: int) -> Path:
     """Where the foundation of a setting lies, so that every study finds the same one."""
     return runs / "foundations" / f"{setting}-{size}" / f"seed-{seed}"
+
+
+def rests_on(setting: StudySetting, folder: Path) -> dict[str, Any]:
+    """What the numbers of a study's seed depend on besides its configuration; for `RunDirectory.record`.
+
+    Args:
+      folder: where its foundation lies, or will.
+    """
+    own = {"align": setting.align, "ppo": setting.ppo, "assess": setting.assess}
+    return own | facts(folder, setting.foundation)
 
 
 def study_setting(setting: Setting, size: Size, data_dir: Path) -> StudySetting:
