@@ -103,9 +103,12 @@ def _values(answers: SampledAnswers, metric: str) -> Floats | None:
 
 
 def _known(answers: SampledAnswers, metric: str) -> bool:
-    """Whether a metric of `DEFINITIONS` was measured: a judge may be missing, and chosen replies have no KL."""
+    """Whether a metric of `DEFINITIONS` was measured: a judge may be missing, and chosen replies have no KL.
+
+    A single NaN is a fault, which must show in the result and not take it away.
+    """
     values = _values(answers, metric)
-    return values is not None and not np.isnan(values).any()
+    return values is not None and not np.isnan(values).all()
 
 
 def apart(answers: SampledAnswers, seed: int, same_test: bool) -> SampledAnswers:
