@@ -105,7 +105,7 @@ def _values(answers: SampledAnswers, metric: str) -> Floats | None:
 def _known(answers: SampledAnswers, metric: str) -> bool:
     """Whether a metric of `DEFINITIONS` was measured: a judge may be missing, and chosen replies have no KL.
 
-    A single NaN is a fault, which must show in the result and not take it away.
+    A single NaN is a fault: it is refused with the case's number, not passed over.
     """
     values = _values(answers, metric)
     return values is not None and not np.isnan(values).all()

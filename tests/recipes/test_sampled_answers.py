@@ -269,7 +269,7 @@ def test_chosen_replies_have_no_kl_and_no_entropy() -> None:
     ):
         metrics = {r.metric for r in found if r.protocol == "sampled"}
         assert metrics == {"proxy_score", "eos_share", "judge"}
-    # One NaN among measurements is a fault: it stays to be seen.
-    faulty = made_up(1)._replace(kl=np.array([np.nan, *np.zeros(5)]))
-    shown = {r.metric: r.value for r in sampled_results("full", {0: faulty}, split="toy/test")}
-    assert np.isnan(shown["kl"])
+    # One NaN among measurements is a fault, and said.
+    faulty = made_up(1)._replace(kl=np.array([0.0, np.nan, *np.zeros(4)]))
+    with pytest.raises(ValueError, match="value nan of case 1"):
+        sampled_results("full", {0: faulty}, split="toy/test")
