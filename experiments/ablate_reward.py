@@ -28,20 +28,22 @@ from typing import Any
 import numpy as np
 import tyro
 
+from rlhf_jax.assessment import assess, best_of_n, comparison, users
+from rlhf_jax.assessment.assess import Assessment
+from rlhf_jax.assessment.sampled import SampledConfig, sampled_answers
+from rlhf_jax.assessment.satisfaction import check_unread, uss_judge
 from rlhf_jax.evaluation.ranking import RankingOutcome
 from rlhf_jax.evaluation.user_centric import TopOne
 from rlhf_jax.interfaces import Params
-from rlhf_jax.recipes import ablation, alignment, assessment, best_of_n, comparison, study, users
-from rlhf_jax.recipes.ablation import VARIANTS, Compared, Variant
-from rlhf_jax.recipes.agent import Agent
-from rlhf_jax.recipes.assessment import Assessment
-from rlhf_jax.recipes.foundation import EQUAL, lay_for
-from rlhf_jax.recipes.judging import check_unread, uss_judge
-from rlhf_jax.recipes.sampled_answers import SampledConfig, sampled_answers
-from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, rests_on, study_setting
-from rlhf_jax.runtime.diagnostics import write_diagnostics
+from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache, errors_in_one_line, write_json
 from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.stages import alignment
+from rlhf_jax.stages.agent import Agent
+from studies import ablation, common
+from studies.ablation import VARIANTS, Compared, Variant
+from studies.foundation import EQUAL, lay_for
+from studies.settings import Setting, Size, foundation_folder, rests_on, study_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Config:
     """Test turns answered by sampling."""
 
     def __post_init__(self) -> None:
-        study.check_seeds(self.seeds, self.only_seed)
+        common.check_seeds(self.seeds, self.only_seed)
         if not self.variants or len(set(self.variants)) < len(self.variants):
             raise ValueError(f"--variants must name at least one variant, each once: got {self.variants}")
         if self.best_of < 2:
@@ -123,7 +125,7 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
 
     def measure(name: str, policy: Params) -> None:
         """The proxy is the full reward, whatever the variant was paid by."""
-        assessment.assess(
+        assess.assess(
             run,
             name,
             base.prepared,
@@ -190,10 +192,10 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
         met["sampled"] = users.meet_users(
             responder, base.prepared, data, n_users=setting.assess.users, n_turns=setting.assess.user_turns
         )
-    assessment.save(run.path / "assessments" / f"{name}.npz", Assessment(NOT_RANKED, [], met))
+    assess.save(run.path / "assessments" / f"{name}.npz", Assessment(NOT_RANKED, [], met))
     # 5. What ranking takes without any model.
     for name, outcome in comparison.baseline_assessments(base.prepared, setting.assess).items():
-        assessment.save(run.path / "assessments" / f"{name}.npz", Assessment(outcome, [], {}))
+        assess.save(run.path / "assessments" / f"{name}.npz", Assessment(outcome, [], {}))
     write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
 
 
@@ -215,7 +217,7 @@ def main(config: Config) -> Path | None:
         return rests_on(setting, foundation_folder(config.runs, config.setting, config.size, seed))
 
     with exits_on_signals():
-        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
+        common.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
     if config.only_seed is not None:
         return None
     report = ablation.write_report(

@@ -24,11 +24,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import tyro
+
 from benchmark import ceilings, interleaving, memory, networks, ours, report
 from benchmark.interleaving import Implementation, Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, Workload
-
-from rlhf_jax.runtime import plots
+from rlhf_jax.reporting import plots
 from rlhf_jax.runtime.environment import environment
 from rlhf_jax.runtime.run import errors_in_one_line
 

@@ -28,14 +28,10 @@ from typing import Any
 import tyro
 
 from rlhf_jax.data.opendialkg_sources import DOMAINS
-from rlhf_jax.recipes import alignment, corpus, gates, reward, transfer, transfer_report
-from rlhf_jax.recipes.foundation import FoundationConfig, Sentiment, lay, stored_config
-from rlhf_jax.recipes.study import check_seeds
-from rlhf_jax.recipes.study_presets import Size, StudySetting, study_setting
-from rlhf_jax.recipes.transfer import Embeddings, Model
-from rlhf_jax.runtime.diagnostics import write_diagnostics
+from rlhf_jax.reporting import gates
+from rlhf_jax.reporting.diagnostics import write_diagnostics
+from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.report import write_results
 from rlhf_jax.runtime.run import (
     enable_compilation_cache,
     errors_in_one_line,
@@ -45,6 +41,14 @@ from rlhf_jax.runtime.run import (
     write_text,
 )
 from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.stages import alignment, reward
+from rlhf_jax.stages import setup as corpus
+from studies.common import check_seeds
+from studies.foundation import FoundationConfig, Sentiment, lay, stored_config
+from studies.settings import Size, StudySetting, study_setting
+from studies.transfer import measure as transfer
+from studies.transfer import report as transfer_report
+from studies.transfer.measure import Embeddings, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Config:
     run_dir: Path = Path("runs/cross-domain")
     """Where everything goes, foundations included: no other study has the same."""
     size: Size = "full"
-    """Of data, network and training; see `recipes/study_presets.py`."""
+    """Of data, network and training; see `studies/settings.py`."""
     data_dir: Path = Path("data")
     """Holds `opendialkg/`."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -22,18 +22,20 @@ from pathlib import Path
 
 import tyro
 
+from rlhf_jax.assessment import assess, comparison
+from rlhf_jax.assessment.assess import AssessmentConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.recipes import alignment, assessment, comparison, corpus, reward, supervised
-from rlhf_jax.recipes.agent import make_agent, policy_params
-from rlhf_jax.recipes.alignment import AlignmentConfig
-from rlhf_jax.recipes.assessment import AssessmentConfig
-from rlhf_jax.recipes.corpus import DataConfig, ModelConfig
-from rlhf_jax.recipes.reward import LabelOptions, RewardConfig
-from rlhf_jax.recipes.scaling import lay_out
-from rlhf_jax.recipes.start import StartConfig, started
-from rlhf_jax.recipes.supervised import SupervisedConfig
-from rlhf_jax.runtime.report import write_report, write_results, write_samples
+from rlhf_jax.reporting.run_report import write_report, write_results, write_samples
 from rlhf_jax.runtime.run import errors_in_one_line
+from rlhf_jax.stages import alignment, reward, supervised
+from rlhf_jax.stages import setup as corpus
+from rlhf_jax.stages.agent import make_agent, policy_params
+from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.launch import StartConfig, started
+from rlhf_jax.stages.layout import lay_out
+from rlhf_jax.stages.reward import LabelOptions, RewardConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig
+from rlhf_jax.stages.supervised import SupervisedConfig
 
 LABELS = LabelOptions(engagement="continuation", sentiment="level")
 NOTE = (
@@ -130,7 +132,7 @@ def main(config: Config) -> Path:
         policies = {"sft": sft, "ppo": policy}
         systems = {}
         for name, params in policies.items():
-            measured = assessment.assess(
+            measured = assess.assess(
                 run,
                 name,
                 prepared,
@@ -148,7 +150,7 @@ def main(config: Config) -> Path:
         found = comparison.results(systems, baselines, split=split)
         # Users name titles and people in plain words: how much of the ranking is reading?
         ranked = {name: {seed: measured[seed].ranking} for name, measured in systems.items()}
-        rows, items = assessment.test_rows(prepared, config.assess), prepared.corpus.items
+        rows, items = assess.test_rows(prepared, config.assess), prepared.corpus.items
         found += comparison.by_naming(ranked, baselines, rows, items, split=split)
         write_results(run.path, found + reward.results(gate, split=split.replace("/test", "/validation"), seed=seed))
         write_samples(run.path, comparison.conversations(prepared, agent, config.assess, data, policies))

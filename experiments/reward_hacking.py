@@ -27,15 +27,11 @@ from typing import Literal
 
 import tyro
 
+from rlhf_jax.assessment import satisfaction
 from rlhf_jax.data.human_ratings import read_uss
-from rlhf_jax.recipes import alignment, failure_signatures, gates, hacking_report, hacking_study, judging
-from rlhf_jax.recipes.foundation import Sentiment, facts, lay_for
-from rlhf_jax.recipes.hacking_study import Way
-from rlhf_jax.recipes.path_probe import PathConfig, PathProbe, on_validation
-from rlhf_jax.recipes.study import check_seeds, seed_entries
-from rlhf_jax.recipes.study_presets import Size, foundation_folder, study_setting
-from rlhf_jax.runtime.diagnostics import write_diagnostics
-from rlhf_jax.runtime.report import write_results
+from rlhf_jax.reporting import gates
+from rlhf_jax.reporting.diagnostics import write_diagnostics
+from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.run import (
     enable_compilation_cache,
     errors_in_one_line,
@@ -45,6 +41,15 @@ from rlhf_jax.runtime.run import (
     write_text,
 )
 from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.stages import alignment
+from studies.common import check_seeds, seed_entries
+from studies.foundation import Sentiment, facts, lay_for
+from studies.hacking import report as hacking_report
+from studies.hacking import results as hacking_study
+from studies.hacking import signatures as failure_signatures
+from studies.hacking.path_probe import PathConfig, PathProbe, on_validation
+from studies.hacking.results import Way
+from studies.settings import Size, foundation_folder, study_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +182,7 @@ def run_seed(config: Config, seed: int) -> None:
         data = setting.foundation.data
         judge, read = None, {}
         if config.setting == "redial":  # First, because if its data are missing nothing need be trained to say so.
-            judge, fitted = judging.uss_judge(config.data_dir, config.runs / "judge")
+            judge, fitted = satisfaction.uss_judge(config.data_dir, config.runs / "judge")
             run.record(judge=fitted["provenance"])
             read = read_uss(config.data_dir / "uss")
         # 1. Supervised policy and reward model.
@@ -185,7 +190,7 @@ def run_seed(config: Config, seed: int) -> None:
         reward_model, prepared = base.reward_model(config.sentiment), base.prepared
         answered = on_validation(prepared, without=read)
         if judge is not None:
-            judging.check_unread(judge, answered.corpus.test)
+            satisfaction.check_unread(judge, answered.corpus.test)
         probe = PathProbe(
             folder=run.path / hacking_study.MEASUREMENTS,
             prepared=answered,
@@ -259,8 +264,8 @@ def main(config: Config) -> Path:
         laid = gates.read([*folders.values()])
         notes = [f"Setting `{config.setting}`, size `{config.size}`; sentiment signal: {config.sentiment}."]
         if real:
-            _, report = judging.uss_judge(config.data_dir, config.runs / "judge")
-            found += judging.results(report)
+            _, report = satisfaction.uss_judge(config.data_dir, config.runs / "judge")
+            found += satisfaction.results(report)
             rho = report["spearman"]["judge"]
             notes.append(
                 f"Truth is the satisfaction judge (1 to 5), Spearman {rho['value']:.3f} with people's on {rho['n']} held-out "

@@ -24,14 +24,16 @@ from typing import Any
 
 import tyro
 
+from rlhf_jax.assessment import assess
+from rlhf_jax.assessment.sampled import SampledConfig, sampled_answers
 from rlhf_jax.interfaces import Params
-from rlhf_jax.recipes import alignment, assessment, reward, study, window_sweep
-from rlhf_jax.recipes.foundation import EQUAL, lay_for
-from rlhf_jax.recipes.sampled_answers import SampledConfig, sampled_answers
-from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, rests_on, study_setting
-from rlhf_jax.runtime.diagnostics import write_diagnostics
+from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache, errors_in_one_line, write_json
 from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.stages import alignment, reward
+from studies import common, windows
+from studies.foundation import EQUAL, lay_for
+from studies.settings import Setting, Size, foundation_folder, rests_on, study_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Config:
     """Share of training contexts that may be too long for the prompt."""
 
     def __post_init__(self) -> None:
-        study.check_seeds(self.seeds, self.only_seed)
+        common.check_seeds(self.seeds, self.only_seed)
         if not self.windows or len(set(self.windows)) < len(self.windows) or min(self.windows) < 1:
             raise ValueError(f"--windows must be different numbers of turns, at least 1: got {self.windows}")
         if not 0 <= self.max_cut < 1:
@@ -90,8 +92,8 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     base = lay_for(run, folder, setting.foundation, seed=seed)
     contexts = {}
     for k in config.windows:
-        data = window_sweep.fitted_data(base.prepared, setting.foundation.data, k, max_cut=config.max_cut)
-        contexts[k] = window_sweep.measured_contexts(base.prepared, data)
+        data = windows.fitted_data(base.prepared, setting.foundation.data, k, max_cut=config.max_cut)
+        contexts[k] = windows.measured_contexts(base.prepared, data)
         # 2. The reward model of contexts of k turns.
         labels = dataclasses.replace(setting.foundation.reward.labels, sentiment="shift")
         reward_model, _ = reward.train(
@@ -122,8 +124,8 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
         answered = SampledConfig(setting.assess.text_turns, setting.assess.batch_size, setting.assess.test_dialogues)
         policies: dict[str, Params] = {"sft": base.supervised_policy, "ppo": policy}
         for name, params in policies.items():
-            name = window_sweep.system(name, k)
-            assessment.assess(
+            name = windows.system(name, k)
+            assess.assess(
                 run,
                 name,
                 base.prepared,
@@ -161,10 +163,10 @@ def main(config: Config) -> Path | None:
         return rests_on(setting, foundation_folder(config.runs, config.setting, config.size, seed))
 
     with exits_on_signals():
-        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
+        common.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
     if config.only_seed is not None:
         return None
-    report = window_sweep.write_report(
+    report = windows.write_report(
         config.run_dir,
         config.seeds,
         config.windows,

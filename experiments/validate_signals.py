@@ -27,10 +27,11 @@ import tyro
 
 from rlhf_jax.data.human_ratings import read_response_ratings, read_uss
 from rlhf_jax.data.redial import read_redial
-from rlhf_jax.recipes import signal_report, signal_study
-from rlhf_jax.recipes.signal_study import SignalConfig
-from rlhf_jax.runtime.report import write_results
+from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.run import enable_compilation_cache, errors_in_one_line, notice, open_run, write_text
+from studies.signals import measure as signal_study
+from studies.signals import report as signal_report
+from studies.signals.measure import SignalConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,15 +52,16 @@ from rlhf_jax.equations.kl import kl_k1
 from rlhf_jax.equations.rewards import token_rewards
 from rlhf_jax.interfaces import PromptBatch
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.recipes import alignment, corpus, reward, supervised
-from rlhf_jax.recipes.agent import make_agent, policy_params
-from rlhf_jax.recipes.alignment import AlignmentConfig
-from rlhf_jax.recipes.corpus import DataConfig, ModelConfig, Windows
-from rlhf_jax.recipes.reward import RewardConfig
-from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.stages import alignment, reward, supervised
+from rlhf_jax.stages import setup as corpus
+from rlhf_jax.stages.agent import make_agent, policy_params
+from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.reward import RewardConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, Windows
+from rlhf_jax.stages.supervised import SupervisedConfig
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.

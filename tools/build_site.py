@@ -30,6 +30,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
+
 from run_notebooks import NOTEBOOKS, REPOSITORY, execute
 
 DOCS = REPOSITORY / "docs"

@@ -25,7 +25,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
 # Things that differ between two runs of one program. `commit` and `versions` say where a run was made, not what it is.
-VOLATILE = re.compile(r"second|time|path|dir$|/dir|commit|version|folder|host|platform|device|command|runs$|started|finished|memory|cpu")
+VOLATILE = re.compile(
+    r"second|time|path|dir$|/dir|commit|version|folder|host|platform|device|command|runs$|started|finished|memory|cpu"
+)
 TEXTS = (".json",)
 
 
@@ -54,7 +56,7 @@ def run(tree: Path, script: str, arguments: list[str], out: Path) -> tuple[int, 
     }
     done = subprocess.run(
         [sys.executable, str(tree / "experiments" / f"{script}.py"), *arguments],
-        cwd=tree, env=environment, capture_output=True, text=True,
+        cwd=tree, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         print(f"{script} {' '.join(arguments)}: exit code {done.returncode}\n{done.stderr[-2000:]}", file=sys.stderr)
@@ -146,7 +148,11 @@ def main() -> int:
             print(f"{name}: exit code {code}", flush=True)
         lines |= of_folder(out)
         for script in sorted((options.tree / "experiments").glob("*.py")):
-            if "tyro.cli" not in script.read_text() and "overridable" not in script.read_text() and "command_line" not in script.read_text():
+            if (
+                "tyro.cli" not in script.read_text()
+                and "overridable" not in script.read_text()
+                and "command_line" not in script.read_text()
+            ):
                 continue
             for arguments in (["--help"], ["debug", "--help"]):
                 _, text = run(options.tree.resolve(), script.stem, arguments, out)

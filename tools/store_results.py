@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.runtime.report import read_results
+from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.run import write_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"

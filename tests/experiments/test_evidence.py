@@ -4,10 +4,10 @@ import dataclasses
 import importlib
 from pathlib import Path
 
-import evidence
 import pytest
-from evidence import PLANS, Config, Study
 
+import evidence
+from evidence import PLANS, Config, Study
 from rlhf_jax.runtime.run import RunError
 
 OPTIONS = """

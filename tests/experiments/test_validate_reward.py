@@ -6,16 +6,18 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
-import validate_reward
 
-from rlhf_jax.recipes import judging, reward, reward_study
-from rlhf_jax.recipes.corpus import Windows
-from rlhf_jax.recipes.foundation import lay
-from rlhf_jax.recipes.reward_cases import MetUsers, ScoredTurns
-from rlhf_jax.recipes.study_presets import foundation_folder, study_setting
-from rlhf_jax.runtime.evidence_report import verdict_lines
-from rlhf_jax.runtime.report import read_results
+import validate_reward
+from rlhf_jax.assessment import satisfaction
+from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.run import RunError, read_json
+from rlhf_jax.stages import reward
+from rlhf_jax.stages.setup import Windows
+from studies.evidence_page import verdict_lines
+from studies.foundation import lay
+from studies.reward import measure as reward_study
+from studies.reward.cases import MetUsers, ScoredTurns
+from studies.settings import foundation_folder, study_setting
 
 
 def options(folder: Path, *more: str) -> validate_reward.Config:
@@ -110,7 +112,7 @@ def test_debug_on_real_dialogues(data_dir: Path, tmp_path: Path, monkeypatch: py
         "fitting": {"dialogues": 8, "turns": 80},
         "held_out": {"dialogues": 2, "turns": 20},
         "penalties": {"judge": {"chosen": 10.0}},
-        "spearman": {name: {"value": 0.2, "interval": [0.1, 0.3], "n": 20} for name in judging.READERS},
+        "spearman": {name: {"value": 0.2, "interval": [0.1, 0.3], "n": 20} for name in satisfaction.READERS},
         "length": {
             name: {"value": 0.0, "interval": [-0.1, 0.1], "n": 20}
             for name in ("score and words of the reply", "satisfaction and words of the reply")
@@ -118,7 +120,7 @@ def test_debug_on_real_dialogues(data_dir: Path, tmp_path: Path, monkeypatch: py
         "score": {"min": 2.5, "mean": 3.0, "max": 3.5, "std": 0.2},
         "satisfaction": {"min": 1.0, "mean": 3.0, "max": 5.0, "std": 0.5},
     }
-    monkeypatch.setattr(judging, "uss_judge", lambda *_: (None, judged))
+    monkeypatch.setattr(satisfaction, "uss_judge", lambda *_: (None, judged))
     report = validate_reward.main(options(tmp_path, "--setting", "redial", "--data-dir", str(data_dir)))
     found = {(one.protocol, one.name): one for one in read_results(tmp_path / "study")}
     # Of the first sixty dialogues USS scored twelve, each of a part that has its own protocol.

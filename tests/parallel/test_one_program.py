@@ -18,10 +18,10 @@ from rlhf_jax.interfaces import Corpus, Dialogue, Item, Message
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models import gpt2
-from rlhf_jax.recipes import alignment
-from rlhf_jax.recipes.agent import make_agent, reward_params
-from rlhf_jax.recipes.corpus import DataConfig, Prepared
 from rlhf_jax.runtime.run import open_run
+from rlhf_jax.stages import alignment
+from rlhf_jax.stages.agent import make_agent, reward_params
+from rlhf_jax.stages.setup import DataConfig, Prepared
 
 B, P, T, D, L, H = 8, 24, 8, 128, 2, 4
 CONFIG = PPOConfig(epochs=2, minibatches=2, old_logprobs="recompute")

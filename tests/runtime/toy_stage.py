@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax.runtime import keys, run, signals, stage
+from rlhf_jax import keys
+from rlhf_jax.runtime import run, signals, stage
 
 N_STEPS = 12
 DATA = np.random.default_rng(0).normal(size=(N_STEPS * 8, 5)).astype(np.float32)

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.runtime.report import write_results
+from rlhf_jax.reporting.run_report import write_results
 
 NUMBER = r"[+\-−]?\d*\.?\d+"
 CELL = re.compile(rf"({NUMBER})\*{{0,2}} \[({NUMBER}), ({NUMBER})\]")
