@@ -36,7 +36,8 @@ from rlhf_jax.evaluation.ranking import RankingOutcome
 from rlhf_jax.evaluation.user_centric import TopOne
 from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting.diagnostics import write_diagnostics
-from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache, errors_in_one_line, write_json
+from rlhf_jax.runtime.files import errors_in_one_line, write_json
+from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment
 from rlhf_jax.stages.agent import Agent

@@ -30,7 +30,7 @@ from benchmark.interleaving import Implementation, Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, Workload
 from rlhf_jax.reporting import plots
 from rlhf_jax.runtime.environment import environment
-from rlhf_jax.runtime.run import errors_in_one_line
+from rlhf_jax.runtime.files import errors_in_one_line
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate")
 

@@ -28,21 +28,15 @@ from typing import Any
 import tyro
 
 from rlhf_jax.data.opendialkg_sources import DOMAINS
+from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.reporting.run_report import write_results
+from rlhf_jax.runtime.files import errors_in_one_line, notice, read_json, write_text
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.run import (
-    enable_compilation_cache,
-    errors_in_one_line,
-    notice,
-    open_run,
-    read_json,
-    write_text,
-)
+from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment, reward
-from rlhf_jax.stages import setup as corpus
 from studies.common import check_seeds
 from studies.foundation import FoundationConfig, Sentiment, lay, stored_config
 from studies.settings import Size, StudySetting, study_setting
@@ -179,7 +173,7 @@ def gather(config: Config, setting: StudySetting) -> Path:
         for domain in DOMAINS
     }
     data = dataclasses.replace(setting.foundation.data, domain="both", train_domain="both")
-    everything = corpus.read_corpus(Path(str(data.dir)), data)
+    everything = read_corpus(Path(str(data.dir)), data)
     references = {domain: transfer.references(everything, setting.assess, domain) for domain in DOMAINS}
     found = transfer_report.results(measured, references)
     write_results(config.run_dir, found)

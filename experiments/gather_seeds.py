@@ -23,16 +23,18 @@ from matplotlib.figure import Figure
 from rlhf_jax.assessment import assess, comparison
 from rlhf_jax.assessment.assess import Assessment
 from rlhf_jax.assessment.users import yardsticks
+from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.data.windows import RankingRow, ranking_rows
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Item
 from rlhf_jax.reporting import plots, run_figures
 from rlhf_jax.reporting.run_report import read_results, write_report, write_results
+from rlhf_jax.runtime.files import RunError, errors_in_one_line, notice, read_json
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.run import RunError, errors_in_one_line, notice, read_json
 from rlhf_jax.simulators.world import WorldConfig
-from rlhf_jax.stages.setup import DataConfig, read_corpus
-from studies.common import Measure, diagnostics, find
+from rlhf_jax.stages.setup import DataConfig
+from studies.common import diagnostics
+from studies.tables import Measure, find
 
 TRAINED = ("sft", "ppo")
 EXPECTED = "expected a finished run of ppo_redial.py or ppo_opendialkg.py"

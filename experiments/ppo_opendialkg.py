@@ -26,13 +26,12 @@ from rlhf_jax.assessment import assess, comparison
 from rlhf_jax.assessment.assess import AssessmentConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.reporting.run_report import write_report, write_results, write_samples
-from rlhf_jax.runtime.run import errors_in_one_line
+from rlhf_jax.runtime.files import errors_in_one_line
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages import setup as corpus
 from rlhf_jax.stages.agent import make_agent, policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.launch import StartConfig, started
-from rlhf_jax.stages.layout import lay_out
+from rlhf_jax.stages.launch import StartConfig, lay_out, started
 from rlhf_jax.stages.reward import LabelOptions, RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig

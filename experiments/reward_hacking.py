@@ -32,21 +32,15 @@ from rlhf_jax.data.human_ratings import read_uss
 from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.run import (
-    enable_compilation_cache,
-    errors_in_one_line,
-    notice,
-    open_run,
-    write_json,
-    write_text,
-)
+from rlhf_jax.runtime.files import errors_in_one_line, notice, write_json, write_text
+from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment
 from studies.common import check_seeds, seed_entries
 from studies.foundation import Sentiment, facts, lay_for
 from studies.hacking import report as hacking_report
 from studies.hacking import results as hacking_study
-from studies.hacking import signatures as failure_signatures
+from studies.hacking.before_learning import before_learning
 from studies.hacking.path_probe import PathConfig, PathProbe, on_validation
 from studies.hacking.results import Way
 from studies.settings import Size, foundation_folder, study_setting
@@ -214,7 +208,7 @@ def run_seed(config: Config, seed: int) -> None:
         if not (run.path / hacking_study.BEFORE).exists():
             bleu = {"text/bleu4": probe.bleu_before_learning()}
             starts = {
-                priced: failure_signatures.before_learning(
+                priced: before_learning(
                     prepared,
                     base.agent,
                     base.trunk,

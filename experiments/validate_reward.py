@@ -30,7 +30,8 @@ import tyro
 from rlhf_jax.assessment import satisfaction
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.run import enable_compilation_cache, errors_in_one_line, notice, open_run, write_text
+from rlhf_jax.runtime.files import errors_in_one_line, notice, write_text
+from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
 from studies.common import check_seeds
 from studies.foundation import Sentiment, facts, lay_for

@@ -59,8 +59,9 @@ from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages import setup as corpus
 from rlhf_jax.stages.agent import make_agent, policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.reward import RewardConfig
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, Windows
+from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 np.set_printoptions(precision=4, suppress=True)

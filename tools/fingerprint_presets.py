@@ -9,7 +9,7 @@ value of other JSON files that is not a time, a path or a version, the names of 
 `--against` prints what differs and exits with 1 where anything does. DIR holds `redial/`, `opendialkg/`, `uss/` and
 `crs-response-ratings/`.
 
-It imports nothing of `rlhf_jax`, so that the same file can be run in an older tree: `--tree DIR` names it.
+It imports nothing of `rlhf_jax`, so that it can look at an older tree: `--tree DIR` names it.
 """
 
 import argparse
@@ -23,9 +23,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orbax.checkpoint as ocp
+
+from fingerprint import fingerprint
+
 HERE = Path(__file__).resolve().parent.parent
 # Things that differ between two runs of one program. `commit` and `versions` say where a run was made, not what it is.
 VOLATILE = re.compile(
+    r"(^|[/_ ])(seconds?|times?|path|dir|commit|versions?|folder|host|platform|devices?|command|runs|started|finished|memory|cpu)($|[/_ ])"
+)
     r"second|time|path|dir$|/dir|commit|version|folder|host|platform|device|command|runs$|started|finished|memory|cpu"
 )
 TEXTS = (".json",)
@@ -72,15 +79,8 @@ def digest(*pieces: bytes) -> str:
 
 
 def of_arrays(tree: Any) -> str:
-    """Over paths, types, shapes and bytes of all leaves."""
-    import jax
-    import numpy as np
-
-    pieces = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.asarray(leaf)
-        pieces += [f"{jax.tree_util.keystr(path)} {array.dtype}{array.shape}\n".encode(), array.tobytes()]
-    return digest(*pieces)
+    """`fingerprint` of the tree, shortened."""
+    return fingerprint(tree)[:16]
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -101,9 +101,6 @@ def of_json(file: Path, out: Path) -> str:
 
 def of_folder(out: Path) -> dict[str, str]:
     """Every file that the jobs made."""
-    import numpy as np
-    import orbax.checkpoint as ocp
-
     lines = {}
     for file in sorted(out.rglob("*")):
         name = str(file.relative_to(out))

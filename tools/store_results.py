@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting.run_report import read_results
-from rlhf_jax.runtime.run import write_text
+from rlhf_jax.runtime.files import write_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
 COLUMNS = ("name", "protocol", "split", "value", "low", "high", "std", "n", "seeds")

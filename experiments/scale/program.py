@@ -32,7 +32,7 @@ from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
 from rlhf_jax.parallel.partition import Partition
-from rlhf_jax.runtime.run import write_text
+from rlhf_jax.runtime.files import write_text
 from rlhf_jax.stages.agent import make_agent, on_mesh, policy_params, reward_params
 from rlhf_jax.stages.setup import ModelConfig, load_network
 from scale import plan as scale_plan

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting import gates, plots, result_tables
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.run import read_json, write_text
-from studies import common
-from studies.common import Measure
+from rlhf_jax.runtime.files import read_json, write_text
+from studies import common, tables
 from studies.foundation import EQUAL, Sentiment
+from studies.tables import Measure
 
 Variant = Literal[
     "full",
@@ -133,7 +133,7 @@ def verdicts(found: Sequence[Result], compared: Compared, split: str) -> list[st
     lines.append(_verdict(f"full reward above {compared.best}", found, f"full-{compared.best}", better, split))
     bleu = _entries(found, f"full-{SFT}", BLEU, split)
     fell = any(one.shows_difference and one.value < 0 for _, one in bleu)
-    numbers = "; ".join(f"{m.label} {common.verdict(one)}" for m, one in bleu)
+    numbers = "; ".join(f"{m.label} {tables.verdict(one)}" for m, one in bleu)
     state = "does not hold" if fell else "no fall shown"
     return [*lines, f"Verdict, BLEU-4 does not fall under the full reward: {state}. {numbers}."]
 
@@ -150,7 +150,7 @@ def _verdict(claim: str, found: Sequence[Result], name: str, measures: Sequence[
         if not claimed:
             state = f"no difference shown on any of {len(part)}"
         if part:
-            numbers = "; ".join(f"{measure.label} {common.verdict(one)}" for measure, one in part)
+            numbers = "; ".join(f"{measure.label} {tables.verdict(one)}" for measure, one in part)
             parts.append(f"{title if not parts else title.capitalize()} {state}: {numbers}.")
     return f"Verdict, {claim}: {' '.join(parts)}"
 
@@ -158,7 +158,7 @@ def _verdict(claim: str, found: Sequence[Result], name: str, measures: Sequence[
 def _entries(
     found: Sequence[Result], name: str, measures: Sequence[Measure], split: str
 ) -> list[tuple[Measure, Result]]:
-    return [(m, one) for m in measures if (one := common.find(found, name, m, split)) is not None]
+    return [(m, one) for m in measures if (one := tables.find(found, name, m, split)) is not None]
 
 
 def write_report(
@@ -184,7 +184,7 @@ def write_report(
     write_results(run_dir, found)
     drawn = [*RECOMMENDING, *SATISFACTION, *BLEU, *PATH[:3]]
     against_sft = (compared.best, *compared.variants)
-    plots.save(common.forest(found, against_sft, SFT, drawn, split), run_dir / "plots", "ablation")
+    plots.save(tables.forest(found, against_sft, SFT, drawn, split), run_dir / "plots", "ablation")
     entries = common.seed_entries(run_dir, seeds)
     shown = [name for name in ("full", *SINGLES, "level") if name in compared.variants] or compared.variants
     page = common.diagnostics({name: (f"ppo-{name}", entries) for name in shown})
@@ -198,11 +198,11 @@ def write_report(
     parts += gates.section(gates.read([common.seed_folder(run_dir, seed) for seed in seeds]))
     for title, measures in HEADINGS.items():
         systems = (*BASELINES, *compared.systems) if measures is RECOMMENDING else compared.systems
-        parts += [f"## {title}", common.table(found, systems, measures, split)]
+        parts += [f"## {title}", tables.table(found, systems, measures, split)]
     for title, pairs in compared.pairs.items():
         names = [f"{a}-{b}" for a, b in pairs]
         if names:
-            parts += [f"## {title}", *(common.table(found, names, m, split) for m in HEADINGS.values())]
+            parts += [f"## {title}", *(tables.table(found, names, m, split) for m in HEADINGS.values())]
     parts += [
         "![Variant − SFT with intervals](plots/ablation.png)",
         "*Every variant minus SFT, 95 % intervals; each panel has a scale of its own.* ([SVG](plots/ablation.svg))",

@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,11 +20,12 @@ from rlhf_jax.evaluation import closed_loop, ranking, text
 from rlhf_jax.evaluation.ranking import RankTable
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import COMPONENTS
-from rlhf_jax.reporting import plots, result_tables, run_figures
+from rlhf_jax.reporting import plots, run_figures
 from rlhf_jax.reporting.plots import Line, Panel
 from rlhf_jax.reporting.run_figures import Entries
+from rlhf_jax.runtime.files import RunError, as_json, notice, write_json
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.run import RunDirectory, RunError, as_json, notice, open_run, write_json
+from rlhf_jax.runtime.run import RunDirectory, open_run
 
 DONE = "done.json"
 VOLATILE = ("run_dir", "runs", "data_dir", "seeds", "only_seed")
@@ -64,16 +65,6 @@ class Measured:
 
     assessed: Mapping[int, Assessment]
     sampled: Mapping[int, SampledAnswers]
-
-
-class Measure(NamedTuple):
-    """One column of a study's tables."""
-
-    label: str
-    protocol: str
-    metric: str
-    place: str = ""
-    """What stands behind the split's name: nothing, `-sampled`, `-users-sampled`, `-users-greedy`."""
 
 
 def check_seeds(seeds: tuple[int, ...], only_seed: int | None) -> None:
@@ -195,60 +186,6 @@ def _parts(assessed: Mapping[int, Assessment], same_test: bool) -> tuple[Any, An
     decodings = next(iter(assessed.values())).users
     users = {decoding: {seed: run.users[decoding] for seed, run in assessed.items()} for decoding in decodings}
     return tables, turns, users
-
-
-def find(results: Sequence[Result], system: str, measure: Measure, split: str) -> Result | None:
-    """The entry of one system (or difference) in one column; None where it was not measured."""
-    wanted = (f"{system}/{measure.metric}", measure.protocol, split + measure.place)
-    return next((r for r in results if (r.name, r.protocol, r.split) == wanted), None)
-
-
-def measured_in(results: Sequence[Result], measures: Sequence[Measure], split: str) -> list[Measure]:
-    """The columns that any system has an entry in."""
-    there = {(r.metric, r.protocol, r.split) for r in results}
-    return [m for m in measures if (m.metric, m.protocol, split + m.place) in there]
-
-
-def table(results: Sequence[Result], systems: Sequence[str], measures: Sequence[Measure], split: str) -> str:
-    """Systems (or differences) against columns, as Markdown."""
-    columns = measured_in(results, measures, split)
-    rows = [
-        [
-            system.replace("-", " − "),
-            *(result_tables.cell(find(results, system, measure, split)) for measure in columns),
-        ]
-        for system in systems
-    ]
-    return result_tables.markdown_table(["", *(measure.label for measure in columns)], rows)
-
-
-def forest(
-    results: Sequence[Result], systems: Sequence[str], base: str, measures: Sequence[Measure], split: str
-) -> Figure:
-    """Systems minus `base` with intervals, a panel a column, each on a scale of its own, 0 marked."""
-    panels = {
-        measure.label.replace("`", ""): [
-            (system, found)
-            for system in systems
-            if (found := find(results, f"{system}-{base}", measure, split)) is not None
-        ]
-        for measure in measured_in(results, measures, split)
-    }
-    return plots.forest(panels, x_label=f"minus {base}", reference=0.0, one_scale=False)
-
-
-def verdict(result: Result) -> str:
-    """What a difference shows, with its numbers."""
-    if result.interval is None:
-        return f"{result.value:+.4f}, no interval"
-    numbers = f"{result_tables.cell(result).rsplit('] ', 1)[0]}]"
-    seeds = len(set(result.seeds))
-    if not result.interval_excludes_zero:
-        return f"no difference shown, {numbers}"
-    if not result.shows_difference:
-        why = f"with {seeds} seed{'s' if seeds != 1 else ''}" if seeds < 3 else "because the seeds differ"
-        return f"no claim {why}, {numbers}"
-    return f"{'higher' if result.value > 0 else 'lower'}, {numbers}"
 
 
 def diagnostics(variants: Mapping[str, tuple[str, Sequence[Entries]]]) -> Figure:

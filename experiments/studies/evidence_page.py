@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhf_jax.reporting.result_tables import markdown_table
-from rlhf_jax.runtime.run import write_text
+from rlhf_jax.runtime.files import write_text
 
 LEFT_OUT = ("Provenance", "How to repeat this")
 """Sections that stay in the study's own report."""

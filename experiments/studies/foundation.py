@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from rlhf_jax.interfaces import COMPONENTS, Params
 from rlhf_jax.reporting import gates
-from rlhf_jax.runtime.run import RunDirectory, RunError, as_json, open_run, read_json
+from rlhf_jax.runtime.files import RunError, as_json, read_json
+from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages import reward, supervised
 from rlhf_jax.stages import setup as corpus
 from rlhf_jax.stages.agent import Agent, make_agent, policy_params

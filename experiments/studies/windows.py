@@ -13,11 +13,12 @@ from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting import gates, interval_plots, plots, result_tables
 from rlhf_jax.reporting.interval_plots import Points, PointsPanel
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.run import read_json, write_text
+from rlhf_jax.runtime.files import read_json, write_text
 from rlhf_jax.stages import reward
-from rlhf_jax.stages.setup import DataConfig, Prepared, Windows
-from studies import common
-from studies.common import Measure
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.setup import DataConfig, Prepared
+from studies import common, tables
+from studies.tables import Measure
 
 STEP = 32
 """Prompts are a multiple of it long, so that seeds share compiled programs."""
@@ -128,13 +129,13 @@ def verdicts(found: Sequence[Result], windows: Sequence[int], split: str) -> lis
     """What the sweep shows: of the window for either policy, and of PPO at every window."""
     lines = []
     for a, b in compared(windows)[len(windows) :]:
-        entries = [(m, one) for m in MEASURES[:7] if (one := common.find(found, f"{a}-{b}", m, split)) is not None]
-        numbers = "; ".join(f"{m.label} {common.verdict(one)}" for m, one in entries)
+        entries = [(m, one) for m in MEASURES[:7] if (one := tables.find(found, f"{a}-{b}", m, split)) is not None]
+        numbers = "; ".join(f"{m.label} {tables.verdict(one)}" for m, one in entries)
         lines.append(f"Verdict, {a} against {b} (more of the conversation): {numbers}.")
     for k in windows:
         name = f"{system('ppo', k)}-{system('sft', k)}"
-        entries = [(m, one) for m in MEASURES[:7] if (one := common.find(found, name, m, split)) is not None]
-        numbers = "; ".join(f"{m.label} {common.verdict(one)}" for m, one in entries)
+        entries = [(m, one) for m in MEASURES[:7] if (one := tables.find(found, name, m, split)) is not None]
+        numbers = "; ".join(f"{m.label} {tables.verdict(one)}" for m, one in entries)
         lines.append(f"Verdict, PPO against SFT at k = {k}: {numbers}.")
     return lines
 
@@ -159,7 +160,7 @@ def write_report(
     split = f"{setting}/test"
     found = results(run_dir, seeds, windows, split=split, same_test=same_test)
     write_results(run_dir, found)
-    shown = common.measured_in(found, MEASURES, split)
+    shown = tables.measured_in(found, MEASURES, split)
     plots.save(
         interval_plots.with_intervals([_panel(found, m, windows, split) for m in shown], columns=3),
         run_dir / "plots",
@@ -188,7 +189,7 @@ def write_report(
     ]
     for measure in shown:
         rows = [
-            [str(k), *(result_tables.cell(common.find(found, name, measure, split)) for name in _columns(k))]
+            [str(k), *(result_tables.cell(tables.find(found, name, measure, split)) for name in _columns(k))]
             for k in windows
         ]
         parts += [f"### {measure.label}", result_tables.markdown_table(["k", "SFT", "PPO", "PPO − SFT"], rows)]
@@ -245,7 +246,7 @@ def _contexts_table(by_seed: Sequence[Mapping[str, Any]], windows: Sequence[int]
 def _panel(found: Sequence[Result], measure: Measure, windows: Sequence[int], split: str) -> PointsPanel:
     series = []
     for label in ("sft", "ppo"):
-        drawn = [(k, common.find(found, system(label, k), measure, split)) for k in windows]
+        drawn = [(k, tables.find(found, system(label, k), measure, split)) for k in windows]
         points = [
             (float(k), one.value, *(one.interval or (one.value, one.value))) for k, one in drawn if one is not None
         ]

@@ -25,7 +25,8 @@ from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.agent import Agent
-from rlhf_jax.stages.setup import DataConfig, Prepared, Windows
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.setup import DataConfig, Prepared
 
 History = Sequence[Message]
 

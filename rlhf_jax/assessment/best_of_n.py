@@ -22,7 +22,8 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.shaping import combine_components, penalise
 from rlhf_jax.stages.agent import Agent
-from rlhf_jax.stages.setup import DataConfig, Prepared, Windows
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.setup import DataConfig, Prepared
 
 STREAM = "best_of_n"
 

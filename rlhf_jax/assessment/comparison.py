@@ -17,7 +17,8 @@ from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Dialogue, Item, Message, Params
 from rlhf_jax.reporting.run_report import Conversation
 from rlhf_jax.stages.agent import Agent
-from rlhf_jax.stages.setup import DataConfig, Prepared, Windows
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.setup import DataConfig, Prepared
 
 LEFT_TO_THE_REPORT = ("constant", "random", "logged", "oracle")
 """Systems that the terminal's table has no room for."""

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_jax.data.sources import WORLD, read_corpus
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import Corpus, Params
-from rlhf_jax.runtime.run import RunError, read_json
+from rlhf_jax.runtime.files import RunError, read_json
 from rlhf_jax.runtime.settings import from_json
 from rlhf_jax.runtime.stage import stage_arrays
-from rlhf_jax.stages import alignment, supervised
+from rlhf_jax.stages import alignment, items, supervised
 from rlhf_jax.stages.agent import Agent, make_agent, policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, load_network, read_corpus
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, load_network
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 STAGES = (supervised.STAGE, alignment.STAGE)
@@ -44,7 +45,7 @@ def open_finished(path: Path) -> Finished:
         raise RunError(f"{path} is no run directory: it has no config.json")
     config = read_json(path / "config.json")["config"]
     data = from_json(DataConfig, config["data"], "config.data")
-    folder = path / "data" if data.source == "world" else Path(str(data.dir))
+    folder = path / "data" if data.source == WORLD else Path(str(data.dir))
     try:
         corpus = read_corpus(folder, data)
     except FileNotFoundError as error:
@@ -69,6 +70,6 @@ def stage_policy(run: Finished, stage: str) -> Params:
     if stage == alignment.STAGE:
         return state["params"]
     config = from_json(SupervisedConfig, run.config["sft"], "config.sft")
-    knowledge, _ = supervised.item_knowledge(run.vocab, run.corpus, config)
-    trunk = supervised.compose(state["average"], knowledge, run.vocab.first_item)
+    knowledge, _ = items.item_knowledge(run.vocab, run.corpus, config)
+    trunk = items.compose(state["average"], knowledge, run.vocab.first_item)
     return policy_params(trunk, run.agent.network.n_embd)

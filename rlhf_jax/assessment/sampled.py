@@ -26,7 +26,8 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.agent import Agent
-from rlhf_jax.stages.setup import DataConfig, Prepared, Windows
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.setup import DataConfig, Prepared
 
 Floats = NDArray[np.float64]
 Judge = Callable[[Sequence[Sequence[Message]], Sequence[Message], Mapping[int, str]], Floats]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_jax.data.exchanges import satisfaction_cases
 from rlhf_jax.data.human_ratings import ScoredMessage, read_uss
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.redial import read_redial
@@ -34,8 +35,7 @@ from rlhf_jax.evaluation.satisfaction_judge import (
     part_texts,
 )
 from rlhf_jax.interfaces import Corpus, Dialogue, Item
-from rlhf_jax.runtime.run import RunError, notice, read_json, write_json
-from studies.signals.measure import satisfaction_cases
+from rlhf_jax.runtime.files import RunError, notice, read_json, write_json
 
 Floats = NDArray[np.float64]
 HELD_OUT = 0.2

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf_jax.reporting import plots, result_tables, run_figures
 from rlhf_jax.reporting.run_figures import Entries
-from rlhf_jax.runtime import run
+from rlhf_jax.runtime import files
 from rlhf_jax.runtime.metrics import read_metrics
 
 LAST = 5
@@ -37,7 +37,7 @@ def write_diagnostics(run_dir: Path, *, title: str) -> Path:
     entries = read_metrics(run_dir / "metrics.jsonl")
     pages = run_figures.diagnostics(entries)
     if not pages:
-        raise run.RunError(f"{run_dir / 'metrics.jsonl'} has no line of a PPO stage: nothing to diagnose")
+        raise files.RunError(f"{run_dir / 'metrics.jsonl'} has no line of a PPO stage: nothing to diagnose")
     parts = [f"# {title}", f"Means of the last {LAST} log lines.", _table(entries)]
     for page in pages:
         parts += [f"## {page.title}", page.text]
@@ -45,7 +45,7 @@ def write_diagnostics(run_dir: Path, *, title: str) -> Path:
             png = plots.save(figure, run_dir / "plots", name)
             parts.append(f"![{caption}](plots/{png.name})")
     file = run_dir / "diagnostics.md"
-    run.write_text(file, "\n\n".join(parts) + "\n")
+    files.write_text(file, "\n\n".join(parts) + "\n")
     return file
 
 

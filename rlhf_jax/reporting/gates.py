@@ -8,7 +8,8 @@ import numpy as np
 
 from rlhf_jax.interfaces import COMPONENTS
 from rlhf_jax.reporting.result_tables import markdown_table
-from rlhf_jax.runtime.run import RunDirectory, read_json, write_json
+from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.runtime.run import RunDirectory
 
 FILE = "gates.json"
 Gate = Mapping[str, Any]

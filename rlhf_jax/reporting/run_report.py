@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting import plots, result_tables, run_figures
-from rlhf_jax.runtime import run
+from rlhf_jax.runtime import files
 from rlhf_jax.runtime.metrics import read_metrics
 
 INTRODUCTION = (
@@ -47,7 +47,7 @@ def write_results(run_dir: Path, results: Sequence[Result]) -> Path:
             raise ValueError(f"results: {result.name!r} under {result.protocol!r} on {result.split!r} occurs twice")
         seen.add(key)
     file = Path(run_dir) / "results.json"
-    run.write_json(file, [result.to_json() for result in results])
+    files.write_json(file, [result.to_json() for result in results])
     return file
 
 
@@ -60,7 +60,7 @@ def read_results(run_dir: Path) -> list[Result]:
     if not file.exists():
         return []
     results = []
-    for index, entry in enumerate(run.read_json(file)):
+    for index, entry in enumerate(files.read_json(file)):
         try:
             results.append(Result.from_json(entry))
         except (ValueError, TypeError, AttributeError) as error:
@@ -71,7 +71,7 @@ def read_results(run_dir: Path) -> list[Result]:
 def write_samples(run_dir: Path, conversations: Sequence[Conversation]) -> Path:
     """Writes `samples.json`."""
     file = Path(run_dir) / "samples.json"
-    run.write_json(file, list(conversations))
+    files.write_json(file, list(conversations))
     return file
 
 
@@ -82,7 +82,7 @@ def read_samples(run_dir: Path) -> list[Conversation]:
         return []
     return [
         Conversation(entry["dialogue"], tuple(entry["context"]), entry["replies"], entry.get("note", ""))
-        for entry in run.read_json(file)
+        for entry in files.read_json(file)
     ]
 
 
@@ -105,7 +105,7 @@ def write_report(
     """
     run_dir = Path(run_dir)
     results, entries = read_results(run_dir), read_metrics(run_dir / "metrics.jsonl")
-    config = run.read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
+    config = files.read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
     gate = config.get("config", {}).get("reward", {}).get("gate_pearson", result_tables.GATE)
     parts = [
         f"# {title}",
@@ -119,7 +119,7 @@ def write_report(
         *_provenance(config, command),
     ]
     file = run_dir / "report.md"
-    run.write_text(file, "\n\n".join(parts) + "\n")
+    files.write_text(file, "\n\n".join(parts) + "\n")
     return file
 
 

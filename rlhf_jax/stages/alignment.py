@@ -19,8 +19,8 @@ from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import run_stage
 from rlhf_jax.stages.agent import Agent, copied, on_mesh, policy_params
-from rlhf_jax.stages.contexts import PromptBatches
-from rlhf_jax.stages.setup import DataConfig, Prepared, Windows
+from rlhf_jax.stages.contexts import PromptBatches, Windows
+from rlhf_jax.stages.setup import DataConfig, Prepared
 
 STAGE = "ppo"
 Probe = Callable[[Params, int], Mapping[str, float]]

@@ -1,4 +1,4 @@
-"""Which prompts an update of PPO reads, and how wide the batch is.
+"""Contexts as arrays: prompts and responses of any message, and which prompts an update of PPO reads, how wide.
 
 Padding says nothing to any network here, so a batch cut to the shortest of a few widths that holds its longest prompt
 gives the same responses and the same losses for less arithmetic. The widths are fixed, because every one is a program of
@@ -8,10 +8,15 @@ same prompts in the same width.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_jax.data.batching import batch_indices
+from rlhf_jax.data.batching import batch_indices, pad_left, pad_right
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.data.windows import encode_words, is_empty, prompt_tokens, response_tokens
+from rlhf_jax.interfaces import Dialogue
+from rlhf_jax.stages.setup import DataConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,3 +68,56 @@ class PromptBatches:
         longest = int(self.lengths[rows].max())
         width = next((bucket for bucket in self.buckets if bucket >= longest), self.tokens.shape[1])
         return self.tokens[rows, -width:], self.mask[rows, -width:]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows:
+    """Dialogues encoded once; prompts and responses of any message on demand, padded to fixed lengths."""
+
+    vocab: Vocabulary
+    dialogues: Sequence[Dialogue]
+    data: DataConfig
+
+    @functools.cached_property
+    def words(self) -> list[list[list[int]]]:
+        """Word tokens of every message of every dialogue."""
+        return encode_words(self.vocab, self.dialogues)
+
+    def turns(self) -> list[tuple[int, int]]:
+        """(dialogue, message) of every recommender message that says something after a context."""
+        found = []
+        for number, dialogue in enumerate(self.dialogues):
+            has_context = False
+            for index, message in enumerate(dialogue.messages):
+                if has_context and message.role == "recommender" and not is_empty(message):
+                    found.append((number, index))
+                has_context = has_context or not is_empty(message)
+        return found
+
+    def prompts(self, turns: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Left-padded contexts before the given messages: tokens and mask. [N, context_tokens] each"""
+        sequences = [
+            prompt_tokens(
+                self.vocab,
+                self.dialogues[number].messages[:index],
+                self.words[number][:index],
+                window=self.data.window,
+                context_tokens=self.data.context_tokens,
+            )
+            for number, index in turns
+        ]
+        return pad_left(sequences, self.data.context_tokens, self.vocab.pad)
+
+    def responses(self, turns: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """The given messages as responses, right-padded: tokens and mask. [N, response_tokens] each"""
+        sequences = [
+            response_tokens(
+                self.vocab,
+                self.dialogues[number].messages[index],
+                self.words[number][index],
+                max_tokens=self.data.response_tokens,
+                max_items=self.data.max_items,
+            )
+            for number, index in turns
+        ]
+        return pad_right(sequences, self.data.response_tokens, self.vocab.pad)

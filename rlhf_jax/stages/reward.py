@@ -24,10 +24,12 @@ from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
-from rlhf_jax.runtime.run import RunDirectory, RunError, notice, write_json
+from rlhf_jax.runtime.files import RunError, notice, write_json
+from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, run_stage
 from rlhf_jax.stages.agent import Agent, on_mesh, reward_params
-from rlhf_jax.stages.setup import DataConfig, Prepared, Windows
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.setup import DataConfig, Prepared
 
 STAGE = "reward_model"
 

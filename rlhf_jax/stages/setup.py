@@ -1,26 +1,21 @@
-"""Stage 0: dialogues, vocabulary and network from a configuration; prompts and responses as arrays."""
+"""Stage 0: dialogues, vocabulary and network from a configuration: what every later stage starts from."""
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from rlhf_jax.data.batching import pad_left, pad_right
 from rlhf_jax.data.items import item_title_tokens
-from rlhf_jax.data.opendialkg import read_opendialkg
-from rlhf_jax.data.redial import read_redial
+from rlhf_jax.data.sources import SOURCES, WORLD, SourceName, read_corpus
 from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.data.windows import encode_words, is_empty, prompt_tokens, response_tokens, training_texts
-from rlhf_jax.interfaces import Corpus, Dialogue, Params
+from rlhf_jax.data.windows import training_texts
+from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.models.convert import extend_vocabulary, load_hf
 from rlhf_jax.models.gpt2 import GPT2Config
-from rlhf_jax.runtime.run import RunDirectory, RunError, notice
+from rlhf_jax.runtime.files import RunError, notice
+from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
 
@@ -29,7 +24,7 @@ from rlhf_jax.simulators.world_dialogues import write_world
 class DataConfig:
     """Where dialogues come from and how a conversation becomes a prompt."""
 
-    source: Literal["world", "redial", "opendialkg"] = "world"
+    source: SourceName = WORLD
     """The simulated world, written on the spot, or files under `dir` in the official ReDial or an OpenDialKG format."""
     dir: Path | None = None
     """ReDial: `train_data.jsonl[.gz]`, `test_data.jsonl`, `movies_with_mentions.csv`; OpenDialKG: `dialogues.jsonl`,
@@ -63,15 +58,16 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--data.{name.replace('_', '-')} must be at least 1: got {value}")
-        if self.source != "world" and self.dir is None:
+        if self.source != WORLD and self.dir is None:
             raise ValueError(f"--data.dir must name the folder with the files when --data.source is {self.source}")
-        if self.source == "world" and self.dir is not None:
+        if self.source == WORLD and self.dir is not None:
             raise ValueError(f"--data.dir {self.dir} is not read when --data.source is world; use the preset `redial`")
-        if self.source != "opendialkg" and self.domain != "both":
+        has_domains = SOURCES[self.source].has_domains
+        if not has_domains and self.domain != "both":
             raise ValueError(f"--data.domain {self.domain} is OpenDialKG's; --data.source is {self.source}")
         if self.train_domain != "both" and self.domain != "both":
             raise ValueError(f"--data.train-domain {self.train_domain} needs --data.domain both, got {self.domain}")
-        if self.source != "opendialkg" and self.train_domain != "both":
+        if not has_domains and self.train_domain != "both":
             raise ValueError(f"--data.train-domain {self.train_domain} is OpenDialKG's; --data.source is {self.source}")
 
 
@@ -128,7 +124,7 @@ class Prepared(NamedTuple):
 
 def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: int) -> Prepared:
     """Reads (or simulates) the corpus, makes the vocabulary once per run, and sizes the network."""
-    folder = _world_folder(run, data.world, seed) if data.source == "world" else Path(str(data.dir))
+    folder = _world_folder(run, data.world, seed) if data.source == WORLD else Path(str(data.dir))
     try:
         corpus = read_corpus(folder, data)
     except FileNotFoundError as error:
@@ -151,29 +147,7 @@ def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: in
             first_item=vocab.first_item,
             item_titles=item_title_tokens(vocab, corpus.items),
         )
-    return Prepared(corpus, vocab, network, trunk, seed if data.source == "world" else None)
-
-
-def read_corpus(folder: Path, data: DataConfig) -> Corpus:
-    """The dialogues of a folder by the reader of their format; errors are the reader's."""
-    if data.source == "opendialkg":
-        domain = None if data.domain == "both" else data.domain
-        corpus = read_opendialkg(folder, domain=domain, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
-        return corpus if data.train_domain == "both" else learnt_on(corpus, data.train_domain)
-    return read_redial(folder, on_bad_line=data.on_bad_line, max_dialogues=data.max_dialogues)
-
-
-def learnt_on(corpus: Corpus, domain: str) -> Corpus:
-    """The corpus with training and validation dialogues of one domain; catalogue and test split as they are.
-
-    Raises: ValueError where no training dialogue is left.
-    """
-    train = tuple(dialogue for dialogue in corpus.train if dialogue.domain == domain)
-    validation = tuple(dialogue for dialogue in corpus.validation if dialogue.domain == domain)
-    if not train:
-        raise ValueError(f"there is no training dialogue about {domain}s among {len(corpus.train)}")
-    counts = {"train_domain": domain, "n_train": len(train), "n_validation": len(validation)}
-    return dataclasses.replace(corpus, train=train, validation=validation, provenance={**corpus.provenance, **counts})
+    return Prepared(corpus, vocab, network, trunk, seed if data.source == WORLD else None)
 
 
 def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Params | None]:
@@ -224,61 +198,3 @@ def _vocabulary(run: RunDirectory, corpus: Corpus, data: DataConfig) -> Vocabula
     vocab.save(run.path / "vocabulary.partial")
     (run.path / "vocabulary.partial").rename(folder)
     return vocab
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Windows:
-    """Dialogues encoded once; prompts and responses of any message on demand, padded to fixed lengths."""
-
-    vocab: Vocabulary
-    dialogues: Sequence[Dialogue]
-    data: DataConfig
-
-    @functools.cached_property
-    def words(self) -> list[list[list[int]]]:
-        """Word tokens of every message of every dialogue."""
-        return encode_words(self.vocab, self.dialogues)
-
-    def turns(self) -> list[tuple[int, int]]:
-        """(dialogue, message) of every recommender message that says something after a context."""
-        found = []
-        for number, dialogue in enumerate(self.dialogues):
-            has_context = False
-            for index, message in enumerate(dialogue.messages):
-                if has_context and message.role == "recommender" and not is_empty(message):
-                    found.append((number, index))
-                has_context = has_context or not is_empty(message)
-        return found
-
-    def prompts(self, turns: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Left-padded contexts before the given messages: tokens and mask. [N, context_tokens] each"""
-        sequences = [
-            prompt_tokens(
-                self.vocab,
-                self.dialogues[number].messages[:index],
-                self.words[number][:index],
-                window=self.data.window,
-                context_tokens=self.data.context_tokens,
-            )
-            for number, index in turns
-        ]
-        return pad_left(sequences, self.data.context_tokens, self.vocab.pad)
-
-    def responses(self, turns: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """The given messages as responses, right-padded: tokens and mask. [N, response_tokens] each"""
-        sequences = [
-            response_tokens(
-                self.vocab,
-                self.dialogues[number].messages[index],
-                self.words[number][index],
-                max_tokens=self.data.response_tokens,
-                max_items=self.data.max_items,
-            )
-            for number, index in turns
-        ]
-        return pad_right(sequences, self.data.response_tokens, self.vocab.pad)
-
-
-def take(arrays: tuple[np.ndarray, ...], rows: np.ndarray) -> tuple[jax.Array, ...]:
-    """The given rows of parallel arrays, on the device."""
-    return tuple(jnp.asarray(array[rows]) for array in arrays)

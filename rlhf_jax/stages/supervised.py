@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax.data.items import item_features, item_title_tokens, spoken_decade
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.decoding.grammar_loss import FIRST, LIST, NO_TARGET, SAY, GrammarTargets, grammar_nll
@@ -30,6 +29,7 @@ from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, run_stage
 from rlhf_jax.stages.agent import Agent, on_mesh
+from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
 from rlhf_jax.stages.texts import TextBatches, description_texts, dialogue_texts
 
 STAGE = "sft"
@@ -90,62 +90,12 @@ class SupervisedConfig:
 
 
 @chex.dataclass(frozen=True)
-class ItemKnowledge:
-    """What items are composed of, as token and feature numbers; −1 where there are fewer."""
-
-    titles: Int[Array, "I K1"]
-    metadata: Int[Array, "I K2"]
-    features: Int[Array, "I K3"]
-
-
-@chex.dataclass(frozen=True)
 class TextBatch:
     """What the loss reads."""
 
     tokens: Int[Array, "B S"]
     mask: Bool[Array, "B S"]
     targets: GrammarTargets
-
-
-def item_knowledge(vocab: Vocabulary, corpus: Corpus, config: SupervisedConfig) -> tuple[ItemKnowledge, int]:
-    """Words and features of every item, and the number of features."""
-    titles = item_title_tokens(vocab, corpus.items) if config.title_embeddings else [[]] * vocab.n_items
-    items = [corpus.items[item_id] for item_id in vocab.item_ids]
-    spoken = [f" {' '.join([*item.genres, *item.people[:3], spoken_decade(item.year)])}" for item in items]
-    metadata = vocab.encode_texts(spoken) if config.metadata_words else [[]] * vocab.n_items
-    names: tuple[str, ...] = ()
-    features = np.full((vocab.n_items, 0), -1, np.int32)
-    if config.features_per_item:
-        names, features = item_features(corpus.items, vocab.item_ids, max_features=config.features_per_item)
-    knowledge = ItemKnowledge(titles=_table(titles, 8), metadata=_table(metadata, 12), features=jnp.asarray(features))
-    return knowledge, len(names)
-
-
-def _table(rows: list[list[int]], width: int) -> Int[Array, "I K"]:
-    table = np.full((len(rows), width), -1, np.int32)
-    for row, tokens in enumerate(rows):
-        table[row, : min(len(tokens), width)] = tokens[:width]
-    return jnp.asarray(table)
-
-
-def compose(params: Params, knowledge: ItemKnowledge, first_item: int) -> Params:
-    """The plain GPT-2 tree: item rows with what they share added, the feature table gone."""
-    trunk, wte = params["trunk"], params["trunk"]["wte"]
-    n_items = knowledge.titles.shape[0]
-    shared = _mean_rows(wte, knowledge.titles) + _mean_rows(wte, knowledge.metadata)
-    shared += _mean_rows(params["item_features"], knowledge.features)
-    items = wte[first_item : first_item + n_items] + shared
-    return {**trunk, "wte": jnp.concatenate([wte[:first_item], items, wte[first_item + n_items :]])}
-
-
-def _mean_rows(table: Float[Array, "V D"], rows: Int[Array, "I K"]) -> Float[Array, "I D"]:
-    known = rows >= 0
-    taken = (
-        jnp.where(known[..., None], table[jnp.maximum(rows, 0)], 0.0)
-        if table.shape[0]
-        else jnp.zeros((*rows.shape, table.shape[1]))
-    )
-    return taken.sum(axis=1) / jnp.maximum(known.sum(axis=1, keepdims=True), 1)
 
 
 def text_loss(

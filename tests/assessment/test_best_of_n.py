@@ -13,7 +13,7 @@ from rlhf_jax.equations.running import RunningMoments
 from rlhf_jax.interfaces import PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.stages.setup import Windows
+from rlhf_jax.stages.contexts import Windows
 from tiny_policy import DATA, Tiny
 
 CONFIG = PPOConfig(

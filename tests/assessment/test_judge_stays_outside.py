@@ -23,7 +23,8 @@ from rlhf_jax.stages import alignment
 from rlhf_jax.stages import setup as corpus
 from rlhf_jax.stages.agent import Agent, make_agent, reward_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, Prepared, Windows
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, Prepared
 
 DATA = DataConfig(
     world=WorldConfig(n_items=20, n_train=20, n_test=4, n_users=10), n_words=300, context_tokens=32, response_tokens=8

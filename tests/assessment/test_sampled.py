@@ -15,7 +15,7 @@ from rlhf_jax.interfaces import Message, PromptBatch
 from rlhf_jax.keys import stream_key
 from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages.setup import Windows
+from rlhf_jax.stages.contexts import Windows
 from tiny_policy import DATA, Tiny
 
 WEIGHTS = (0.5, 0.25, 0.25)

@@ -14,7 +14,7 @@ from rlhf_jax.data.human_ratings import ScoredMessage, read_uss
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.evaluation.satisfaction_judge import JudgedTurn, SatisfactionJudge
 from rlhf_jax.interfaces import Corpus, Dialogue
-from rlhf_jax.runtime.run import RunError
+from rlhf_jax.runtime.files import RunError
 
 
 @pytest.fixture(scope="module")

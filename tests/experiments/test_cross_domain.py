@@ -10,7 +10,8 @@ import pytest
 
 import cross_domain
 from rlhf_jax.reporting.run_report import read_results
-from rlhf_jax.runtime.run import RunError, open_run
+from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.run import open_run
 from studies.foundation import stored_config
 from studies.transfer import measure as transfer
 from studies.transfer.measure import Model

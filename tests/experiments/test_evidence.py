@@ -8,7 +8,7 @@ import pytest
 
 import evidence
 from evidence import PLANS, Config, Study
-from rlhf_jax.runtime.run import RunError
+from rlhf_jax.runtime.files import RunError
 
 OPTIONS = """
 import argparse, pathlib

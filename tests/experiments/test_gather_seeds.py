@@ -9,15 +9,16 @@ import pytest
 import gather_seeds
 from rlhf_jax.assessment import assess, comparison
 from rlhf_jax.assessment.assess import Assessment
+from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.evaluation.ranking import rank_rows
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.evaluation.text import GeneratedTurn
 from rlhf_jax.reporting.run_report import read_results, write_results
-from rlhf_jax.runtime.run import RunError, write_json
+from rlhf_jax.runtime.files import RunError, write_json
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
-from rlhf_jax.stages.setup import DataConfig, read_corpus
+from rlhf_jax.stages.setup import DataConfig
 
 TITLES = ("Emma", "Persuasion", "Dracula", "Ulysses")
 

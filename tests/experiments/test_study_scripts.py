@@ -17,8 +17,8 @@ from rlhf_jax.assessment.best_of_n import kl_bound
 from rlhf_jax.assessment.sampled import load
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting.run_report import read_results
+from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.run import RunError
 
 
 @pytest.fixture(scope="module")

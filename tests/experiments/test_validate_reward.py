@@ -10,9 +10,9 @@ import pytest
 import validate_reward
 from rlhf_jax.assessment import satisfaction
 from rlhf_jax.reporting.run_report import read_results
-from rlhf_jax.runtime.run import RunError, read_json
+from rlhf_jax.runtime.files import RunError, read_json
 from rlhf_jax.stages import reward
-from rlhf_jax.stages.setup import Windows
+from rlhf_jax.stages.contexts import Windows
 from studies.evidence_page import verdict_lines
 from studies.foundation import lay
 from studies.reward import measure as reward_study

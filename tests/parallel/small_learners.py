@@ -19,7 +19,8 @@ from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import Layout
 from rlhf_jax.stages import supervised
 from rlhf_jax.stages.agent import Agent, make_agent, on_mesh, policy_params, reward_params
-from rlhf_jax.stages.supervised import ItemKnowledge, SupervisedConfig
+from rlhf_jax.stages.items import ItemKnowledge
+from rlhf_jax.stages.supervised import SupervisedConfig
 from rlhf_jax.stages.texts import Text, TextBatches
 
 ROWS, PROMPT, RESPONSE, BUCKET = 16, 6, 5, 16

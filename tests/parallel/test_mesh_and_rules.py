@@ -16,7 +16,7 @@ from rlhf_jax.parallel.mesh import AXES, MeshConfig, check_sizes, make_mesh
 from rlhf_jax.parallel.partition import ONE_DEVICE, Partition
 from rlhf_jax.parallel.processes import ProcessConfig
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.layout import lay_out
+from rlhf_jax.stages.launch import lay_out
 from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 from scale.collectives import Collective, collectives, table

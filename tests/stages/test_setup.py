@@ -8,7 +8,8 @@ import pytest
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import prompt_tokens, response_tokens
 from rlhf_jax.interfaces import Dialogue
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, Windows, load_network, take
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, load_network, take
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,8 @@ from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.interfaces import Corpus, Item
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.models import gpt2
-from rlhf_jax.stages.supervised import (
-    ItemKnowledge,
-    SupervisedConfig,
-    TextBatch,
-    compose,
-    item_knowledge,
-    text_batch,
-    text_loss,
-)
+from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
+from rlhf_jax.stages.supervised import SupervisedConfig, TextBatch, text_batch, text_loss
 from rlhf_jax.stages.texts import TextBatches
 
 FIRST_ITEM, N_ITEMS, WIDTH = 5, 3, 4

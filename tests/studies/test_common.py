@@ -13,13 +13,15 @@ from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.evaluation.user_centric import TopOne
 from rlhf_jax.reporting import gates
-from rlhf_jax.runtime.run import RunDirectory, RunError, open_run
-from rlhf_jax.stages.setup import Windows
+from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.run import RunDirectory, open_run
+from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.supervised import SupervisedConfig
-from studies import ablation, common, windows
+from studies import ablation, common, tables, windows
 from studies.ablation import VARIANTS, Compared
-from studies.common import Measure, Measured
+from studies.common import Measured
 from studies.foundation import FoundationConfig, facts
+from studies.tables import Measure
 from tiny_policy import DATA, Tiny
 
 
@@ -32,13 +34,13 @@ def difference(
 
 def test_verdicts_claim_no_more_than_the_numbers() -> None:
     up, zero = difference("full-sft/hr@5", 0.1, (0.05, 0.15)), difference("full-sft/hr@5", 0.1, (-0.05, 0.15))
-    assert common.verdict(up) == "higher, +0.100 ± 0.010 [+0.050, +0.150]"
-    assert common.verdict(zero) == "no difference shown, +0.100 ± 0.010 [-0.050, +0.150]"
+    assert tables.verdict(up) == "higher, +0.100 ± 0.010 [+0.050, +0.150]"
+    assert tables.verdict(zero) == "no difference shown, +0.100 ± 0.010 [-0.050, +0.150]"
     two = dataclasses.replace(up, seeds=(0, 1))
-    assert common.verdict(two) == "no claim with 2 seeds, +0.100 ± 0.010 [+0.050, +0.150]"
+    assert tables.verdict(two) == "no claim with 2 seeds, +0.100 ± 0.010 [+0.050, +0.150]"
     unlike = dataclasses.replace(up, std=0.05)
-    assert common.verdict(unlike) == "no claim because the seeds differ, +0.100 ± 0.050 [+0.050, +0.150]"
-    assert common.verdict(dataclasses.replace(up, value=-0.1, interval=(-0.2, -0.01))).startswith("lower, -0.100")
+    assert tables.verdict(unlike) == "no claim because the seeds differ, +0.100 ± 0.050 [+0.050, +0.150]"
+    assert tables.verdict(dataclasses.replace(up, value=-0.1, interval=(-0.2, -0.01))).startswith("lower, -0.100")
 
 
 def test_claims_of_the_ablation() -> None:
@@ -142,7 +144,7 @@ def test_seeds_are_done_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_table_has_only_columns_that_were_measured() -> None:
     found = [difference("full-sft/hr@5", 0.1, (0.05, 0.15)), difference("level-sft/hr@5", 0.0, (-0.05, 0.05))]
     measures = (Measure("HR@5", "full", "hr@5"), Measure("judge", "sampled", "judge", "-sampled"))
-    lines = common.table(found, ["full-sft", "level-sft", "sentiment-sft"], measures, "toy/test").splitlines()
+    lines = tables.table(found, ["full-sft", "level-sft", "sentiment-sft"], measures, "toy/test").splitlines()
     assert lines[0] == "|  | HR@5 |"
     assert lines[2] == "| full − sft | +0.100 ± 0.010 [+0.050, +0.150] **▲** |"
     assert lines[4] == "| sentiment − sft | – |"

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation.over_optimisation import FORMS, Walk, fit, onset, resample
+from rlhf_jax.evaluation.signatures import SIGNATURES, Warnings
 from studies.hacking import report as hacking_report
 from studies.hacking import results as hacking_study
 from studies.hacking.results import Found, Study, Way
-from studies.hacking.signatures import SIGNATURES, Warnings
 
 UPDATES = (0, 4, 8, 12, 16)
 DISTANCES = np.array([0.0, 0.6, 1.2, 1.8, 2.4])

@@ -12,8 +12,8 @@ import pytest
 from rlhf_jax.assessment import users
 from rlhf_jax.assessment.users import Responder
 from rlhf_jax.interfaces import Message, PromptBatch
-from rlhf_jax.runtime.run import RunError
-from rlhf_jax.stages.setup import Windows
+from rlhf_jax.runtime.files import RunError
+from rlhf_jax.stages.contexts import Windows
 from studies.hacking.path_probe import PathConfig, PathProbe, on_validation, read_walk
 from tiny_policy import DATA, Tiny
 

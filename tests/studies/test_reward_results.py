@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.runtime.run import RunError
+from rlhf_jax.runtime.files import RunError
 from studies.reward import report as reward_report
 from studies.reward import results as reward_results
 from studies.reward.cases import Gathered, MetUsers, ScoredTurns, gather

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_jax.data.exchanges import exchanges, liked_cases, rating_cases, satisfaction_cases
 from rlhf_jax.data.human_ratings import RatedReply, ScoredMessage
 from rlhf_jax.feedback import engagement
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message
@@ -58,14 +59,14 @@ def scores(found: Dialogue, value: float) -> tuple[ScoredMessage, ...]:
 
 def test_an_exchange_is_a_system_turn_with_its_answer() -> None:
     one = dialogue(1)
-    cases = signal_study.satisfaction_cases([one, dialogue(2)], {"1": scores(one, 1.0)})
+    cases = satisfaction_cases([one, dialogue(2)], {"1": scores(one, 1.0)})
     assert [(case.message_index, case.judgement) for case in cases] == [(2, 4.0), (4, 6.0)]
     with pytest.raises(ValueError, match="dialogue 1: 6 messages whose speakers are not those of USS's 5"):
-        signal_study.satisfaction_cases([one], {"1": scores(one, 1.0)[:-1]})
+        satisfaction_cases([one], {"1": scores(one, 1.0)[:-1]})
 
 
 def test_liked_items_are_those_the_recommender_named_first() -> None:
-    cases = signal_study.liked_cases([dialogue(1, liked=0)])
+    cases = liked_cases([dialogue(1, liked=0)])
     # 6 has no answer in the form, 7 was the seeker's own.
     assert [(case.message_index, case.judgement) for case in cases] == [(2, 0.0)]
 
@@ -75,9 +76,9 @@ def test_no_signal_reads_the_form(corpus: Corpus) -> None:
     tables = []
     for liked in (0, 1):
         found = [dialogue(n, "hm", liked=liked) for n in range(3)]
-        cases = [*signal_study.liked_cases(found), *signal_study.satisfaction_cases(found, {"0": scores(found[0], 1)})]
+        cases = [*liked_cases(found), *satisfaction_cases(found, {"0": scores(found[0], 1)})]
         tables.append(signal_study.measure(cases, fitted, CONFIG))
-    assert engagement.continuation(dialogue(1), 4, tables and signal_study._exchanges(dialogue(1))[1][1]) == 1.0
+    assert engagement.continuation(dialogue(1), 4, tables and exchanges(dialogue(1))[1][1]) == 1.0
     assert tables[0].keys() == tables[1].keys()
     for name, values in tables[0].items():
         np.testing.assert_array_equal(values, tables[1][name], err_msg=name)
@@ -98,11 +99,11 @@ def test_nothing_is_fitted_on_judged_dialogues(corpus: Corpus) -> None:
 
 def test_times_that_are_not_recorded_leave_no_latency(corpus: Corpus) -> None:
     fitted = signal_study.fit(corpus, set(), CONFIG)
-    cases = signal_study.liked_cases([dialogue(1, "great", gap=None), dialogue(2, "awful", gap=None)])
+    cases = liked_cases([dialogue(1, "great", gap=None), dialogue(2, "awful", gap=None)])
     table = signal_study.measure(cases, fitted, CONFIG)
     assert "latency" not in table and "dwell (log gap)" not in table and "VADER level" in table
     waits = [dialogue(1, "great", gap=5), dialogue(2, "awful", gap=9)]
-    timed = signal_study.measure(signal_study.liked_cases(waits), fitted, CONFIG)
+    timed = signal_study.measure(liked_cases(waits), fitted, CONFIG)
     assert "latency" in timed and timed["dwell (log gap)"][0] == pytest.approx(np.log1p(5))
 
 
@@ -113,7 +114,7 @@ def test_ratings_have_no_user_turn(corpus: Corpus) -> None:
         for n in range(4)
         for system, text, rating in (("a", "western horse canyon", 5), ("b", "space rocket", 1))
     ]
-    cases = signal_study.rating_cases(replies)
+    cases = rating_cases(replies)
     fitted = signal_study.fit(corpus, set(), CONFIG)
     table = signal_study.measure(cases, fitted, CONFIG)
     # The replies have no mood: a signal that never varies is left out.
@@ -135,8 +136,8 @@ def test_a_planted_relation_is_found_and_shown(corpus: Corpus, tmp_path: Path) -
     scored = {one.dialogue_id: scores(one, 1.0 + 2 * mood) for one, mood in zip(found, moods, strict=True)}
     results = {}
     for name, cases in (
-        ("satisfaction", signal_study.satisfaction_cases(found, scored)),
-        ("liked", signal_study.liked_cases(found)),
+        ("satisfaction", satisfaction_cases(found, scored)),
+        ("liked", liked_cases(found)),
     ):
         table = signal_study.measure(cases, fitted, CONFIG)
         results[name] = signal_report.associations(

@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_jax.assessment.assess import Assessment, AssessmentConfig
 from rlhf_jax.data.opendialkg import read_opendialkg, split_of
+from rlhf_jax.data.sources import learnt_on, read_corpus
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import ranking_rows, training_texts
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
@@ -23,8 +24,9 @@ from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import supervised
 from rlhf_jax.stages.agent import make_agent
-from rlhf_jax.stages.setup import DataConfig, learnt_on, read_corpus
-from rlhf_jax.stages.supervised import SupervisedConfig, compose, item_knowledge
+from rlhf_jax.stages.items import compose, item_knowledge
+from rlhf_jax.stages.setup import DataConfig
+from rlhf_jax.stages.supervised import SupervisedConfig
 from studies.foundation import FoundationConfig
 from studies.transfer import measure as transfer
 from studies.transfer import report as transfer_report

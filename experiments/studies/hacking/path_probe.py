@@ -20,7 +20,7 @@ from rlhf_jax.assessment.users import Responder, meet_users
 from rlhf_jax.evaluation.over_optimisation import Walk
 from rlhf_jax.evaluation.text import corpus_bleu, one_hot_bleu
 from rlhf_jax.interfaces import Dialogue, Params
-from rlhf_jax.runtime.run import RunError
+from rlhf_jax.runtime.files import RunError
 from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.setup import DataConfig, Prepared
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_jax.evaluation.over_optimisation import Fit, Floats, Means
+from rlhf_jax.evaluation.signatures import SIGNATURES, Warnings
 from rlhf_jax.reporting import plots
 from rlhf_jax.reporting.result_tables import markdown_table
 from rlhf_jax.reporting.run_figures import Entries
@@ -14,7 +15,6 @@ from studies.common import diagnostics
 from studies.hacking import figures as path_plots
 from studies.hacking.figures import Points, TimelinePanel, WayPanel
 from studies.hacking.results import Found, Study, Way, first_to_warn, gain
-from studies.hacking.signatures import SIGNATURES, Warnings
 
 METHOD = """\
 **Distance** is d = √KL, KL the mean over replies of k1 = Σ_t (log π − log π_ref), nats per reply, temperature and grammar

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf_jax.evaluation import over_optimisation
+from rlhf_jax.evaluation import signatures as failure_signatures
 from rlhf_jax.evaluation.over_optimisation import FORMS, Fit, Floats, Form, Means, Onset
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.signatures import SIGNATURES, Warnings
+from rlhf_jax.runtime.files import RunError, read_json
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.run import RunError, read_json
 from studies.hacking import path_probe
-from studies.hacking import signatures as failure_signatures
-from studies.hacking.signatures import SIGNATURES, Warnings
 
 PROTOCOL = "over-optimisation"
 MEASUREMENTS = "measurements"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_jax.runtime.run import RunError
+from rlhf_jax.runtime.files import RunError
 from studies.foundation import Sentiment
 
 Floats = NDArray[np.float64]

@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 
 from rlhf_jax.assessment.assess import AssessmentConfig
 from rlhf_jax.assessment.users import Responder, meet_users
+from rlhf_jax.data.exchanges import satisfaction_cases
 from rlhf_jax.data.human_ratings import read_uss
 from rlhf_jax.feedback.weak_labels import LabelTable
 from rlhf_jax.interfaces import COMPONENTS, Dialogue, Params
-from rlhf_jax.runtime.run import RunDirectory, RunError, notice
+from rlhf_jax.runtime.files import RunError, notice
+from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world_dialogues import logged_dialogues
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.agent import Agent
-from rlhf_jax.stages.setup import Windows
+from rlhf_jax.stages.contexts import Windows
 from studies.foundation import EQUAL, Foundation, Sentiment
 from studies.reward.cases import MetUsers, ScoredTurns, save_arrays
-from studies.signals.measure import satisfaction_cases
 
 Floats = NDArray[np.float64]
 Place = tuple[int, int]

@@ -11,17 +11,16 @@ judgement. TF-IDF and the latency scale are fitted on training dialogues that ar
 """
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_jax.data.human_ratings import RatedReply, ScoredMessage
-from rlhf_jax.data.turns import Turn, next_user_turn, spell, turns
+from rlhf_jax.data.exchanges import JudgedExchange, exchanges
+from rlhf_jax.data.turns import spell, turns
 from rlhf_jax.feedback import engagement, relevance
 from rlhf_jax.feedback.encoders import RobertaScorer, default_cache, minilm_encoder, roberta_scorer
 from rlhf_jax.feedback.relevance import Encoder
@@ -79,16 +78,6 @@ class SignalConfig:
                 raise ValueError(f"--signals.{name.replace('_', '-')} must be at least 1: got {value}")
 
 
-class Case(NamedTuple):
-    """One exchange with what a person thought of it."""
-
-    dialogue: Dialogue
-    message_index: int
-    """The system message: the last before the reply, or the one that names the item."""
-    reply: Turn | None
-    judgement: float
-
-
 class Fitted(NamedTuple):
     """What the signals need besides a case."""
 
@@ -100,69 +89,11 @@ class Fitted(NamedTuple):
     latency: engagement.LatencyScale | None
 
 
-def satisfaction_cases(dialogues: Iterable[Dialogue], scored: Mapping[str, Sequence[ScoredMessage]]) -> list[Case]:
-    """Exchanges of the dialogues that USS scored, with the mean score of the user's turn.
-
-    Raises: ValueError naming a dialogue whose messages do not match USS's, one by one.
-    """
-    cases = []
-    for dialogue in dialogues:
-        messages = scored.get(dialogue.dialogue_id)
-        if messages is None:
-            continue
-        if [one.role for one in messages] != [one.role for one in dialogue.messages]:
-            raise ValueError(
-                f"dialogue {dialogue.dialogue_id}: {len(dialogue.messages)} messages whose speakers are not those of USS's "
-                f"{len(messages)}"
-            )
-        for index, reply in _exchanges(dialogue):
-            scores = [score for place in reply.message_indices if (score := messages[place].satisfaction) is not None]
-            cases.append(Case(dialogue, index, reply, sum(scores) / len(scores)))
-    return cases
-
-
-def liked_cases(dialogues: Iterable[Dialogue]) -> list[Case]:
-    """Items that the recommender named before the seeker did, with the seeker's 0 or 1 about them."""
-    cases = []
-    for dialogue in dialogues:
-        named: set[int] = set()
-        for index, message in enumerate(dialogue.messages):
-            for item in dict.fromkeys(message.items):
-                label = dialogue.seeker_labels.get(item)
-                if item in named or message.role != "recommender" or label is None or label.liked not in (0, 1):
-                    continue
-                if (reply := next_user_turn(dialogue, index)) is not None:
-                    cases.append(Case(dialogue, index, reply, float(label.liked)))
-            named.update(message.items)
-    return cases
-
-
-def rating_cases(replies: Sequence[RatedReply]) -> list[Case]:
-    """Replies as the last message of their context; the dialogue's id is the fragment's."""
-    cases = []
-    for reply in replies:
-        said = [*reply.context, ("recommender", reply.text)]
-        messages = tuple(Message(role, (text,), place) for place, (role, text) in enumerate(said))
-        dialogue = Dialogue(reply.fragment, messages, {}, {})
-        cases.append(Case(dialogue, len(messages) - 1, None, float(reply.rating)))
-    return cases
-
-
-def _exchanges(dialogue: Dialogue) -> list[tuple[int, Turn]]:
-    """The last message of every system turn that is answered, with the answer."""
-    found = turns(dialogue)
-    return [
-        (first.message_indices[-1], second)
-        for first, second in itertools.pairwise(found)
-        if first.role == "recommender"
-    ]
-
-
 def fit(corpus: Corpus, judged: set[str], config: SignalConfig) -> Fitted:
     """Encoders and scales, fitted on training dialogues that are not `judged`."""
     unseen = [dialogue for dialogue in corpus.train if dialogue.dialogue_id not in judged]
     texts = [relevance.item_texts(corpus.items, metadata=metadata) for metadata in (True, False)]
-    places = [(dialogue, index) for dialogue in unseen[: config.fit_dialogues] for index, _ in _exchanges(dialogue)]
+    places = [(dialogue, index) for dialogue in unseen[: config.fit_dialogues] for index, _ in exchanges(dialogue)]
     whole, bare = (
         [text for dialogue, index in places for text in _texts(dialogue, index, table, config.window)]
         for table in texts
@@ -178,17 +109,17 @@ def fit(corpus: Corpus, judged: set[str], config: SignalConfig) -> Fitted:
     if config.roberta_folder is not None:
         scorers["RoBERTa"] = roberta_scorer(config.roberta_folder, cache=default_cache())
     timed = [
-        Case(dialogue, index, reply, math.nan)
+        JudgedExchange(dialogue, index, reply, math.nan)
         for dialogue in unseen
         if dialogue.messages[0].time_offset is not None
-        for index, reply in _exchanges(dialogue)
+        for index, reply in exchanges(dialogue)
     ]
     gaps, words, reply_words = _lengths(timed)
     latency = engagement.fit_latency(gaps, words, reply_words) if np.isfinite(gaps).sum() >= 10 else None
     return Fitted(texts[0], texts[1], encoders, scorers, latency)
 
 
-def measure(cases: Sequence[Case], fitted: Fitted, config: SignalConfig) -> Table:
+def measure(cases: Sequence[JudgedExchange], fitted: Fitted, config: SignalConfig) -> Table:
     """Every signal of every case; signals that have no value anywhere, or one only, are left out. [N] each"""
     table: Table = {}
     gaps, words, reply_words = _lengths(cases)
@@ -215,25 +146,25 @@ def measure(cases: Sequence[Case], fitted: Fitted, config: SignalConfig) -> Tabl
     return {name: table[name] for name in SIGNALS if name in table and len(np.unique(_finite(table[name]))) > 1}
 
 
-def _message(case: Case) -> Message:
+def _message(case: JudgedExchange) -> Message:
     return case.dialogue.messages[case.message_index]
 
 
-def _continuation(case: Case) -> float:
+def _continuation(case: JudgedExchange) -> float:
     if case.reply is None:
         return math.nan
     without_form = dataclasses.replace(case.dialogue, seeker_labels={})
     return engagement.continuation(without_form, case.message_index, case.reply)
 
 
-def _turns_left(case: Case) -> float:
+def _turns_left(case: JudgedExchange) -> float:
     if case.reply is None:
         return math.nan
     rest = dataclasses.replace(case.dialogue, messages=case.dialogue.messages[case.reply.message_indices[-1] + 1 :])
     return float(sum(turn.role == "seeker" for turn in turns(rest)))
 
 
-def _lengths(cases: Sequence[Case]) -> tuple[Floats, Floats, Floats]:
+def _lengths(cases: Sequence[JudgedExchange]) -> tuple[Floats, Floats, Floats]:
     """Seconds until the reply, words of the system message, words of the reply; NaN where there is none. [N] each"""
     rows = []
     for case in cases:
@@ -254,7 +185,7 @@ def _texts(dialogue: Dialogue, index: int, texts: Mapping[int, str], window: int
 
 
 def _relevance(
-    encoder: Encoder, cases: Sequence[Case], some: NDArray[np.int64], texts: Mapping[int, str], window: int
+    encoder: Encoder, cases: Sequence[JudgedExchange], some: NDArray[np.int64], texts: Mapping[int, str], window: int
 ) -> Floats:
     values = np.full(len(cases), np.nan)
     # In pieces: without the SVD a row is as wide as the vocabulary.
@@ -265,7 +196,7 @@ def _relevance(
     return values
 
 
-def _sentiment(name: str, scorer: Scorer, cases: Sequence[Case]) -> Table:
+def _sentiment(name: str, scorer: Scorer, cases: Sequence[JudgedExchange]) -> Table:
     if isinstance(scorer, RobertaScorer):
         around = [spoken_around(case.dialogue, case.message_index) for case in cases]
         scorer.prepare(text for pair in around for text in pair if text is not None)
@@ -279,7 +210,7 @@ def _sentiment(name: str, scorer: Scorer, cases: Sequence[Case]) -> Table:
     }
 
 
-def _first_dialogues(cases: Sequence[Case], limit: int | None) -> NDArray[np.int64]:
+def _first_dialogues(cases: Sequence[JudgedExchange], limit: int | None) -> NDArray[np.int64]:
     """Rows of the first so many dialogues."""
     kept = set(list(dict.fromkeys(case.dialogue.dialogue_id for case in cases))[:limit])
     return np.array([row for row, case in enumerate(cases) if case.dialogue.dialogue_id in kept], np.int64)

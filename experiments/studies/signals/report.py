@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_jax.data.exchanges import JudgedExchange
 from rlhf_jax.evaluation.association import auc_estimate, concordance_estimate, spearman_estimate
 from rlhf_jax.evaluation.bootstrap import Estimate
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting import plots
-from studies.signals.measure import SIGNALS, Case, Table
+from studies.signals.measure import SIGNALS, Table
 
 Floats = NDArray[np.float64]
 PROTOCOL = "signals"
@@ -29,7 +30,13 @@ HEADINGS = {"satisfaction": "satisfaction, ρ", "liked": "liked, AUC", "rating":
 
 
 def associations(
-    judgement: str, cases: Sequence[Case], table: Table, *, groups: NDArray[np.int64], split: str, replicates: int
+    judgement: str,
+    cases: Sequence[JudgedExchange],
+    table: Table,
+    *,
+    groups: NDArray[np.int64],
+    split: str,
+    replicates: int,
 ) -> list[Result]:
     """One result a signal, intervals over dialogues (over fragments for ratings).
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from studies.hacking.signatures import SIGNATURES, Band, Warnings, band, departure, logged, warnings
+from rlhf_jax.evaluation.signatures import SIGNATURES, Band, Warnings, band, departure, logged, warnings
 
 LINES = [
     {"stage": "ppo-kl0", "step": 1, "ppo/loss": 0.1, "ppo/text/response_length": 8.0, "ppo/text/bleu4": 5.0},
