@@ -128,23 +128,12 @@ def train_and_test(config: Config, setting: StudySetting, model: Model, seed: in
         # 0–2. One domain's dialogues, imitation, reward model.
         below = lay(folder / "foundation", chosen, seed=seed)
         # 3. PPO in contexts of the training domain.
-        policy = alignment.align(
-            run,
-            below.prepared,
-            below.agent,
-            below.trunk,
-            below.reward_model(config.sentiment),
-            setting.align,
-            setting.ppo,
-            chosen.data,
-            seed=seed,
-        )
+        proxy = below.proxy(config.sentiment)._replace(weights=setting.ppo.component_weights)
+        policy = alignment.align(run, below.setup, below.trunk, proxy, setting.align, setting.ppo)
         # 4. Both domains' test dialogues, before and after PPO.
         for name, params in (("sft", below.supervised_policy), ("ppo", policy)):
             for domain in DOMAINS:
-                transfer.assess(
-                    run, name, below.prepared, below.agent, params, setting.assess, chosen.data, domain=domain
-                )
+                transfer.assess(run, name, below.setup, params, setting.assess, domain=domain)
         write_diagnostics(
             run.path,
             title=f"PPO diagnostics: trained on {model.train_domain}s, {model.embeddings} embeddings, seed {seed}",

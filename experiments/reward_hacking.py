@@ -28,6 +28,7 @@ from typing import Literal
 import tyro
 
 from rlhf_jax.assessment import satisfaction
+from rlhf_jax.assessment.sampled import Against
 from rlhf_jax.data.human_ratings import read_uss
 from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.diagnostics import write_diagnostics
@@ -173,7 +174,6 @@ def run_seed(config: Config, seed: int) -> None:
         if (run.path / "diagnostics.md").exists():
             notice(f"seed {seed}: done before")
             return
-        data = setting.foundation.data
         judge, read = None, {}
         if config.setting == "redial":  # First, because if its data are missing nothing need be trained to say so.
             judge, fitted = satisfaction.uss_judge(config.data_dir, config.runs / "judge")
@@ -181,21 +181,16 @@ def run_seed(config: Config, seed: int) -> None:
             read = read_uss(config.data_dir / "uss")
         # 1. Supervised policy and reward model.
         base = lay_for(run, folder, setting.foundation, seed=seed)
-        reward_model, prepared = base.reward_model(config.sentiment), base.prepared
-        answered = on_validation(prepared, without=read)
+        setup = base.setup
+        proxy = base.proxy(config.sentiment)._replace(weights=setting.ppo.component_weights)
+        answered = on_validation(setup, without=read)
         if judge is not None:
             satisfaction.check_unread(judge, answered.corpus.test)
         probe = PathProbe(
             folder=run.path / hacking_study.MEASUREMENTS,
-            prepared=answered,
-            agent=base.agent,
-            reference=base.supervised_policy,
-            reward_model=reward_model,
-            weights=setting.ppo.component_weights,
-            data=data,
+            setup=answered,
+            against=Against(base.supervised_policy, proxy, judge),
             config=config.measure,
-            seed=seed,
-            judge=judge,
         )
         prices = {False: (0.0, 0), True: (config.length_coef, config.length_free)}
         configs = {
@@ -209,34 +204,20 @@ def run_seed(config: Config, seed: int) -> None:
             bleu = {"text/bleu4": probe.bleu_before_learning()}
             starts = {
                 priced: before_learning(
-                    prepared,
-                    base.agent,
+                    setup,
                     base.trunk,
-                    reward_model,
+                    proxy.model,
                     next(configs[way] for way in config.ways if way.priced == priced),
-                    data,
                     batch_size=align.batch_size,
                     batches=config.batches_before,
-                    seed=seed,
                 )
                 for priced in config.length_control
             }
             write_json(run.path / hacking_study.BEFORE, {way.stage: starts[way.priced] | bleu for way in config.ways})
         # 3. Every way from the same start.
         for way, ppo in configs.items():
-            alignment.align(
-                run,
-                prepared,
-                base.agent,
-                base.trunk,
-                reward_model,
-                align,
-                ppo,
-                data,
-                seed=seed,
-                truth=probe.probe(way.stage),
-                stage=way.stage,
-            )
+            truth = probe.probe(way.stage)
+            alignment.align(run, setup, base.trunk, proxy, align, ppo, truth=truth, stage=way.stage)
         # 4. What PPO logged, page by page; written last, so that it says that the seed is done.
         write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
 

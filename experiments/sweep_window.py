@@ -25,7 +25,7 @@ from typing import Any
 import tyro
 
 from rlhf_jax.assessment import assess
-from rlhf_jax.assessment.sampled import SampledConfig, sampled_answers
+from rlhf_jax.assessment.sampled import Against, SampledConfig, sampled_answers
 from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.runtime.files import errors_in_one_line, write_json
@@ -93,64 +93,28 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     base = lay_for(run, folder, setting.foundation, seed=seed)
     contexts = {}
     for k in config.windows:
-        data = windows.fitted_data(base.prepared, setting.foundation.data, k, max_cut=config.max_cut)
-        contexts[k] = windows.measured_contexts(base.prepared, data)
+        data = windows.fitted_data(base.setup, k, max_cut=config.max_cut)
+        setup = base.setup._replace(data=data)
+        contexts[k] = windows.measured_contexts(setup)
         # 2. The reward model of contexts of k turns.
         labels = dataclasses.replace(setting.foundation.reward.labels, sentiment="shift")
-        reward_model, _ = reward.train(
+        proxy, _ = reward.train(
             run,
-            base.prepared,
-            base.agent,
+            setup,
             base.trunk,
             dataclasses.replace(setting.foundation.reward, labels=labels),
-            data,
             weights=EQUAL,
-            seed=seed,
             stage=f"{reward.STAGE}-k{k}",
         )
         # 3. PPO by the full reward.
-        policy = alignment.align(
-            run,
-            base.prepared,
-            base.agent,
-            base.trunk,
-            reward_model,
-            setting.align,
-            setting.ppo,
-            data,
-            seed=seed,
-            stage=f"ppo-k{k}",
-        )
+        policy = alignment.align(run, setup, base.trunk, proxy, setting.align, setting.ppo, stage=f"ppo-k{k}")
         # 4. Both policies as they see k turns.
         answered = SampledConfig(setting.assess.text_turns, setting.assess.batch_size, setting.assess.test_dialogues)
         policies: dict[str, Params] = {"sft": base.supervised_policy, "ppo": policy}
         for name, params in policies.items():
             name = windows.system(name, k)
-            assess.assess(
-                run,
-                name,
-                base.prepared,
-                base.agent,
-                params,
-                setting.assess,
-                data,
-                reward_model=reward_model,
-                weights=EQUAL,
-                seed=seed,
-            )
-            sampled_answers(
-                run,
-                name,
-                base.prepared,
-                base.agent,
-                params,
-                answered,
-                data,
-                reference=base.supervised_policy,
-                reward_model=reward_model,
-                weights=EQUAL,
-                seed=seed,
-            )
+            assess.assess(run, name, setup, params, setting.assess, proxy)
+            sampled_answers(run, name, setup, params, answered, Against(base.supervised_policy, proxy))
     write_json(run.path / "contexts.json", contexts)
     write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
 

@@ -31,11 +31,9 @@ from fingerprint import fingerprint
 HERE = Path(__file__).resolve().parent.parent
 # Things that differ between two runs of one program. `commit` and `versions` say where a run was made, not what it is.
 VOLATILE = re.compile(
-    r"(^|[/_ ])(seconds?|times?|path|dir|commit|versions?|folder|host|platform|devices?|command|runs|started|finished|memory|cpu)($|[/_ ])"
+    r"(^|[/_ ])(seconds?|times?|path|dir|commit|versions?|folder|host|platform|devices?|command|runs|started|finished|"
+    r"memory|cpu)($|[/_ ])"
 )
-    r"second|time|path|dir$|/dir|commit|version|folder|host|platform|device|command|runs$|started|finished|memory|cpu"
-)
-TEXTS = (".json",)
 
 
 def jobs(out: Path, data: Path) -> dict[str, list[str]]:
@@ -92,11 +90,10 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     return {name: value}
 
 
-def of_json(file: Path, out: Path) -> str:
-    """Over all leaves but times, paths and versions; their names count in any case."""
+def of_json(file: Path, out: Path) -> dict[str, str]:
+    """Every leaf but times, paths and versions, whose names count all the same."""
     leaves = flat(json.loads(file.read_text().replace(str(out), "RUNS")))
-    kept = {name: None if VOLATILE.search(name.lower()) else leaf for name, leaf in leaves.items()}
-    return digest(json.dumps(kept, sort_keys=True).encode())
+    return {name: "" if VOLATILE.search(name.lower()) else json.dumps(leaf) for name, leaf in leaves.items()}
 
 
 def of_folder(out: Path) -> dict[str, str]:
@@ -119,8 +116,10 @@ def of_folder(out: Path) -> dict[str, str]:
                 lines[name] = of_arrays(dict(arrays))
         elif file.name in ("results.json", "samples.json") or file.suffix == ".csv":
             lines[name] = digest(file.read_bytes().replace(str(out).encode(), b"RUNS"))
-        elif file.suffix in TEXTS:
-            lines[name] = of_json(file, out)
+        elif file.name == "config.json":  # Leaf by leaf, so that a new option shows as one line.
+            lines |= {f"{name}{leaf}": value for leaf, value in of_json(file, out).items()}
+        elif file.suffix == ".json":
+            lines[name] = digest(json.dumps(of_json(file, out), sort_keys=True).encode())
         else:
             lines[name] = "exists"
     return lines

@@ -13,10 +13,9 @@ from rlhf_jax.reporting import gates
 from rlhf_jax.runtime.files import RunError, as_json, read_json
 from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages import reward, supervised
-from rlhf_jax.stages import setup as corpus
-from rlhf_jax.stages.agent import Agent, make_agent, policy_params
-from rlhf_jax.stages.reward import RewardConfig
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, Prepared
+from rlhf_jax.stages.agent import policy_params
+from rlhf_jax.stages.reward import Proxy, RewardConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 Sentiment = Literal["shift", "level"]
@@ -56,31 +55,29 @@ class Foundation(NamedTuple):
 
     path: Path
     config: FoundationConfig
-    seed: int
-    prepared: Prepared
-    agent: Agent
+    setup: Setup
     trunk: Params
     """The supervised GPT-2: start and reference of every policy."""
-    reward_models: dict[str, Params]
-    """By form of the sentiment signal."""
+    proxies: dict[str, Proxy]
+    """Reward models with equal weights, by form of the sentiment signal."""
     gates: dict[str, dict[str, Any]]
     """The held-out correlations of each."""
 
     @property
     def supervised_policy(self) -> Params:
         """The policy that imitates, its values 0."""
-        return policy_params(self.trunk, self.agent.network.n_embd)
+        return policy_params(self.trunk, self.setup.network.n_embd)
 
-    def reward_model(self, sentiment: Sentiment) -> Params:
-        """R_φ for one form of the sentiment signal.
+    def proxy(self, sentiment: Sentiment) -> Proxy:
+        """R_φ for one form of the sentiment signal, with equal weights.
 
         Raises: RunError where the foundation was laid without it.
         """
-        if sentiment not in self.reward_models:
+        if sentiment not in self.proxies:
             raise RunError(
                 f"{self.path} has no reward model for the sentiment {sentiment}: it was laid with {self.config.sentiments}"
             )
-        return self.reward_models[sentiment]
+        return self.proxies[sentiment]
 
 
 def stored_config(config: FoundationConfig) -> dict[str, Any]:
@@ -118,29 +115,17 @@ def lay(folder: Path, config: FoundationConfig, *, seed: int) -> Foundation:
     Raises: RunError where `folder` belongs to another configuration or seed.
     """
     with open_run(folder, {"seed": seed, **stored_config(config)}, trackers=(), wait=True) as run:
-        prepared = corpus.prepare(run, config.data, config.model, seed=seed)
-        agent = make_agent(
-            prepared.vocab,
-            prepared.network,
-            max_items=config.data.max_items,
-            response_tokens=config.data.response_tokens,
-            temperature=config.temperature,
-        )
-        trunk = supervised.train(
-            run, prepared.corpus, prepared.vocab, agent, config.sft, seed=seed, trunk=prepared.trunk
-        )
-        models, passed = {}, {}
+        setup = set_up(run, config.data, config.model, seed=seed, temperature=config.temperature)
+        trunk = supervised.train(run, setup, config.sft)
+        proxies, passed = {}, {}
         for sentiment in config.sentiments:
             labels = dataclasses.replace(config.reward.labels, sentiment=sentiment)
-            models[sentiment], passed[sentiment] = reward.train(
+            proxies[sentiment], passed[sentiment] = reward.train(
                 run,
-                prepared,
-                agent,
+                setup,
                 trunk,
                 dataclasses.replace(config.reward, labels=labels),
-                config.data,
                 weights=EQUAL,
-                seed=seed,
                 stage=f"{reward.STAGE}-{sentiment}",
             )
-    return Foundation(folder, config, seed, prepared, agent, trunk, models, passed)
+    return Foundation(folder, config, setup, trunk, proxies, passed)

@@ -16,7 +16,7 @@ from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import read_json, write_text
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.setup import DataConfig, Setup
 from studies import common, tables
 from studies.tables import Measure
 
@@ -52,21 +52,22 @@ class Contexts:
     """Test contexts."""
 
 
-def fitted_data(prepared: Prepared, data: DataConfig, window: int, *, max_cut: float) -> DataConfig:
+def fitted_data(setup: Setup, window: int, *, max_cut: float) -> DataConfig:
     """The data with this window, and prompts just long enough.
 
     The longest prompt is the smallest multiple of `STEP` that cuts at most a share `max_cut` of the training contexts, as
     far as the network has positions for it and for a reply.
     """
-    lengths = context_lengths(Windows(prepared.vocab, prepared.corpus.train, data), window)
+    lengths = context_lengths(Windows(setup.vocab, setup.corpus.train, setup.data), window)
     needed = int(np.quantile(lengths, 1 - max_cut, method="inverted_cdf"))
-    room = prepared.network.n_positions - data.response_tokens
-    return dataclasses.replace(data, window=window, context_tokens=min(-(-needed // STEP) * STEP, room))
+    room = setup.network.n_positions - setup.data.response_tokens
+    return dataclasses.replace(setup.data, window=window, context_tokens=min(-(-needed // STEP) * STEP, room))
 
 
-def measured_contexts(prepared: Prepared, data: DataConfig) -> Contexts:
+def measured_contexts(setup: Setup) -> Contexts:
     """How the contexts of the test split fare under a window and a longest prompt."""
-    windows = Windows(prepared.vocab, prepared.corpus.test, data)
+    data = setup.data
+    windows = Windows(setup.vocab, setup.corpus.test, data)
     lengths = context_lengths(windows, data.window)
     # A window that is one turn shorter shows less exactly where the conversation has that many turns.
     shorter = context_lengths(windows, data.window - 1) if data.window > 1 else np.zeros_like(lengths)

@@ -5,9 +5,8 @@ pair by pair later, and an interrupted run does not measure twice.
 """
 
 import dataclasses
-import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,8 @@ from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.setup import Setup
 
 History = Sequence[Message]
 
@@ -65,77 +65,67 @@ class Assessment(NamedTuple):
     """Decoding (`sampled`, `greedy`) to closed-loop metric to one value per user; empty for real data."""
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled_greedy(agent: Agent) -> Any:
-    return jax.jit(lambda params, prompts, key: agent.greedy(params, prompts, key, None))
-
-
 def assess(
     run: RunDirectory,
     system: str,
-    prepared: Prepared,
-    agent: Agent,
+    setup: Setup,
     params: Params,
     config: AssessmentConfig,
-    data: DataConfig,
-    *,
-    reward_model: Params,
-    weights: Sequence[float],
-    seed: int,
+    proxy: Proxy,
 ) -> Assessment:
     """Measures a policy on the test split, and on users where there is a world; once per run and system.
 
     Args:
-      reward_model: tells the proxy score beside the truth; with its `weights` α, β, γ.
+      proxy: tells the proxy score beside the truth.
     """
     folder = run.path / "assessments"
     folder.mkdir(exist_ok=True)
-    rows = test_rows(prepared, config)
+    rows = test_rows(setup, config)
     stored = folder / f"{system}.npz"
     if stored.exists():
         return load(stored, rows)
-    scores = item_score_chunks(prepared, agent, params, rows, config, data, name=f"{system}: ranking")
-    outcome = ranking.rank_rows(rows, scores, prepared.vocab.item_ids)
-    turns = answer(prepared, agent, params, config, data, name=f"{system}: answers")
+    scores = item_score_chunks(setup, params, rows, config, name=f"{system}: ranking")
+    outcome = ranking.rank_rows(rows, scores, setup.vocab.item_ids)
+    turns = answer(setup, params, config, name=f"{system}: answers")
     users: dict[str, dict[str, np.ndarray]] = {}
-    if prepared.world_seed is not None:
+    if setup.world_seed is not None:
         for decoding in ("sampled", "greedy"):
-            responder = Responder(
-                prepared,
-                agent,
-                params,
-                data,
-                greedy=decoding == "greedy",
-                seed=seed,
-                reward_model=reward_model,
-                weights=weights,
-            )
-            users[decoding] = meet_users(responder, prepared, data, n_users=config.users, n_turns=config.user_turns)
+            responder = Responder(setup, params, greedy=decoding == "greedy", proxy=proxy)
+            users[decoding] = meet_users(responder, setup, n_users=config.users, n_turns=config.user_turns)
     assessment = Assessment(outcome, turns, users)
     save(stored, assessment)
     return assessment
 
 
-def test_rows(prepared: Prepared, config: AssessmentConfig) -> list[RankingRow]:
+class Systems(NamedTuple):
+    """Policies by name, in the order to show, and what each is worth."""
+
+    policies: Mapping[str, Params]
+    cases: Mapping[str, Assessment]
+
+
+def assess_all(
+    run: RunDirectory, setup: Setup, policies: Mapping[str, Params], config: AssessmentConfig, proxy: Proxy
+) -> Systems:
+    """`assess` of every policy."""
+    return Systems(
+        policies, {name: assess(run, name, setup, params, config, proxy) for name, params in policies.items()}
+    )
+
+
+def test_rows(setup: Setup, config: AssessmentConfig) -> list[RankingRow]:
     """Rows of the ranking protocols on the test split."""
-    return list(ranking_rows(prepared.corpus.test[: config.test_dialogues]))
+    return list(ranking_rows(setup.corpus.test[: config.test_dialogues]))
 
 
 def item_score_chunks(
-    prepared: Prepared,
-    agent: Agent,
-    params: Params,
-    rows: Sequence[RankingRow],
-    config: AssessmentConfig,
-    data: DataConfig,
-    *,
-    name: str,
+    setup: Setup, params: Params, rows: Sequence[RankingRow], config: AssessmentConfig, *, name: str
 ) -> Iterator[np.ndarray]:
     """Scores of all items for every row, from the context alone."""
-    windows = Windows(prepared.vocab, prepared.corpus.test, data)
-    number = {dialogue.dialogue_id: index for index, dialogue in enumerate(prepared.corpus.test)}
+    windows = Windows(setup.vocab, setup.corpus.test, setup.data)
+    number = {dialogue.dialogue_id: index for index, dialogue in enumerate(setup.corpus.test)}
     tokens, mask = windows.prompts([(number[row.dialogue.dialogue_id], row.message_index) for row in rows])
-    compiled = jax.jit(agent.score_items)
+    compiled = setup.agent.compiled("score_items", lambda: jax.jit(setup.agent.score_items))
     with Progress(name, 0, len(rows)) as progress:
         for start in range(0, len(rows), config.batch_size):
             chosen = np.arange(start, start + config.batch_size) % len(rows)
@@ -153,15 +143,13 @@ def text_turns(windows: Windows, limit: int) -> list[tuple[int, int]]:
     return [turns[index] for index in np.linspace(0, len(turns) - 1, limit).astype(int)]
 
 
-def answer(
-    prepared: Prepared, agent: Agent, params: Params, config: AssessmentConfig, data: DataConfig, *, name: str
-) -> list[GeneratedTurn]:
+def answer(setup: Setup, params: Params, config: AssessmentConfig, *, name: str) -> list[GeneratedTurn]:
     """Greedy answers to test contexts, beside what the human said there."""
-    windows = Windows(prepared.vocab, prepared.corpus.test[: config.test_dialogues], data)
+    windows = Windows(setup.vocab, setup.corpus.test[: config.test_dialogues], setup.data)
     turns = text_turns(windows, config.text_turns)
-    responses = greedy_responses(agent, params, windows, turns, config.batch_size, name=name)
+    responses = greedy_responses(setup.agent, params, windows, turns, config.batch_size, name=name)
     return [
-        generated_turn(prepared.vocab, agent, windows.dialogues[dialogue], index, response)
+        generated_turn(setup.vocab, setup.agent, windows.dialogues[dialogue], index, response)
         for (dialogue, index), response in zip(turns, responses, strict=True)
     ]
 
@@ -201,7 +189,9 @@ def greedy_responses(
 ) -> list[list[int]]:
     """The likeliest response to every context, padding removed."""
     tokens, mask = windows.prompts(turns)
-    compiled = _compiled_greedy(agent)
+    compiled = agent.compiled(
+        "greedy", lambda: jax.jit(lambda params, prompts, key: agent.greedy(params, prompts, key, None))
+    )
     responses: list[list[int]] = []
     with Progress(name, 0, len(turns)) as progress:
         for start in range(0, len(turns), batch_size):

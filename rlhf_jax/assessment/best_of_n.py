@@ -7,6 +7,7 @@ s is what PPO would pay: normalised components, weighed, normalised and clipped,
 Source: Stiennon et al. 2020, arXiv:2009.01325.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.shaping import combine_components, penalise
 from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.setup import Setup
 
 STREAM = "best_of_n"
 
@@ -71,7 +72,7 @@ def best_of_n(agent: Agent, n: int, config: PPOConfig) -> Agent:
             raise ValueError("best-of-n numbers its rows from 0; it cannot take row_ids")
         return choose(params, prompts, key)
 
-    return agent._replace(sample=choose, greedy=decode)
+    return dataclasses.replace(agent, sample=choose, greedy=decode)
 
 
 def best_of_n_params(policy: Params, reward_model: Params, moments: RewardMoments) -> Params:
@@ -102,18 +103,10 @@ def paid(
 
 
 def reward_moments(
-    prepared: Prepared,
-    agent: Agent,
-    policy: Params,
-    reward_model: Params,
-    data: DataConfig,
-    config: PPOConfig,
-    *,
-    seed: int,
-    batch_size: int,
-    batches: int = 4,
+    setup: Setup, policy: Params, reward_model: Params, config: PPOConfig, *, batch_size: int, batches: int = 4
 ) -> RewardMoments:
     """PPO's moments after `batches` rollout batches of a policy that does not learn, on contexts of the training split."""
+    agent, seed = setup.agent, setup.seed
 
     @jax.jit
     def add(
@@ -131,7 +124,7 @@ def reward_moments(
         return RewardMoments(combined.component_moments, combined.score_moments)
 
     moments = RewardMoments(initial_moments((len(config.component_weights),)), initial_moments())
-    for index, prompts in enumerate(_training_prompts(prepared, data, seed=seed, batch_size=batch_size, n=batches)):
+    for index, prompts in enumerate(_training_prompts(setup, batch_size=batch_size, n=batches)):
         key = stream_key(jax.random.key(seed), f"{STREAM}/moments", index)
         moments = add(moments, policy, reward_model, prompts, key)
     return moments
@@ -151,12 +144,10 @@ def kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def _training_prompts(
-    prepared: Prepared, data: DataConfig, *, seed: int, batch_size: int, n: int
-) -> Iterator[PromptBatch]:
-    windows = Windows(prepared.vocab, prepared.corpus.train, data)
+def _training_prompts(setup: Setup, *, batch_size: int, n: int) -> Iterator[PromptBatch]:
+    windows = Windows(setup.vocab, setup.corpus.train, setup.data)
     turns = windows.turns()
     for step in range(n):
-        rows: Any = batch_indices(len(turns), seed=seed, step=step, batch_size=batch_size)
+        rows: Any = batch_indices(len(turns), seed=setup.seed, step=step, batch_size=batch_size)
         tokens, mask = windows.prompts([turns[row] for row in rows])
         yield PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))

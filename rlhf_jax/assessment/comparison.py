@@ -16,9 +16,8 @@ from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Dialogue, Item, Message, Params
 from rlhf_jax.reporting.run_report import Conversation
-from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.setup import Setup
 
 LEFT_TO_THE_REPORT = ("constant", "random", "logged", "oracle")
 """Systems that the terminal's table has no room for."""
@@ -136,32 +135,26 @@ def _each(runs: Mapping[int, Any], part: Callable[[Any], Any]) -> dict[int, Any]
     return {seed: part(run) for seed, run in runs.items()}
 
 
-def baseline_assessments(prepared: Prepared, config: AssessmentConfig) -> dict[str, RankingOutcome]:
+def baseline_assessments(setup: Setup, config: AssessmentConfig) -> dict[str, RankingOutcome]:
     """Popularity and copy, which stand in every ranking table; counted in all training dialogues, validation included."""
-    rows = test_rows(prepared, config)
-    counts = baselines.mention_counts((*prepared.corpus.train, *prepared.corpus.validation))
+    rows = test_rows(setup, config)
+    counts = baselines.mention_counts((*setup.corpus.train, *setup.corpus.validation))
     return {
-        name: ranking.rank_rows(rows, scores(rows, prepared.vocab.item_ids, counts), prepared.vocab.item_ids)
+        name: ranking.rank_rows(rows, scores(rows, setup.vocab.item_ids, counts), setup.vocab.item_ids)
         for name, scores in (("popularity", baselines.popularity_scores), ("copy", baselines.copy_scores))
     }
 
 
-def conversations(
-    prepared: Prepared,
-    agent: Agent,
-    config: AssessmentConfig,
-    data: DataConfig,
-    params: Mapping[str, Params],
-) -> list[Conversation]:
+def conversations(setup: Setup, config: AssessmentConfig, params: Mapping[str, Params]) -> list[Conversation]:
     """Test contexts with what the human and every system said there, titles spelled out."""
-    windows = Windows(prepared.vocab, prepared.corpus.test[: config.test_dialogues], data)
+    windows = Windows(setup.vocab, setup.corpus.test[: config.test_dialogues], setup.data)
     turns = [
         turn for turn in text_turns(windows, config.text_turns) if windows.dialogues[turn[0]].messages[turn[1]].items
     ]
     turns = turns[:: max(1, len(turns) // config.conversations)][: config.conversations]
-    titles = spelled_titles(prepared.corpus.items)
+    titles = spelled_titles(setup.corpus.items)
     replies = {
-        name: greedy_responses(agent, policy, windows, turns, len(turns), name=f"{name}: samples")
+        name: greedy_responses(setup.agent, policy, windows, turns, len(turns), name=f"{name}: samples")
         for name, policy in params.items()
     }
 
@@ -172,8 +165,8 @@ def conversations(
     found = []
     for place, (dialogue, index) in enumerate(turns):
         whole: Dialogue = windows.dialogues[dialogue]
-        context = whole.messages[max(0, index - data.window) : index]
-        said = {name: prepared.vocab.decode(replies[name][place], titles, specials=True) for name in params}
+        context = whole.messages[max(0, index - setup.data.window) : index]
+        said = {name: setup.vocab.decode(replies[name][place], titles, specials=True) for name in params}
         found.append(
             Conversation(
                 dialogue=whole.dialogue_id,
@@ -205,17 +198,18 @@ def summary_table(found: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def notes(prepared: Prepared, data: DataConfig) -> list[str]:
+def notes(setup: Setup) -> list[str]:
     """What a reader must know about the data before reading a number."""
-    provenance = prepared.corpus.provenance
+    corpus, data = setup.corpus, setup.data
+    provenance = corpus.provenance
     found = [
         (
             f"{provenance['n_train']} training, {provenance['n_validation']} validation and {provenance['n_test']} test "
-            f"dialogues; catalogue of {len(prepared.corpus.items)} items (union over all splits). "
+            f"dialogues; catalogue of {len(corpus.items)} items (union over all splits). "
             f"The policy sees the last {data.window} turns, at most {data.context_tokens} tokens."
         )
     ]
-    kinds = Counter(dialogue.provenance for dialogue in prepared.corpus.train)
+    kinds = Counter(dialogue.provenance for dialogue in corpus.train)
     if kinds.get("rebuilt"):
         found.append(
             f"The training file is a rebuild of the official one: {kinds['rebuilt']} of {sum(kinds.values())} training "

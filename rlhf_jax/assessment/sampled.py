@@ -5,7 +5,6 @@ contexts with the same random numbers. Everything is stored case by case (`asses
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,8 @@ from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.setup import Setup
 
 Floats = NDArray[np.float64]
 Judge = Callable[[Sequence[Sequence[Message]], Sequence[Message], Mapping[int, str]], Floats]
@@ -44,6 +44,17 @@ class SampledConfig:
     """Contexts of one call."""
     test_dialogues: int | None = None
     """Test dialogues the turns are taken from; None is all."""
+
+
+class Against(NamedTuple):
+    """What sampled replies are held against."""
+
+    reference: Params
+    """Policy whose distance is measured; its trunk alone is read."""
+    proxy: Proxy
+    """Scores the replies; its weights make the proxy score of its raw components."""
+    judge: Judge | None = None
+    """People's satisfaction, where a judge knows it."""
 
 
 class Listed(NamedTuple):
@@ -83,18 +94,12 @@ class SampledAnswers(NamedTuple):
 def sampled_answers(
     run: RunDirectory,
     system: str,
-    prepared: Prepared,
-    agent: Agent,
+    setup: Setup,
     params: Params,
     config: SampledConfig,
-    data: DataConfig,
+    against: Against,
     *,
-    reference: Params,
-    reward_model: Params,
-    weights: Sequence[float],
-    seed: int,
     chosen: bool = False,
-    judge: Judge | None = None,
 ) -> SampledAnswers:
     """`draw_answers`, stored and read back, once per run and system; a judge may come later and is then added."""
     folder = run.path / "assessments"
@@ -102,53 +107,37 @@ def sampled_answers(
     stored = folder / f"{system}-sampled.npz"
     if stored.exists():
         answers = load(stored)
-        if judge is None or answers.judge is not None:
+        if against.judge is None or answers.judge is not None:
             return answers
     else:
-        answers = draw_answers(
-            prepared,
-            agent,
-            params,
-            config,
-            data,
-            reference=reference,
-            reward_model=reward_model,
-            weights=weights,
-            seed=seed,
-            chosen=chosen,
-            name=f"{system}: sampled answers",
-        )
-    if judge is not None:
-        answers = answers._replace(judge=judged(prepared, config, data, answers.replies, judge))
+        name = f"{system}: sampled answers"
+        answers = draw_answers(setup, params, config, against, chosen=chosen, name=name)
+    if against.judge is not None:
+        answers = answers._replace(judge=judged(setup, config, answers.replies, against.judge))
     save(stored, answers)
     return answers
 
 
 def draw_answers(
-    prepared: Prepared,
-    agent: Agent,
+    setup: Setup,
     params: Params,
     config: SampledConfig,
-    data: DataConfig,
+    against: Against,
     *,
-    reference: Params,
-    reward_model: Params,
-    weights: Sequence[float],
-    seed: int,
+    seed: int | None = None,
     chosen: bool = False,
     name: str = "sampled answers",
 ) -> SampledAnswers:
-    """One sampled reply (`agent.sample`) to each of `config.turns` test contexts.
+    """One sampled reply (`agent.sample`) to each of `config.turns` test contexts; not judged.
 
     Args:
-      reference: policy whose distance is measured; its trunk alone is read.
-      reward_model: R_φ, whose `weights` α, β, γ make the proxy score of its raw components.
+      seed: of the draws; None takes the setup's.
       chosen: replies are chosen among samples (best-of-n), so that log-ratio and entropy of π say nothing about them.
     """
-    windows, places = _answered(prepared, config, data)
+    windows, places = _answered(setup, config)
     tokens, mask = windows.prompts(places)
-    compiled = _compiled_answers(agent)
-    root = jax.random.key(seed)
+    compiled = setup.agent.compiled("answers", lambda: _compiled_answers(setup.agent))
+    root = jax.random.key(setup.seed if seed is None else seed)
     parts: list[tuple[np.ndarray, ...]] = []
     with Progress(name, 0, len(places)) as progress:
         for start in range(0, len(places), config.batch_size):
@@ -156,7 +145,7 @@ def draw_answers(
             rows = np.arange(start, start + config.batch_size) % len(places)
             prompts = PromptBatch(tokens=jnp.asarray(tokens[rows]), mask=jnp.asarray(mask[rows]))
             key = stream_key(root, "sampled_answers", start)
-            found = compiled(params, reference["trunk"], reward_model, prompts, key)
+            found = compiled(params, against.reference["trunk"], against.proxy.model, prompts, key)
             end = min(start + config.batch_size, len(places))
             parts.append(tuple(np.asarray(array)[: end - start] for array in found))
             progress.show(end, {})
@@ -165,51 +154,48 @@ def draw_answers(
     )
     responses = [row[keep].tolist() for row, keep in zip(response_tokens, response_mask, strict=True)]
     turns = [
-        generated_turn(prepared.vocab, agent, windows.dialogues[dialogue], index, response)
+        generated_turn(setup.vocab, setup.agent, windows.dialogues[dialogue], index, response)
         for (dialogue, index), response in zip(places, responses, strict=True)
     ]
     return SampledAnswers(
         turns=turns,
-        replies=[response_message(prepared.vocab, response) for response in responses],
+        replies=[response_message(setup.vocab, response) for response in responses],
         components=components,
-        proxy=components.astype(np.float64) @ np.asarray(weights, np.float64),
+        proxy=components.astype(np.float64) @ np.asarray(against.proxy.weights, np.float64),
         kl=np.full(len(places), np.nan) if chosen else log_ratio.astype(np.float64),
         entropy=np.full(len(places), np.nan) if chosen else entropy.astype(np.float64),
         finished=finished,
-        listed=_listed(prepared, windows, places, responses),
+        listed=_listed(setup, windows, places, responses),
     )
 
 
-def judged(
-    prepared: Prepared, config: SampledConfig, data: DataConfig, replies: Sequence[Message], judge: Judge
-) -> Floats:
+def judged(setup: Setup, config: SampledConfig, replies: Sequence[Message], judge: Judge) -> Floats:
     """The judge's score of every reply, from its context and the reply alone. [N]"""
-    windows, places = _answered(prepared, config, data)
+    windows, places = _answered(setup, config)
     histories = [windows.dialogues[dialogue].messages[:index] for dialogue, index in places]
-    return np.asarray(judge(histories, replies, spelled_titles(prepared.corpus.items, with_year=False)), np.float64)
+    return np.asarray(judge(histories, replies, spelled_titles(setup.corpus.items, with_year=False)), np.float64)
 
 
-def _answered(prepared: Prepared, config: SampledConfig, data: DataConfig) -> tuple[Windows, list[tuple[int, int]]]:
-    windows = Windows(prepared.vocab, prepared.corpus.test[: config.test_dialogues], data)
+def _answered(setup: Setup, config: SampledConfig) -> tuple[Windows, list[tuple[int, int]]]:
+    windows = Windows(setup.vocab, setup.corpus.test[: config.test_dialogues], setup.data)
     return windows, text_turns(windows, config.turns)
 
 
 def _listed(
-    prepared: Prepared, windows: Windows, places: Sequence[tuple[int, int]], responses: Sequence[Sequence[int]]
+    setup: Setup, windows: Windows, places: Sequence[tuple[int, int]], responses: Sequence[Sequence[int]]
 ) -> Listed:
     ranks, turns, fresh = [], [], []
     for number, ((dialogue, index), response) in enumerate(zip(places, responses, strict=True)):
         messages = windows.dialogues[dialogue].messages
         mentioned = {item for message in messages[:index] for item in message.items}
-        items = response_parts(prepared.vocab, response).items
+        items = response_parts(setup.vocab, response).items
         for gold in dict.fromkeys(messages[index].items):
-            ranks.append(items.index(gold) + 1 if gold in items else prepared.vocab.n_items + 1)
+            ranks.append(items.index(gold) + 1 if gold in items else setup.vocab.n_items + 1)
             turns.append(number)
             fresh.append(gold not in mentioned)
     return Listed(np.array(ranks, np.int32), np.array(turns, np.int32), np.array(fresh, bool))
 
 
-@functools.lru_cache(maxsize=4)
 def _compiled_answers(agent: Agent) -> Any:
     def answer(params: Params, reference: Params, reward_model: Params, prompts: PromptBatch, key: Any) -> Any:
         rollout = agent.sample(params, prompts, key)

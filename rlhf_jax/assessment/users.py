@@ -1,6 +1,5 @@
 """A policy in conversation with the users of the simulated world, who know what its turns were worth."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,8 @@ from rlhf_jax.simulators.world_recommenders import (
     random_recommender,
 )
 from rlhf_jax.stages.agent import Agent
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.setup import Setup
 
 History = Sequence[Message]
 
@@ -33,24 +33,23 @@ class Responder:
 
     def __init__(
         self,
-        prepared: Prepared,
-        agent: Agent,
+        setup: Setup,
         params: Params,
-        data: DataConfig,
         *,
         greedy: bool,
-        seed: int,
-        reward_model: Params | None = None,
-        weights: Sequence[float] = (),
+        proxy: Proxy | None = None,
         reference: Params | None = None,
     ) -> None:
         if greedy and reference is not None:
             raise ValueError("the KL to a reference is that of sampled replies; these are greedy")
-        self._vocab, self._data = prepared.vocab, data
-        self._params, self._reward_model, self._reference = params, reward_model, reference
-        self._key, self._calls = jax.random.key(seed), 0
+        self._vocab, self._data = setup.vocab, setup.data
+        self._params, self._reference = params, reference
+        self._reward_model, weights = (None, ()) if proxy is None else proxy
+        self._key, self._calls = jax.random.key(setup.seed), 0
         self._measured: dict[int, list[dict[str, float]]] = {}
-        self._turn = _compiled_turn(agent, greedy, tuple(weights))
+        self._turn = setup.agent.compiled(
+            ("turn", greedy, tuple(weights)), lambda: _compiled_turn(setup.agent, greedy, tuple(weights))
+        )
 
     def __call__(self, histories: Sequence[History]) -> list[Message]:
         """The next message of every conversation."""
@@ -86,7 +85,6 @@ class Responder:
         return {name: np.array([np.mean([turn[name] for turn in turns]) for turns in conversations]) for name in names}
 
 
-@functools.lru_cache(maxsize=8)
 def _compiled_turn(agent: Agent, greedy: bool, weights: tuple[float, ...]) -> Any:
     """One program for all responders of a kind: every evaluation has a responder of its own."""
     alpha = jnp.asarray(weights, jnp.float32)
@@ -120,12 +118,10 @@ def distance(agent: Agent, reference: Params, rollout: Rollout) -> dict[str, Any
     }
 
 
-def meet_users(
-    responder: Responder, prepared: Prepared, data: DataConfig, *, n_users: int, n_turns: int
-) -> dict[str, np.ndarray]:
+def meet_users(responder: Responder, setup: Setup, *, n_users: int, n_turns: int) -> dict[str, np.ndarray]:
     """Closed loop with users of the simulated world: metric to one value per user."""
-    assert prepared.world_seed is not None
-    result = evaluate_closed_loop(responder, data.world, prepared.world_seed, n_users=n_users, n_turns=n_turns)
+    assert setup.world_seed is not None
+    result = evaluate_closed_loop(responder, setup.data.world, setup.world_seed, n_users=n_users, n_turns=n_turns)
     return per_user(result) | responder.measured
 
 
@@ -145,26 +141,16 @@ def yardsticks(world: WorldConfig, world_seed: int, *, n_users: int, n_turns: in
 
 
 def closed_loop_probe(
-    prepared: Prepared,
-    agent: Agent,
-    reward_model: Params,
-    data: DataConfig,
-    *,
-    weights: Sequence[float],
-    n_users: int,
-    n_turns: int,
-    seed: int,
+    setup: Setup, proxy: Proxy, *, n_users: int, n_turns: int
 ) -> Callable[[Params, int], dict[str, float]] | None:
     """True utility while PPO runs, on the sampled policy; None where no world knows the truth."""
-    if prepared.world_seed is None:
+    if setup.world_seed is None:
         return None
 
     def probe(params: Params, updates: int) -> dict[str, float]:
         del updates
-        responder = Responder(
-            prepared, agent, params, data, greedy=False, seed=seed, reward_model=reward_model, weights=weights
-        )
-        values = meet_users(responder, prepared, data, n_users=n_users, n_turns=n_turns)
+        responder = Responder(setup, params, greedy=False, proxy=proxy)
+        values = meet_users(responder, setup, n_users=n_users, n_turns=n_turns)
         return {f"ppo/world/{metric}": float(np.mean(per)) for metric, per in values.items()}
 
     return probe

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from rlhf_jax.data.opendialkg import read_opendialkg
 from rlhf_jax.data.opendialkg_sources import DomainName
@@ -14,6 +14,7 @@ WORLD = "world"
 """The source whose files the simulator writes into the run directory; every other one reads a folder of the user's."""
 
 
+@runtime_checkable
 class ReadOptions(Protocol):
     """What a reader may be asked, apart from its folder; `stages.setup.DataConfig` has these fields."""
 

@@ -4,7 +4,8 @@ Parameter trees, as `decoding.policy` names them: a policy is {`trunk`, `value`}
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,8 @@ class ScoreItems(Protocol):
     def __call__(self, params: Params, prompts: PromptBatch) -> Float[Array, "B I"]: ...
 
 
-class Agent(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Agent:
     """Callables over parameters; holds none itself."""
 
     network: gpt2.GPT2Config
@@ -47,6 +49,14 @@ class Agent(NamedTuple):
     score: Score
     score_tokens: ScoreTokens
     score_items: ScoreItems
+    programs: dict[Hashable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    """What `compiled` has made; it lives as long as the agent."""
+
+    def compiled(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """The program called `name`, made once: whoever asks again shares its compilation."""
+        if name not in self.programs:
+            self.programs[name] = make()
+        return self.programs[name]
 
 
 def make_agent(
@@ -77,7 +87,8 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
         return spread.score_tokens(params, *inputs, key)
 
     by_row = layout.by_row(score_rows)
-    return spread._replace(
+    return dataclasses.replace(
+        spread,
         policy=layout.by_row(spread.policy),
         sample=layout.by_row(spread.sample),
         greedy=layout.by_row(spread.greedy),

@@ -15,12 +15,12 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import run_stage
-from rlhf_jax.stages.agent import Agent, copied, on_mesh, policy_params
+from rlhf_jax.stages.agent import copied, on_mesh, policy_params
 from rlhf_jax.stages.contexts import PromptBatches, Windows
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.setup import Setup
 
 STAGE = "ppo"
 Probe = Callable[[Params, int], Mapping[str, float]]
@@ -70,30 +70,27 @@ class AlignmentConfig:
 
 def align(
     run: RunDirectory,
-    prepared: Prepared,
-    agent: Agent,
+    setup: Setup,
     trunk: Params,
-    reward_model: Params,
+    proxy: Proxy,
     config: AlignmentConfig,
     ppo_config: PPOConfig,
-    data: DataConfig,
     *,
-    seed: int,
     truth: Probe | None = None,
-    layout: Layout = ONE_DEVICE,
     stage: str = STAGE,
 ) -> Params:
     """Runs the stage and returns the aligned policy's tree.
 
     Args:
       trunk: supervised GPT-2: the policy's start and, frozen, the reference.
-      reward_model: R_φ's tree.
+      proxy: R_φ and what its components weigh, whatever weights `ppo_config` names.
       truth: a measurement the policy is not trained on, taken before the first update and then at most
         `config.evaluations` times, the last time at the end.
-      layout: the devices that train; the trees given and returned are whole, on one.
       stage: names the checkpoints and the lines of `metrics.jsonl`; a run with several PPO stages names each.
     """
-    windows = Windows(prepared.vocab, prepared.corpus.train, data)
+    agent, seed, layout = setup.agent, setup.seed, setup.layout
+    ppo_config = dataclasses.replace(ppo_config, component_weights=proxy.weights)
+    windows = Windows(setup.vocab, setup.corpus.train, setup.data)
     dealt = PromptBatches(
         *windows.prompts(windows.turns()),
         batch_size=config.batch_size,
@@ -122,7 +119,7 @@ def align(
         out_shardings=layout.outputs(start_state),
     )
     iterate = layout.together(iteration, STAGE)
-    reference, scorer = layout.place(copied({"trunk": trunk})), layout.place(reward_model)
+    reference, scorer = layout.place(copied({"trunk": trunk})), layout.place(proxy.model)
 
     def update(state: ppo.PPOState, index: int) -> tuple[ppo.PPOState, dict[str, Any]]:
         tokens, mask = dealt.batch(index)
@@ -134,7 +131,7 @@ def align(
         start = truth(layout.fetch(state.params), 0) if truth is not None and index == 0 else {}
         prompts = layout.batch(config.batch_size, own_prompts)
         state, metrics, rollout = iterate(state, prompts, reference, scorer)
-        metrics |= surface(layout.fetch(rollout), prepared.vocab.rec)
+        metrics |= surface(layout.fetch(rollout), setup.vocab.rec)
         named = {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
         return state, {**named, **start}
 

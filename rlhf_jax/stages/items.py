@@ -3,7 +3,7 @@
 After the stage the sum is written into the table of embeddings (docs/decisions/0002).
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import chex
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ class ItemKnowledge:
     features: Int[Array, "I K3"]
 
 
+@runtime_checkable
 class Sharing(Protocol):
     """What items share; `stages.supervised.SupervisedConfig` has these fields and says what they mean."""
 

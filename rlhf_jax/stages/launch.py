@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 
@@ -17,6 +17,7 @@ from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.reward import RewardConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 Stage = Literal["sft", "reward_model", "ppo"]
@@ -57,6 +58,35 @@ def started(config: StartConfig) -> Iterator[RunDirectory]:
         open_run(config.run_dir, config, trackers=config.trackers, profile=config.profile) as run,
     ):
         yield run
+
+
+class Pipeline(Protocol):
+    """The fields of an experiment's configuration that `prepare` reads."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def mesh(self) -> MeshConfig: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def sft(self) -> SupervisedConfig: ...
+    @property
+    def reward(self) -> RewardConfig: ...
+    @property
+    def align(self) -> AlignmentConfig: ...
+    @property
+    def ppo(self) -> PPOConfig: ...
+
+
+def prepare(run: RunDirectory, config: Pipeline) -> Setup:
+    """Dialogues, vocabulary, network and the devices that train, checked against the sizes of every stage."""
+    setup = set_up(run, config.data, config.model, seed=config.seed, temperature=config.align.temperature)
+    return setup._replace(
+        layout=lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, config.ppo)
+    )
 
 
 def lay_out(

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,12 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
-from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.runtime.files import RunError, notice, write_json
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, run_stage
-from rlhf_jax.stages.agent import Agent, on_mesh, reward_params
+from rlhf_jax.stages.agent import on_mesh, reward_params
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.setup import Setup
 
 STAGE = "reward_model"
 
@@ -118,32 +117,38 @@ def label(
     return tables[0], tables[1], labeller
 
 
+class Proxy(NamedTuple):
+    """What stands for a user's satisfaction while nobody is asked: R_φ and the weights of its components."""
+
+    model: Params
+    """R_φ's tree."""
+    weights: tuple[float, ...]
+    """α, β, γ. [C]"""
+
+
 def train(
     run: RunDirectory,
-    prepared: Prepared,
-    agent: Agent,
+    setup: Setup,
     trunk: Params,
     config: RewardConfig,
-    data: DataConfig,
     *,
     weights: tuple[float, ...],
-    seed: int,
-    layout: Layout = ONE_DEVICE,
     stage: str = STAGE,
-) -> tuple[Params, dict[str, Any]]:
+) -> tuple[Proxy, dict[str, Any]]:
     """Labels the turns, trains R_φ from the supervised trunk, and measures it on held-out turns.
 
     Args:
+      trunk: supervised GPT-2, where R_φ starts.
       weights: α, β, γ.
-      layout: the devices that train; the tree given and returned is whole, on one.
       stage: names checkpoints, report and labels; a run with several reward models names each.
-    Returns: the reward model's tree, and the gate's report (also in `STAGE.json`).
+    Returns: the reward model (its tree whole, on one device) with the weights, and the gate's report (also in `STAGE.json`).
     Raises: GateError where the gate is `stop` and a held-out correlation is too low.
     """
     labels = stage.replace(STAGE, "labels", 1)
-    train_table, held_out_table, _ = label(run, prepared.corpus, config.labels, folder_name=labels)
-    training = _turns(prepared, prepared.corpus.train, train_table, data, config.max_turns, seed)
-    held_out = _turns(prepared, prepared.corpus.validation, held_out_table, data, config.validation_turns, seed)
+    agent, seed, layout = setup.agent, setup.seed, setup.layout
+    train_table, held_out_table, _ = label(run, setup.corpus, config.labels, folder_name=labels)
+    training = _turns(setup, setup.corpus.train, train_table, config.max_turns)
+    held_out = _turns(setup, setup.corpus.validation, held_out_table, config.validation_turns)
     key = jax.random.key(seed)
     params = reward_params(trunk, agent.network.n_embd, stream_key(key, "reward_model/init", 0))
     per_epoch = -(-len(training) // config.batch_size)
@@ -210,19 +215,12 @@ def train(
         "interval": _intervals(predicted, held_out, weights),
     }
     found = correlations(predicted, held_out.labels, held_out.label_mask, weights)
-    return trained, _gate(run.path / f"{stage}.json", found, report, config, weights)
+    return Proxy(trained, weights), _gate(run.path / f"{stage}.json", found, report, config, weights)
 
 
-def _turns(
-    prepared: Prepared,
-    dialogues: tuple[Dialogue, ...],
-    table: LabelTable,
-    data: DataConfig,
-    limit: int | None,
-    seed: int,
-) -> LabelledTurns:
-    windows = Windows(prepared.vocab, dialogues, data)
-    return LabelledTurns(windows, table, drawn_rows(table, windows, limit, seed))
+def _turns(setup: Setup, dialogues: tuple[Dialogue, ...], table: LabelTable, limit: int | None) -> LabelledTurns:
+    windows = Windows(setup.vocab, dialogues, setup.data)
+    return LabelledTurns(windows, table, drawn_rows(table, windows, limit, setup.seed))
 
 
 def drawn_rows(table: LabelTable, windows: Windows, limit: int | None, seed: int) -> np.ndarray:

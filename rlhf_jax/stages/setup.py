@@ -1,6 +1,7 @@
 """Stage 0: dialogues, vocabulary and network from a configuration: what every later stage starts from."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,14 +11,16 @@ from rlhf_jax.data.items import item_title_tokens
 from rlhf_jax.data.sources import SOURCES, WORLD, SourceName, read_corpus
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import training_texts
-from rlhf_jax.interfaces import Corpus, Params
+from rlhf_jax.interfaces import Corpus, Dialogue, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.models.convert import extend_vocabulary, load_hf
 from rlhf_jax.models.gpt2 import GPT2Config
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
+from rlhf_jax.stages.agent import Agent, make_agent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,8 @@ class DataConfig:
     dir: Path | None = None
     """ReDial: `train_data.jsonl[.gz]`, `test_data.jsonl`, `movies_with_mentions.csv`; OpenDialKG: `dialogues.jsonl`,
     `id2info.json`, or `opendialkg.csv`, `opendialkg_entities.txt`."""
+    name: str | None = None
+    """What reports and splits call the corpus; None takes the source's name. For dialogues of your own."""
     domain: Literal["both", "movie", "book"] = "both"
     """Which of OpenDialKG's dialogues; a dialogue's split is the same either way."""
     train_domain: Literal["both", "movie", "book"] = "both"
@@ -52,6 +57,11 @@ class DataConfig:
     """Longest response, `<eos>` included."""
     max_items: int = 5
     """Longest suggestion list of a turn."""
+
+    @property
+    def corpus_name(self) -> str:
+        """What reports call the corpus: `name`, or the source with the domain where it is one of several."""
+        return self.name or (self.source if self.domain == "both" else f"{self.source}-{self.domain}")
 
     def __post_init__(self) -> None:
         for name in ("max_dialogues", "window", "context_tokens", "response_tokens", "max_items", "n_words"):
@@ -110,20 +120,39 @@ class ModelConfig:
             raise ValueError(f"--model.remat-saves {self.remat_saves} says what --model.remat spares, and that is off")
 
 
-class Prepared(NamedTuple):
-    """What every later stage starts from."""
+class Setup(NamedTuple):
+    """What every later stage starts from. A variant is `setup._replace(…)`: another window, agent or layout."""
 
+    data: DataConfig
+    """How a conversation becomes a prompt."""
     corpus: Corpus
     vocab: Vocabulary
-    network: GPT2Config
-    trunk: Params | None
-    """Pretrained weights with the vocabulary's rows; None means from scratch."""
-    world_seed: int | None
+    agent: Agent
+    seed: int
+    """Of parameters, batches and sampling."""
+    pretrained: Params | None = None
+    """Pretrained trunk with the vocabulary's rows; None means from scratch."""
+    world_seed: int | None = None
     """Seed of the simulated world; None for real data."""
+    layout: Layout = ONE_DEVICE
+    """The devices that train."""
+
+    @property
+    def network(self) -> GPT2Config:
+        """The agent's sizes."""
+        return self.agent.network
+
+    def testing(self, dialogues: Sequence[Dialogue]) -> "Setup":
+        """The same with other dialogues in the place of the test split."""
+        return self._replace(corpus=dataclasses.replace(self.corpus, test=tuple(dialogues)))
 
 
-def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: int) -> Prepared:
-    """Reads (or simulates) the corpus, makes the vocabulary once per run, and sizes the network."""
+def set_up(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: int, temperature: float = 1.0) -> Setup:
+    """Reads (or simulates) the corpus, makes the vocabulary once per run, and sizes the network.
+
+    Args:
+      temperature: divides the logits of policy and reference, in sampling and in learning.
+    """
     folder = _world_folder(run, data.world, seed) if data.source == WORLD else Path(str(data.dir))
     try:
         corpus = read_corpus(folder, data)
@@ -147,7 +176,10 @@ def prepare(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: in
             first_item=vocab.first_item,
             item_titles=item_title_tokens(vocab, corpus.items),
         )
-    return Prepared(corpus, vocab, network, trunk, seed if data.source == WORLD else None)
+    agent = make_agent(
+        vocab, network, max_items=data.max_items, response_tokens=data.response_tokens, temperature=temperature
+    )
+    return Setup(data, corpus, vocab, agent, seed, trunk, seed if data.source == WORLD else None)
 
 
 def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Params | None]:

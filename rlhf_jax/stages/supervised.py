@@ -25,11 +25,12 @@ from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.models import gpt2
-from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
+from rlhf_jax.parallel.partition import Layout
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, run_stage
 from rlhf_jax.stages.agent import Agent, on_mesh
 from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
+from rlhf_jax.stages.setup import Setup
 from rlhf_jax.stages.texts import TextBatches, description_texts, dialogue_texts
 
 STAGE = "sft"
@@ -138,26 +139,16 @@ def text_loss(
     )
 
 
-def train(
-    run: RunDirectory,
-    corpus: Corpus,
-    vocab: Vocabulary,
-    agent: Agent,
-    config: SupervisedConfig,
-    *,
-    seed: int,
-    trunk: Params | None = None,
-    layout: Layout = ONE_DEVICE,
-) -> Params:
+def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
     """Runs the stage and returns a plain GPT-2 tree, the moving average with the lowest validation loss.
 
-    Args:
-      trunk: starting weights with the vocabulary's rows (pretrained ones); None draws them.
-      layout: the devices that train; the trees given and returned are whole, on one.
+    It starts from `setup.pretrained`, or draws its weights; the tree returned is whole, on one device.
     """
+    corpus, vocab, agent, seed, layout = setup.corpus, setup.vocab, setup.agent, setup.seed, setup.layout
     batches = training_batches(corpus, vocab, agent.grammar, config, seed)
     knowledge, n_features = item_knowledge(vocab, corpus, config)
     key = jax.random.key(seed)
+    trunk = setup.pretrained
     if trunk is None:
         trunk = gpt2.init(agent.network, stream_key(key, "sft/init", 0))
     # A checkpoint holds no empty array: without features one row stays unused.
@@ -210,7 +201,7 @@ def train(
         steps,
         save_every=max(1, per_epoch // config.saves_per_epoch),
         log_every=max(1, min(50, per_epoch // 10)),
-        on_eval=validation(corpus, vocab, agent.grammar, loss, known, config, layout),
+        on_eval=validation(setup, loss, known, config),
         eval_every=max(1, per_epoch // config.evaluations_per_epoch),
         best=Best("sft/validation/loss", "min", config.patience),
     )
@@ -268,16 +259,9 @@ def training_batches(
     )
 
 
-def validation(
-    corpus: Corpus,
-    vocab: Vocabulary,
-    grammar: Grammar,
-    loss: Callable[..., LossSums],
-    knowledge: ItemKnowledge,
-    config: SupervisedConfig,
-    layout: Layout,
-) -> Any:
+def validation(setup: Setup, loss: Callable[..., LossSums], knowledge: ItemKnowledge, config: SupervisedConfig) -> Any:
     """An evaluation of the moving average on the first validation dialogues, in one fixed order."""
+    corpus, vocab, grammar, layout = setup.corpus, setup.vocab, setup.agent.grammar, setup.layout
     dialogues = corpus.validation[: config.validation_dialogues]
     texts = dialogue_texts(vocab, dialogues, max_tokens=config.max_tokens, max_listed=grammar.max_items)
     batches = TextBatches(

@@ -13,30 +13,22 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime.progress import Progress
-from rlhf_jax.stages.agent import Agent, copied, policy_params
+from rlhf_jax.stages.agent import copied, policy_params
 from rlhf_jax.stages.alignment import surface
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.setup import Setup
 
 
 def before_learning(
-    prepared: Prepared,
-    agent: Agent,
-    trunk: Params,
-    reward_model: Params,
-    config: PPOConfig,
-    data: DataConfig,
-    *,
-    batch_size: int,
-    batches: int,
-    seed: int,
+    setup: Setup, trunk: Params, reward_model: Params, config: PPOConfig, *, batch_size: int, batches: int
 ) -> dict[str, list[float]]:
     """What PPO logs of a policy that does not learn: metric to one value a rollout batch, on contexts of the training split.
 
     The same program as training's, with one pass and an optimiser that changes nothing; replies are drawn with keys that
     training does not use.
     """
-    windows = Windows(prepared.vocab, prepared.corpus.train, data)
+    agent, seed = setup.agent, setup.seed
+    windows = Windows(setup.vocab, setup.corpus.train, setup.data)
     turns = windows.turns()
     policy = policy_params(trunk, agent.network.n_embd)
     optimizer = optax.set_to_zero()
@@ -56,7 +48,7 @@ def before_learning(
             tokens, mask = windows.prompts([turns[row] for row in rows])
             prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
             state, metrics, rollout = iterate(state, prompts, reference, reward_model)
-            for name, value in (metrics | surface(rollout, prepared.vocab.rec)).items():
+            for name, value in (metrics | surface(rollout, setup.vocab.rec)).items():
                 if name in SIGNATURES:
                     found.setdefault(name, []).append(float(value))
             progress.show(index + 1, {})

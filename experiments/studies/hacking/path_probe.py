@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.assessment.sampled import Judge, SampledAnswers, SampledConfig, draw_answers, judged
+from rlhf_jax.assessment.sampled import Against, SampledAnswers, SampledConfig, draw_answers, judged
 from rlhf_jax.assessment.sampled import load as load_answers
 from rlhf_jax.assessment.sampled import save as save_answers
 from rlhf_jax.assessment.users import Responder, meet_users
@@ -21,8 +21,7 @@ from rlhf_jax.evaluation.over_optimisation import Walk
 from rlhf_jax.evaluation.text import corpus_bleu, one_hot_bleu
 from rlhf_jax.interfaces import Dialogue, Params
 from rlhf_jax.runtime.files import RunError
-from rlhf_jax.stages.agent import Agent
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.setup import Setup
 
 START = "start"
 """Names the measurements of the supervised policy, which every way shares."""
@@ -52,18 +51,11 @@ class PathProbe:
 
     folder: Path
     """Where measurements are stored: `NAME-UPDATES.npz` and `-users.npz`."""
-    prepared: Prepared
+    setup: Setup
     """Its test split is what is answered; see `on_validation`."""
-    agent: Agent
-    reference: Params
-    reward_model: Params
-    weights: tuple[float, ...]
-    """α, β, γ of the proxy score."""
-    data: DataConfig
+    against: Against
+    """Reference and proxy; the judge is the truth of real dialogues, None where a world knows it."""
     config: PathConfig
-    seed: int
-    judge: Judge | None
-    """Truth of real dialogues; None where a world knows it."""
 
     def probe(self, way: str) -> Callable[[Params, int], dict[str, float]]:
         """What `alignment.align` calls: measures after so many updates and names the means for `metrics.jsonl`."""
@@ -97,43 +89,23 @@ class PathProbe:
         if stored.exists():
             return load_answers(stored)
         config = SampledConfig(turns=self.config.contexts, batch_size=self.config.batch_size)
-        answers = draw_answers(
-            self.prepared,
-            self.agent,
-            params,
-            config,
-            self.data,
-            reference=self.reference,
-            reward_model=self.reward_model,
-            weights=self.weights,
-            seed=self.seed + _SHIFT * repeat,
-            name=f"{stored.stem}: answers",
-        )
-        if self.judge is not None:
-            answers = answers._replace(judge=judged(self.prepared, config, self.data, answers.replies, self.judge))
+        seed = self.setup.seed + _SHIFT * repeat
+        answers = draw_answers(self.setup, params, config, self.against, seed=seed, name=f"{stored.stem}: answers")
+        if self.against.judge is not None:
+            answers = answers._replace(judge=judged(self.setup, config, answers.replies, self.against.judge))
         save_answers(stored, answers)
         return answers
 
     def users(self, way: str, params: Params, updates: int) -> dict[str, np.ndarray]:
         """Closed loop with the world's users: metric to one value a user; empty for real dialogues."""
-        if self.prepared.world_seed is None:
+        if self.setup.world_seed is None:
             return {}
         stored = self._file(way, updates, "-users")
         if not stored.exists():
             responder = Responder(
-                self.prepared,
-                self.agent,
-                params,
-                self.data,
-                greedy=False,
-                seed=self.seed,
-                reward_model=self.reward_model,
-                weights=self.weights,
-                reference=self.reference,
+                self.setup, params, greedy=False, proxy=self.against.proxy, reference=self.against.reference
             )
-            values = meet_users(
-                responder, self.prepared, self.data, n_users=self.config.users, n_turns=self.config.user_turns
-            )
+            values = meet_users(responder, self.setup, n_users=self.config.users, n_turns=self.config.user_turns)
             partial = stored.with_name(f"{stored.stem}.partial.npz")
             np.savez(partial, **values)
             partial.rename(stored)
@@ -144,7 +116,7 @@ class PathProbe:
         """BLEU-4 of the supervised policy's replies to the contexts, drawn again and again."""
         scores = []
         for repeat in range(1, self.config.repeats + 1):
-            turns = self.answers(START, self.reference, 0, repeat=repeat).turns
+            turns = self.answers(START, self.against.reference, 0, repeat=repeat).turns
             scores.append(corpus_bleu([turn.text for turn in turns], [turn.reference for turn in turns])[0])
         return scores
 
@@ -153,17 +125,17 @@ class PathProbe:
         return self.folder / (f"{START}{ending}.npz" if updates == 0 else f"{way}-{updates:04d}{ending}.npz")
 
 
-def on_validation(prepared: Prepared, *, without: Mapping[str, object]) -> Prepared:
+def on_validation(setup: Setup, *, without: Mapping[str, object]) -> Setup:
     """The same data with validation dialogues in the place of the test split, for measurements during training.
 
     Args:
       without: ids of dialogues to leave out, those the judge has read.
     Raises: RunError where none is left.
     """
-    kept: tuple[Dialogue, ...] = tuple(d for d in prepared.corpus.validation if d.dialogue_id not in without)
+    kept: tuple[Dialogue, ...] = tuple(d for d in setup.corpus.validation if d.dialogue_id not in without)
     if not kept:
         raise RunError("no validation dialogue is left to answer: give the foundation more dialogues")
-    return prepared._replace(corpus=dataclasses.replace(prepared.corpus, test=kept))
+    return setup.testing(kept)
 
 
 def read_walk(folder: Path, way: str, *, seed: int, same_cases: bool) -> Walk:

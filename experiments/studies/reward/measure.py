@@ -12,10 +12,9 @@ FORM is the sentiment signal of the labels, `shift` or `level`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +31,8 @@ from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world_dialogues import logged_dialogues
 from rlhf_jax.stages import reward
-from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.reward import Proxy
 from studies.foundation import EQUAL, Foundation, Sentiment
 from studies.reward.cases import MetUsers, ScoredTurns, save_arrays
 
@@ -78,13 +77,13 @@ def measure(
     folder.mkdir(exist_ok=True)
     for form in sentiments:
         training, held_out = labelled(foundation, form)
-        params = foundation.reward_model(form)
+        params = foundation.proxy(form).model
         path = folder / f"held-out-{form}.npz"
         if not path.exists():
             _held_out(foundation, params, training, held_out, len(training.rows)).save(path)
         if uss is not None and not (path := folder / f"uss-{form}.npz").exists():
             _satisfaction(foundation, params, training, held_out, uss).save(path)
-        if foundation.prepared.world_seed is not None:
+        if foundation.setup.world_seed is not None:
             if not (path := folder / f"truth-{form}.npz").exists():
                 _true_utility(foundation, params, training, held_out).save(path)
             if not (path := folder / f"users-{form}.npz").exists():
@@ -113,7 +112,7 @@ def labelled(foundation: Foundation, form: Sentiment) -> tuple[_Labelled, _Label
 
     Raises: RunError where the foundation holds no labels of this form.
     """
-    corpus, config, found = foundation.prepared.corpus, foundation.config, []
+    corpus, config, found = foundation.setup.corpus, foundation.config, []
     splits = (
         ("train", corpus.train, config.reward.max_turns),
         ("validation", corpus.validation, config.reward.validation_turns),
@@ -124,7 +123,7 @@ def labelled(foundation: Foundation, form: Sentiment) -> tuple[_Labelled, _Label
             raise RunError(f"{path} is missing: the foundation was laid without labels of the sentiment {form}")
         table = LabelTable.load(path)
         rows = reward.drawn_rows(
-            table, Windows(foundation.prepared.vocab, dialogues, config.data), limit, foundation.seed
+            table, Windows(foundation.setup.vocab, dialogues, config.data), limit, foundation.setup.seed
         )
         found.append(_Labelled(dialogues, table, rows))
     return found[0], found[1]
@@ -142,23 +141,21 @@ def score_turns(
         return np.zeros((0, len(COMPONENTS)))
     # Only the dialogues that are needed are encoded.
     numbers = {old: new for new, old in enumerate(dict.fromkeys(number for number, _ in places))}
-    windows = Windows(foundation.prepared.vocab, [dialogues[old] for old in numbers], foundation.config.data)
+    windows = Windows(foundation.setup.vocab, [dialogues[old] for old in numbers], foundation.setup.data)
     moved = [(numbers[number], index) for number, index in places]
     arrays = zip(windows.prompts(moved), windows.responses(moved), strict=True)
     tokens, mask = (np.concatenate(pair, axis=1) for pair in arrays)
-    predict = _compiled(foundation.agent)
+    agent = foundation.setup.agent
+    predict = agent.compiled(
+        "score_tokens",
+        lambda: jax.jit(lambda params, tokens, mask: agent.score_tokens(params, tokens, mask, None)),
+    )
     chunks = []
     for start in range(0, len(places), batch_size):
         # Wrapped around, so that one program serves all batches.
         rows = np.arange(start, start + batch_size) % len(places)
         chunks.append(np.asarray(predict(params, jnp.asarray(tokens[rows]), jnp.asarray(mask[rows]))))
     return np.concatenate(chunks)[: len(places)].astype(np.float64)
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(agent: Agent) -> Any:
-    """One program for all calls on one agent."""
-    return jax.jit(lambda params, tokens, mask: agent.score_tokens(params, tokens, mask, None))
 
 
 def _held_out(
@@ -200,7 +197,7 @@ def _satisfaction(
     for split, of in (("train", training), ("validation", held_out)):
         number = {dialogue.dialogue_id: place for place, dialogue in enumerate(of.dialogues)}
         row = {place: n for n, place in enumerate(of.places(np.arange(len(of.table.z))))}
-        usable = set(Windows(foundation.prepared.vocab, of.dialogues, foundation.config.data).turns())
+        usable = set(Windows(foundation.setup.vocab, of.dialogues, foundation.setup.data).turns())
         cases, places = [], []
         for case in satisfaction_cases(of.dialogues, scored):
             place = number[case.dialogue.dialogue_id], case.message_index
@@ -223,11 +220,11 @@ def _satisfaction(
 
 def _true_utility(foundation: Foundation, params: Params, training: _Labelled, held_out: _Labelled) -> ScoredTurns:
     """Every labelled turn of the validation dialogues with what it was truly worth to the user."""
-    assert foundation.prepared.world_seed is not None
-    logged = logged_dialogues(foundation.config.data.world, foundation.prepared.world_seed, "train")
+    assert foundation.setup.world_seed is not None
+    logged = logged_dialogues(foundation.setup.data.world, foundation.setup.world_seed, "train")
     utilities = {entry.dialogue.dialogue_id: entry.utilities for entry in logged}
-    windows = Windows(foundation.prepared.vocab, held_out.dialogues, foundation.config.data)
-    rows = reward.drawn_rows(held_out.table, windows, None, foundation.seed)
+    windows = Windows(foundation.setup.vocab, held_out.dialogues, foundation.setup.data)
+    rows = reward.drawn_rows(held_out.table, windows, None, foundation.setup.seed)
     places, ids = held_out.places(rows), held_out.table.dialogue_ids[rows]
     worth = [utilities[str(name)][index] for name, (_, index) in zip(ids, places, strict=True)]
     suggests = [bool(held_out.dialogues[number].messages[index].items) for number, index in places]
@@ -244,19 +241,8 @@ def _true_utility(foundation: Foundation, params: Params, training: _Labelled, h
 
 def _met_users(foundation: Foundation, params: Params, assess: AssessmentConfig) -> MetUsers:
     """The supervised policy, as it samples, with users it never met."""
-    responder = Responder(
-        foundation.prepared,
-        foundation.agent,
-        foundation.supervised_policy,
-        foundation.config.data,
-        greedy=False,
-        seed=foundation.seed,
-        reward_model=params,
-        weights=EQUAL,
-    )
-    values = meet_users(
-        responder, foundation.prepared, foundation.config.data, n_users=assess.users, n_turns=assess.user_turns
-    )
+    responder = Responder(foundation.setup, foundation.supervised_policy, greedy=False, proxy=Proxy(params, EQUAL))
+    values = meet_users(responder, foundation.setup, n_users=assess.users, n_turns=assess.user_turns)
     return MetUsers(values["proxy_score"], values["mean_utility"])
 
 
@@ -266,15 +252,5 @@ def _trained_on(run: RunDirectory, foundation: Foundation, form: Sentiment, n: i
     config = dataclasses.replace(
         config, max_turns=n, labels=dataclasses.replace(config.labels, sentiment=form), gate="warn"
     )
-    params, _ = reward.train(
-        run,
-        foundation.prepared,
-        foundation.agent,
-        foundation.trunk,
-        config,
-        foundation.config.data,
-        weights=EQUAL,
-        seed=foundation.seed,
-        stage=name,
-    )
-    return params
+    proxy, _ = reward.train(run, foundation.setup, foundation.trunk, config, weights=EQUAL, stage=name)
+    return proxy.model

@@ -20,8 +20,7 @@ from rlhf_jax.evaluation import baselines, ranking
 from rlhf_jax.evaluation.ranking import RankingOutcome
 from rlhf_jax.interfaces import Corpus, Item, Params
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.stages.agent import Agent
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.setup import Setup
 from studies.foundation import FoundationConfig, Sentiment
 
 Embeddings = Literal["shared", "separate"]
@@ -67,20 +66,17 @@ def foundation_config(config: FoundationConfig, model: Model, sentiment: Sentime
     return dataclasses.replace(config, data=data, sft=sft, sentiments=(sentiment,))
 
 
-def tested_on(prepared: Prepared, domain: DomainName) -> Prepared:
+def tested_on(setup: Setup, domain: DomainName) -> Setup:
     """The same with the test dialogues of one domain."""
-    test = tuple(dialogue for dialogue in prepared.corpus.test if dialogue.domain == domain)
-    return prepared._replace(corpus=dataclasses.replace(prepared.corpus, test=test))
+    return setup.testing([dialogue for dialogue in setup.corpus.test if dialogue.domain == domain])
 
 
 def assess(
     run: RunDirectory,
     policy: str,
-    prepared: Prepared,
-    agent: Agent,
+    setup: Setup,
     params: Params,
     config: AssessmentConfig,
-    data: DataConfig,
     *,
     domain: DomainName,
 ) -> None:
@@ -89,11 +85,11 @@ def assess(
     if own.exists():
         return
     union.parent.mkdir(exist_ok=True)
-    part, name = tested_on(prepared, domain), f"{policy} on {domain}s"
+    part, name = tested_on(setup, domain), f"{policy} on {domain}s"
     rows = test_rows(part, config)
-    scores = list(item_score_chunks(part, agent, params, rows, config, data, name=f"{name}: ranking"))
+    scores = list(item_score_chunks(part, params, rows, config, name=f"{name}: ranking"))
     in_union, in_own = ranked(rows, scores, part.vocab.item_ids, part.corpus.items, domain)
-    turns = answer(part, agent, params, config, data, name=f"{name}: answers")
+    turns = answer(part, params, config, name=f"{name}: answers")
     save(union, Assessment(in_union, turns, {}))
     save(own, Assessment(in_own, [], {}))
 
