@@ -12,7 +12,7 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, Message, Params
 from rlhf_jax.models import gpt2
 from rlhf_jax.stages.agent import Agent, make_agent, policy_params, reward_params
-from rlhf_jax.stages.setup import DataConfig, Prepared
+from rlhf_jax.stages.setup import DataConfig, Setup
 
 DATA = DataConfig(window=4, context_tokens=24, response_tokens=8, max_items=2)
 
@@ -20,7 +20,7 @@ DATA = DataConfig(window=4, context_tokens=24, response_tokens=8, max_items=2)
 class Tiny(NamedTuple):
     """What a stage would hand on, without training."""
 
-    prepared: Prepared
+    setup: Setup
     agent: Agent
     policy: Params
     reference: Params
@@ -42,7 +42,7 @@ def make_tiny(vocab: Vocabulary, dialogues: tuple[Dialogue, ...]) -> Tiny:
     ]
     agent = make_agent(vocab, config, max_items=DATA.max_items, response_tokens=DATA.response_tokens)
     return Tiny(
-        prepared=Prepared(corpus, vocab, config, None, None),
+        setup=Setup(DATA, corpus, vocab, agent, seed=0),
         agent=agent,
         policy=policy_params(trunks[0], config.n_embd),
         reference=policy_params(trunks[1], config.n_embd),

@@ -33,7 +33,7 @@ MOMENTS = RewardMoments(moments(11.0, [0.3, -0.2, 0.1], [2.0, 9.0, 0.5]), moment
 
 
 def prompts_of(tiny: Tiny, repeats: int = 4) -> PromptBatch:
-    windows = Windows(tiny.prepared.vocab, tiny.prepared.corpus.test, DATA)
+    windows = Windows(tiny.setup.vocab, tiny.setup.corpus.test, DATA)
     tokens, mask = windows.prompts(windows.turns() * repeats)
     return PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
 
@@ -84,11 +84,9 @@ def test_one_draw_is_plain_sampling(tiny: Tiny) -> None:
 
 def test_moments_are_those_of_the_policys_own_responses(tiny: Tiny) -> None:
     plain = dataclasses.replace(CONFIG, normalise_components=False)
-    found = reward_moments(
-        tiny.prepared, tiny.agent, tiny.policy, tiny.reward_model, DATA, plain, seed=1, batch_size=12, batches=2
-    )
+    found = reward_moments(tiny.setup._replace(seed=1), tiny.policy, tiny.reward_model, plain, batch_size=12, batches=2)
     draws = []
-    windows = Windows(tiny.prepared.vocab, tiny.prepared.corpus.train, DATA)
+    windows = Windows(tiny.setup.vocab, tiny.setup.corpus.train, DATA)
     turns = windows.turns()
     for index in (0, 1):
         rows = batch_indices(len(turns), seed=1, step=index, batch_size=12)

@@ -1,5 +1,6 @@
 """Nothing that trains can reach the judge, and PPO that is watched by one ends with the same bits as PPO that is not."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,11 +21,11 @@ from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages import alignment
-from rlhf_jax.stages import setup as corpus
-from rlhf_jax.stages.agent import Agent, make_agent, reward_params
+from rlhf_jax.stages.agent import reward_params
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, Prepared
+from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up
 
 DATA = DataConfig(
     world=WorldConfig(n_items=20, n_train=20, n_test=4, n_users=10), n_words=300, context_tokens=32, response_tokens=8
@@ -57,18 +58,18 @@ def judge() -> SatisfactionJudge:
     return fit_judge(turns, {}, penalty=1.0)
 
 
-def watch(judge: SatisfactionJudge, prepared: Prepared, agent: Agent, seen: list[float]) -> alignment.Probe:
+def watch(judge: SatisfactionJudge, setup: Setup, seen: list[float]) -> alignment.Probe:
     """A probe that lets the policy answer validation contexts and has the judge score the answers."""
-    windows = Windows(prepared.vocab, prepared.corpus.validation, DATA)
+    windows = Windows(setup.vocab, setup.corpus.validation, DATA)
     turns = windows.turns()[:8]
     tokens, mask = windows.prompts(turns)
     prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
-    sample = jax.jit(agent.sample)
+    sample = jax.jit(setup.agent.sample)
 
     def probe(params: Params, updates: int) -> Mapping[str, float]:
         rollout = sample(params, prompts, jax.random.key(updates))
         responses = np.asarray(rollout.response_tokens)
-        replies = [response_message(prepared.vocab, row) for row in responses.tolist()]
+        replies = [response_message(setup.vocab, row) for row in responses.tolist()]
         histories = [windows.dialogues[number].messages[:index] for number, index in turns]
         scores = judge(histories, replies, {})
         assert ((scores >= 1) & (scores <= 5)).all()
@@ -82,21 +83,17 @@ def test_ppo_watched_by_the_judge_ends_with_the_same_bits(tmp_path: Path, judge:
     ends, seen = {}, []
     for name in ("alone", "watched"):
         with open_run(tmp_path / name, {"seed": 0}, trackers=()) as run:
-            prepared = corpus.prepare(run, DATA, MODEL, seed=0)
-            agent = make_agent(prepared.vocab, prepared.network, max_items=3, response_tokens=DATA.response_tokens)
-            trunk = gpt2.init(prepared.network, jax.random.key(1))
+            setup = set_up(run, dataclasses.replace(DATA, max_items=3), MODEL, seed=0)
+            trunk = gpt2.init(setup.network, jax.random.key(1))
             start = fingerprint(trunk)
             policy = alignment.align(
                 run,
-                prepared,
-                agent,
+                setup,
                 trunk,
-                reward_params(trunk, MODEL.n_embd, jax.random.key(2)),
+                Proxy(reward_params(trunk, MODEL.n_embd, jax.random.key(2)), (1 / 3,) * 3),
                 AlignmentConfig(updates=2, batch_size=8, evaluations=2, save_every=2, learning_rate=1e-2),
                 PPOConfig(epochs=1),
-                DATA,
-                seed=0,
-                truth=watch(judge, prepared, agent, seen) if name == "watched" else None,
+                truth=watch(judge, setup, seen) if name == "watched" else None,
             )
             ends[name] = fingerprint(policy)
             assert fingerprint(policy["trunk"]) != start

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.assessment.sampled import Listed, SampledAnswers, SampledConfig, draw_answers, load, sampled_answers, save
+from rlhf_jax.assessment.sampled import (
+    Against,
+    Judge,
+    Listed,
+    SampledAnswers,
+    SampledConfig,
+    draw_answers,
+    load,
+    sampled_answers,
+    save,
+)
 from rlhf_jax.assessment.sampled_results import sampled_differences, sampled_results
 from rlhf_jax.evaluation.text import GeneratedTurn
 from rlhf_jax.interfaces import Message, PromptBatch
@@ -16,6 +26,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.reward import Proxy
 from tiny_policy import DATA, Tiny
 
 WEIGHTS = (0.5, 0.25, 0.25)
@@ -24,22 +35,16 @@ CONFIG = SampledConfig(turns=3, batch_size=2)
 
 @pytest.fixture(scope="module")
 def answers(tiny: Tiny) -> SampledAnswers:
-    return draw_answers(
-        tiny.prepared,
-        tiny.agent,
-        tiny.policy,
-        CONFIG,
-        DATA,
-        reference=tiny.reference,
-        reward_model=tiny.reward_model,
-        weights=WEIGHTS,
-        seed=0,
-    )
+    return draw_answers(tiny.setup, tiny.policy, CONFIG, against(tiny))
+
+
+def against(tiny: Tiny, judge: Judge | None = None) -> Against:
+    return Against(tiny.reference, Proxy(tiny.reward_model, WEIGHTS), judge)
 
 
 def said_tokens(tiny: Tiny, answers: SampledAnswers) -> list[list[int]]:
     """The responses themselves, drawn again."""
-    windows = Windows(tiny.prepared.vocab, tiny.prepared.corpus.test, DATA)
+    windows = Windows(tiny.setup.vocab, tiny.setup.corpus.test, DATA)
     tokens, mask = windows.prompts(windows.turns())
     found = []
     for start, rows in ((0, [0, 1]), (2, [2, 0])):
@@ -54,7 +59,7 @@ def said_tokens(tiny: Tiny, answers: SampledAnswers) -> list[list[int]]:
 def all_logits(tiny: Tiny, trunk, prompt: list[int], response: list[int]) -> np.ndarray:
     """Logits before every token of the response: one pass over the whole text, padded behind."""
     text = [*prompt, *response[:-1]]
-    tokens = np.full((1, DATA.context_tokens + DATA.response_tokens), tiny.prepared.vocab.pad, np.int32)
+    tokens = np.full((1, DATA.context_tokens + DATA.response_tokens), tiny.setup.vocab.pad, np.int32)
     tokens[0, : len(text)] = text
     mask = jnp.arange(tokens.shape[1])[None, :] < len(text)
     forward = _forward(tiny.agent.network)
@@ -68,7 +73,7 @@ def _forward(network: gpt2.GPT2Config):
 
 def log_distribution(tiny: Tiny, logits: np.ndarray, before: list[int]) -> np.ndarray:
     """log π of every token after `before`, the rules of the grammar spelled out."""
-    vocab = tiny.prepared.vocab
+    vocab = tiny.setup.vocab
     listed = [token for token in (before[: before.index(vocab.say)] if vocab.say in before else before)[1:]]
     words = set(range(vocab.n_words)) - {vocab.pad, vocab.eos, vocab.rec, vocab.say}
     items = {vocab.item_token(item) for item in vocab.item_ids}
@@ -84,7 +89,7 @@ def log_distribution(tiny: Tiny, logits: np.ndarray, before: list[int]) -> np.nd
 
 
 def test_distance_and_entropy_by_hand(tiny: Tiny, answers: SampledAnswers) -> None:
-    windows = Windows(tiny.prepared.vocab, tiny.prepared.corpus.test, DATA)
+    windows = Windows(tiny.setup.vocab, tiny.setup.corpus.test, DATA)
     tokens, mask = windows.prompts(windows.turns())
     for row, response in enumerate(said_tokens(tiny, answers)):
         prompt = tokens[row][mask[row]].tolist()
@@ -98,13 +103,13 @@ def test_distance_and_entropy_by_hand(tiny: Tiny, answers: SampledAnswers) -> No
         assert answers.kl[row] == pytest.approx(ratio, abs=2e-3)
         assert answers.entropy[row] == pytest.approx(entropy / len(response), abs=1e-3)
         assert answers.turns[row].n_tokens == len(response)
-        assert bool(answers.finished[row]) == (response[-1] == tiny.prepared.vocab.eos)
+        assert bool(answers.finished[row]) == (response[-1] == tiny.setup.vocab.eos)
     np.testing.assert_allclose(answers.proxy, answers.components @ np.array(WEIGHTS), rtol=1e-5)
 
 
 def test_listed_items_by_hand(tiny: Tiny, answers: SampledAnswers) -> None:
     """The test dialogues suggest 11 and 12 in the first answered turn, nothing in the second, 14 in the third."""
-    vocab = tiny.prepared.vocab
+    vocab = tiny.setup.vocab
     lists = []
     for response in said_tokens(tiny, answers):
         head = response[: response.index(vocab.say)] if vocab.say in response else response
@@ -117,17 +122,8 @@ def test_listed_items_by_hand(tiny: Tiny, answers: SampledAnswers) -> None:
 
 
 def test_a_reference_equal_to_the_policy_is_at_no_distance(tiny: Tiny) -> None:
-    near = draw_answers(
-        tiny.prepared,
-        tiny.agent,
-        tiny.policy,
-        CONFIG,
-        DATA,
-        reference={"trunk": tiny.policy["trunk"]},
-        reward_model=tiny.reward_model,
-        weights=WEIGHTS,
-        seed=0,
-    )
+    itself = against(tiny)._replace(reference={"trunk": tiny.policy["trunk"]})
+    near = draw_answers(tiny.setup, tiny.policy, CONFIG, itself)
     np.testing.assert_allclose(near.kl, 0.0, atol=1e-5)
 
 
@@ -138,21 +134,8 @@ def test_stored_once_and_judged_later(tmp_path: Path, tiny: Tiny, answers: Sampl
         asked.append((histories, replies, titles))
         return np.array([len(history) + 0.5 for history in histories])
 
-    def stored(run, policy, **options) -> SampledAnswers:
-        return sampled_answers(
-            run,
-            "sft",
-            tiny.prepared,
-            tiny.agent,
-            policy,
-            CONFIG,
-            DATA,
-            reference=tiny.reference,
-            reward_model=tiny.reward_model,
-            weights=WEIGHTS,
-            seed=0,
-            **options,
-        )
+    def stored(run, policy, judge=None) -> SampledAnswers:
+        return sampled_answers(run, "sft", tiny.setup, policy, CONFIG, against(tiny, judge))
 
     with open_run(tmp_path / "run", {"seed": 0}, trackers=()) as run:
         first = stored(run, tiny.policy)
@@ -161,7 +144,7 @@ def test_stored_once_and_judged_later(tmp_path: Path, tiny: Tiny, answers: Sampl
         third = stored(run, tiny.reference, judge=judge)
     assert len(asked) == 1
     histories, replies, titles = asked[0]
-    messages = [dialogue.messages for dialogue in tiny.prepared.corpus.test]
+    messages = [dialogue.messages for dialogue in tiny.setup.corpus.test]
     assert [list(history) for history in histories] == [
         list(messages[0][:2]),
         list(messages[0][:4]),

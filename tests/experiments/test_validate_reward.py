@@ -67,11 +67,9 @@ def test_cases_are_those_of_the_foundation(world: Path) -> None:
     training, held_out = reward_study.labelled(foundation, "shift")
     for split, limit in ((training, 30), (training, None), (held_out, 10)):
         # The turns `reward.train` draws are the turns the study takes for R_φ's.
-        taken = reward._turns(
-            foundation.prepared, split.dialogues, split.table, foundation.config.data, limit, foundation.seed
-        )
-        windows = Windows(foundation.prepared.vocab, split.dialogues, foundation.config.data)
-        rows = reward.drawn_rows(split.table, windows, limit, foundation.seed)
+        taken = reward._turns(foundation.setup, split.dialogues, split.table, limit)
+        windows = Windows(foundation.setup.vocab, split.dialogues, foundation.setup.data)
+        rows = reward.drawn_rows(split.table, windows, limit, foundation.setup.seed)
         assert split.table.dialogue_ids[rows].tolist() == taken.dialogues
         np.testing.assert_array_equal(split.table.z[rows].astype(np.float32), taken.labels)
     folder = world / "study" / "seed-0" / "cases"
@@ -80,7 +78,7 @@ def test_cases_are_those_of_the_foundation(world: Path) -> None:
     assert whole.dialogues.tolist() == half.dialogues.tolist() and np.abs(whole.predicted - half.predicted).max() > 0
     # Where it stands in the batch, and what is scored beside it, is nothing to a turn.
     places = held_out.places(held_out.rows)
-    alone = reward_study.score_turns(foundation, foundation.reward_model("shift"), held_out.dialogues, places[3:5])
+    alone = reward_study.score_turns(foundation, foundation.proxy("shift").model, held_out.dialogues, places[3:5])
     np.testing.assert_allclose(alone, whole.predicted[3:5], atol=1e-4)
     truth, users = ScoredTurns.load(folder / "truth-shift.npz"), MetUsers.load(folder / "users-shift.npz")
     assert ((truth.truth >= 0) & (truth.truth <= 1)).all() and set(truth.part) == {"suggests", "no item"}

@@ -17,6 +17,7 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import alignment
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.contexts import PromptBatches
+from rlhf_jax.stages.reward import Proxy
 from tiny_policy import DATA, Tiny
 
 N, WIDTH, B = 45, 16, 3
@@ -94,8 +95,8 @@ def aligned(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iter
         for parts in spoken
     ]
     train = tuple(Dialogue(str(number), tuple(messages), {}, {}) for number, messages in enumerate(dialogues))
-    corpus = tiny.prepared.corpus
-    prepared = tiny.prepared._replace(corpus=type(corpus)(train, (), (), corpus.items, corpus.provenance))
+    corpus = tiny.setup.corpus
+    setup = tiny.setup._replace(seed=1, corpus=type(corpus)(train, (), (), corpus.items, corpus.provenance))
     # What is compared does not depend on how well the machine code is optimised.
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
@@ -121,14 +122,11 @@ def aligned(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iter
             patch.setattr(ppo, "make_ppo_iteration", make)
             policy = alignment.align(
                 directory,
-                prepared,
-                tiny.agent,
+                setup,
                 tiny.policy["trunk"],
-                tiny.reward_model,
+                Proxy(tiny.reward_model, (1 / 3,) * 3),
                 AlignmentConfig(updates=4, batch_size=1, learning_rate=1e-3, **options),
                 PPOConfig(epochs=2),
-                DATA,
-                seed=1,
             )
         return policy, programs[0], results
 

@@ -153,7 +153,7 @@ def test_a_table_has_only_columns_that_were_measured() -> None:
 def lengths_by_hand(tiny: Tiny, window: int) -> list[int]:
     """Tokens of the last turns before every answered message, speaker by speaker."""
     found = []
-    for dialogue in tiny.prepared.corpus.test:
+    for dialogue in tiny.setup.corpus.test:
         for index, message in enumerate(dialogue.messages):
             before = [m for m in dialogue.messages[:index] if not is_empty(m)]
             if message.role != "recommender" or is_empty(message) or not before:
@@ -161,7 +161,7 @@ def lengths_by_hand(tiny: Tiny, window: int) -> list[int]:
             turns: list[list[int]] = []
             speaker = None
             for m in before:
-                tokens = len(utterance_tokens(tiny.prepared.vocab, m))
+                tokens = len(utterance_tokens(tiny.setup.vocab, m))
                 if m.role == speaker:
                     turns[-1].append(tokens)
                 else:
@@ -173,22 +173,23 @@ def lengths_by_hand(tiny: Tiny, window: int) -> list[int]:
 
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_contexts_are_counted_whole(tiny: Tiny, window: int) -> None:
-    windows = Windows(tiny.prepared.vocab, tiny.prepared.corpus.test, DATA)
+    contexts_of = Windows(tiny.setup.vocab, tiny.setup.corpus.test, DATA)
     expected = lengths_by_hand(tiny, window)
-    assert windows.context_lengths(windows, window).tolist() == expected
+    assert windows.context_lengths(contexts_of, window).tolist() == expected
     small = dataclasses.replace(DATA, window=window, context_tokens=sorted(expected)[1])
-    contexts = windows.measured_contexts(tiny.prepared, small)
+    contexts = windows.measured_contexts(tiny.setup._replace(data=small))
     assert contexts.cut == np.mean([length > small.context_tokens for length in expected])
     assert contexts.n == len(expected)
 
 
 def test_prompts_are_as_long_as_the_window_asks_for(tiny: Tiny) -> None:
-    data = windows.fitted_data(tiny.prepared, DATA, 4, max_cut=0.0)
+    data = windows.fitted_data(tiny.setup, 4, max_cut=0.0)
     assert (data.window, data.context_tokens) == (4, 32)
     assert max(lengths_by_hand(tiny, 4)) <= 32
-    assert windows.measured_contexts(tiny.prepared, data).cut == 0.0
-    network = dataclasses.replace(tiny.prepared.network, n_positions=20)
-    assert windows.fitted_data(tiny.prepared._replace(network=network), DATA, 4, max_cut=0.0).context_tokens == 12
+    assert windows.measured_contexts(tiny.setup._replace(data=data)).cut == 0.0
+    network = dataclasses.replace(tiny.setup.network, n_positions=20)
+    smaller = tiny.setup._replace(agent=dataclasses.replace(tiny.agent, network=network))
+    assert windows.fitted_data(smaller, 4, max_cut=0.0).context_tokens == 12
 
 
 def test_a_seed_that_is_done_belongs_to_its_foundation(tmp_path: Path) -> None:

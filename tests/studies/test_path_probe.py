@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax.assessment import users
+from rlhf_jax.assessment.sampled import Against
 from rlhf_jax.assessment.users import Responder
 from rlhf_jax.interfaces import Message, PromptBatch
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.reward import Proxy
 from studies.hacking.path_probe import PathConfig, PathProbe, on_validation, read_walk
 from tiny_policy import DATA, Tiny
 
@@ -28,20 +30,14 @@ def words(histories: Sequence[Sequence[Message]], replies: Sequence[Message], ti
 def probe(tiny: Tiny, tmp_path: Path) -> PathProbe:
     return PathProbe(
         folder=tmp_path / "measurements",
-        prepared=tiny.prepared,
-        agent=tiny.agent,
-        reference=tiny.reference,
-        reward_model=tiny.reward_model,
-        weights=(0.5, 0.25, 0.25),
-        data=DATA,
+        setup=tiny.setup,
+        against=Against(tiny.reference, Proxy(tiny.reward_model, (0.5, 0.25, 0.25)), words),
         config=PathConfig(contexts=4, batch_size=4, repeats=3),
-        seed=0,
-        judge=words,
     )
 
 
 def test_distance_is_the_log_ratio_of_the_reply(tiny: Tiny) -> None:
-    windows = Windows(tiny.prepared.vocab, tiny.prepared.corpus.test, DATA)
+    windows = Windows(tiny.setup.vocab, tiny.setup.corpus.test, DATA)
     tokens, mask = windows.prompts(windows.turns())
     rollout = tiny.agent.sample(
         tiny.policy, PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask)), jax.random.key(0)
@@ -57,7 +53,7 @@ def test_distance_is_the_log_ratio_of_the_reply(tiny: Tiny) -> None:
     same = users.distance(tiny.agent, tiny.policy, rollout)
     np.testing.assert_allclose(same["kl_k1"], 0.0, atol=1e-4)
     with pytest.raises(ValueError, match="these are greedy"):
-        Responder(tiny.prepared, tiny.agent, tiny.policy, DATA, greedy=True, seed=0, reference=tiny.reference)
+        Responder(tiny.setup, tiny.policy, greedy=True, reference=tiny.reference)
 
 
 def test_measured_once_and_read_back(probe: PathProbe, tiny: Tiny) -> None:
@@ -96,12 +92,12 @@ def test_bleu_before_learning_is_drawn_again_each_time(probe: PathProbe) -> None
 
 
 def test_contexts_that_the_judge_has_read_are_left_out(tiny: Tiny) -> None:
-    corpus = tiny.prepared.corpus
+    corpus = tiny.setup.corpus
     validation = tuple(
         dataclasses.replace(dialogue, dialogue_id=f"v{dialogue.dialogue_id}") for dialogue in corpus.test
     )
-    prepared = tiny.prepared._replace(corpus=dataclasses.replace(corpus, validation=validation))
-    left = on_validation(prepared, without={"v0": None}).corpus.test
+    setup = tiny.setup._replace(corpus=dataclasses.replace(corpus, validation=validation))
+    left = on_validation(setup, without={"v0": None}).corpus.test
     assert [dialogue.dialogue_id for dialogue in left] == ["v1"]
     with pytest.raises(RunError, match="no validation dialogue is left"):
-        on_validation(prepared, without={"v0": None, "v1": None})
+        on_validation(setup, without={"v0": None, "v1": None})
