@@ -5,7 +5,7 @@ Parameter trees, as `decoding.policy` names them: a policy is {`trunk`, `value`}
 
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from rlhf_jax.models import gpt2, heads
 from rlhf_jax.parallel.partition import Layout, OneDevice
 
 
+@runtime_checkable
 class ScoreTokens(Protocol):
     """Reward components at the last real token; `key` draws dropout while the reward model is trained."""
 
@@ -27,6 +28,7 @@ class ScoreTokens(Protocol):
     ) -> Float[Array, "B C"]: ...
 
 
+@runtime_checkable
 class ScoreItems(Protocol):
     """Logits of every catalogue item right after `<rec>`, from the context alone."""
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 
@@ -60,6 +60,7 @@ def started(config: StartConfig) -> Iterator[RunDirectory]:
         yield run
 
 
+@runtime_checkable
 class Pipeline(Protocol):
     """The fields of an experiment's configuration that `prepare` reads."""
 
