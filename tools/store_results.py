@@ -4,7 +4,7 @@
     python tools/store_results.py tables                  # docs/**/*.md: their tables made anew from the CSVs
     python tools/store_results.py tables --check          # only says which pages differ
 
-Pages show a choice of numbers (`result_tables.py` says how a page asks for them); the CSVs have all that the reports are made of,
+Pages show a choice of numbers (`page_tables.py` says how a page asks for them); the CSVs have all that the reports are made of,
 so that any cell can be looked up, and compared after a repetition. One line an entry of `results.json`, definitions left out (every `report.md` has them):
 
     name, protocol, split, value, low, high, std, n, seeds
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from result_tables import write_tables
+from page_tables import write_tables
 
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.runtime.report import read_results

@@ -208,7 +208,9 @@ def render(text: str, folder: Path) -> str:
 
 def rewrite(page: str, folder: Path) -> str:
     """A page with all of its tables made anew. Raises: ValueError as `render`, or for a table that does not end."""
-    if len(BLOCK.findall(page)) != page.count("<!-- table\n") or len(BLOCK.findall(page)) != page.count("<!-- end of table -->"):
+    if len(BLOCK.findall(page)) != page.count("<!-- table\n") or len(BLOCK.findall(page)) != page.count(
+        "<!-- end of table -->"
+    ):
         raise ValueError("a table without its beginning or its end (<!-- table … --> … <!-- end of table -->)")
     return BLOCK.sub(lambda block: block[1] + render(block[2], folder) + block[4], page)
 
