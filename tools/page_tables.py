@@ -120,9 +120,8 @@ def find(folder: Path, fields: Fields) -> dict[str, str] | None:
         raise ValueError("no file is named (from)")
     lines = read(folder / fields["from"])
     for field in CHOICE[1:]:
-        if field in fields:
-            if fields[field] not in {line[field] for line in lines}:
-                raise ValueError(f"{fields['from']} has no {field} {fields[field]!r}")
+        if field in fields and fields[field] not in {line[field] for line in lines}:
+            raise ValueError(f"{fields['from']} has no {field} {fields[field]!r}")
     found = [line for line in lines if all(line[field] == fields[field] for field in CHOICE[1:] if field in fields)]
     if len(found) > 1:
         where = sorted({f"{line['name']}, {line['protocol']}, {line['split']}" for line in found})
