@@ -80,8 +80,8 @@ def parse(text: str) -> Table:
             raise ValueError(f"{line!r}: expected 'row: …', 'column: …' or 'field: value'")
         if kind in ("row", "column"):
             label, *parts = (part.strip() for part in rest.split("|"))
-            pairs = [part.partition(" ")[::2] for part in parts]
-            (table.rows if kind == "row" else table.columns).append(Line(label, dict(pairs)))
+            fields = {field: value for field, _, value in (part.partition(" ") for part in parts)}
+            (table.rows if kind == "row" else table.columns).append(Line(label, fields))
         else:
             defaults[kind] = rest.strip()
     corner = defaults.pop("corner", "")
