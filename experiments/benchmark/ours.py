@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from benchmark.networks import LEARNING_RATE, MAX_GRAD_NORM, Networks, grammar, network_config, timed
 from benchmark.workload import Form, Workload
 from rlhf_jax.decoding.policy import make_decode, make_policy_apply, make_sample, make_score, with_critic_values
+from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.interfaces import Params, PolicyOutput, PromptBatch, Rollout
 from rlhf_jax.learners import minibatch, ppo
 from rlhf_jax.learners.optimizer import make_optimizer
@@ -99,7 +100,7 @@ class Ours:
             sample=sample, policy=policy, score=score, optimizer=optimizer, config=config
         )
         # The same lines of the box as three programs, for the clock.
-        decode = make_decode(network, rules, max_tokens=workload.response)
+        decode = make_decode(network, rules, Decoding(workload.response))
         self.rollout: Any = jax.jit(functools.partial(ppo.sample_phase, sample=functools.partial(_rows_from_0, decode)))
 
         def scoring(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from rlhf_jax.decoding.grammar import Along, Grammar, allowed_at, read_along
-from rlhf_jax.decoding.sampler import sample_with_cache
+from rlhf_jax.decoding.sampler import Decoding, sample_with_cache
 from rlhf_jax.equations.logprobs import entropy, token_logprobs
 from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout, Sample, Score
 from rlhf_jax.models import gpt2, heads
@@ -26,14 +26,9 @@ Decode = Callable[[Params, PromptBatch, Key[Array, ""], Int[Array, " B"] | None]
 def make_decode(
     config: GPT2Config,
     grammar: Grammar,
-    *,
-    max_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    rollout_for_learning: bool = True,
+    decoding: Decoding,
 ) -> Decode:
-    """The sampler over a cached GPT-2; options are those of `sampler.sample`.
+    """The sampler over a cached GPT-2.
 
     Where the value head reads the trunk, its values come along: the hidden states are there anyway. Weights are cast to
     the network's `compute_dtype` once, before the loop over tokens, which holds that copy beside the parameters.
@@ -43,7 +38,7 @@ def make_decode(
         trunk = gpt2.with_cast_weights(config, params["trunk"])
         head = {"wte": trunk["wte"].astype(config.compute_dtype)}
         with_values = "value" in params and "critic" not in params
-        prompt = prompts.tokens.shape[1]
+        prompt, max_tokens = prompts.tokens.shape[1], decoding.max_tokens
 
         def read(hidden: Array, values: Array, column: Array | int) -> tuple[Array, Array]:
             if with_values:
@@ -68,12 +63,8 @@ def make_decode(
             start=start,
             step=step,
             grammar=grammar,
-            max_tokens=max_tokens,
-            temperature=temperature,
+            decoding=decoding,
             row_ids=row_ids,
-            top_k=top_k,
-            top_p=top_p,
-            rollout_for_learning=rollout_for_learning,
         )
         if not with_values:
             return rollout
@@ -84,7 +75,7 @@ def make_decode(
 
 def make_sample(config: GPT2Config, grammar: Grammar, *, max_tokens: int, temperature: float = 1.0) -> Sample:
     """Rollouts for learning: the whole tempered distribution, rows numbered from 0, values included."""
-    decode = make_decode(config, grammar, max_tokens=max_tokens, temperature=temperature)
+    decode = make_decode(config, grammar, Decoding(max_tokens, temperature))
 
     def draw(params: Params, prompts: PromptBatch, key: Array) -> Rollout:
         rollout = decode(params, prompts, key, None)

@@ -35,7 +35,22 @@ class Step(Protocol):
     def __call__(self, cache: Cache, token: Int[Array, " B"]) -> tuple[Float[Array, "B V"], Cache]: ...
 
 
-class Drawn(NamedTuple):
+class Decoding(NamedTuple):
+    """How a token is chosen from the policy's distribution, and when a response is cut."""
+
+    max_tokens: int
+    """Most tokens of a response, `<eos>` included."""
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_k: int | None = None
+    """Evaluation only: keep the k best tokens."""
+    top_p: float | None = None
+    """Evaluation only: keep the smallest set of this probability."""
+    rollout_for_learning: bool = True
+    """The importance ratio needs the whole tempered distribution, so refuse to truncate it."""
+
+
+class DecodingLoop(NamedTuple):
     """The loop's state: `length` columns are filled."""
 
     length: Int[Array, ""]
@@ -105,14 +120,12 @@ def draw(
     logits: Float[Array, "B V"],
     allowed: Bool[Array, "B V"],
     uniform: Float[Array, " B"],
-    *,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    decoding: Decoding,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """One token per row, and its log-probability in nats under mask and temperature (1 where greedy). [B], [B]"""
+    temperature = decoding.temperature
     tempered = logits.astype(jnp.float32) / (temperature if temperature > 0 else 1.0)
-    tempered = truncate(jnp.where(allowed, tempered, -jnp.inf), top_k=top_k, top_p=top_p)
+    tempered = truncate(jnp.where(allowed, tempered, -jnp.inf), top_k=decoding.top_k, top_p=decoding.top_p)
     tempered = tempered - jnp.max(tempered, axis=1, keepdims=True)
     weights = jnp.exp(tempered)
     token = inverse_cdf(weights, uniform) if temperature > 0 else jnp.argmax(tempered, axis=1)
@@ -120,10 +133,9 @@ def draw(
     return token.astype(jnp.int32), chosen - jnp.log(jnp.sum(weights, axis=1))
 
 
-def check_options(
-    max_tokens: int, temperature: float, top_k: int | None, top_p: float | None, rollout_for_learning: bool
-) -> None:
+def check_options(decoding: Decoding) -> None:
     """Raises ValueError on impossible options, and on those that would make rollouts useless for learning."""
+    max_tokens, temperature, top_k, top_p, rollout_for_learning = decoding
     if max_tokens < 1 or not temperature >= 0:
         raise ValueError(f"sample: max_tokens {max_tokens} must be at least 1, temperature {temperature} not negative")
     if top_k is not None and top_k < 1:
@@ -144,12 +156,8 @@ def sample(
     start: Start,
     step: Step,
     grammar: Grammar,
-    max_tokens: int,
-    temperature: float = 1.0,
+    decoding: Decoding,
     row_ids: Int[Array, " B"] | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    rollout_for_learning: bool = True,
 ) -> Rollout:
     """Draws one response per prompt in a single loop that ends as soon as every row has ended.
 
@@ -159,28 +167,14 @@ def sample(
       start: reads the prompts.
       step: reads one token per row.
       grammar: token ids of the rules every response obeys.
-      max_tokens: most tokens of a response, `<eos>` included; static.
-      temperature: divides the logits; 0 is greedy; static.
+      decoding: how a token is chosen; static.
       row_ids: numbers the random streams; a row keeps its draws in any batch. Default 0 … B−1. [B]
-      top_k: evaluation only: keep the k best tokens.
-      top_p: evaluation only: keep the smallest set of this probability.
-      rollout_for_learning: the importance ratio needs the whole tempered distribution, so refuse to truncate it.
     Returns: the rollout; log-probabilities are those of the distribution drawn from (of temperature 1 where greedy).
     Raises: ValueError at trace time on options that are impossible or, in a rollout for learning, refused.
     """
-    return sample_with_cache(
-        prompts,
-        key,
-        start=start,
-        step=step,
-        grammar=grammar,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        row_ids=row_ids,
-        top_k=top_k,
-        top_p=top_p,
-        rollout_for_learning=rollout_for_learning,
-    )[0]
+    return sample_with_cache(prompts, key, start=start, step=step, grammar=grammar, decoding=decoding, row_ids=row_ids)[
+        0
+    ]
 
 
 def sample_with_cache(
@@ -190,32 +184,27 @@ def sample_with_cache(
     start: Start,
     step: Step,
     grammar: Grammar,
-    max_tokens: int,
-    temperature: float = 1.0,
+    decoding: Decoding,
     row_ids: Int[Array, " B"] | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    rollout_for_learning: bool = True,
 ) -> tuple[Rollout, Cache]:
     """`sample`, and the last cache: a caller may keep there what it learns at each step."""
-    check_options(max_tokens, temperature, top_k, top_p, rollout_for_learning)
+    check_options(decoding)
+    max_tokens = decoding.max_tokens
     rules.check_grammar(grammar)
     batch = prompts.tokens.shape[0]
     uniforms = row_uniforms(key, jnp.arange(batch) if row_ids is None else row_ids, max_tokens)
 
-    def add(drawn: Drawn, logits: Array, cache: Cache) -> Drawn:
+    def add(drawn: DecodingLoop, logits: Array, cache: Cache) -> DecodingLoop:
         uniform = lax.dynamic_index_in_dim(uniforms, drawn.length, axis=1, keepdims=False)
         token, logprob = draw(
             logits,
             rules.allowed(grammar, drawn.state),
             uniform,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
+            decoding,
         )
         token = jnp.where(drawn.state.ended, grammar.pad, token)
         logprob = jnp.where(drawn.state.ended, 0.0, logprob)
-        return Drawn(
+        return DecodingLoop(
             length=drawn.length + 1,
             tokens=drawn.tokens.at[:, drawn.length].set(token),
             logprobs=drawn.logprobs.at[:, drawn.length].set(logprob),
@@ -223,15 +212,15 @@ def sample_with_cache(
             cache=cache,
         )
 
-    def unfinished(drawn: Drawn) -> Array:
+    def unfinished(drawn: DecodingLoop) -> Array:
         return (drawn.length < max_tokens) & ~jnp.all(drawn.state.ended)
 
     @jax.named_scope("decode")
-    def go_on(drawn: Drawn) -> Drawn:
+    def go_on(drawn: DecodingLoop) -> DecodingLoop:
         newest = lax.dynamic_index_in_dim(drawn.tokens, drawn.length - 1, axis=1, keepdims=False)
         return add(drawn, *step(drawn.cache, newest))
 
-    nothing = Drawn(
+    nothing = DecodingLoop(
         length=jnp.zeros((), jnp.int32),
         tokens=jnp.full((batch, max_tokens), grammar.pad, jnp.int32),
         logprobs=jnp.zeros((batch, max_tokens), jnp.float32),

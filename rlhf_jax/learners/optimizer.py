@@ -85,6 +85,20 @@ def scale_by_adam_tf(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-5) -
     return optax.GradientTransformation(moments.init, update)
 
 
+class Adam(NamedTuple):
+    """Adam's own numbers."""
+
+    eps: float = 1e-5
+    """ε."""
+    form: AdamForm = "optax"
+    """Whether ε stands outside ("optax") or inside ("tf") the bias correction."""
+    b1: float = 0.9
+    b2: float = 0.999
+
+
+ADAM = Adam()
+
+
 def make_optimizer(
     *,
     learning_rate: float,
@@ -93,10 +107,7 @@ def make_optimizer(
     schedule: Schedule = "linear",
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
-    adam_eps: float = 1e-5,
-    adam_form: AdamForm = "optax",
-    b1: float = 0.9,
-    b2: float = 0.999,
+    adam: Adam = ADAM,
 ) -> optax.GradientTransformation:
     """Global-norm clip → Adam → decoupled weight decay → scheduled learning rate.
 
@@ -105,25 +116,20 @@ def make_optimizer(
       total_steps: optimiser steps until the schedule reaches 0 (PPO: updates × epochs × minibatches).
       weight_decay: AdamW's, on matrices only (not on biases, gains and other vectors).
       max_grad_norm: limit of the gradient's global L2 norm: [3, 4] with limit 0.5 becomes [.3, .4].
-      adam_eps: ε of Adam; `adam_form` says whether it stands outside ("optax") or inside ("tf") the bias correction.
     Raises: ValueError on a rate or limit that is not positive, or an unknown name.
     """
-    for name, number in (("learning_rate", learning_rate), ("max_grad_norm", max_grad_norm), ("adam_eps", adam_eps)):
+    for name, number in (("learning_rate", learning_rate), ("max_grad_norm", max_grad_norm), ("adam.eps", adam.eps)):
         if not number > 0:
             raise ValueError(f"{name} must be positive: got {number}")
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative: got {weight_decay}")
-    if adam_form not in ("optax", "tf"):
-        raise ValueError(f"adam_form must be 'optax' or 'tf': got {adam_form!r}")
+    if adam.form not in ("optax", "tf"):
+        raise ValueError(f"adam.form must be 'optax' or 'tf': got {adam.form!r}")
     rate = learning_rate_schedule(
         learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps, schedule=schedule
     )
-    adam = (
-        optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps)
-        if adam_form == "optax"
-        else scale_by_adam_tf(b1=b1, b2=b2, eps=adam_eps)
-    )
-    parts = [optax.clip_by_global_norm(max_grad_norm), adam]
+    scale = optax.scale_by_adam if adam.form == "optax" else scale_by_adam_tf
+    parts = [optax.clip_by_global_norm(max_grad_norm), scale(b1=adam.b1, b2=adam.b2, eps=adam.eps)]
     if weight_decay > 0:
         parts.append(optax.add_decayed_weights(weight_decay, mask=_matrices))
     return optax.chain(*parts, optax.scale_by_learning_rate(rate))

@@ -8,14 +8,12 @@ is Python on the host, `make_ppo_phases` gives the same update as two programs w
 """
 
 import functools
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -26,12 +24,13 @@ from rlhf_jax.equations.masked import masked_mean, masked_whiten, zero_padding
 from rlhf_jax.equations.ppo import explained_variance
 from rlhf_jax.equations.rewards import token_rewards
 from rlhf_jax.equations.running import RunningMoments, initial_moments
-from rlhf_jax.interfaces import Params, PolicyApply, PromptBatch, Rollout, Sample, Score
+from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout, Sample, Score
+from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.microbatch import LossSums, loss_and_gradient
 from rlhf_jax.learners.minibatch import Experience, epochs_of_minibatches, judge, ppo_loss, said_by_sampler
 from rlhf_jax.learners.optimizer import apply_or_skip
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.learners.ppo_metrics import Metrics, objective_metrics, summarise_steps
+from rlhf_jax.learners.ppo_metrics import Metrics, ShapedRewards, objective_metrics, summarise_steps
 from rlhf_jax.learners.shaping import combine_components, penalise
 
 
@@ -71,15 +70,21 @@ def init(params: Params, optimizer: optax.GradientTransformation, config: PPOCon
     )
 
 
+class Speaker(NamedTuple):
+    """The callables of an update; they hold no parameters."""
+
+    sample: Sample
+    policy: PolicyApply
+    score: Score
+
+
 def ppo_iteration(
     state: PPOState,
     prompts: PromptBatch,
     ref_params: Params,
     reward_params: Params,
     *,
-    sample: Sample,
-    policy: PolicyApply,
-    score: Score,
+    speaker: Speaker,
     optimizer: optax.GradientTransformation,
     config: PPOConfig,
 ) -> tuple[PPOState, Metrics, Rollout]:
@@ -91,13 +96,13 @@ def ppo_iteration(
     Returns: the next state, metrics by name (no stage prefix), and the responses it learnt from.
     """
     # 1. Sample one response per prompt from the current policy.
-    rollout = sample_phase(state, prompts, sample=sample)
+    rollout = sample_phase(state, prompts, sample=speaker.sample)
     # 2. Score each response: the components of R_φ.
     with jax.named_scope("scoring"):
-        components = score(reward_params, rollout)
+        components = speaker.score(reward_params, rollout)
     # 3–8. Learn from them.
     state, metrics = learn_phase(
-        state, rollout, components, ref_params, policy=policy, optimizer=optimizer, config=config
+        state, rollout, components, ref_params, policy=speaker.policy, optimizer=optimizer, config=config
     )
     return state, metrics, rollout
 
@@ -105,7 +110,7 @@ def ppo_iteration(
 def sample_phase(state: PPOState, prompts: PromptBatch, *, sample: Sample) -> Rollout:
     """Line 1 of the box, with this update's own key: the same prompts give other responses in another update."""
     with jax.named_scope("rollout"):
-        return sample(state.params, prompts, _stream(state.key, "ppo/sample", state.update))
+        return sample(state.params, prompts, stream_key(state.key, "ppo/sample", state.update))
 
 
 def learn_phase(
@@ -121,14 +126,71 @@ def learn_phase(
     """Lines 3–8 of the box, from responses and their raw reward components."""
     if components.shape[1] != len(config.component_weights):
         raise ValueError(f"{components.shape[1]} reward components for {len(config.component_weights)} weights")
-    mask = rollout.response_mask
     # 3. Judge every token: log π_old and V_old, log π_ref.
+    judged = judge_phase(state, rollout, ref_params, policy=policy, config=config)
+    # 4. One score per response: normalise the components, weigh, normalise, clip; price a missing <eos> and length.
+    # 5. Token rewards: every token pays for its log-ratio to the reference, the last one is paid the score.
+    shaped = shape(state, rollout, components, judged, config)
+    # 6. Advantages and returns; whitened once, over the whole rollout batch.
+    experience = estimate(rollout, shaped.rewards, judged, config)
+    # 7. Epochs × minibatches of clipped steps on policy and value function.
+    with jax.named_scope("update"):
+        params, opt_state, learning = improve(state, experience, policy=policy, optimizer=optimizer, config=config)
+    # 8. Steer the price of leaving the reference.
+    kl_coef = steer(state.kl_coef, shaped.k1, config)
+
+    metrics = objective_metrics(shaped, judged.old, rollout, names=config.component_names, kl_coef=state.kl_coef)
+    if judged.reused:
+        # Nothing else was judged before the first step, whose ratio is exp(learner − sampler).
+        metrics["policy/sampler_mismatch"] = learning["policy/first_ratio_max_deviation"]
+    metrics["value/returns_mean"] = masked_mean(experience.returns, rollout.response_mask)
+    metrics["value/explained_variance"] = explained_variance(
+        judged.old.values, experience.returns, rollout.response_mask
+    )
+    metrics["norms/parameter"] = optax.tree.norm(params)
+    state = PPOState(
+        update=state.update + 1,
+        params=params,
+        opt_state=opt_state,
+        kl_coef=kl_coef,
+        component_weights=state.component_weights,
+        component_moments=shaped.scores.component_moments,
+        score_moments=shaped.scores.score_moments,
+        skipped=state.skipped + learning["skipped"],
+        key=state.key,
+    )
+    return state, metrics | learning
+
+
+class Judged(NamedTuple):
+    """Line 3: what policy and reference say of every sampled token."""
+
+    old: PolicyOutput
+    old_logprobs: Float[Array, "B T"]
+    """The denominator of ρ: the learner's own, or the sampler's."""
+    ref_logprobs: Float[Array, "B T"]
+    reused: bool
+    """Whether `old` is what the sampler said, so that no pass was needed."""
+
+
+def judge_phase(
+    state: PPOState, rollout: Rollout, ref_params: Params, *, policy: PolicyApply, config: PPOConfig
+) -> Judged:
+    """Line 3."""
     reused = config.old_logprobs == "sampler" and rollout.values is not None
     with jax.named_scope("scoring"):
         old = said_by_sampler(rollout) if reused else judge(policy, state.params, rollout)
         ref = judge(policy, ref_params, rollout)
-    old_logprobs = old.logprobs if config.old_logprobs == "recompute" else zero_padding(rollout.logprobs, mask)
-    # 4. One score per response: normalise the components, weigh, normalise, clip; price a missing <eos> and length.
+    sampled = config.old_logprobs != "recompute"
+    old_logprobs = zero_padding(rollout.logprobs, rollout.response_mask) if sampled else old.logprobs
+    return Judged(old, old_logprobs, ref.logprobs, reused)
+
+
+def shape(
+    state: PPOState, rollout: Rollout, components: Float[Array, "B C"], judged: Judged, config: PPOConfig
+) -> ShapedRewards:
+    """Lines 4 and 5: from raw components to the score of each response, and to the reward of each token."""
+    mask = rollout.response_mask
     combined = combine_components(
         components,
         state.component_moments,
@@ -138,7 +200,7 @@ def learn_phase(
         normalise_score=config.normalise_score,
         score_clip=config.score_clip,
     )
-    scores = penalise(
+    paid = penalise(
         combined.normalised,
         rollout.finished,
         jnp.sum(mask, axis=1),
@@ -147,70 +209,46 @@ def learn_phase(
         length_coef=config.length_coef,
         length_free=config.length_free,
     )
-    # 5. Token rewards: every token pays for its log-ratio to the reference, the last one is paid the score.
-    k1 = kl_k1(old_logprobs, ref.logprobs)
-    rewards = jax.vmap(functools.partial(token_rewards, kl_coef=state.kl_coef))(scores, k1, mask)
+    k1 = kl_k1(judged.old_logprobs, judged.ref_logprobs)
+    rewards = jax.vmap(functools.partial(token_rewards, kl_coef=state.kl_coef))(paid, k1, mask)
     if config.reward_whitening:
         rewards = masked_whiten(rewards, mask, shift_mean=False)
-    # 6. Advantages and returns; whitened once, over the whole rollout batch. Tokens the policy did not choose, a user's
-    #    turn or padding, are skipped. The value beyond the end is 0 for cut responses too: the penalty of line 4 says
-    #    what their missing end is worth.
-    values_and_end = jnp.pad(old.values, ((0, 0), (0, 1)))
+    k3 = kl_k3(judged.old_logprobs, judged.ref_logprobs)
+    return ShapedRewards(components, combined, paid, k1, k3, rewards)
+
+
+def estimate(rollout: Rollout, rewards: Float[Array, "B T"], judged: Judged, config: PPOConfig) -> Experience:
+    """Line 6.
+
+    Tokens the policy did not choose, a user's turn or padding, are skipped. The value beyond the end is 0 for cut
+    responses too: the penalty of line 4 says what their missing end is worth.
+    """
+    mask, values = rollout.response_mask, judged.old.values
     gae = functools.partial(
         multi_turn_generalized_advantage_estimation, gamma=config.gamma, gae_lambda=config.gae_lambda
     )
-    advantages = jax.vmap(gae)(rewards, values_and_end, mask)
-    returns = advantages + old.values
+    advantages = jax.vmap(gae)(rewards, jnp.pad(values, ((0, 0), (0, 1))), mask)
+    returns = advantages + values
     if config.whiten_advantages:
         advantages = masked_whiten(advantages, mask)
-    # 7. Epochs × minibatches of clipped steps on policy and value function.
-    experience = Experience(
-        rollout=rollout, old_logprobs=old_logprobs, old_values=old.values, advantages=advantages, returns=returns
+    return Experience(
+        rollout=rollout,
+        old_logprobs=judged.old_logprobs,
+        old_values=values,
+        advantages=advantages,
+        returns=returns,
     )
-    with jax.named_scope("update"):
-        params, opt_state, learning = _improve(state, experience, policy=policy, optimizer=optimizer, config=config)
-    # 8. Steer the price of leaving the reference.
-    kl_per_response = jnp.mean(jnp.sum(k1, axis=1))
-    kl_coef = state.kl_coef
-    if config.kl_control == "adaptive":
-        steered = adaptive_kl_coef(
-            kl_coef,
-            kl_per_response,
-            target=config.kl_target,
-            horizon=config.kl_horizon,
-            n_responses=mask.shape[0],
-        )
-        kl_coef = jnp.where(jnp.isfinite(kl_per_response), steered, kl_coef)
 
-    metrics = objective_metrics(
-        combined,
-        scores,
-        k1,
-        kl_k3(old_logprobs, ref.logprobs),
-        old,
-        rollout,
-        components=components,
-        component_names=config.component_names,
-        kl_coef=state.kl_coef,
+
+def steer(kl_coef: Float[Array, ""], k1: Float[Array, "B T"], config: PPOConfig) -> Float[Array, ""]:
+    """Line 8: the price of the next update; a KL that is not finite steers nothing."""
+    if config.kl_control != "adaptive":
+        return kl_coef
+    kl_per_response = jnp.mean(jnp.sum(k1, axis=1))
+    steered = adaptive_kl_coef(
+        kl_coef, kl_per_response, target=config.kl_target, horizon=config.kl_horizon, n_responses=k1.shape[0]
     )
-    if reused:
-        # Nothing else was judged before the first step, whose ratio is exp(learner − sampler).
-        metrics["policy/sampler_mismatch"] = learning["policy/first_ratio_max_deviation"]
-    metrics["value/returns_mean"] = masked_mean(returns, mask)
-    metrics["value/explained_variance"] = explained_variance(old.values, returns, mask)
-    metrics["norms/parameter"] = optax.tree.norm(params)
-    state = PPOState(
-        update=state.update + 1,
-        params=params,
-        opt_state=opt_state,
-        kl_coef=kl_coef,
-        component_weights=state.component_weights,
-        component_moments=combined.component_moments,
-        score_moments=combined.score_moments,
-        skipped=state.skipped + learning["skipped"],
-        key=state.key,
-    )
-    return state, metrics | learning
+    return jnp.where(jnp.isfinite(kl_per_response), steered, kl_coef)
 
 
 @runtime_checkable
@@ -237,9 +275,8 @@ def make_ppo_iteration(
       out_shardings: where the next state, the metrics and the responses lie, as in `jax.jit`; a state that comes out as
         it went in compiles once and can be donated. None leaves it to the compiler.
     """
-    bound = functools.partial(
-        ppo_iteration, sample=sample, policy=policy, score=score, optimizer=optimizer, config=config
-    )
+    speaker = Speaker(sample, policy, score)
+    bound = functools.partial(ppo_iteration, speaker=speaker, optimizer=optimizer, config=config)
     return jax.jit(bound, donate_argnums=0, out_shardings=out_shardings)
 
 
@@ -279,7 +316,7 @@ def make_ppo_phases(
     )
 
 
-def _improve(
+def improve(
     state: PPOState,
     experience: Experience,
     *,
@@ -315,14 +352,9 @@ def _improve(
         step,
         (state.params, state.opt_state, jnp.array(False)),
         experience,
-        _stream(state.key, "ppo/minibatches", state.update),
+        stream_key(state.key, "ppo/minibatches", state.update),
         n_rows=experience.advantages.shape[0],
         epochs=config.epochs,
         minibatches=config.minibatches,
     )
     return params, opt_state, summarise_steps(logged)
-
-
-def _stream(root: Key[Array, ""], name: str, update: Int[Array, ""]) -> Key[Array, ""]:
-    """The named stream's key for one update: a function of both, so a restart repeats the same draws."""
-    return jax.random.fold_in(jax.random.fold_in(root, np.uint32(zlib.crc32(name.encode()))), update)

@@ -1,5 +1,7 @@
 """What PPO logs every update; names without the stage's prefix."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -27,31 +29,40 @@ def summarise_steps(logged: dict[str, Array]) -> Metrics:
     }
 
 
+class ShapedRewards(NamedTuple):
+    """Lines 4 and 5 of the box: what a response is paid, and what each of its tokens."""
+
+    components: Float[Array, "B C"]
+    """As the reward model gives them."""
+    scores: CombinedScores
+    paid: Float[Array, " B"]
+    """The combined score with the prices of a missing end and of length."""
+    k1: Float[Array, "B T"]
+    k3: Float[Array, "B T"]
+    rewards: Float[Array, "B T"]
+
+
 def objective_metrics(
-    combined: CombinedScores,
-    scores: Float[Array, " B"],
-    k1: Float[Array, "B T"],
-    k3: Float[Array, "B T"],
+    shaped: ShapedRewards,
     old: PolicyOutput,
     rollout: Rollout,
     *,
-    components: Float[Array, "B C"],
-    component_names: tuple[str, ...],
+    names: tuple[str, ...],
     kl_coef: Float[Array, ""],
 ) -> Metrics:
     """Score by component and as paid, KL to the reference, and the shape of the sampled text."""
-    mask = rollout.response_mask
-    per_response_k1 = jnp.sum(k1, axis=1)
+    mask, components, combined, paid = rollout.response_mask, shaped.components, shaped.scores, shaped.paid
+    per_response_k1 = jnp.sum(shaped.k1, axis=1)
     by_component = {}
-    for c, name in enumerate(component_names):
+    for c, name in enumerate(names):
         by_component[f"objective/{name}_raw"] = jnp.mean(components[:, c])
         by_component[f"objective/{name}_normalised"] = jnp.mean(combined.components[:, c])
-        by_component[f"objective/{name}_reward_correlation"] = correlation(components[:, c], scores)
+        by_component[f"objective/{name}_reward_correlation"] = correlation(components[:, c], paid)
     return by_component | {
         "objective/score_raw": jnp.mean(combined.raw),
-        "objective/score_normalised": jnp.mean(scores),
+        "objective/score_normalised": jnp.mean(paid),
         "objective/kl_k1": jnp.mean(per_response_k1),
-        "objective/kl_k3": jnp.mean(jnp.sum(k3, axis=1)),
+        "objective/kl_k3": jnp.mean(jnp.sum(shaped.k3, axis=1)),
         "objective/non_score_reward": -kl_coef * jnp.mean(per_response_k1),
         "objective/kl_coef": kl_coef,
         "objective/entropy": masked_mean(old.entropy, mask),

@@ -60,18 +60,28 @@ class Loop:
     stopped_early: bool = False
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """The checked arguments of a stage."""
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """How long a stage is, and what is saved, logged and evaluated when."""
 
     name: str
+    """Its checkpoints are in `checkpoints/NAME`."""
     n_steps: int
+    """Updates."""
     save_every: int
-    log_every: int
-    on_eval: Callable[[Any, int], Mapping[str, Any]] | None
-    eval_every: int | None
-    best: Best | None
-    skip_limit: int
+    """Updates between checkpoints."""
+    log_every: int = 1
+    """Updates between lines of `metrics.jsonl`, which hold means over these updates (the sum of `skipped`)."""
+    on_eval: Callable[[Any, int], Mapping[str, Any]] | None = None
+    """(state, step) -> metrics, called after every `eval_every`-th update and after the last one."""
+    eval_every: int | None = None
+    """Updates between evaluations."""
+    best: Best | None = None
+    """Ends the stage with the best evaluated state instead of the last."""
+    skip_limit: int = 20
+    """Skipped optimiser steps that are still accepted in the whole stage."""
+    keep: int = 2
+    """Checkpoints kept, besides that of the best state."""
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "_").isidentifier():
@@ -91,50 +101,24 @@ class _Plan:
 
 def run_stage(
     directory: run.RunDirectory,
-    name: str,
     state: State,
     update: Callable[[State, int], tuple[State, Mapping[str, Any]]],
-    n_steps: int,
-    *,
-    save_every: int,
-    log_every: int = 1,
-    on_eval: Callable[[State, int], Mapping[str, Any]] | None = None,
-    eval_every: int | None = None,
-    best: Best | None = None,
-    skip_limit: int = 20,
-    keep: int = 2,
+    plan: StagePlan,
 ) -> State:
-    """Runs `update` `n_steps` times, continuing an earlier attempt of the same run.
+    """Runs `update` `plan.n_steps` times, continuing an earlier attempt of the same run.
 
     Args:
       directory: the run; a stage named in its `profile` writes a trace of its third to fifth update.
-      name: of the stage; its checkpoints are in `checkpoints/NAME`.
       state: where the stage starts; copied, so that an `update` that donates its argument leaves the caller's alive.
       update: (state, step) -> (state, metrics); step counts from 0 and is the position in the data. `metrics` are
         scalars; `skipped` says how many optimiser steps of this update were skipped as non-finite.
-      n_steps: number of updates.
-      save_every: updates between checkpoints.
-      log_every: updates between lines of `metrics.jsonl`, which hold means over these updates (the sum of `skipped`).
-      on_eval: (state, step) -> metrics, called after every `eval_every`-th update and after the last one.
-      eval_every: updates between evaluations.
-      best: ends the stage with the best evaluated state instead of the last.
-      skip_limit: skipped optimiser steps that are still accepted in the whole stage.
-      keep: checkpoints kept, besides that of the best state.
+      plan: its name, how long it is, and what is saved, logged and evaluated when.
     Returns: the final (or best) state.
     Raises: NonFiniteError naming stage and step; RunError for storage problems; SystemExit(75) after SIGTERM or SIGINT
       once the running update is done and saved (a second signal does not wait).
     """
-    plan = _Plan(
-        name=name,
-        n_steps=n_steps,
-        save_every=save_every,
-        log_every=log_every,
-        on_eval=on_eval,
-        eval_every=eval_every,
-        best=best,
-        skip_limit=skip_limit,
-    )
-    checkpoints = Checkpoints(directory.checkpoints / name, keep=keep)
+    name, n_steps = plan.name, plan.n_steps
+    checkpoints = Checkpoints(directory.checkpoints / name, keep=plan.keep)
     done = _done(checkpoints)
     if done is not None:
         untraced = "; --profile has nothing to trace" if name in directory.profile else ""
@@ -168,16 +152,16 @@ def run_stage(
             loop.step += 1
             window.add(metrics)
             progress.advance(loop.step)
-            evaluates = on_eval is not None and plan.due(eval_every, loop.step)
-            if evaluates or stopping or plan.due(log_every, loop.step) or plan.due(save_every, loop.step):
+            evaluates = plan.on_eval is not None and plan.due(plan.eval_every, loop.step)
+            if evaluates or stopping or plan.due(plan.log_every, loop.step) or plan.due(plan.save_every, loop.step):
                 _count_skipped(plan, loop, window)
             gained = False
             if evaluates:
                 gained = _evaluate(plan, loop, state, log)
                 window.restart_clock()
-            if loop.stopped_early or plan.due(log_every, loop.step):
+            if loop.stopped_early or plan.due(plan.log_every, loop.step):
                 progress.show(loop.step, log.write(loop.step, window.summary()))
-            if gained or loop.stopped_early or stopping or plan.due(save_every, loop.step):
+            if gained or loop.stopped_early or stopping or plan.due(plan.save_every, loop.step):
                 _count_skipped(plan, loop, window)
                 _save(checkpoints, state, loop, window)
                 window.restart_clock()
@@ -187,7 +171,7 @@ def run_stage(
         if stopping and loop.step < n_steps and not loop.stopped_early:
             files.notice(f"{name}: stopped and saved at step {loop.step} of {n_steps}; the same command continues")
             raise SystemExit(INTERRUPTED)
-        state = _finish(checkpoints, state, loop, window, best)
+        state = _finish(checkpoints, state, loop, window, plan.best)
         if processes.any_of(stop.is_set()):
             files.notice(f"{name}: done and saved; the same command continues with what follows")
             raise SystemExit(INTERRUPTED)
@@ -235,7 +219,7 @@ def _restored(checkpoints: Checkpoints, like: State, step: int) -> State:
     return restored.state
 
 
-def _start(plan: _Plan, checkpoints: Checkpoints, state: State) -> tuple[State, Loop, Window]:
+def _start(plan: StagePlan, checkpoints: Checkpoints, state: State) -> tuple[State, Loop, Window]:
     found = checkpoints.restore(state)
     if found is None:
         files.notice(f"{plan.name}: starts, {plan.n_steps} steps")
@@ -265,7 +249,7 @@ def _form(state: Any) -> dict[str, str]:
     }
 
 
-def _check_form(plan: _Plan, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+def _check_form(plan: StagePlan, before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """A state that changes its form could not be restored into the form it began with."""
     changes = [
         f"{leaf} was {before.get(leaf, 'absent')}, now {after.get(leaf, 'absent')}"
@@ -276,7 +260,7 @@ def _check_form(plan: _Plan, before: Mapping[str, str], after: Mapping[str, str]
         raise ValueError(f"stage {plan.name}: update changed the form of the state: {'; '.join(changes[:5])}")
 
 
-def _count_skipped(plan: _Plan, loop: Loop, window: Window) -> None:
+def _count_skipped(plan: StagePlan, loop: Loop, window: Window) -> None:
     with TraceAnnotation("wait for metrics"):
         loop.skipped += window.collect()
     if loop.skipped > plan.skip_limit:
@@ -287,7 +271,7 @@ def _count_skipped(plan: _Plan, loop: Loop, window: Window) -> None:
         )
 
 
-def _evaluate(plan: _Plan, loop: Loop, state: Any, log: MetricsLog) -> bool:
+def _evaluate(plan: StagePlan, loop: Loop, state: Any, log: MetricsLog) -> bool:
     """Evaluates and logs; True where the result is the best so far."""
     assert plan.on_eval is not None
     with TraceAnnotation("evaluate"):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply, make_sample, make_score
+from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.interfaces import COMPONENTS, Params, PolicyApply, PromptBatch, Sample, Score
 from rlhf_jax.models import gpt2, heads
 from rlhf_jax.parallel.partition import Layout, OneDevice
@@ -126,7 +127,7 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         temperature=temperature,
         policy=make_policy_apply(network, grammar, temperature=temperature),
         sample=make_sample(network, grammar, max_tokens=response_tokens, temperature=temperature),
-        greedy=make_decode(network, grammar, max_tokens=response_tokens, temperature=0.0, rollout_for_learning=False),
+        greedy=make_decode(network, grammar, Decoding(response_tokens, temperature=0.0, rollout_for_learning=False)),
         score=make_score(network),
         score_tokens=score_tokens,
         score_items=score_items,

@@ -13,10 +13,10 @@ from rlhf_jax.evaluation.text import repetition
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
-from rlhf_jax.learners.optimizer import make_optimizer
+from rlhf_jax.learners.optimizer import Adam, make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.runtime.stage import run_stage
+from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages.agent import copied, on_mesh, policy_params
 from rlhf_jax.stages.contexts import PromptBatches, Windows
 from rlhf_jax.stages.reward import Proxy
@@ -106,7 +106,7 @@ def align(
         total_steps=steps,
         schedule="linear",
         max_grad_norm=config.max_grad_norm,
-        adam_eps=config.adam_eps,
+        adam=Adam(eps=config.adam_eps),
     )
     spread = on_mesh(agent, layout)
     start_state = layout.place(ppo.init(policy, optimizer, ppo_config, stream_key(jax.random.key(seed), "ppo", 0)))
@@ -140,14 +140,16 @@ def align(
 
     final = run_stage(
         run,
-        stage,
         start_state,
         update,
-        config.updates,
-        save_every=config.save_every,
-        log_every=1,
-        on_eval=evaluate if truth is not None else None,
-        eval_every=math.ceil(config.updates / config.evaluations) if truth is not None else None,
+        StagePlan(
+            stage,
+            config.updates,
+            save_every=config.save_every,
+            log_every=1,
+            on_eval=evaluate if truth is not None else None,
+            eval_every=math.ceil(config.updates / config.evaluations) if truth is not None else None,
+        ),
     )
     return layout.fetch(final.params)
 

@@ -25,7 +25,7 @@ from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make
 from rlhf_jax.learners.reward_model import RewardBatch
 from rlhf_jax.runtime.files import RunError, notice, write_json
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.runtime.stage import Best, run_stage
+from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import on_mesh, reward_params
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import Setup
@@ -197,15 +197,17 @@ def train(
 
     final = run_stage(
         run,
-        stage,
         state,
         update,
-        steps,
-        save_every=max(1, per_epoch // 4),
-        log_every=max(1, min(20, per_epoch // 5)),
-        on_eval=evaluate,
-        eval_every=max(1, per_epoch // config.evaluations_per_epoch),
-        best=Best(f"{STAGE}/validation/pearson", "max", config.patience),
+        StagePlan(
+            stage,
+            steps,
+            save_every=max(1, per_epoch // 4),
+            log_every=max(1, min(20, per_epoch // 5)),
+            on_eval=evaluate,
+            eval_every=max(1, per_epoch // config.evaluations_per_epoch),
+            best=Best(f"{STAGE}/validation/pearson", "max", config.patience),
+        ),
     )
     trained = layout.fetch(final.average)
     predicted = _predictions(predict, trained, held_out)

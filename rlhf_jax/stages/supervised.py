@@ -8,7 +8,7 @@ leaves this stage is a plain GPT-2.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -23,11 +23,11 @@ from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
+from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import Layout
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.runtime.stage import Best, run_stage
+from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import Agent, on_mesh
 from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
 from rlhf_jax.stages.setup import Setup
@@ -99,6 +99,14 @@ class TextBatch:
     targets: GrammarTargets
 
 
+class TextWeights(NamedTuple):
+    """What a target counts; a word counts 1. `SupervisedConfig` says what they mean."""
+
+    item: float
+    repeated_item: float | Float[Array, ""]
+    loss_on: str
+
+
 def text_loss(
     params: Params,
     batch: TextBatch,
@@ -107,9 +115,7 @@ def text_loss(
     knowledge: ItemKnowledge,
     network: gpt2.GPT2Config,
     grammar: Grammar,
-    item_weight: float,
-    repeated_item_weight: float | Float[Array, ""],
-    loss_on: str,
+    weights: TextWeights,
 ) -> LossSums:
     """Weighted likelihood of the texts under the grammar, as sums; `key` draws dropout."""
     trunk = compose(params, knowledge, grammar.first_item)
@@ -117,19 +123,19 @@ def text_loss(
     words, items = grammar_nll(hidden, trunk["wte"], batch.targets, grammar)
     kinds, item_kinds = batch.targets.kinds, batch.targets.item_kinds
     word_mask, item_mask = kinds != NO_TARGET, item_kinds != NO_TARGET
-    if loss_on == "recommender":
+    if weights.loss_on == "recommender":
         word_mask &= (kinds == FIRST) | (kinds == SAY)
         item_mask &= item_kinds == LIST
     targets = jnp.take_along_axis(batch.targets.targets, batch.targets.item_positions, axis=1)
-    weights = jnp.where(item_mask, jnp.where(targets >= grammar.first_item, item_weight, 1.0), 0.0)
+    weight = jnp.where(item_mask, jnp.where(targets >= grammar.first_item, weights.item, 1.0), 0.0)
     suggested = item_mask & (item_kinds == LIST) & (targets >= grammar.first_item)
     # A list holds no item twice, so an equal token at or before the position that predicts it is an earlier mention.
     earlier = jnp.arange(batch.tokens.shape[1])[None, None] <= batch.targets.item_positions[..., None]
     repeated = suggested & jnp.any((batch.tokens[:, None] == targets[..., None]) & earlier, axis=-1)
-    weights = jnp.where(repeated, weights * repeated_item_weight, weights)
+    weight = jnp.where(repeated, weight * weights.repeated_item, weight)
     return LossSums(
-        loss=jnp.sum(jnp.where(word_mask, words, 0.0)) + jnp.sum(weights * items),
-        count=jnp.sum(word_mask) + jnp.sum(weights),
+        loss=jnp.sum(jnp.where(word_mask, words, 0.0)) + jnp.sum(weight * items),
+        count=jnp.sum(word_mask) + jnp.sum(weight),
         parts={
             "word_nll": sft.sum_and_count(words, word_mask),
             "item_nll": sft.sum_and_count(items, suggested),
@@ -168,7 +174,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
         schedule="cosine",
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        b2=0.98,
+        adam=Adam(b2=0.98),
     )
     loss = make_loss(on_mesh(agent, layout), config, layout)
 
@@ -195,15 +201,17 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
     per_epoch = max(1, steps // config.epochs)
     final = run_stage(
         run,
-        STAGE,
         state,
         update,
-        steps,
-        save_every=max(1, per_epoch // config.saves_per_epoch),
-        log_every=max(1, min(50, per_epoch // 10)),
-        on_eval=validation(setup, loss, known, config),
-        eval_every=max(1, per_epoch // config.evaluations_per_epoch),
-        best=Best("sft/validation/loss", "min", config.patience),
+        StagePlan(
+            STAGE,
+            steps,
+            save_every=max(1, per_epoch // config.saves_per_epoch),
+            log_every=max(1, min(50, per_epoch // 10)),
+            on_eval=validation(setup, loss, known, config),
+            eval_every=max(1, per_epoch // config.evaluations_per_epoch),
+            best=Best("sft/validation/loss", "min", config.patience),
+        ),
     )
     return jax.jit(compose, static_argnums=2)(layout.fetch(final.average), knowledge, agent.grammar.first_item)
 
@@ -217,9 +225,7 @@ def make_loss(agent: Agent, config: SupervisedConfig, layout: Layout) -> Callabl
         text_loss,
         network=agent.network,
         grammar=agent.grammar,
-        item_weight=config.item_weight,
-        repeated_item_weight=config.repeated_item_weight,
-        loss_on=config.loss_on,
+        weights=TextWeights(config.item_weight, config.repeated_item_weight, config.loss_on),
     )
     return layout.loss(loss, whole_table=True)
 

@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_jax.decoding import policy
 from rlhf_jax.decoding.grammar import Grammar
+from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.interfaces import PolicyApply, PolicyOutput, PromptBatch, Rollout
 from rlhf_jax.models import gpt2, heads
 
@@ -76,7 +77,7 @@ def test_a_row_keeps_its_response_whatever_the_batch_and_the_padding(
     chosen = jnp.array([4, 1])
     tokens = jnp.pad(prompts.tokens[chosen], ((0, 0), (3, 0)), constant_values=GRAMMAR.pad)
     mask = jnp.pad(prompts.mask[chosen], ((0, 0), (3, 0)))
-    decode = policy.make_decode(CONFIG, GRAMMAR, max_tokens=RESPONSE, temperature=TEMPERATURE)
+    decode = policy.make_decode(CONFIG, GRAMMAR, Decoding(RESPONSE, TEMPERATURE))
     again = jax.jit(decode)(params, PromptBatch(tokens=tokens, mask=mask), jax.random.key(3), chosen)
     np.testing.assert_array_equal(again.response_tokens, rollout.response_tokens[chosen])
     np.testing.assert_allclose(again.logprobs, rollout.logprobs[chosen], atol=1e-5)

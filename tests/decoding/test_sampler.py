@@ -26,16 +26,18 @@ def prompts(batch: int) -> PromptBatch:
     return PromptBatch(tokens=jnp.arange(batch)[:, None] % 4, mask=jnp.ones((batch, 1), bool))
 
 
-def sample(batch: PromptBatch, key: jax.Array, table: jax.Array = TABLE, **options: object) -> Rollout:
-    """The sampler over the table; the cache is unused."""
+def sample(
+    batch: PromptBatch, key: jax.Array, table: jax.Array = TABLE, row_ids: jax.Array | None = None, **options: object
+) -> Rollout:
+    """The sampler over the table; the cache is unused. `options` are those of `Decoding`."""
     return sampler.sample(
         batch,
         key,
         start=lambda tokens, mask: (table[tokens[:, -1]], jnp.zeros(())),
         step=lambda cache, token: (table[token], cache),
         grammar=GRAMMAR,
-        max_tokens=MAX_TOKENS,
-        **options,
+        decoding=sampler.Decoding(MAX_TOKENS, **options),
+        row_ids=row_ids,
     )
 
 
@@ -94,7 +96,7 @@ def test_the_loop_ends_when_every_row_has_ended() -> None:
         return certain[jnp.zeros_like(tokens[:, -1])], jnp.zeros(())
 
     batch = PromptBatch(tokens=jnp.zeros((3, 1), jnp.int32), mask=jnp.ones((3, 1), bool))
-    draw = partial(sampler.sample, start=start, step=step, grammar=GRAMMAR, max_tokens=MAX_TOKENS)
+    draw = partial(sampler.sample, start=start, step=step, grammar=GRAMMAR, decoding=sampler.Decoding(MAX_TOKENS))
     rollout = jax.jit(draw)(batch, jax.random.key(0))
     jax.effects_barrier()
     np.testing.assert_array_equal(rollout.response_tokens, [[7, 2, 5] + [4] * 6] * 3)

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.learners.optimizer import apply_or_skip, learning_rate_schedule, make_optimizer, scale_by_adam_tf
+from rlhf_jax.learners.optimizer import Adam, apply_or_skip, learning_rate_schedule, make_optimizer, scale_by_adam_tf
 
 ROUND = {"learning_rate": 0.1, "total_steps": 100, "schedule": "constant"}
 
@@ -27,7 +27,7 @@ def test_tensorflow_form_damps_small_gradients_at_first() -> None:
     # ε inside the bias correction: √(1−β₂)/(1−β₁)·m/(√v + ε) with m = (1−β₁)g and v = (1−β₂)g².
     gradient, params = jnp.full(1, 1e-5), jnp.zeros(1)
     for form, first_step in (("optax", 0.5), ("tf", 0.03065)):
-        optimizer = make_optimizer(adam_form=form, **ROUND)
+        optimizer = make_optimizer(adam=Adam(form=form), **ROUND)
         update, _ = optimizer.update(gradient, optimizer.init(params), params)
         np.testing.assert_allclose(-update / 0.1, [first_step], rtol=1e-3)
 
@@ -83,7 +83,7 @@ def test_taken_step_moves(params: dict[str, jax.Array]) -> None:
         ({"max_grad_norm": -1.0}, "max_grad_norm must be positive: got -1.0"),
         ({"warmup_steps": 100}, "got 100 of 100 steps"),
         ({"schedule": "step"}, "'step'"),
-        ({"adam_form": "torch"}, "'torch'"),
+        ({"adam": Adam(form="torch")}, "'torch'"),
         ({"weight_decay": -0.1}, "got -0.1"),
     ],
 )

@@ -27,7 +27,7 @@ from rlhf_jax.parallel.partition import Partition
 from rlhf_jax.parallel.processes import ProcessConfig
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.runtime.stage import run_stage
+from rlhf_jax.runtime.stage import StagePlan, run_stage
 
 STEPS = 2
 
@@ -62,7 +62,7 @@ def train() -> dict[str, Any]:
                 state, metrics, *_ = step(state, *learner.inputs(index))
                 return state, metrics
 
-            state = run_stage(run, name, learner.state, update, STEPS, save_every=STEPS)
+            state = run_stage(run, learner.state, update, StagePlan(name, STEPS, save_every=STEPS))
             other = Partition(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
             found["stages"][name] = {
                 "held": fingerprint(here(state)),

@@ -210,9 +210,11 @@ def test_the_program_does_not_grow_with_epochs_and_minibatches(watched: Watched)
 
 def lowered_with(watched: Watched, config: PPOConfig) -> str:
     """The iteration's text under another configuration."""
-    # `functools.partial` keeps what the recipe bound: the callables and the optimiser.
+    # `functools.partial` keeps what the stage bound: the callables and the optimiser.
     bound = dict(watched.program.__wrapped__.keywords)
-    return jax.jit(functools.partial(ppo.ppo_iteration, **{**bound, "config": config})).lower(*watched.shapes).as_text()
+    return (
+        jax.jit(functools.partial(ppo.ppo_iteration, **(bound | {"config": config}))).lower(*watched.shapes).as_text()
+    )
 
 
 # Each reading finds what it is there for.

@@ -15,7 +15,7 @@ import pytest
 
 from rlhf_jax.runtime import files, run
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.stage import Best, NonFiniteError, run_stage, stage_state
+from rlhf_jax.runtime.stage import Best, NonFiniteError, StagePlan, run_stage, stage_state
 
 QUIET: dict[str, Any] = {"save_every": 2}
 
@@ -42,7 +42,7 @@ def lines(directory: run.RunDirectory) -> list[dict[str, Any]]:
 
 
 def test_lines_hold_means_and_the_end_is_saved(directory: run.RunDirectory) -> None:
-    state = run_stage(directory, "sft", start(), add_one, 5, log_every=2, **QUIET)
+    state = run_stage(directory, start(), add_one, StagePlan("sft", 5, log_every=2, **QUIET))
     assert state["w"].tolist() == [5.0, 5.0]
     assert lines(directory) == [
         {"stage": "sft", "step": 2, "loss": 0.5, "skipped": 0},
@@ -50,7 +50,7 @@ def test_lines_hold_means_and_the_end_is_saved(directory: run.RunDirectory) -> N
         {"stage": "sft", "step": 5, "loss": 4.0, "skipped": 0},
     ]
     assert stage_state(directory.path, "sft", start())["w"].tolist() == [5.0, 5.0]
-    again = run_stage(directory, "sft", start(), add_one, 5, log_every=2, **QUIET)
+    again = run_stage(directory, start(), add_one, StagePlan("sft", 5, log_every=2, **QUIET))
     assert again["w"].tolist() == [5.0, 5.0]
     assert len(lines(directory)) == 3
 
@@ -60,20 +60,20 @@ def test_the_time_of_every_update_counts(directory: run.RunDirectory) -> None:
         time.sleep(0.02)
         return state, {}
 
-    run_stage(directory, "sft", start(), slow, 4, log_every=4, **QUIET)
+    run_stage(directory, start(), slow, StagePlan("sft", 4, log_every=4, **QUIET))
     (line,) = read_metrics(directory.path / "metrics.jsonl")
     assert line["seconds_per_update"] >= 0.02
 
 
 def test_a_stage_of_no_steps_returns_its_start(directory: run.RunDirectory) -> None:
-    assert run_stage(directory, "sft", start(), add_one, 0, **QUIET)["w"].tolist() == [0.0, 0.0]
-    assert run_stage(directory, "sft", {"w": jnp.ones(2)}, add_one, 0, **QUIET)["w"].tolist() == [0.0, 0.0]
+    assert run_stage(directory, start(), add_one, StagePlan("sft", 0, **QUIET))["w"].tolist() == [0.0, 0.0]
+    assert run_stage(directory, {"w": jnp.ones(2)}, add_one, StagePlan("sft", 0, **QUIET))["w"].tolist() == [0.0, 0.0]
 
 
 def test_donated_states_leave_the_callers_arrays_alive(directory: run.RunDirectory) -> None:
     donate = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
     state = start()
-    run_stage(directory, "sft", state, lambda state, step: (donate(state), {}), 3, **QUIET)
+    run_stage(directory, state, lambda state, step: (donate(state), {}), StagePlan("sft", 3, **QUIET))
     assert state["w"].tolist() == [0.0, 0.0]
 
 
@@ -85,7 +85,7 @@ def test_the_best_state_comes_out_and_patience_stops(directory: run.RunDirectory
         return {"validation_loss": losses[step]}
 
     for _ in range(2):
-        state = run_stage(directory, "sft", start(), add_one, 10, on_eval=on_eval, **arguments, **QUIET)
+        state = run_stage(directory, start(), add_one, StagePlan("sft", 10, on_eval=on_eval, **arguments, **QUIET))
         assert state["w"].tolist() == [4.0, 4.0]
     done = json.loads((directory.checkpoints / "sft" / "done.json").read_text())
     assert (done["step"], done["last_step"], done["best_value"], done["stopped_early"]) == (4, 8, 1.0, True)
@@ -102,14 +102,14 @@ def test_an_interrupted_window_and_a_broken_checkpoint_change_no_line(directory:
 
     arguments: dict[str, Any] = {"log_every": 3, **QUIET}
     with pytest.raises(OSError, match="a cable"):
-        run_stage(directory, "sft", start(), broken_once, 7, **arguments)
+        run_stage(directory, start(), broken_once, StagePlan("sft", 7, **arguments))
     with open(directory.path / "metrics.jsonl", "a") as file:
         file.write('{"stage": "sft", "step": 5, "loss": 9}\n{"stage": "sf')
     newest = max(
         (directory.checkpoints / "sft" / "4").rglob("*"), key=lambda entry: entry.stat().st_size * entry.is_file()
     )
     os.truncate(newest, 1)
-    state = run_stage(directory, "sft", start(), broken_once, 7, **arguments)
+    state = run_stage(directory, start(), broken_once, StagePlan("sft", 7, **arguments))
     assert state["w"].tolist() == [7.0, 7.0]
     assert [(line["step"], line["loss"]) for line in lines(directory)] == [(3, 1.0), (6, 4.0), (7, 6.0)]
 
@@ -120,7 +120,7 @@ def test_skipped_updates_are_counted_and_limited(directory: run.RunDirectory) ->
         return state, {"loss": jnp.float32(np.nan if bad else step), "skipped": jnp.int32(bad)}
 
     with pytest.raises(NonFiniteError, match="stage ppo, step 8: 4 optimiser steps .* 3 are accepted"):
-        run_stage(directory, "ppo", start(), sometimes, 20, log_every=4, skip_limit=3, **QUIET)
+        run_stage(directory, start(), sometimes, StagePlan("ppo", 20, log_every=4, skip_limit=3, **QUIET))
     assert lines(directory) == [{"stage": "ppo", "step": 4, "loss": 1.0, "skipped": 2}]
 
 
@@ -132,13 +132,18 @@ def test_the_count_of_skipped_updates_survives_a_restart(directory: run.RunDirec
         return state, {"skipped": 1}
 
     with pytest.raises(OSError, match="a cable"):
-        run_stage(directory, "ppo", start(), failing, 20, skip_limit=6, **QUIET)
+        run_stage(directory, start(), failing, StagePlan("ppo", 20, skip_limit=6, **QUIET))
     with pytest.raises(NonFiniteError, match="stage ppo, step 7: 7 optimiser steps"):
-        run_stage(directory, "ppo", start(), failing, 20, skip_limit=6, **QUIET)
+        run_stage(directory, start(), failing, StagePlan("ppo", 20, skip_limit=6, **QUIET))
 
 
 def test_an_unexplained_nan_reaches_the_log(directory: run.RunDirectory) -> None:
-    run_stage(directory, "sft", start(), lambda state, step: (state, {"loss": float("nan")}), 2, log_every=2, **QUIET)
+    run_stage(
+        directory,
+        start(),
+        lambda state, step: (state, {"loss": float("nan")}),
+        StagePlan("sft", 2, log_every=2, **QUIET),
+    )
     assert lines(directory)[0]["loss"] is None
 
 
@@ -157,7 +162,7 @@ def test_updates_that_could_not_be_continued_are_refused(
     directory: run.RunDirectory, update: Callable[..., Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run_stage(directory, "sft", start(), update, 2, **QUIET)
+        run_stage(directory, start(), update, StagePlan("sft", 2, **QUIET))
 
 
 @pytest.mark.parametrize(
@@ -171,19 +176,19 @@ def test_updates_that_could_not_be_continued_are_refused(
     ],
 )
 def test_bad_arguments_are_named(directory: run.RunDirectory, changed: dict[str, Any], message: str) -> None:
-    arguments = {"name": "sft", "state": start(), "update": add_one, "n_steps": 2, **QUIET, **changed}
+    arguments: dict[str, Any] = {"name": "sft", "n_steps": 2, **QUIET, **changed}
     with pytest.raises(ValueError, match=message):
-        run_stage(directory, **arguments)
+        run_stage(directory, start(), add_one, StagePlan(**arguments))
 
 
 def test_a_stage_that_is_not_there_is_named(directory: run.RunDirectory) -> None:
-    run_stage(directory, "sft", start(), add_one, 1, **QUIET)
+    run_stage(directory, start(), add_one, StagePlan("sft", 1, **QUIET))
     with pytest.raises(files.RunError, match="no checkpoint of stage 'ppo'; there are sft"):
         stage_state(directory.path, "ppo", start())
 
 
 def test_tensorboard_gets_the_numbers(directory: run.RunDirectory) -> None:
     directory = dataclasses.replace(directory, trackers=("tensorboard",))
-    run_stage(directory, "sft", start(), add_one, 2, save_every=2)
+    run_stage(directory, start(), add_one, StagePlan("sft", 2, save_every=2))
     (events,) = (directory.path / "tensorboard" / "sft").iterdir()
     assert b"loss" in events.read_bytes()

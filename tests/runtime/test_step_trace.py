@@ -10,7 +10,7 @@ import pytest
 from jax.profiler import ProfileData
 
 from rlhf_jax.runtime import files, run
-from rlhf_jax.runtime.stage import run_stage
+from rlhf_jax.runtime.stage import StagePlan, run_stage
 
 
 def add_one(state: dict, step: int) -> tuple[dict, dict]:
@@ -27,7 +27,7 @@ def train(
 ) -> list[float]:
     """One stage of one run, as a process of its own would do it."""
     with run.open_run(folder, {"seed": 0, "profile": list(profile)}, trackers=(), profile=profile) as opened:
-        return run_stage(opened, stage, {"w": jnp.zeros(2)}, update, n_steps, save_every=2)["w"].tolist()
+        return run_stage(opened, {"w": jnp.zeros(2)}, update, StagePlan(stage, n_steps, save_every=2))["w"].tolist()
 
 
 def traced(folder: Path, stage: str = "ppo") -> list[list[int]]:

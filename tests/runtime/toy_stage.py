@@ -59,15 +59,17 @@ def main(path: str, pause: float = 0.0, signal_number: int = 0, signal_step: int
         for name in ("first", "second"):
             state = stage.run_stage(
                 directory,
-                name,
                 state,
                 update,
-                N_STEPS,
-                save_every=2,
-                log_every=3,
-                on_eval=on_eval,
-                eval_every=4,
-                best=stage.Best("validation_loss", "max"),
+                stage.StagePlan(
+                    name,
+                    N_STEPS,
+                    save_every=2,
+                    log_every=3,
+                    on_eval=on_eval,
+                    eval_every=4,
+                    best=stage.Best("validation_loss", "max"),
+                ),
             )
         result = {"weights": state["weights"], "key": jax.random.key_data(state["key"])}
         result["mu"] = state["optimizer"][0].mu

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import prompt_tokens, response_tokens
 from rlhf_jax.interfaces import Dialogue
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, load_network, take
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, load_network
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +38,6 @@ def test_responses_follow_the_grammar(windows: Windows, vocab: Vocabulary) -> No
         assert row[keep][-1] == vocab.eos
     listed = [vocab.rec, vocab.item_token(11), vocab.item_token(12), vocab.say]
     assert tokens[0, :4].tolist() == listed
-
-
-def test_take_gives_the_rows_of_every_array() -> None:
-    arrays = (np.arange(6).reshape(3, 2), np.array([True, False, True]))
-    taken = take(arrays, np.array([2, 0]))
-    assert [part.tolist() for part in taken] == [[[4, 5], [0, 1]], [True, True]]
 
 
 @pytest.mark.parametrize(

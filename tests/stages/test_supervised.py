@@ -11,7 +11,7 @@ from rlhf_jax.interfaces import Corpus, Item
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.models import gpt2
 from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
-from rlhf_jax.stages.supervised import SupervisedConfig, TextBatch, text_batch, text_loss
+from rlhf_jax.stages.supervised import SupervisedConfig, TextBatch, TextWeights, text_batch, text_loss
 from rlhf_jax.stages.texts import TextBatches
 
 FIRST_ITEM, N_ITEMS, WIDTH = 5, 3, 4
@@ -86,8 +86,8 @@ def test_a_suggestion_named_before_weighs_what_it_is_told_to(vocab: Vocabulary) 
 
     @jax.jit
     def loss(batch: TextBatch, weight: float) -> LossSums:
-        fixed = {"knowledge": nothing, "network": network, "grammar": grammar, "item_weight": 3.0, "loss_on": "all"}
-        return text_loss(tree, batch, None, repeated_item_weight=weight, **fixed)
+        weights = TextWeights(3.0, weight, "all")
+        return text_loss(tree, batch, None, knowledge=nothing, network=network, grammar=grammar, weights=weights)
 
     def sums(suggested: list[int], weight: float) -> LossSums:
         text = (*opening, *suggested, vocab.say, 6, *suggested, vocab.eos)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from rlhf_jax.runtime import run
-from rlhf_jax.runtime.stage import run_stage
+from rlhf_jax.runtime.stage import StagePlan, run_stage
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return {"x": jax.block_until_ready(iteration(state["x"]))}, {}
 
     with run.open_run(path, {"seed": 0}, trackers=(), profile=("ppo",)) as opened:
-        run_stage(opened, "ppo", {"x": jnp.full((300, 300), 0.01)}, update, 6, save_every=4)
+        run_stage(opened, {"x": jnp.full((300, 300), 0.01)}, update, StagePlan("ppo", 6, save_every=4))
     return path / "profile" / "ppo"
 
 
