@@ -6,6 +6,7 @@ Question: do lines 1–8 of the box (docs/algorithms/ppo.md) find the best way t
 and b, and <eos>; at most five tokens; score 1 for every "ab", minus 1 without an end. It has 63 responses, so the best
 policy π* ∝ π_ref exp(s/κ) is known. Hardware and time: one CPU core, under a minute.
 Expected: KL(π‖π*) falls from 1.132 to 0.006 nats, the objective rises from 0.077 to 0.527 of 0.530.
+What is left is the critic's: its table does not see how many "ab" have been said (notebook 10).
 Deviations from the box: scores are not normalised and advantages not whitened, so that π* is the textbook's; the price κ is
 fixed, so line 8 does nothing; one minibatch per epoch.
 """
