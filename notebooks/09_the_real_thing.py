@@ -177,7 +177,7 @@ def name_of(token: int) -> str:
 figure, (top, bottom) = plt.subplots(2, 1, figsize=(12, 6.6), height_ratios=[1, 1.9], layout="constrained")
 curve = [(line["step"], line["loss"]) for line in history if line["stage"] == "sft" and "loss" in line]
 top.plot(*zip(*curve, strict=True), color="C0")
-top.axhline(np.log(vocab.size), color="gray", linestyle=":", label="log |𝒱|: no idea")
+top.axhline(np.log(vocab.size), color="gray", linestyle=":", label=r"$\log\,|\mathcal{V}|$: no idea")
 top.set(xlabel="optimiser step", ylabel="loss, nats per token", title="Imitation")
 top.legend(loc="center right")
 limit = float(np.abs(advantages).max())
