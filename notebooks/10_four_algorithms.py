@@ -340,7 +340,7 @@ plt.show()
 # - **GRPO divides a vanishing spread by itself.** It is RLOO's direction in a unit of its own, so near the optimum it makes large steps
 #   of small differences, as whitening did in notebook 7. With one step per batch this hardly shows, with four it does.
 # - **PPO is as good as what its critic can see.** The table takes every *ab* of the past for news, and keeps a noise that no learning
-#   removes; it comes to rest no better than REINFORCE. With one number more, for what has been said, PPO is as exact as RLOO, and at the
+#   removes; it comes to rest hardly better than REINFORCE. With one number more, for what has been said, PPO is as exact as RLOO, and at the
 #   start its gradient is the least noisy of all: only a critic can tell *which* token it was.
 # - **Four steps per batch are faster.** Who has noise left pays for it with a higher floor.
 #

@@ -137,8 +137,8 @@ def test_grpos_loss_has_the_exact_gradient_of_the_objective() -> None:
     everything = grpo_lines.ALL_TOKENS, grpo_lines.ALL_MASKS
     old = grpo_lines.judge(params, *everything)
     advantages = jnp.exp(old.sum(axis=1)) * (grpo_lines.paid(*everything, old) - 0.7)  # any baseline will do
-    gradient = jax.grad(grpo_lines.loss)(params, *everything, old, advantages) * -everything[1].sum()
-    exact = jax.grad(lambda x: grpo_lines.truth(x)[0])(params)
+    gradient = jax.jit(jax.grad(grpo_lines.loss))(params, *everything, old, advantages) * -everything[1].sum()
+    exact = jax.jit(jax.grad(lambda x: grpo_lines.truth(x)[0]))(params)
     np.testing.assert_allclose(gradient, exact, atol=1e-6)
     assert np.abs(exact).max() > 0.05
 
@@ -164,7 +164,7 @@ def test_grpos_update_is_its_formula_written_out() -> None:
     paid = grpo_lines.paid(*drawn, old)
     np.testing.assert_allclose(paid, scores, atol=1e-5)
     advantages = jax.vmap(grpo_lines.group_advantages)(paid.reshape(-1, 8)).reshape(-1)
-    library = jax.grad(grpo_lines.loss)(params, *drawn, old, advantages)
+    library = jax.jit(jax.grad(grpo_lines.loss))(params, *drawn, old, advantages)
     np.testing.assert_allclose(library, gradient / mask.sum(), atol=1e-6)
     # The update moves along it: Adam's first step is the sign of the gradient, where there is one.
     moved, _ = grpo_lines.update(params, grpo_lines.optimizer.init(params), key)
@@ -198,7 +198,7 @@ def test_dpos_exact_gradient_is_its_formula_and_vanishes_at_the_best_policy() ->
     params = dpo_lines.REFERENCE + 0.3 * jax.random.normal(jax.random.key(1), (5, 3, 3))
     log_ratio = np.asarray(dpo_lines.response_logprobs(params) - dpo_lines.REF_LOGPROBS, np.float64)
     pull = KAPPA / (1 + np.exp(KAPPA * (log_ratio[one] - log_ratio[other])))
-    directions = np.asarray(jax.jacobian(dpo_lines.response_logprobs)(params), np.float64)
+    directions = np.asarray(jax.jit(jax.jacobian(dpo_lines.response_logprobs))(params), np.float64)
     by_hand = -np.einsum("n,nabc->abc", np.asarray(weights) * pull, directions[one] - directions[other])
     np.testing.assert_allclose(gradient(params), by_hand, atol=1e-5)
     assert np.abs(by_hand).max() > 0.01
