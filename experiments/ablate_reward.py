@@ -28,20 +28,22 @@ from typing import Any
 import numpy as np
 import tyro
 
+from rlhf_jax.assessment import assess, best_of_n, comparison, users
+from rlhf_jax.assessment.assess import Assessment
+from rlhf_jax.assessment.sampled import Against, SampledConfig, sampled_answers
+from rlhf_jax.assessment.satisfaction import check_unread, uss_judge
 from rlhf_jax.evaluation.ranking import RankingOutcome
 from rlhf_jax.evaluation.user_centric import TopOne
 from rlhf_jax.interfaces import Params
-from rlhf_jax.recipes import ablation, alignment, assessment, best_of_n, comparison, study, users
-from rlhf_jax.recipes.ablation import VARIANTS, Compared, Variant
-from rlhf_jax.recipes.agent import Agent
-from rlhf_jax.recipes.assessment import Assessment
-from rlhf_jax.recipes.foundation import EQUAL, lay_for
-from rlhf_jax.recipes.judging import check_unread, uss_judge
-from rlhf_jax.recipes.sampled_answers import SampledConfig, sampled_answers
-from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, rests_on, study_setting
-from rlhf_jax.runtime.diagnostics import write_diagnostics
-from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache, errors_in_one_line, write_json
+from rlhf_jax.reporting.diagnostics import write_diagnostics
+from rlhf_jax.runtime.files import errors_in_one_line, write_json
+from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache
 from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.stages import alignment
+from studies import ablation, common
+from studies.ablation import VARIANTS, Compared, Variant
+from studies.foundation import lay_for
+from studies.settings import Setting, Size, foundation_folder, rests_on, study_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Config:
     """Test turns answered by sampling."""
 
     def __post_init__(self) -> None:
-        study.check_seeds(self.seeds, self.only_seed)
+        common.check_seeds(self.seeds, self.only_seed)
         if not self.variants or len(set(self.variants)) < len(self.variants):
             raise ValueError(f"--variants must name at least one variant, each once: got {self.variants}")
         if self.best_of < 2:
@@ -116,84 +118,43 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     folder = foundation_folder(config.runs, config.setting, config.size, seed)
     base = lay_for(run, folder, setting.foundation, seed=seed)
     if judge is not None:
-        check_unread(judge, base.prepared.corpus.test)
-    data, full = setting.foundation.data, base.reward_model("shift")
-    write_json(run.path / "notes.json", comparison.notes(base.prepared, data))
+        check_unread(judge, base.setup.corpus.test)
+    setup, full = base.setup, base.proxy("shift")
+    write_json(run.path / "notes.json", comparison.notes(setup))
     answered = SampledConfig(config.sampled_turns, setting.assess.batch_size, setting.assess.test_dialogues)
+    against = Against(base.supervised_policy, full, judge)
 
     def measure(name: str, policy: Params) -> None:
         """The proxy is the full reward, whatever the variant was paid by."""
-        assessment.assess(
-            run,
-            name,
-            base.prepared,
-            base.agent,
-            policy,
-            setting.assess,
-            data,
-            reward_model=full,
-            weights=EQUAL,
-            seed=seed,
-        )
-        sample(name, base.agent, policy)
-
-    def sample(name: str, agent: Agent, policy: Params, *, chosen: bool = False) -> None:
-        sampled_answers(
-            run,
-            name,
-            base.prepared,
-            agent,
-            policy,
-            answered,
-            data,
-            reference=base.supervised_policy,
-            reward_model=full,
-            weights=EQUAL,
-            seed=seed,
-            chosen=chosen,
-            judge=judge,
-        )
+        assess.assess(run, name, setup, policy, setting.assess, full)
+        sampled_answers(run, name, setup, policy, answered, against)
 
     # 2. Imitation alone.
     measure(ablation.SFT, base.supervised_policy)
     # 3. PPO on every variant of the reward, from the same start with the same budget.
     for variant in config.variants:
         reward = VARIANTS[variant]
-        ppo = dataclasses.replace(setting.ppo, component_weights=reward.weights)
-        policy = alignment.align(
-            run,
-            base.prepared,
-            base.agent,
-            base.trunk,
-            base.reward_model(reward.sentiment),
-            setting.align,
-            ppo,
-            data,
-            seed=seed,
-            stage=f"ppo-{variant}",
-        )
+        paid = base.proxy(reward.sentiment)._replace(weights=reward.weights)
+        policy = alignment.align(run, setup, base.trunk, paid, setting.align, setting.ppo, stage=f"ppo-{variant}")
         measure(variant, policy)
     # 4. Best-of-n by the full reward: what it buys without learning.
     moments = best_of_n.reward_moments(
-        base.prepared, base.agent, base.supervised_policy, full, data, setting.ppo, seed=seed,
-        batch_size=setting.align.batch_size,
-    )  # fmt: skip
-    chooser = best_of_n.best_of_n(base.agent, config.best_of, setting.ppo)
-    params = best_of_n.best_of_n_params(base.supervised_policy, full, moments)
+        setup, base.supervised_policy, full.model, setting.ppo, batch_size=setting.align.batch_size
+    )
+    chooser = setup._replace(agent=best_of_n.best_of_n(setup.agent, config.best_of, setting.ppo))
+    params = best_of_n.best_of_n_params(base.supervised_policy, full.model, moments)
     name = best_name(config)
-    sample(name, chooser, params, chosen=True)
+    sampled_answers(run, name, chooser, params, answered, against, chosen=True)
     met: dict[str, dict[str, np.ndarray]] = {}
-    if base.prepared.world_seed is not None:
-        responder = users.Responder(
-            base.prepared, chooser, params, data, greedy=False, seed=seed, reward_model=full, weights=EQUAL
-        )
+    if setup.world_seed is not None:
+        responder = users.Responder(chooser, params, greedy=False, proxy=full)
         met["sampled"] = users.meet_users(
-            responder, base.prepared, data, n_users=setting.assess.users, n_turns=setting.assess.user_turns
+            responder, setup, n_users=setting.assess.users, n_turns=setting.assess.user_turns
         )
-    assessment.save(run.path / "assessments" / f"{name}.npz", Assessment(NOT_RANKED, [], met))
+    assess.save(run.path / "assessments" / f"{name}.npz", Assessment(NOT_RANKED, [], met))
     # 5. What ranking takes without any model.
-    for name, outcome in comparison.baseline_assessments(base.prepared, setting.assess).items():
-        assessment.save(run.path / "assessments" / f"{name}.npz", Assessment(outcome, [], {}))
+    for name, outcome in comparison.baseline_assessments(setup, setting.assess).items():
+        assess.save(run.path / "assessments" / f"{name}.npz", Assessment(outcome, [], {}))
     write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
 
 
@@ -215,7 +176,7 @@ def main(config: Config) -> Path | None:
         return rests_on(setting, foundation_folder(config.runs, config.setting, config.size, seed))
 
     with exits_on_signals():
-        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
+        common.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
     if config.only_seed is not None:
         return None
     report = ablation.write_report(

@@ -24,13 +24,13 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import tyro
+
 from benchmark import ceilings, interleaving, memory, networks, ours, report
 from benchmark.interleaving import Implementation, Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, Workload
-
-from rlhf_jax.runtime import plots
+from rlhf_jax.reporting import plots
 from rlhf_jax.runtime.environment import environment
-from rlhf_jax.runtime.run import errors_in_one_line
+from rlhf_jax.runtime.files import errors_in_one_line
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate")
 

@@ -15,9 +15,10 @@ from typing import Literal
 
 import tyro
 
-from rlhf_jax.recipes.conversation import Conversation
-from rlhf_jax.recipes.finished import open_finished, stage_policy
-from rlhf_jax.runtime.run import RunError, enable_compilation_cache, errors_in_one_line
+from rlhf_jax.assessment.conversation import Conversation
+from rlhf_jax.assessment.finished import open_finished, stage_policy
+from rlhf_jax.runtime.files import RunError, errors_in_one_line
+from rlhf_jax.runtime.run import enable_compilation_cache
 
 COMMANDS = "/top [n], /reset, /quit"
 

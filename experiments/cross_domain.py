@@ -28,23 +28,21 @@ from typing import Any
 import tyro
 
 from rlhf_jax.data.opendialkg_sources import DOMAINS
-from rlhf_jax.recipes import alignment, corpus, gates, reward, transfer, transfer_report
-from rlhf_jax.recipes.foundation import FoundationConfig, Sentiment, lay, stored_config
-from rlhf_jax.recipes.study import check_seeds
-from rlhf_jax.recipes.study_presets import Size, StudySetting, study_setting
-from rlhf_jax.recipes.transfer import Embeddings, Model
-from rlhf_jax.runtime.diagnostics import write_diagnostics
+from rlhf_jax.data.sources import read_corpus
+from rlhf_jax.reporting import gates
+from rlhf_jax.reporting.diagnostics import write_diagnostics
+from rlhf_jax.reporting.run_report import write_results
+from rlhf_jax.runtime.files import errors_in_one_line, notice, read_json, write_text
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.report import write_results
-from rlhf_jax.runtime.run import (
-    enable_compilation_cache,
-    errors_in_one_line,
-    notice,
-    open_run,
-    read_json,
-    write_text,
-)
+from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.stages import alignment, reward
+from studies.common import check_seeds
+from studies.foundation import FoundationConfig, Sentiment, lay, stored_config
+from studies.settings import Size, StudySetting, study_setting
+from studies.transfer import measure as transfer
+from studies.transfer import report as transfer_report
+from studies.transfer.measure import Embeddings, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Config:
     run_dir: Path = Path("runs/cross-domain")
     """Where everything goes, foundations included: no other study has the same."""
     size: Size = "full"
-    """Of data, network and training; see `recipes/study_presets.py`."""
+    """Of data, network and training; see `studies/settings.py`."""
     data_dir: Path = Path("data")
     """Holds `opendialkg/`."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -130,23 +128,12 @@ def train_and_test(config: Config, setting: StudySetting, model: Model, seed: in
         # 0–2. One domain's dialogues, imitation, reward model.
         below = lay(folder / "foundation", chosen, seed=seed)
         # 3. PPO in contexts of the training domain.
-        policy = alignment.align(
-            run,
-            below.prepared,
-            below.agent,
-            below.trunk,
-            below.reward_model(config.sentiment),
-            setting.align,
-            setting.ppo,
-            chosen.data,
-            seed=seed,
-        )
+        proxy = below.proxy(config.sentiment)._replace(weights=setting.ppo.component_weights)
+        policy = alignment.align(run, below.setup, below.trunk, proxy, setting.align, setting.ppo)
         # 4. Both domains' test dialogues, before and after PPO.
         for name, params in (("sft", below.supervised_policy), ("ppo", policy)):
             for domain in DOMAINS:
-                transfer.assess(
-                    run, name, below.prepared, below.agent, params, setting.assess, chosen.data, domain=domain
-                )
+                transfer.assess(run, name, below.setup, params, setting.assess, domain=domain)
         write_diagnostics(
             run.path,
             title=f"PPO diagnostics: trained on {model.train_domain}s, {model.embeddings} embeddings, seed {seed}",
@@ -175,7 +162,7 @@ def gather(config: Config, setting: StudySetting) -> Path:
         for domain in DOMAINS
     }
     data = dataclasses.replace(setting.foundation.data, domain="both", train_domain="both")
-    everything = corpus.read_corpus(Path(str(data.dir)), data)
+    everything = read_corpus(Path(str(data.dir)), data)
     references = {domain: transfer.references(everything, setting.assess, domain) for domain in DOMAINS}
     found = transfer_report.results(measured, references)
     write_results(config.run_dir, found)

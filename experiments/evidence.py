@@ -23,12 +23,12 @@ from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder
-from rlhf_jax.runtime.evidence_report import Chapter, write_evidence
+from rlhf_jax.runtime.files import RunError, errors_in_one_line, notice
 from rlhf_jax.runtime.jobs import Job, Outcome, run_jobs
-from rlhf_jax.runtime.run import RunError, errors_in_one_line, notice
 from rlhf_jax.runtime.signals import INTERRUPTED
 from rlhf_jax.runtime.slots import find_slots
+from studies.evidence_page import Chapter, write_evidence
+from studies.settings import Setting, Size, foundation_folder
 
 HERE = Path(__file__).resolve().parent
 

@@ -20,19 +20,21 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
+from rlhf_jax.assessment import assess, comparison
+from rlhf_jax.assessment.assess import Assessment
+from rlhf_jax.assessment.users import yardsticks
+from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.data.windows import RankingRow, ranking_rows
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Item
-from rlhf_jax.recipes import assessment, comparison
-from rlhf_jax.recipes.assessment import Assessment
-from rlhf_jax.recipes.corpus import DataConfig, read_corpus
-from rlhf_jax.recipes.study import Measure, diagnostics, find
-from rlhf_jax.recipes.users import yardsticks
-from rlhf_jax.runtime import plots, report_figures
+from rlhf_jax.reporting import plots, run_figures
+from rlhf_jax.reporting.run_report import read_results, write_report, write_results
+from rlhf_jax.runtime.files import RunError, errors_in_one_line, notice, read_json
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.report import read_results, write_report, write_results
-from rlhf_jax.runtime.run import RunError, errors_in_one_line, notice, read_json
 from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.stages.setup import DataConfig
+from studies.common import diagnostics
+from studies.tables import Measure, find
 
 TRAINED = ("sft", "ppo")
 EXPECTED = "expected a finished run of ppo_redial.py or ppo_opendialkg.py"
@@ -185,7 +187,7 @@ def assessed(name: str, runs: Mapping[int, Path], rows: Sequence[RankingRow]) ->
     Raises: RunError where the runs ranked other rows: their dialogues have changed since.
     """
     systems = {
-        system: {seed: assessment.load(assessment_file(folder, system), rows) for seed, folder in runs.items()}
+        system: {seed: assess.load(assessment_file(folder, system), rows) for seed, folder in runs.items()}
         for system in TRAINED
     }
     cases = [(number, row.dialogue.dialogue_id) for number, row in enumerate(rows) for _ in row.gold]
@@ -247,7 +249,7 @@ def main(config: Config) -> Path:
     results = [result for name, folders in settings.items() for result in gathered(name, folders)]
     write_results(config.out, results)
     lines = {name: [read_metrics(run / "metrics.jsonl") for run in folders] for name, folders in settings.items()}
-    plots.save(report_figures.study(lines), config.out / "plots", "study")
+    plots.save(run_figures.study(lines), config.out / "plots", "study")
     plots.save(diagnostics({name: ("ppo", runs) for name, runs in lines.items()}), config.out / "plots", "ppo")
     splits = {name: split_of(name, folders) for name, folders in settings.items()}
     plots.save(differences(results, splits), config.out / "plots", "differences")

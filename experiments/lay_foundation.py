@@ -17,10 +17,11 @@ from typing import Annotated
 
 import tyro
 
-from rlhf_jax.recipes.foundation import lay
-from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, study_setting
-from rlhf_jax.runtime.run import enable_compilation_cache, errors_in_one_line
+from rlhf_jax.runtime.files import errors_in_one_line
+from rlhf_jax.runtime.run import enable_compilation_cache
 from rlhf_jax.runtime.signals import exits_on_signals
+from studies.foundation import lay
+from studies.settings import Setting, Size, foundation_folder, study_setting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from benchmark.workload import Workload
 from jax.sharding import AbstractMesh, AxisType
 
-from rlhf_jax.parallel import scale_plan
+from benchmark.workload import Workload
 from rlhf_jax.parallel.mesh import AXES, MeshConfig, check_sizes
 from rlhf_jax.parallel.partition import Partition
-from rlhf_jax.parallel.scale_plan import PHASES, Fleet, Seconds, Work
-from rlhf_jax.recipes.scale_program import Program, abstract, compiled_apart
 from rlhf_jax.runtime.environment import environment
-from rlhf_jax.runtime.run import errors_in_one_line
+from rlhf_jax.runtime.files import errors_in_one_line
+from scale import plan as scale_plan
+from scale.plan import PHASES, Fleet, Seconds, Work
+from scale.program import Program, abstract, compiled_apart
 
 SIZES = {"gpt2-medium": (24, 1024, 16), "gpt2-xl": (48, 1600, 25), "7b": (32, 4096, 32)}
 """Layers, width, heads."""

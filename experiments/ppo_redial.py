@@ -21,19 +21,19 @@ from pathlib import Path
 
 import tyro
 
+from rlhf_jax.assessment import users
+from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
+from rlhf_jax.assessment.report import main_report
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.recipes import alignment, assessment, comparison, corpus, reward, supervised, users
-from rlhf_jax.recipes.agent import make_agent, policy_params
-from rlhf_jax.recipes.alignment import AlignmentConfig
-from rlhf_jax.recipes.assessment import AssessmentConfig
-from rlhf_jax.recipes.corpus import DataConfig, ModelConfig
-from rlhf_jax.recipes.reward import LabelOptions, RewardConfig
-from rlhf_jax.recipes.scaling import lay_out
-from rlhf_jax.recipes.start import StartConfig, started
-from rlhf_jax.recipes.supervised import SupervisedConfig
-from rlhf_jax.runtime.report import write_report, write_results, write_samples
-from rlhf_jax.runtime.run import errors_in_one_line
+from rlhf_jax.runtime.files import errors_in_one_line
 from rlhf_jax.simulators.world import WorldConfig, hackable
+from rlhf_jax.stages import alignment, reward, supervised
+from rlhf_jax.stages.agent import policy_params
+from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.launch import StartConfig, prepare, started
+from rlhf_jax.stages.reward import LabelOptions, RewardConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig
+from rlhf_jax.stages.supervised import SupervisedConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,85 +152,19 @@ PRESETS = {
 def main(config: Config) -> Path:
     """The paper's algorithm: 0 data, 1 supervised policy, 2 reward model, 3 PPO, 4 evaluation, report."""
     with started(config) as run:
-        seed, data = config.seed, config.data
-        # 0. Dialogues, vocabulary, network.
-        prepared = corpus.prepare(run, data, config.model, seed=seed)
-        agent = make_agent(
-            prepared.vocab,
-            prepared.network,
-            max_items=data.max_items,
-            response_tokens=data.response_tokens,
-            temperature=config.align.temperature,
-        )
-        layout = lay_out(config.mesh, prepared.network, config.sft, config.reward, config.align, config.ppo)
+        # 0. Dialogues, vocabulary, network, devices.
+        setup = prepare(run, config)
         # 1. Imitation: the supervised policy, which is also the reference.
-        trunk = supervised.train(
-            run, prepared.corpus, prepared.vocab, agent, config.sft, seed=seed, trunk=prepared.trunk, layout=layout
-        )
-        sft = policy_params(trunk, prepared.network.n_embd)
+        trunk = supervised.train(run, setup, config.sft)
         # 2. Implicit feedback: weak labels of users' reactions, and the reward model that predicts them.
-        weights = config.ppo.component_weights
-        reward_model, gate = reward.train(
-            run, prepared, agent, trunk, config.reward, data, weights=weights, seed=seed, layout=layout
-        )
+        proxy, gate = reward.train(run, setup, trunk, config.reward, weights=config.ppo.component_weights)
         # 3. PPO against the reward model, in sight of the reference.
-        policy = alignment.align(
-            run,
-            prepared,
-            agent,
-            trunk,
-            reward_model,
-            config.align,
-            config.ppo,
-            data,
-            seed=seed,
-            truth=users.closed_loop_probe(
-                prepared,
-                agent,
-                reward_model,
-                data,
-                weights=weights,
-                n_users=config.assess.users,
-                n_turns=config.assess.user_turns,
-                seed=seed,
-            ),
-            layout=layout,
-        )
+        truth = users.closed_loop_probe(setup, proxy, n_users=config.assess.users, n_turns=config.assess.user_turns)
+        policy = alignment.align(run, setup, trunk, proxy, config.align, config.ppo, truth=truth)
         # 4. Evaluation and report.
-        policies = {"sft": sft, "ppo": policy}
-        systems = {
-            name: {
-                seed: assessment.assess(
-                    run,
-                    name,
-                    prepared,
-                    agent,
-                    params,
-                    config.assess,
-                    data,
-                    reward_model=reward_model,
-                    weights=weights,
-                    seed=seed,
-                )
-            }
-            for name, params in policies.items()
-        }
-        split = f"{data.source}/test"
-        baselines = comparison.baseline_assessments(prepared, config.assess)
-        found = comparison.results(systems, baselines, split=split)
-        if prepared.world_seed is not None:
-            n = {"n_users": config.assess.users, "n_turns": config.assess.user_turns}
-            untrained = {seed: users.yardsticks(data.world, prepared.world_seed, **n)}
-            found += comparison.yardstick_results(untrained, split=split)
-        write_results(run.path, found + reward.results(gate, split=f"{data.source}/validation", seed=seed))
-        shown = comparison.conversations(prepared, agent, config.assess, data, policies)
-        write_samples(run.path, shown)
-        report = write_report(
-            run.path, title=f"IUF-RLHF on {data.source}, seed {seed}", notes=comparison.notes(prepared, data)
-        )
-        print(comparison.summary_table(found))
-        print(f"report: {report}")
-        return report
+        policies = {"sft": policy_params(trunk, setup.network.n_embd), "ppo": policy}
+        systems = assess_all(run, setup, policies, config.assess, proxy)
+        return main_report(run, setup, systems, config.assess, gate)
 
 
 def command_line(arguments: list[str]) -> Config:

@@ -27,24 +27,24 @@ from typing import Literal
 
 import tyro
 
+from rlhf_jax.assessment import satisfaction
+from rlhf_jax.assessment.sampled import Against
 from rlhf_jax.data.human_ratings import read_uss
-from rlhf_jax.recipes import alignment, failure_signatures, gates, hacking_report, hacking_study, judging
-from rlhf_jax.recipes.foundation import Sentiment, facts, lay_for
-from rlhf_jax.recipes.hacking_study import Way
-from rlhf_jax.recipes.path_probe import PathConfig, PathProbe, on_validation
-from rlhf_jax.recipes.study import check_seeds, seed_entries
-from rlhf_jax.recipes.study_presets import Size, foundation_folder, study_setting
-from rlhf_jax.runtime.diagnostics import write_diagnostics
-from rlhf_jax.runtime.report import write_results
-from rlhf_jax.runtime.run import (
-    enable_compilation_cache,
-    errors_in_one_line,
-    notice,
-    open_run,
-    write_json,
-    write_text,
-)
+from rlhf_jax.reporting import gates
+from rlhf_jax.reporting.diagnostics import write_diagnostics
+from rlhf_jax.reporting.run_report import write_results
+from rlhf_jax.runtime.files import errors_in_one_line, notice, write_json, write_text
+from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.stages import alignment
+from studies.common import check_seeds, seed_entries
+from studies.foundation import Sentiment, facts, lay_for
+from studies.hacking import report as hacking_report
+from studies.hacking import results as hacking_study
+from studies.hacking.before_learning import before_learning
+from studies.hacking.path_probe import PathConfig, PathProbe, on_validation
+from studies.hacking.results import Way
+from studies.settings import Size, foundation_folder, study_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,29 +174,23 @@ def run_seed(config: Config, seed: int) -> None:
         if (run.path / "diagnostics.md").exists():
             notice(f"seed {seed}: done before")
             return
-        data = setting.foundation.data
         judge, read = None, {}
         if config.setting == "redial":  # First, because if its data are missing nothing need be trained to say so.
-            judge, fitted = judging.uss_judge(config.data_dir, config.runs / "judge")
+            judge, fitted = satisfaction.uss_judge(config.data_dir, config.runs / "judge")
             run.record(judge=fitted["provenance"])
             read = read_uss(config.data_dir / "uss")
         # 1. Supervised policy and reward model.
         base = lay_for(run, folder, setting.foundation, seed=seed)
-        reward_model, prepared = base.reward_model(config.sentiment), base.prepared
-        answered = on_validation(prepared, without=read)
+        setup = base.setup
+        proxy = base.proxy(config.sentiment)._replace(weights=setting.ppo.component_weights)
+        answered = on_validation(setup, without=read)
         if judge is not None:
-            judging.check_unread(judge, answered.corpus.test)
+            satisfaction.check_unread(judge, answered.corpus.test)
         probe = PathProbe(
             folder=run.path / hacking_study.MEASUREMENTS,
-            prepared=answered,
-            agent=base.agent,
-            reference=base.supervised_policy,
-            reward_model=reward_model,
-            weights=setting.ppo.component_weights,
-            data=data,
+            setup=answered,
+            against=Against(base.supervised_policy, proxy, judge),
             config=config.measure,
-            seed=seed,
-            judge=judge,
         )
         prices = {False: (0.0, 0), True: (config.length_coef, config.length_free)}
         configs = {
@@ -209,35 +203,21 @@ def run_seed(config: Config, seed: int) -> None:
         if not (run.path / hacking_study.BEFORE).exists():
             bleu = {"text/bleu4": probe.bleu_before_learning()}
             starts = {
-                priced: failure_signatures.before_learning(
-                    prepared,
-                    base.agent,
+                priced: before_learning(
+                    setup,
                     base.trunk,
-                    reward_model,
+                    proxy.model,
                     next(configs[way] for way in config.ways if way.priced == priced),
-                    data,
                     batch_size=align.batch_size,
                     batches=config.batches_before,
-                    seed=seed,
                 )
                 for priced in config.length_control
             }
             write_json(run.path / hacking_study.BEFORE, {way.stage: starts[way.priced] | bleu for way in config.ways})
         # 3. Every way from the same start.
         for way, ppo in configs.items():
-            alignment.align(
-                run,
-                prepared,
-                base.agent,
-                base.trunk,
-                reward_model,
-                align,
-                ppo,
-                data,
-                seed=seed,
-                truth=probe.probe(way.stage),
-                stage=way.stage,
-            )
+            truth = probe.probe(way.stage)
+            alignment.align(run, setup, base.trunk, proxy, align, ppo, truth=truth, stage=way.stage)
         # 4. What PPO logged, page by page; written last, so that it says that the seed is done.
         write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
 
@@ -259,8 +239,8 @@ def main(config: Config) -> Path:
         laid = gates.read([*folders.values()])
         notes = [f"Setting `{config.setting}`, size `{config.size}`; sentiment signal: {config.sentiment}."]
         if real:
-            _, report = judging.uss_judge(config.data_dir, config.runs / "judge")
-            found += judging.results(report)
+            _, report = satisfaction.uss_judge(config.data_dir, config.runs / "judge")
+            found += satisfaction.results(report)
             rho = report["spearman"]["judge"]
             notes.append(
                 f"Truth is the satisfaction judge (1 to 5), Spearman {rho['value']:.3f} with people's on {rho['n']} held-out "

@@ -24,14 +24,17 @@ from typing import Any
 
 import tyro
 
+from rlhf_jax.assessment import assess
+from rlhf_jax.assessment.sampled import Against, SampledConfig, sampled_answers
 from rlhf_jax.interfaces import Params
-from rlhf_jax.recipes import alignment, assessment, reward, study, window_sweep
-from rlhf_jax.recipes.foundation import EQUAL, lay_for
-from rlhf_jax.recipes.sampled_answers import SampledConfig, sampled_answers
-from rlhf_jax.recipes.study_presets import Setting, Size, foundation_folder, rests_on, study_setting
-from rlhf_jax.runtime.diagnostics import write_diagnostics
-from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache, errors_in_one_line, write_json
+from rlhf_jax.reporting.diagnostics import write_diagnostics
+from rlhf_jax.runtime.files import errors_in_one_line, write_json
+from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache
 from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.stages import alignment, reward
+from studies import common, windows
+from studies.foundation import EQUAL, lay_for
+from studies.settings import Setting, Size, foundation_folder, rests_on, study_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Config:
     """Share of training contexts that may be too long for the prompt."""
 
     def __post_init__(self) -> None:
-        study.check_seeds(self.seeds, self.only_seed)
+        common.check_seeds(self.seeds, self.only_seed)
         if not self.windows or len(set(self.windows)) < len(self.windows) or min(self.windows) < 1:
             raise ValueError(f"--windows must be different numbers of turns, at least 1: got {self.windows}")
         if not 0 <= self.max_cut < 1:
@@ -90,64 +93,28 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     base = lay_for(run, folder, setting.foundation, seed=seed)
     contexts = {}
     for k in config.windows:
-        data = window_sweep.fitted_data(base.prepared, setting.foundation.data, k, max_cut=config.max_cut)
-        contexts[k] = window_sweep.measured_contexts(base.prepared, data)
+        data = windows.fitted_data(base.setup, k, max_cut=config.max_cut)
+        setup = base.setup._replace(data=data)
+        contexts[k] = windows.measured_contexts(setup)
         # 2. The reward model of contexts of k turns.
         labels = dataclasses.replace(setting.foundation.reward.labels, sentiment="shift")
-        reward_model, _ = reward.train(
+        proxy, _ = reward.train(
             run,
-            base.prepared,
-            base.agent,
+            setup,
             base.trunk,
             dataclasses.replace(setting.foundation.reward, labels=labels),
-            data,
             weights=EQUAL,
-            seed=seed,
             stage=f"{reward.STAGE}-k{k}",
         )
         # 3. PPO by the full reward.
-        policy = alignment.align(
-            run,
-            base.prepared,
-            base.agent,
-            base.trunk,
-            reward_model,
-            setting.align,
-            setting.ppo,
-            data,
-            seed=seed,
-            stage=f"ppo-k{k}",
-        )
+        policy = alignment.align(run, setup, base.trunk, proxy, setting.align, setting.ppo, stage=f"ppo-k{k}")
         # 4. Both policies as they see k turns.
         answered = SampledConfig(setting.assess.text_turns, setting.assess.batch_size, setting.assess.test_dialogues)
         policies: dict[str, Params] = {"sft": base.supervised_policy, "ppo": policy}
         for name, params in policies.items():
-            name = window_sweep.system(name, k)
-            assessment.assess(
-                run,
-                name,
-                base.prepared,
-                base.agent,
-                params,
-                setting.assess,
-                data,
-                reward_model=reward_model,
-                weights=EQUAL,
-                seed=seed,
-            )
-            sampled_answers(
-                run,
-                name,
-                base.prepared,
-                base.agent,
-                params,
-                answered,
-                data,
-                reference=base.supervised_policy,
-                reward_model=reward_model,
-                weights=EQUAL,
-                seed=seed,
-            )
+            name = windows.system(name, k)
+            assess.assess(run, name, setup, params, setting.assess, proxy)
+            sampled_answers(run, name, setup, params, answered, Against(base.supervised_policy, proxy))
     write_json(run.path / "contexts.json", contexts)
     write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
 
@@ -161,10 +128,10 @@ def main(config: Config) -> Path | None:
         return rests_on(setting, foundation_folder(config.runs, config.setting, config.size, seed))
 
     with exits_on_signals():
-        study.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
+        common.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
     if config.only_seed is not None:
         return None
-    report = window_sweep.write_report(
+    report = windows.write_report(
         config.run_dir,
         config.seeds,
         config.windows,

@@ -27,14 +27,19 @@ from typing import Any, Literal
 
 import tyro
 
+from rlhf_jax.assessment import satisfaction
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.recipes import judging, reward_cases, reward_report, reward_results, reward_study
-from rlhf_jax.recipes.foundation import Sentiment, facts, lay_for
-from rlhf_jax.recipes.study import check_seeds
-from rlhf_jax.recipes.study_presets import Size, StudySetting, foundation_folder, study_setting
-from rlhf_jax.runtime.report import write_results
-from rlhf_jax.runtime.run import enable_compilation_cache, errors_in_one_line, notice, open_run, write_text
+from rlhf_jax.reporting.run_report import write_results
+from rlhf_jax.runtime.files import errors_in_one_line, notice, write_text
+from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
+from studies.common import check_seeds
+from studies.foundation import Sentiment, facts, lay_for
+from studies.reward import cases
+from studies.reward import measure as reward_study
+from studies.reward import report as reward_report
+from studies.reward import results as reward_results
+from studies.settings import Size, StudySetting, foundation_folder, study_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +111,18 @@ def main(config: Config) -> Path:
         # 3. The judge of the other studies, with what it is worth; read from the disk where it was fitted before.
         judge: dict[str, Any] = {}
         if config.setting == "redial":
-            _, judge = judging.uss_judge(config.data_dir, config.runs / "judge")
+            _, judge = satisfaction.uss_judge(config.data_dir, config.runs / "judge")
         if config.only_seed is not None:
             return config.run_dir / f"seed-{config.only_seed}"
         # 4. Results over seeds.
         gathered = [
-            reward_cases.gather(config.run_dir, form, seeds=config.seeds, n_fractions=len(config.fractions) * (not n))
+            cases.gather(config.run_dir, form, seeds=config.seeds, n_fractions=len(config.fractions) * (not n))
             for n, form in enumerate(config.sentiments)
         ]
         found: list[Result] = []
         for one in gathered:
             found += reward_results.results(one, source=config.setting, replicates=config.replicates)
-        found += judging.results(judge) if judge else []
+        found += satisfaction.results(judge) if judge else []
         write_results(config.run_dir, found)
         # 5. Tables and figures.
         plots = config.run_dir / "plots"

@@ -25,12 +25,15 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from rlhf_jax.data.exchanges import liked_cases, rating_cases, satisfaction_cases
 from rlhf_jax.data.human_ratings import read_response_ratings, read_uss
 from rlhf_jax.data.redial import read_redial
-from rlhf_jax.recipes import signal_report, signal_study
-from rlhf_jax.recipes.signal_study import SignalConfig
-from rlhf_jax.runtime.report import write_results
-from rlhf_jax.runtime.run import enable_compilation_cache, errors_in_one_line, notice, open_run, write_text
+from rlhf_jax.reporting.run_report import write_results
+from rlhf_jax.runtime.files import errors_in_one_line, notice, write_text
+from rlhf_jax.runtime.run import enable_compilation_cache, open_run
+from studies.signals import measure as signal_study
+from studies.signals import report as signal_report
+from studies.signals.measure import SignalConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +93,9 @@ def main(config: Config) -> Path:
         ]
         in_validation = [dialogue for dialogue in corpus.validation if dialogue.dialogue_id in scored]
         cases = {
-            "satisfaction": signal_study.satisfaction_cases([*train, *in_validation][:limit], scored),
-            "liked": signal_study.liked_cases(held_out),
-            "rating": signal_study.rating_cases(ratings),
+            "satisfaction": satisfaction_cases([*train, *in_validation][:limit], scored),
+            "liked": liked_cases(held_out),
+            "rating": rating_cases(ratings),
         }
         splits = {"satisfaction": "redial/uss", "liked": "redial/test+validation", "rating": "crs-response-ratings"}
         # 3. Signals, fitted where nothing is judged.

@@ -39,10 +39,10 @@ from rlhf_jax.equations.masked import masked_mean, zero_padding
 from rlhf_jax.equations.ppo import clipped_surrogate, clipped_value_loss
 from rlhf_jax.equations.rewards import missing_eos_score, token_rewards
 from rlhf_jax.interfaces import PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.runtime.keys import stream_key
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.

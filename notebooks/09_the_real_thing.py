@@ -52,15 +52,16 @@ from rlhf_jax.equations.kl import kl_k1
 from rlhf_jax.equations.rewards import token_rewards
 from rlhf_jax.interfaces import PromptBatch
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.recipes import alignment, corpus, reward, supervised
-from rlhf_jax.recipes.agent import make_agent, policy_params
-from rlhf_jax.recipes.alignment import AlignmentConfig
-from rlhf_jax.recipes.corpus import DataConfig, ModelConfig, Windows
-from rlhf_jax.recipes.reward import RewardConfig
-from rlhf_jax.recipes.supervised import SupervisedConfig
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.stages import alignment, reward, supervised
+from rlhf_jax.stages.agent import policy_params
+from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.reward import RewardConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
+from rlhf_jax.stages.supervised import SupervisedConfig
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -88,15 +89,14 @@ weights = (1 / 3, 1 / 3, 1 / 3)
 
 with open_run(Path(folder.name) / "run", {"data": data, "model": model}) as run:
     # 0. Dialogues, vocabulary, network.
-    prepared = corpus.prepare(run, data, model, seed=0)
-    vocab, dialogues = prepared.vocab, prepared.corpus
-    agent = make_agent(vocab, prepared.network, max_items=data.max_items, response_tokens=data.response_tokens)
+    setup = set_up(run, data, model, seed=0)
+    vocab, agent, dialogues = setup.vocab, setup.agent, setup.corpus
     # 1. Imitation.
-    trunk = supervised.train(run, dialogues, vocab, agent, imitation, seed=0, trunk=prepared.trunk)
-    # 2. The reward model.
-    judge, gate = reward.train(run, prepared, agent, trunk, rating, data, weights=weights, seed=0)
+    trunk = supervised.train(run, setup, imitation)
+    # 2. The reward model, and the weights of its components.
+    proxy, gate = reward.train(run, setup, trunk, rating, weights=weights)
     # 3. PPO, lines 1–8 of the box in every update.
-    policy = alignment.align(run, prepared, agent, trunk, judge, steps, PPOConfig(epochs=2), data, seed=0)
+    policy = alignment.align(run, setup, trunk, proxy, steps, PPOConfig(epochs=2))
     history = read_metrics(run.path / "metrics.jsonl")
 
 # %% [markdown]
@@ -124,10 +124,10 @@ print("reply:  ", vocab.decode(said, titles, specials=True))
 
 # %%
 # Put in the same place, so that one compiled program serves both.
-reference = jax.device_put(policy_params(trunk, prepared.network.n_embd), jax.devices()[0])
-judge_tokens = jax.jit(agent.policy)
-mine, theirs = jax.device_get((judge_tokens(policy, rollout), judge_tokens(reference, rollout)))
-components = jax.device_get(jax.jit(agent.score)(judge, rollout))
+reference = jax.device_put(policy_params(trunk, setup.network.n_embd), jax.devices()[0])
+logprobs_of = jax.jit(agent.policy)
+mine, theirs = jax.device_get((logprobs_of(policy, rollout), logprobs_of(reference, rollout)))
+components = jax.device_get(jax.jit(agent.score)(proxy.model, rollout))
 score = float(np.mean(components[shown]))
 length = len(said)
 kl_coef, gae_lambda = 0.05, 0.95
@@ -246,7 +246,7 @@ assert gate["failed"]
 
 # %%
 with open_run(Path(folder.name) / "run", {"data": data, "model": model}) as run:
-    again = supervised.train(run, dialogues, vocab, agent, imitation, seed=0, trunk=prepared.trunk)
+    again = supervised.train(run, setup, imitation)
 jax.tree.map(np.testing.assert_array_equal, again, trunk)
 print("the same parameters, bit by bit")
 folder.cleanup()

@@ -30,6 +30,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
+
 from run_notebooks import NOTEBOOKS, REPOSITORY, execute
 
 DOCS = REPOSITORY / "docs"
@@ -148,6 +149,11 @@ def markdown(source: Path, pages: Sequence[Path]) -> MarkdownIt:
     return parser
 
 
+def page_text(source: Path) -> str:
+    """A page without its comments, which say how its tables are made (`page_tables.py`)."""
+    return re.sub(r"(?ms)^<!--.*?-->\n", "", source.read_text(encoding="utf-8"))
+
+
 def title(source: Path) -> str:
     """The first heading."""
     heading = r"^# # (.+)$" if source.suffix == ".py" else r"^# (.+)$"
@@ -189,6 +195,7 @@ def page_groups() -> dict[str, list[Path]]:
         "Start": [DOCS / "index.md"],
         "Course": [*sorted(NOTEBOOKS.glob("*.py")), *sorted((DOCS / "course").glob("*.md"))],
         "Algorithms": sorted((DOCS / "algorithms").glob("*.md")),
+        "Results": [DOCS / "RESULTS.md", *sorted((DOCS / "results").glob("*.md"))],
         "Decisions": sorted((DOCS / "decisions").glob("*.md")),
     }
     taken = {source for sources in found.values() for source in sources}
@@ -211,11 +218,7 @@ def build(folder: Path) -> None:
     code_style = HtmlFormatter().get_style_defs(".highlight")
     for source in pages:
         parser = markdown(source, pages)
-        body = (
-            notebook_body(execute(source), parser)
-            if source.suffix == ".py"
-            else parser.render(source.read_text(encoding="utf-8"))
-        )
+        body = notebook_body(execute(source), parser) if source.suffix == ".py" else parser.render(page_text(source))
         target = folder / site_path(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(

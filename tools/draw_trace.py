@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 
-from rlhf_jax.runtime.plots import COLOURS, GREY, STYLE, WIDTH, save
+from rlhf_jax.reporting.plots import COLOURS, GREY, STYLE, WIDTH, save
 
 PHASES = {"rollout": COLOURS[0], "scoring": COLOURS[4], "update": COLOURS[2]}
 """The phases of a PPO iteration, as `jax.named_scope` names them in `learners/ppo.py`."""

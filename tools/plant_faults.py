@@ -67,7 +67,7 @@ FAULTS = (
     ),
     Fault(
         "the supervised parameters are captured by a closure and written into the program",
-        "rlhf_jax/recipes/alignment.py",
+        "rlhf_jax/stages/alignment.py",
         "        policy=spread.policy,\n",
         "        policy=lambda params, rollout: spread.policy(\n"
         "            jax.tree.map(lambda own, start: own + 0 * start, params, policy) if 'value' in params else params, rollout\n"
@@ -77,7 +77,7 @@ FAULTS = (
     ),
     Fault(
         "every other batch is smaller: a program a shape",
-        "rlhf_jax/recipes/alignment.py",
+        "rlhf_jax/stages/alignment.py",
         "layout.batch(config.batch_size, own_prompts)",
         "layout.batch(config.batch_size - 4 * (index % 2), own_prompts)",
         ONE_PROGRAM,
@@ -107,7 +107,7 @@ FAULTS = (
     ),
     Fault(
         "heads are not grouped for `tensor`: queries meet other heads' keys",
-        "rlhf_jax/recipes/agent.py",
+        "rlhf_jax/stages/agent.py",
         "network = dataclasses.replace(agent.network, qkv_groups=layout.tensor)",
         "network = agent.network",
         DEVICES,

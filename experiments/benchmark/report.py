@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmark.ceilings import Ceilings
 from benchmark.interleaving import Ratio, Round, ratios, seconds_of
 from benchmark.workload import PHASES, Form, Workload
-from rlhf_jax.runtime import plots
+from rlhf_jax.reporting import plots
 
 SHOWN = (*PHASES, "whole")
 BYTES = {"float32": 4, "bfloat16": 2}

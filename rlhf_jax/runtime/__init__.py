@@ -1,1 +1,1 @@
-"""Runs: keys, checkpoints, stage loop, metrics, report."""
+"""Runs: the run directory and its files, checkpoints, the stage loop, metrics, jobs. Knows nothing of what is trained."""

@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from rlhf_jax.parallel import processes
-from rlhf_jax.runtime import run
+from rlhf_jax.runtime import files
 
 _UNFINISHED = "unfinished-"
 _UNREADABLE = "unreadable-"
@@ -77,7 +77,7 @@ class Checkpoints:
             _describe(unfinished, {"extra": extra, "pinned": list(pinned)})
             unfinished.rename(target)
 
-        with run.storage_errors(target):
+        with files.storage_errors(target):
             processes.lead_does(prepare)
             try:
                 _write(unfinished, state)
@@ -107,7 +107,7 @@ class Checkpoints:
                 problems[candidate] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
                 continue
             for broken, problem in problems.items():
-                run.notice(
+                files.notice(
                     f"checkpoint {self.folder / str(broken)} cannot be read ({problem}): continuing from {candidate}"
                 )
                 if processes.leads():
@@ -116,7 +116,7 @@ class Checkpoints:
             return restored
         if problems:
             reasons = "; ".join(f"{number}: {problem}" for number, problem in problems.items())
-            raise run.RunError(
+            raise files.RunError(
                 f"no checkpoint in {self.folder} can be read ({reasons}): bring one back from a copy, or remove the "
                 "folder to do this stage again; nothing was overwritten"
             )
@@ -136,13 +136,13 @@ class Checkpoints:
                 restore = ocp.args.StandardRestore(fallback_sharding=here)
                 return checkpointer.restore((folder / "state").absolute(), args=restore)
         except Exception as error:
-            raise run.RunError(f"checkpoint {folder} cannot be read: {error}") from error
+            raise files.RunError(f"checkpoint {folder} cannot be read: {error}") from error
 
     def _check_space(self, state: Any, target: Path) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes")) + _SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            raise run.RunError(
+            raise files.RunError(
                 f"disk full: the checkpoint {target} needs {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are "
                 "free: make room and start the same command again; the run continues from its last checkpoint"
             )
@@ -156,8 +156,8 @@ class Checkpoints:
         kept = set(steps[-self.keep :])
         for step in tuple(kept):
             # What cannot be read names nothing to keep; that it cannot is found when it is restored.
-            with contextlib.suppress(OSError, run.RunError):
-                kept.update(run.read_json(self.folder / str(step) / "stage.json")["pinned"])
+            with contextlib.suppress(OSError, files.RunError):
+                kept.update(files.read_json(self.folder / str(step) / "stage.json")["pinned"])
         for step in set(steps) - kept:
             # Renamed first: a kill while deleting must not leave half a checkpoint under a step's name.
             doomed = self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
@@ -172,8 +172,8 @@ def _write(folder: Path, state: Any) -> None:
 
 
 def _describe(folder: Path, stage: Mapping[str, Any]) -> None:
-    run.write_json(folder / "stage.json", stage)
-    run.write_json(folder / "files.json", _sizes(folder))
+    files.write_json(folder / "stage.json", stage)
+    files.write_json(folder / "files.json", _sizes(folder))
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -182,15 +182,15 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _check_sizes(folder: Path) -> None:
-    expected, found = run.read_json(folder / "files.json"), _sizes(folder)
+    expected, found = files.read_json(folder / "files.json"), _sizes(folder)
     for name, size in expected.items():
         if found.get(name) != size:
-            raise run.RunError(f"{folder / name} has {found.get(name, 'no')} bytes, {size} were written")
+            raise files.RunError(f"{folder / name} has {found.get(name, 'no')} bytes, {size} were written")
 
 
 def _read(folder: Path, step: int, like: Any) -> Restored:
     _check_sizes(folder)
-    stage = run.read_json(folder / "stage.json")
+    stage = files.read_json(folder / "stage.json")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore((folder / "state").absolute(), abstract)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_jax.runtime.run import read_json, write_json
+from rlhf_jax.runtime.files import read_json, write_json
 from rlhf_jax.runtime.signals import stop_signals
 from rlhf_jax.runtime.slots import Slot, on_cores
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from rlhf_jax.runtime import run
+from rlhf_jax.runtime import files, run
 
 
 class Writer(Protocol):
@@ -102,8 +102,10 @@ class MetricsLog:
         Returns: the values by the names they were written under, without the stage (`sft/loss` is `loss` of `sft`).
         """
         values = {name.removeprefix(f"{self._stage}/"): value for name, value in values.items()}
-        line = json.dumps(run.as_json({"stage": self._stage, "step": step, **values}, "metrics.jsonl"), allow_nan=False)
-        with run.storage_errors(self._file):
+        line = json.dumps(
+            files.as_json({"stage": self._stage, "step": step, **values}, "metrics.jsonl"), allow_nan=False
+        )
+        with files.storage_errors(self._file):
             with open(self._file, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
             for writer in self._writers:
@@ -131,7 +133,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise run.RunError(f"{file}, line {number} is not JSON ({error}): {line[:80]!r}") from error
+            raise files.RunError(f"{file}, line {number} is not JSON ({error}): {line[:80]!r}") from error
     return entries
 
 
@@ -144,7 +146,7 @@ def drop_after(file: Path, stage: str, step: int) -> None:
     kept = [entry for entry in entries if entry["stage"] != stage or entry["step"] <= step]
     new = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in kept)
     if new != text:
-        run.write_text(file, new)
+        files.write_text(file, new)
 
 
 class _TensorBoard:
@@ -153,7 +155,7 @@ class _TensorBoard:
         from tensorboardX import SummaryWriter
 
         folder = directory.path / "tensorboard" / stage
-        with run.storage_errors(folder):
+        with files.storage_errors(folder):
             self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -169,9 +171,9 @@ class _WandB:
         try:
             import wandb  # pyright: ignore[reportMissingImports] - an extra
         except ImportError as error:
-            raise run.RunError("tracking with wandb needs the extra: pip install 'rlhf-jax[tracking]'") from error
+            raise files.RunError("tracking with wandb needs the extra: pip install 'rlhf-jax[tracking]'") from error
         # The same id when the stage is continued, another one for another run in a folder of the same name.
-        birth = run.read_json(directory.path / "config.json")["started"]
+        birth = files.read_json(directory.path / "config.json")["started"]
         identity = f"{directory.path.name}-{stage}-{zlib.crc32(f'{directory.path.absolute()} {birth}'.encode()):08x}"
         self._run = wandb.init(
             project="rlhf_jax", id=identity, resume="allow", dir=directory.path, config=dict(directory.config)

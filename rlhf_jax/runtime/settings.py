@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from rlhf_jax.runtime import run
+from rlhf_jax.runtime import files
 
 Settings = TypeVar("Settings")
 
@@ -26,19 +26,19 @@ def from_json(kind: type[Settings], stored: Mapping[str, Any], name: str = "conf
       True
     """
     if not isinstance(stored, Mapping):
-        raise run.RunError(f"{name} is {stored!r}, the fields of {kind.__name__} are needed")
+        raise files.RunError(f"{name} is {stored!r}, the fields of {kind.__name__} are needed")
     kinds = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind) if field.init}  # pyright: ignore[reportArgumentType]
     unknown = [field for field in stored if field not in fields]
     if unknown:
-        raise run.RunError(
+        raise files.RunError(
             f"{name}.{unknown[0]} is not a field of {kind.__name__}: the run was started by another version of the code"
         )
     values = {field: _value(kinds[field], value, f"{name}.{field}") for field, value in stored.items()}
     try:
         return kind(**values)
     except TypeError as error:
-        raise run.RunError(f"{name}: {error}") from error
+        raise files.RunError(f"{name}: {error}") from error
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
@@ -62,4 +62,4 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         return float(value)
     if kind in (int, bool, str) and type(value) is kind:
         return value
-    raise run.RunError(f"{name} is {value!r}, {kind} is needed")
+    raise files.RunError(f"{name} is {value!r}, {kind} is needed")

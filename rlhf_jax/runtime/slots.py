@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from rlhf_jax.runtime.run import RunError
+from rlhf_jax.runtime.files import RunError
 
 
 class Slot(NamedTuple):

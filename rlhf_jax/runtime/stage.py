@@ -17,7 +17,7 @@ import numpy as np
 from jax.profiler import TraceAnnotation
 
 from rlhf_jax.parallel import processes
-from rlhf_jax.runtime import run
+from rlhf_jax.runtime import files, run
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.metrics import MetricsLog, Window
 from rlhf_jax.runtime.progress import Progress
@@ -27,7 +27,7 @@ from rlhf_jax.runtime.step_trace import StepTrace
 State = TypeVar("State")
 
 
-class NonFiniteError(run.RunError):
+class NonFiniteError(files.RunError):
     """More optimiser steps were skipped for non-finite losses or gradients than a healthy run has."""
 
 
@@ -138,7 +138,7 @@ def run_stage(
     done = _done(checkpoints)
     if done is not None:
         untraced = "; --profile has nothing to trace" if name in directory.profile else ""
-        run.notice(f"{name}: done before, using its state of step {done}{untraced}")
+        files.notice(f"{name}: done before, using its state of step {done}{untraced}")
         return _restored(checkpoints, state, done)
     state, loop, window = _start(plan, checkpoints, state)
     with (
@@ -185,11 +185,11 @@ def run_stage(
                 break
         trace.close(state)
         if stopping and loop.step < n_steps and not loop.stopped_early:
-            run.notice(f"{name}: stopped and saved at step {loop.step} of {n_steps}; the same command continues")
+            files.notice(f"{name}: stopped and saved at step {loop.step} of {n_steps}; the same command continues")
             raise SystemExit(INTERRUPTED)
         state = _finish(checkpoints, state, loop, window, best)
         if processes.any_of(stop.is_set()):
-            run.notice(f"{name}: done and saved; the same command continues with what follows")
+            files.notice(f"{name}: done and saved; the same command continues with what follows")
             raise SystemExit(INTERRUPTED)
         return state
 
@@ -217,7 +217,7 @@ def _reached(directory: Path, name: str) -> tuple[Checkpoints, int]:
     checkpoints = Checkpoints(directory / "checkpoints" / name)
     if not checkpoints.steps():
         found = sorted(entry.parent.name for entry in directory.glob("checkpoints/*/[0-9]*"))
-        raise run.RunError(
+        raise files.RunError(
             f"{directory} has no checkpoint of stage {name!r}; there are {', '.join(sorted(set(found))) or 'none'}"
         )
     done = _done(checkpoints)
@@ -226,7 +226,7 @@ def _reached(directory: Path, name: str) -> tuple[Checkpoints, int]:
 
 def _done(checkpoints: Checkpoints) -> int | None:
     file = checkpoints.folder / "done.json"
-    return run.read_json(file)["step"] if file.exists() else None
+    return files.read_json(file)["step"] if file.exists() else None
 
 
 def _restored(checkpoints: Checkpoints, like: State, step: int) -> State:
@@ -238,9 +238,9 @@ def _restored(checkpoints: Checkpoints, like: State, step: int) -> State:
 def _start(plan: _Plan, checkpoints: Checkpoints, state: State) -> tuple[State, Loop, Window]:
     found = checkpoints.restore(state)
     if found is None:
-        run.notice(f"{plan.name}: starts, {plan.n_steps} steps")
+        files.notice(f"{plan.name}: starts, {plan.n_steps} steps")
         return jax.tree.map(_own_copy, state), Loop(), Window()
-    run.notice(f"{plan.name}: continues at step {found.step} of {plan.n_steps}")
+    files.notice(f"{plan.name}: continues at step {found.step} of {plan.n_steps}")
     return found.state, Loop(**found.extra["loop"]), Window(found.extra["window"])
 
 
@@ -318,5 +318,5 @@ def _finish(checkpoints: Checkpoints, state: State, loop: Loop, window: Window, 
     step = loop.best_step if best is not None and loop.best_step is not None else loop.step
     chosen = state if step == loop.step else _restored(checkpoints, state, step)
     outcome = {**dataclasses.asdict(loop), "step": step, "last_step": loop.step}
-    processes.lead_does(lambda: run.write_json(checkpoints.folder / "done.json", outcome))
+    processes.lead_does(lambda: files.write_json(checkpoints.folder / "done.json", outcome))
     return chosen

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.runtime import run
+from rlhf_jax.runtime import files, run
 
 FIRST, LAST = 3, 5
 """Which updates are traced, counted from 1 at the start of the process."""
@@ -35,7 +35,7 @@ class StepTrace:
         self._wanted = stage in directory.profile and self._first <= n_steps
         if stage in directory.profile and self._last < step + LAST:
             traced = f"only {self._first} to {self._last} are traced" if self._wanted else "none is traced"
-            run.notice(
+            files.notice(
                 f"{stage}: --profile traces steps {self._first} to {step + LAST}, the stage ends with {n_steps}: {traced}"
             )
 
@@ -67,10 +67,10 @@ class StepTrace:
         before = _traces(self._folder)
         self._stop()
         if _traces(self._folder) <= before:
-            raise run.RunError(
+            raise files.RunError(
                 f"the profiler wrote no trace into {self._folder}: is the disk full, or not to be written?"
             )
-        run.notice(f"{self._stage}: trace of steps {self._first} to {self._begun} in {self._folder}")
+        files.notice(f"{self._stage}: trace of steps {self._first} to {self._begun} in {self._folder}")
 
     def _start(self) -> None:
         options = jax.profiler.ProfileOptions()
@@ -78,18 +78,18 @@ class StepTrace:
         options.python_tracer_level = 0
         # The profiler's own name is the second, in which a quick stage could be continued and write over its first trace.
         options.session_id = f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-from-step-{self._first}"
-        with run.storage_errors(self._folder):
+        with files.storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         try:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
         except RuntimeError as error:
-            raise run.RunError(f"{self._stage}: --profile cannot start a trace: {error}") from error
+            raise files.RunError(f"{self._stage}: --profile cannot start a trace: {error}") from error
         self._running = True
 
     def _stop(self) -> None:
         self._leave()
         self._running = False
-        with run.storage_errors(self._folder):
+        with files.storage_errors(self._folder):
             jax.profiler.stop_trace()
 
     def _leave(self) -> None:

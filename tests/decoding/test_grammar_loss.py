@@ -9,7 +9,7 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding.grammar import Grammar, allowed_along
 from rlhf_jax.decoding.grammar_loss import FREE_ITEM, FREE_WORD, GrammarTargets, grammar_nll
 from rlhf_jax.equations.logprobs import token_logprobs
-from rlhf_jax.recipes.sequences import Text, TextBatches, target_kinds
+from rlhf_jax.stages.texts import Text, TextBatches, target_kinds
 
 MAX_ITEMS = 3
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.runtime.fingerprint import fingerprint
+from fingerprint import fingerprint
+from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.metric_names import check, qualified
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.report import read_results
 from rlhf_jax.runtime.stage import stage_arrays
 
 STAGES = ("sft", "reward_model", "ppo")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.runtime.report import read_results
+from rlhf_jax.reporting.run_report import read_results
 
 TITLES = [
     f"{colour} {thing}" for colour in ("Red", "Blue", "Green", "Silver") for thing in ("Harbour", "Comet", "Song")

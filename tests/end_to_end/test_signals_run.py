@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rlhf_jax.runtime.report import read_results
+from rlhf_jax.reporting.run_report import read_results
 
 
 def start(repository: Path, cache: Path, *arguments: str) -> tuple[int, str]:

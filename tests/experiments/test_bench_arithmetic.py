@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+
 from benchmark import ceilings, interleaving, memory, networks, report
 from benchmark.interleaving import Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, PHASES, Workload
-
 from rlhf_jax.models import gpt2
 
 SMALL = Workload("small", n_layer=2, n_embd=32, n_head=2, vocab_size=2048, batch=4, prompt=6, response=3, epochs=2)

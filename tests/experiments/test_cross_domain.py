@@ -6,14 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cross_domain
 import pytest
 
-from rlhf_jax.recipes import transfer
-from rlhf_jax.recipes.foundation import stored_config
-from rlhf_jax.recipes.transfer import Model
-from rlhf_jax.runtime.report import read_results
-from rlhf_jax.runtime.run import RunError, open_run
+import cross_domain
+from rlhf_jax.reporting.run_report import read_results
+from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.run import open_run
+from studies.foundation import stored_config
+from studies.transfer import measure as transfer
+from studies.transfer.measure import Model
 
 
 def start(repository: Path, cache: Path, *arguments: str) -> tuple[int, str]:

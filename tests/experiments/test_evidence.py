@@ -4,11 +4,11 @@ import dataclasses
 import importlib
 from pathlib import Path
 
-import evidence
 import pytest
-from evidence import PLANS, Config, Study
 
-from rlhf_jax.runtime.run import RunError
+import evidence
+from evidence import PLANS, Config, Study
+from rlhf_jax.runtime.files import RunError
 
 OPTIONS = """
 import argparse, pathlib

@@ -3,21 +3,22 @@
 import json
 from pathlib import Path
 
-import gather_seeds
 import numpy as np
 import pytest
 
+import gather_seeds
+from rlhf_jax.assessment import assess, comparison
+from rlhf_jax.assessment.assess import Assessment
+from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.evaluation.ranking import rank_rows
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.evaluation.text import GeneratedTurn
-from rlhf_jax.recipes import assessment, comparison
-from rlhf_jax.recipes.assessment import Assessment
-from rlhf_jax.recipes.corpus import DataConfig, read_corpus
-from rlhf_jax.runtime.report import read_results, write_results
-from rlhf_jax.runtime.run import RunError, write_json
+from rlhf_jax.reporting.run_report import read_results, write_results
+from rlhf_jax.runtime.files import RunError, write_json
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
+from rlhf_jax.stages.setup import DataConfig
 
 TITLES = ("Emma", "Persuasion", "Dracula", "Ulysses")
 
@@ -63,7 +64,7 @@ def write_run(folder: Path, data: DataConfig, *, seed: int, split: str) -> Path:
     systems = {name: {seed: Assessment(ranked.pop(name), turns, {})} for name in ("sft", "ppo")}
     (folder / "assessments").mkdir(parents=True)
     for name, measured in systems.items():
-        assessment.save(folder / "assessments" / f"{name}.npz", measured[seed])
+        assess.save(folder / "assessments" / f"{name}.npz", measured[seed])
     write_json(folder / "config.json", {"config": {"seed": seed, "data": data, "assess": {"test_dialogues": None}}})
     write_results(folder, comparison.results(systems, ranked, split=split))
     return folder

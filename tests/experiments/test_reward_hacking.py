@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import reward_hacking
 
-from rlhf_jax.recipes.failure_signatures import SIGNATURES
-from rlhf_jax.recipes.path_probe import PathConfig
+import reward_hacking
+from rlhf_jax.evaluation.signatures import SIGNATURES
+from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime import metric_names
+from rlhf_jax.runtime.files import RunError, read_json
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.report import read_results
-from rlhf_jax.runtime.run import RunError, read_json
+from studies.hacking.path_probe import PathConfig
 
 SCRIPT = Path(reward_hacking.__file__).resolve()
 STAGE = "ppo-kl0_05-length"

@@ -8,17 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ablate_reward
 import numpy as np
 import pytest
-import sweep_window
 
+import ablate_reward
+import sweep_window
+from rlhf_jax.assessment.best_of_n import kl_bound
+from rlhf_jax.assessment.sampled import load
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.recipes.best_of_n import kl_bound
-from rlhf_jax.recipes.sampled_answers import load
+from rlhf_jax.reporting.run_report import read_results
+from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.report import read_results
-from rlhf_jax.runtime.run import RunError
 
 
 @pytest.fixture(scope="module")

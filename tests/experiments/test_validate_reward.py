@@ -6,16 +6,18 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
-import validate_reward
 
-from rlhf_jax.recipes import judging, reward, reward_study
-from rlhf_jax.recipes.corpus import Windows
-from rlhf_jax.recipes.foundation import lay
-from rlhf_jax.recipes.reward_cases import MetUsers, ScoredTurns
-from rlhf_jax.recipes.study_presets import foundation_folder, study_setting
-from rlhf_jax.runtime.evidence_report import verdict_lines
-from rlhf_jax.runtime.report import read_results
-from rlhf_jax.runtime.run import RunError, read_json
+import validate_reward
+from rlhf_jax.assessment import satisfaction
+from rlhf_jax.reporting.run_report import read_results
+from rlhf_jax.runtime.files import RunError, read_json
+from rlhf_jax.stages import reward
+from rlhf_jax.stages.contexts import Windows
+from studies.evidence_page import verdict_lines
+from studies.foundation import lay
+from studies.reward import measure as reward_study
+from studies.reward.cases import MetUsers, ScoredTurns
+from studies.settings import foundation_folder, study_setting
 
 
 def options(folder: Path, *more: str) -> validate_reward.Config:
@@ -65,11 +67,9 @@ def test_cases_are_those_of_the_foundation(world: Path) -> None:
     training, held_out = reward_study.labelled(foundation, "shift")
     for split, limit in ((training, 30), (training, None), (held_out, 10)):
         # The turns `reward.train` draws are the turns the study takes for R_φ's.
-        taken = reward._turns(
-            foundation.prepared, split.dialogues, split.table, foundation.config.data, limit, foundation.seed
-        )
-        windows = Windows(foundation.prepared.vocab, split.dialogues, foundation.config.data)
-        rows = reward.drawn_rows(split.table, windows, limit, foundation.seed)
+        taken = reward._turns(foundation.setup, split.dialogues, split.table, limit)
+        windows = Windows(foundation.setup.vocab, split.dialogues, foundation.setup.data)
+        rows = reward.drawn_rows(split.table, windows, limit, foundation.setup.seed)
         assert split.table.dialogue_ids[rows].tolist() == taken.dialogues
         np.testing.assert_array_equal(split.table.z[rows].astype(np.float32), taken.labels)
     folder = world / "study" / "seed-0" / "cases"
@@ -78,7 +78,7 @@ def test_cases_are_those_of_the_foundation(world: Path) -> None:
     assert whole.dialogues.tolist() == half.dialogues.tolist() and np.abs(whole.predicted - half.predicted).max() > 0
     # Where it stands in the batch, and what is scored beside it, is nothing to a turn.
     places = held_out.places(held_out.rows)
-    alone = reward_study.score_turns(foundation, foundation.reward_model("shift"), held_out.dialogues, places[3:5])
+    alone = reward_study.score_turns(foundation, foundation.proxy("shift").model, held_out.dialogues, places[3:5])
     np.testing.assert_allclose(alone, whole.predicted[3:5], atol=1e-4)
     truth, users = ScoredTurns.load(folder / "truth-shift.npz"), MetUsers.load(folder / "users-shift.npz")
     assert ((truth.truth >= 0) & (truth.truth <= 1)).all() and set(truth.part) == {"suggests", "no item"}
@@ -110,7 +110,7 @@ def test_debug_on_real_dialogues(data_dir: Path, tmp_path: Path, monkeypatch: py
         "fitting": {"dialogues": 8, "turns": 80},
         "held_out": {"dialogues": 2, "turns": 20},
         "penalties": {"judge": {"chosen": 10.0}},
-        "spearman": {name: {"value": 0.2, "interval": [0.1, 0.3], "n": 20} for name in judging.READERS},
+        "spearman": {name: {"value": 0.2, "interval": [0.1, 0.3], "n": 20} for name in satisfaction.READERS},
         "length": {
             name: {"value": 0.0, "interval": [-0.1, 0.1], "n": 20}
             for name in ("score and words of the reply", "satisfaction and words of the reply")
@@ -118,7 +118,7 @@ def test_debug_on_real_dialogues(data_dir: Path, tmp_path: Path, monkeypatch: py
         "score": {"min": 2.5, "mean": 3.0, "max": 3.5, "std": 0.2},
         "satisfaction": {"min": 1.0, "mean": 3.0, "max": 5.0, "std": 0.5},
     }
-    monkeypatch.setattr(judging, "uss_judge", lambda *_: (None, judged))
+    monkeypatch.setattr(satisfaction, "uss_judge", lambda *_: (None, judged))
     report = validate_reward.main(options(tmp_path, "--setting", "redial", "--data-dir", str(data_dir)))
     found = {(one.protocol, one.name): one for one in read_results(tmp_path / "study")}
     # Of the first sixty dialogues USS scored twelve, each of a part that has its own protocol.

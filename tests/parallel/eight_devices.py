@@ -17,9 +17,9 @@ import numpy as np
 from small_learners import DEEP, HEAD_WIDTH, LEARNERS, PROMPT, RESPONSE, largest_difference
 
 from rlhf_jax.parallel import rules
-from rlhf_jax.parallel.collectives import collectives, table
 from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
+from scale.collectives import collectives, table
 
 MESHES = {"8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2), "1x1x8": (1, 1, 8)}
 STEPS = 2

@@ -20,12 +20,12 @@ import jax
 import numpy as np
 from small_learners import LEARNERS, ROWS
 
+from fingerprint import fingerprint
 from rlhf_jax.parallel import processes
 from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
 from rlhf_jax.parallel.partition import Partition
 from rlhf_jax.parallel.processes import ProcessConfig
 from rlhf_jax.runtime.checkpoint import Checkpoints
-from rlhf_jax.runtime.fingerprint import fingerprint
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.runtime.stage import run_stage
 

@@ -10,17 +10,18 @@ import numpy as np
 
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import PromptBatch
+from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo, reward_model, sft
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.reward_model import RewardBatch
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import Layout
-from rlhf_jax.recipes import supervised
-from rlhf_jax.recipes.agent import Agent, make_agent, on_mesh, policy_params, reward_params
-from rlhf_jax.recipes.sequences import Text, TextBatches
-from rlhf_jax.recipes.supervised import ItemKnowledge, SupervisedConfig
-from rlhf_jax.runtime.keys import stream_key
+from rlhf_jax.stages import supervised
+from rlhf_jax.stages.agent import Agent, make_agent, on_mesh, policy_params, reward_params
+from rlhf_jax.stages.items import ItemKnowledge
+from rlhf_jax.stages.supervised import SupervisedConfig
+from rlhf_jax.stages.texts import Text, TextBatches
 
 ROWS, PROMPT, RESPONSE, BUCKET = 16, 6, 5, 16
 WIDTH, HEADS = 32, 8

@@ -13,9 +13,9 @@ import jax
 import pytest
 from small_learners import HEADS, LEARNERS, PROMPT, RESPONSE, ROWS, WIDTH
 
+from fingerprint import fingerprint
 from rlhf_jax.parallel.partition import ONE_DEVICE
 from rlhf_jax.runtime.checkpoint import Checkpoints
-from rlhf_jax.runtime.fingerprint import fingerprint
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.stage import stage_arrays
 

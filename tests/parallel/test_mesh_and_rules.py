@@ -12,14 +12,14 @@ from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel import processes, rules
-from rlhf_jax.parallel.collectives import Collective, collectives, table
 from rlhf_jax.parallel.mesh import AXES, MeshConfig, check_sizes, make_mesh
 from rlhf_jax.parallel.partition import ONE_DEVICE, Partition
 from rlhf_jax.parallel.processes import ProcessConfig
-from rlhf_jax.recipes.alignment import AlignmentConfig
-from rlhf_jax.recipes.reward import RewardConfig
-from rlhf_jax.recipes.scaling import lay_out
-from rlhf_jax.recipes.supervised import SupervisedConfig
+from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.launch import lay_out
+from rlhf_jax.stages.reward import RewardConfig
+from rlhf_jax.stages.supervised import SupervisedConfig
+from scale.collectives import Collective, collectives, table
 
 MEDIUM = gpt2.GPT2Config(vocab_size=57_344, n_embd=1024, n_layer=24, n_head=16)
 

@@ -18,10 +18,11 @@ from rlhf_jax.interfaces import Corpus, Dialogue, Item, Message
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models import gpt2
-from rlhf_jax.recipes import alignment
-from rlhf_jax.recipes.agent import make_agent, reward_params
-from rlhf_jax.recipes.corpus import DataConfig, Prepared
 from rlhf_jax.runtime.run import open_run
+from rlhf_jax.stages import alignment
+from rlhf_jax.stages.agent import make_agent, reward_params
+from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.setup import DataConfig, Setup
 
 B, P, T, D, L, H = 8, 24, 8, 128, 2, 4
 CONFIG = PPOConfig(epochs=2, minibatches=2, old_logprobs="recompute")
@@ -116,14 +117,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         try:
             alignment.align(
                 run,
-                Prepared(corpus(), vocab, network, None, None),
-                agent,
+                Setup(DataConfig(context_tokens=P, response_tokens=T), corpus(), vocab, agent, seed=0),
                 trunk,
-                reward_params(trunk, D, jax.random.key(1)),
+                Proxy(reward_params(trunk, D, jax.random.key(1)), CONFIG.component_weights),
                 alignment.AlignmentConfig(updates=UPDATES, batch_size=B, save_every=1),
                 CONFIG,
-                DataConfig(context_tokens=P, response_tokens=T),
-                seed=0,
             )
         finally:
             jax.monitoring.unregister_event_duration_listener(compiled)

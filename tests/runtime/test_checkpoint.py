@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rlhf_jax.runtime.checkpoint import Checkpoints
-from rlhf_jax.runtime.run import RunError
+from rlhf_jax.runtime.files import RunError
 
 
 def make_state(value: float) -> dict[str, Any]:

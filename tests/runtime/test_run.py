@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.runtime import environment, run
+from rlhf_jax.runtime import environment, files, run
 
 
 class Kind(enum.Enum):
@@ -69,7 +69,7 @@ def test_another_configuration_is_refused_by_field_and_nothing_changes(tmp_path:
     (tmp_path / "vocabulary").mkdir()
     before = contents(tmp_path)
     with pytest.raises(
-        run.RunError, match=r"another configuration: seed was 0, now 1; data\.folder was 'a/b', now 'c'"
+        files.RunError, match=r"another configuration: seed was 0, now 1; data\.folder was 'a/b', now 'c'"
     ):
         run.open_run(tmp_path, Config(seed=1, data=Data(folder=Path("c"))))
     assert contents(tmp_path) == before
@@ -100,27 +100,27 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
     with run.open_run(tmp_path, Config()) as directory:
         directory.record(data={"train.jsonl": "abc"})
         directory.record(data={"train.jsonl": "abc"})
-        with pytest.raises(run.RunError, match=r"data\.train\.jsonl was 'abc', now 'xyz'"):
+        with pytest.raises(files.RunError, match=r"data\.train\.jsonl was 'abc', now 'xyz'"):
             directory.record(data={"train.jsonl": "xyz"})
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(run.RunError, match=r"not empty and holds no config\.json"):
+    with pytest.raises(files.RunError, match=r"not empty and holds no config\.json"):
         run.open_run(tmp_path, Config())
     assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(run.RunError, match="is a file"):
+    with pytest.raises(files.RunError, match="is a file"):
         run.open_run(tmp_path / "file", Config())
-    with pytest.raises(run.RunError, match="a file of that name is in the way"):
+    with pytest.raises(files.RunError, match="a file of that name is in the way"):
         run.open_run(tmp_path / "file" / "run", Config())
 
 
 def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
-    with run.open_run(tmp_path, Config()), pytest.raises(run.RunError, match="another process is working in"):
+    with run.open_run(tmp_path, Config()), pytest.raises(files.RunError, match="another process is working in"):
         run.open_run(tmp_path, Config())
     run.open_run(tmp_path, Config()).close()
 
@@ -129,7 +129,7 @@ def test_unreadable_description_is_an_error(tmp_path: Path) -> None:
     run.open_run(tmp_path, Config()).close()
     (tmp_path / "vocabulary").mkdir()
     (tmp_path / "config.json").write_text('{"config": ')
-    with pytest.raises(run.RunError, match=r"config\.json is not readable JSON"):
+    with pytest.raises(files.RunError, match=r"config\.json is not readable JSON"):
         run.open_run(tmp_path, Config())
 
 
@@ -142,20 +142,20 @@ def failing(number: int) -> Callable[..., None]:
 
 def test_missing_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", failing(errno.EACCES))
-    with pytest.raises(run.RunError, match="no permission to write .*choose another run directory"):
+    with pytest.raises(files.RunError, match="no permission to write .*choose another run directory"):
         run.open_run(tmp_path / "run", Config())
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write_json(tmp_path / "results.json", {"hits": 1})
+    files.write_json(tmp_path / "results.json", {"hits": 1})
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
-    with pytest.raises(run.RunError, match=r"disk full while writing .*results\.json .*MiB free.*same command again"):
-        run.write_json(tmp_path / "results.json", {"hits": 2})
+    with pytest.raises(files.RunError, match=r"disk full while writing .*results\.json .*MiB free.*same command again"):
+        files.write_json(tmp_path / "results.json", {"hits": 2})
     assert contents(tmp_path) == {"results.json": b'{\n  "hits": 1\n}\n'}
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:
-    assert run.as_json({"a": float("nan"), "b": [np.inf, np.float32(1)], "c": {3, 1}}) == {
+    assert files.as_json({"a": float("nan"), "b": [np.inf, np.float32(1)], "c": {3, 1}}) == {
         "a": None,
         "b": [None, 1.0],
         "c": [1, 3],
@@ -164,7 +164,7 @@ def test_numbers_that_are_not_finite_become_null() -> None:
 
 def test_what_json_cannot_hold_is_named() -> None:
     with pytest.raises(ValueError, match=r"config\.inner\.what = <object .* of type object"):
-        run.as_json({"inner": {"what": object()}})
+        files.as_json({"inner": {"what": object()}})
 
 
 def test_compilation_cache_goes_where_it_is_told(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.runtime import run
+from rlhf_jax.runtime import files, run
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.stage import Best, NonFiniteError, run_stage, stage_state
 
@@ -178,7 +178,7 @@ def test_bad_arguments_are_named(directory: run.RunDirectory, changed: dict[str,
 
 def test_a_stage_that_is_not_there_is_named(directory: run.RunDirectory) -> None:
     run_stage(directory, "sft", start(), add_one, 1, **QUIET)
-    with pytest.raises(run.RunError, match="no checkpoint of stage 'ppo'; there are sft"):
+    with pytest.raises(files.RunError, match="no checkpoint of stage 'ppo'; there are sft"):
         stage_state(directory.path, "ppo", start())
 
 

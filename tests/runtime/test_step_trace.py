@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.profiler import ProfileData
 
-from rlhf_jax.runtime import run
+from rlhf_jax.runtime import files, run
 from rlhf_jax.runtime.stage import run_stage
 
 
@@ -103,5 +103,5 @@ def test_a_run_may_be_continued_with_and_without_it(tmp_path: Path) -> None:
 
 
 def test_a_trace_that_runs_already_is_named(tmp_path: Path) -> None:
-    with jax.profiler.trace(tmp_path / "own"), pytest.raises(run.RunError, match="--profile cannot start a trace"):
+    with jax.profiler.trace(tmp_path / "own"), pytest.raises(files.RunError, match="--profile cannot start a trace"):
         train(tmp_path / "run", 7)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_jax.runtime import metrics, run
+from rlhf_jax.runtime import files, metrics, run
 
 
 class FakeWandB:
@@ -50,6 +50,6 @@ def test_wandb_without_its_extra_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
         run.open_run(tmp_path / "run", {}, trackers=("wandb",)) as directory,
-        pytest.raises(run.RunError, match=r"pip install 'rlhf-jax\[tracking\]'"),
+        pytest.raises(files.RunError, match=r"pip install 'rlhf-jax\[tracking\]'"),
     ):
         metrics.MetricsLog(directory, "sft", 0)

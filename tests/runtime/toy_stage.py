@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax.runtime import keys, run, signals, stage
+from rlhf_jax import keys
+from rlhf_jax.runtime import files, run, signals, stage
 
 N_STEPS = 12
 DATA = np.random.default_rng(0).normal(size=(N_STEPS * 8, 5)).astype(np.float32)
@@ -70,7 +71,7 @@ def main(path: str, pause: float = 0.0, signal_number: int = 0, signal_step: int
             )
         result = {"weights": state["weights"], "key": jax.random.key_data(state["key"])}
         result["mu"] = state["optimizer"][0].mu
-        run.write_json(directory.path / "results.json", {k: np.asarray(v).tobytes().hex() for k, v in result.items()})
+        files.write_json(directory.path / "results.json", {k: np.asarray(v).tobytes().hex() for k, v in result.items()})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""`reward_hacking.py`: proxy against truth along the KL path."""

@@ -1,0 +1,1 @@
+"""`validate_reward.py`: the reward model against held-out labels, satisfaction and true utility."""

@@ -1,0 +1,1 @@
+"""`cross_domain.py`: trained in one domain, tested in both."""

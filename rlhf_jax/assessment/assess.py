@@ -1,0 +1,243 @@
+"""Stage 4: what a policy is worth: ranking, text, and in the simulated world the truth.
+
+Everything measured is stored case by case (`assessments/SYSTEM.npz`), so that systems and seeds can be compared
+pair by pair later, and an interrupted run does not measure twice.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.assessment.users import Responder, meet_users, response_message
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.data.windows import RankingRow, ranking_rows, response_parts
+from rlhf_jax.evaluation import ranking, user_centric
+from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
+from rlhf_jax.evaluation.text import GeneratedTurn, is_grammatical, words_of
+from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch
+from rlhf_jax.runtime.progress import Progress
+from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.stages.agent import Agent
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.setup import Setup
+
+History = Sequence[Message]
+
+
+@dataclasses.dataclass(frozen=True)
+class AssessmentConfig:
+    """Stage 4: the size of the evaluation on the test split."""
+
+    test_dialogues: int | None = None
+    """Test dialogues that are ranked; None is all."""
+    text_turns: int = 500
+    """Test turns that are answered for the text metrics."""
+    batch_size: int = 64
+    """Contexts of one forward pass."""
+    users: int = 300
+    """Users of the simulated world met in closed loop, none of whom the policy was trained on."""
+    user_turns: int = 4
+    """System turns a user has patience for."""
+    conversations: int = 6
+    """Test contexts shown in the report with the systems' replies."""
+
+    def __post_init__(self) -> None:
+        for name in ("test_dialogues", "text_turns", "batch_size", "users", "user_turns", "conversations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--assess.{name.replace('_', '-')} must be at least 1: got {value}")
+
+
+class Assessment(NamedTuple):
+    """One system's measurements, case by case."""
+
+    ranking: RankingOutcome
+    turns: list[GeneratedTurn]
+    """Greedy answers to test contexts; empty for a baseline."""
+    users: dict[str, dict[str, np.ndarray]]
+    """Decoding (`sampled`, `greedy`) to closed-loop metric to one value per user; empty for real data."""
+
+
+def assess(
+    run: RunDirectory,
+    system: str,
+    setup: Setup,
+    params: Params,
+    config: AssessmentConfig,
+    proxy: Proxy,
+) -> Assessment:
+    """Measures a policy on the test split, and on users where there is a world; once per run and system.
+
+    Args:
+      proxy: tells the proxy score beside the truth.
+    """
+    folder = run.path / "assessments"
+    folder.mkdir(exist_ok=True)
+    rows = test_rows(setup, config)
+    stored = folder / f"{system}.npz"
+    if stored.exists():
+        return load(stored, rows)
+    scores = item_score_chunks(setup, params, rows, config, name=f"{system}: ranking")
+    outcome = ranking.rank_rows(rows, scores, setup.vocab.item_ids)
+    turns = answer(setup, params, config, name=f"{system}: answers")
+    users: dict[str, dict[str, np.ndarray]] = {}
+    if setup.world_seed is not None:
+        for decoding in ("sampled", "greedy"):
+            responder = Responder(setup, params, greedy=decoding == "greedy", proxy=proxy)
+            users[decoding] = meet_users(responder, setup, n_users=config.users, n_turns=config.user_turns)
+    assessment = Assessment(outcome, turns, users)
+    save(stored, assessment)
+    return assessment
+
+
+class Systems(NamedTuple):
+    """Policies by name, in the order to show, and what each is worth."""
+
+    policies: Mapping[str, Params]
+    cases: Mapping[str, Assessment]
+
+
+def assess_all(
+    run: RunDirectory, setup: Setup, policies: Mapping[str, Params], config: AssessmentConfig, proxy: Proxy
+) -> Systems:
+    """`assess` of every policy."""
+    return Systems(
+        policies, {name: assess(run, name, setup, params, config, proxy) for name, params in policies.items()}
+    )
+
+
+def test_rows(setup: Setup, config: AssessmentConfig) -> list[RankingRow]:
+    """Rows of the ranking protocols on the test split."""
+    return list(ranking_rows(setup.corpus.test[: config.test_dialogues]))
+
+
+def item_score_chunks(
+    setup: Setup, params: Params, rows: Sequence[RankingRow], config: AssessmentConfig, *, name: str
+) -> Iterator[np.ndarray]:
+    """Scores of all items for every row, from the context alone."""
+    windows = Windows(setup.vocab, setup.corpus.test, setup.data)
+    number = {dialogue.dialogue_id: index for index, dialogue in enumerate(setup.corpus.test)}
+    tokens, mask = windows.prompts([(number[row.dialogue.dialogue_id], row.message_index) for row in rows])
+    compiled = setup.agent.compiled("score_items", lambda: jax.jit(setup.agent.score_items))
+    with Progress(name, 0, len(rows)) as progress:
+        for start in range(0, len(rows), config.batch_size):
+            chosen = np.arange(start, start + config.batch_size) % len(rows)
+            prompts = PromptBatch(tokens=jnp.asarray(tokens[chosen]), mask=jnp.asarray(mask[chosen]))
+            end = min(start + config.batch_size, len(rows))
+            yield np.asarray(compiled(params, prompts))[: end - start]
+            progress.show(end, {})
+
+
+def text_turns(windows: Windows, limit: int) -> list[tuple[int, int]]:
+    """Evenly spread recommender turns of the test split."""
+    turns = windows.turns()
+    if len(turns) <= limit:
+        return turns
+    return [turns[index] for index in np.linspace(0, len(turns) - 1, limit).astype(int)]
+
+
+def answer(setup: Setup, params: Params, config: AssessmentConfig, *, name: str) -> list[GeneratedTurn]:
+    """Greedy answers to test contexts, beside what the human said there."""
+    windows = Windows(setup.vocab, setup.corpus.test[: config.test_dialogues], setup.data)
+    turns = text_turns(windows, config.text_turns)
+    responses = greedy_responses(setup.agent, params, windows, turns, config.batch_size, name=name)
+    return [
+        generated_turn(setup.vocab, setup.agent, windows.dialogues[dialogue], index, response)
+        for (dialogue, index), response in zip(turns, responses, strict=True)
+    ]
+
+
+def generated_turn(
+    vocab: Vocabulary, agent: Agent, dialogue: Dialogue, index: int, response: Sequence[int]
+) -> GeneratedTurn:
+    """A response (padding removed) in the place of a dialogue's message, beside what the human said there."""
+    ids = vocab.grammar
+    return GeneratedTurn(
+        dialogue=dialogue.dialogue_id,
+        text=words_of(response_message(vocab, response)),
+        reference=words_of(dialogue.messages[index]),
+        n_tokens=len(response),
+        n_items=len(response_parts(vocab, response).items),
+        grammatical=is_grammatical(
+            response,
+            n_words=ids.n_words,
+            eos=ids.eos,
+            rec=ids.rec,
+            say=ids.say,
+            first_item=ids.first_item,
+            n_items=ids.n_items,
+            max_items=agent.grammar.max_items,
+        ),
+    )
+
+
+def greedy_responses(
+    agent: Agent,
+    params: Params,
+    windows: Windows,
+    turns: Sequence[tuple[int, int]],
+    batch_size: int,
+    *,
+    name: str,
+) -> list[list[int]]:
+    """The likeliest response to every context, padding removed."""
+    tokens, mask = windows.prompts(turns)
+    compiled = agent.compiled(
+        "greedy", lambda: jax.jit(lambda params, prompts, key: agent.greedy(params, prompts, key, None))
+    )
+    responses: list[list[int]] = []
+    with Progress(name, 0, len(turns)) as progress:
+        for start in range(0, len(turns), batch_size):
+            chosen = np.arange(start, start + batch_size) % len(turns)
+            prompts = PromptBatch(tokens=jnp.asarray(tokens[chosen]), mask=jnp.asarray(mask[chosen]))
+            rollout = compiled(params, prompts, jax.random.key(0))
+            for row, keep in zip(np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask), strict=True):
+                responses.append(row[keep].tolist())
+            progress.show(min(start + batch_size, len(turns)), {})
+    return responses[: len(turns)]
+
+
+def save(path: Path, assessment: Assessment) -> None:
+    """Writes the cases as arrays; whole or not at all."""
+    arrays: dict[str, Any] = {}
+    for protocol, table in assessment.ranking.tables.items():
+        arrays[f"ranks/{protocol}"], arrays[f"rows/{protocol}"] = table.ranks, table.rows
+        arrays[f"dialogues/{protocol}"] = np.array(table.dialogues, np.str_)
+    arrays["top/whole"] = np.array(json.dumps(assessment.ranking.top.whole))
+    arrays["top/filtered"] = np.array(json.dumps(assessment.ranking.top.filtered))
+    arrays["turns"] = np.array(json.dumps([list(turn) for turn in assessment.turns]))
+    for decoding, values in assessment.users.items():
+        arrays |= {f"users/{decoding}/{metric}": value for metric, value in values.items()}
+    partial = path.with_name(f"{path.stem}.partial.npz")
+    np.savez(partial, **arrays)
+    partial.rename(path)
+
+
+def load(path: Path, rows: Sequence[RankingRow] = ()) -> Assessment:
+    """Reads what `save` wrote; `rows`, the same test rows, are needed for the user-centric metrics only."""
+    with np.load(path) as arrays:
+        names = list(arrays)
+        tables = {}
+        for name in names:
+            kind, _, protocol = name.partition("/")
+            if kind == "ranks":
+                dialogues = tuple(map(str, arrays[f"dialogues/{protocol}"]))
+                tables[protocol] = RankTable(protocol, arrays[name], arrays[f"rows/{protocol}"], dialogues)
+        whole, filtered = (
+            tuple(tuple(items) for items in json.loads(str(arrays[f"top/{kind}"]))) for kind in ("whole", "filtered")
+        )
+        turns = [GeneratedTurn(*fields) for fields in json.loads(str(arrays["turns"]))]
+        users: dict[str, dict[str, np.ndarray]] = {}
+        for name in names:
+            if name.startswith("users/"):
+                _, decoding, metric = name.split("/", 2)
+                users.setdefault(decoding, {})[metric] = arrays[name]
+    top = user_centric.TopOne(tuple(rows), whole, filtered)
+    return Assessment(RankingOutcome(tables, top), turns, users)

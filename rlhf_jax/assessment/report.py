@@ -1,0 +1,57 @@
+"""The last line of the box: what was measured becomes `results.json`, `samples.json`, `report.md` and a table to look at."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.assessment import comparison, users
+from rlhf_jax.assessment.assess import AssessmentConfig, Systems
+from rlhf_jax.evaluation.results import Result
+from rlhf_jax.reporting.run_report import write_report, write_results, write_samples
+from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.stages import reward
+from rlhf_jax.stages.setup import Setup
+
+
+def main_report(
+    run: RunDirectory,
+    setup: Setup,
+    systems: Systems,
+    config: AssessmentConfig,
+    gate: Mapping[str, Any],
+    *,
+    by_naming: bool = False,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Writes and prints everything a run ends with; returns the report's path.
+
+    Args:
+      systems: the policies, from the reference to the last, and what they were measured to be worth.
+      gate: what `reward.train` said of the reward model.
+      by_naming: also ranks apart the items whose title or people the context names in plain words.
+      notes: for the reader, below those about the data.
+    """
+    name, seed = setup.data.corpus_name, setup.seed
+    split = f"{name}/test"
+    baselines = comparison.baseline_assessments(setup, config)
+    cases = {system: {seed: measured} for system, measured in systems.cases.items()}
+    found = comparison.results(cases, baselines, split=split)
+    if by_naming:
+        ranked = {system: {seed: measured.ranking} for system, measured in systems.cases.items()}
+        rows = comparison.test_rows(setup, config)
+        found += comparison.by_naming(ranked, baselines, rows, setup.corpus.items, split=split)
+    if setup.world_seed is not None:
+        found += _yardsticks(setup, config, split)
+    write_results(run.path, found + reward.results(gate, split=f"{name}/validation", seed=seed))
+    write_samples(run.path, comparison.conversations(setup, config, systems.policies))
+    report = write_report(run.path, title=f"IUF-RLHF on {name}, seed {seed}", notes=[*comparison.notes(setup), *notes])
+    print(comparison.summary_table(found))
+    print(f"report: {report}")
+    return report
+
+
+def _yardsticks(setup: Setup, config: AssessmentConfig, split: str) -> list[Result]:
+    """What the world's own recommenders are worth to the same users."""
+    assert setup.world_seed is not None
+    measured = users.yardsticks(setup.data.world, setup.world_seed, n_users=config.users, n_turns=config.user_turns)
+    return comparison.yardstick_results({setup.seed: measured}, split=split)

@@ -1,0 +1,186 @@
+"""A policy in conversation with the users of the simulated world, who know what its turns were worth."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.data.batching import pad_left
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.data.windows import prompt_tokens, response_parts
+from rlhf_jax.equations.kl import kl_k1, kl_k3
+from rlhf_jax.equations.masked import zero_padding
+from rlhf_jax.interfaces import Message, Params, PromptBatch, Rollout
+from rlhf_jax.simulators.conversation import ClosedLoopResult, evaluate_closed_loop, evaluate_recommender
+from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.simulators.world_recommenders import (
+    logged_recommender,
+    oracle_recommender,
+    popularity_recommender,
+    random_recommender,
+)
+from rlhf_jax.stages.agent import Agent
+from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.setup import Setup
+
+History = Sequence[Message]
+
+
+class Responder:
+    """The policy as one side of many conversations; remembers what the reward model thought of its turns."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        params: Params,
+        *,
+        greedy: bool,
+        proxy: Proxy | None = None,
+        reference: Params | None = None,
+    ) -> None:
+        if greedy and reference is not None:
+            raise ValueError("the KL to a reference is that of sampled replies; these are greedy")
+        self._vocab, self._data = setup.vocab, setup.data
+        self._params, self._reference = params, reference
+        self._reward_model, weights = (None, ()) if proxy is None else proxy
+        self._key, self._calls = jax.random.key(setup.seed), 0
+        self._measured: dict[int, list[dict[str, float]]] = {}
+        self._turn = setup.agent.compiled(
+            ("turn", greedy, tuple(weights)), lambda: _compiled_turn(setup.agent, greedy, tuple(weights))
+        )
+
+    def __call__(self, histories: Sequence[History]) -> list[Message]:
+        """The next message of every conversation."""
+        sequences = [
+            prompt_tokens(self._vocab, history, window=self._data.window, context_tokens=self._data.context_tokens)
+            for history in histories
+        ]
+        # Padded to a power of two, so that a shrinking crowd does not compile a program per size.
+        size = max(8, 1 << (len(sequences) - 1).bit_length())
+        padding = sequences[:1] * (size - len(sequences))
+        tokens, mask = pad_left(sequences + padding, self._data.context_tokens, self._vocab.pad)
+        prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
+        key = jax.random.fold_in(self._key, self._calls)
+        self._calls += 1
+        responses, measured = self._turn(self._params, self._reward_model, self._reference, prompts, key)
+        columns = {name: np.asarray(values) for name, values in measured.items()}
+        for row, history in enumerate(histories if columns else ()):
+            # A conversation is known by its first message, the same object throughout.
+            turns = self._measured.setdefault(id(history[0]), [])
+            turns.append({name: float(values[row]) for name, values in columns.items()})
+        rows = np.asarray(responses)[: len(histories)]
+        return [response_message(self._vocab, row.tolist()) for row in rows]
+
+    @property
+    def measured(self) -> dict[str, np.ndarray]:
+        """Means over the turns of each conversation, in order of their first turns.
+
+        `proxy_score` (the weighted score) with R_φ; with a reference also `kl_k1` and `kl_k3` (nats per reply) and
+        `reply_tokens` (the reply's sampled tokens, <eos> included).
+        """
+        conversations = list(self._measured.values())
+        names = conversations[0][0] if conversations else ()
+        return {name: np.array([np.mean([turn[name] for turn in turns]) for turns in conversations]) for name in names}
+
+
+def _compiled_turn(agent: Agent, greedy: bool, weights: tuple[float, ...]) -> Any:
+    """One program for all responders of a kind: every evaluation has a responder of its own."""
+    alpha = jnp.asarray(weights, jnp.float32)
+
+    def turn(
+        params: Params, reward_model: Params | None, reference: Params | None, prompts: PromptBatch, key: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        rollout = agent.greedy(params, prompts, key, None) if greedy else agent.sample(params, prompts, key)
+        measured = {} if reward_model is None else {"proxy_score": agent.score(reward_model, rollout) @ alpha}
+        if reference is not None:
+            measured |= distance(agent, reference, rollout)
+        return rollout.response_tokens, measured
+
+    return jax.jit(turn)
+
+
+def distance(agent: Agent, reference: Params, rollout: Rollout) -> dict[str, Any]:
+    """How far sampled replies lie from a reference policy, one number per reply [B]; to be called inside jit.
+
+        k1 = Σ_t d_t,   k3 = Σ_t (e^{−d_t} − 1 + d_t),   d_t = log π(a_t) − log π_ref(a_t), both tempered and masked
+
+    The mean of either estimates the KL of the reply in nats; k3 is never negative. Source: `equations.kl`.
+    `reply_tokens` counts sampled tokens, <eos> included.
+    """
+    logprobs = zero_padding(rollout.logprobs, rollout.response_mask)
+    judged = agent.policy(reference, rollout).logprobs
+    return {
+        "kl_k1": jnp.sum(kl_k1(logprobs, judged), axis=1),
+        "kl_k3": jnp.sum(kl_k3(logprobs, judged), axis=1),
+        "reply_tokens": jnp.sum(rollout.response_mask, axis=1).astype(jnp.float32),
+    }
+
+
+def meet_users(responder: Responder, setup: Setup, *, n_users: int, n_turns: int) -> dict[str, np.ndarray]:
+    """Closed loop with users of the simulated world: metric to one value per user."""
+    assert setup.world_seed is not None
+    result = evaluate_closed_loop(responder, setup.data.world, setup.world_seed, n_users=n_users, n_turns=n_turns)
+    return per_user(result) | responder.measured
+
+
+def yardsticks(world: WorldConfig, world_seed: int, *, n_users: int, n_turns: int) -> dict[str, dict[str, np.ndarray]]:
+    """What recommenders that need no training give the users that a policy meets: metric to one value a user."""
+    recommenders = {
+        "random": random_recommender,
+        "popularity": popularity_recommender,
+        "logged": logged_recommender(world),
+        "oracle": oracle_recommender,
+    }
+    found = {}
+    for name, recommender in recommenders.items():
+        result = evaluate_recommender(recommender, world, world_seed, n_users=n_users, n_turns=n_turns)
+        found[name] = per_user(result)
+    return found
+
+
+def closed_loop_probe(
+    setup: Setup, proxy: Proxy, *, n_users: int, n_turns: int
+) -> Callable[[Params, int], dict[str, float]] | None:
+    """True utility while PPO runs, on the sampled policy; None where no world knows the truth."""
+    if setup.world_seed is None:
+        return None
+
+    def probe(params: Params, updates: int) -> dict[str, float]:
+        del updates
+        responder = Responder(setup, params, greedy=False, proxy=proxy)
+        values = meet_users(responder, setup, n_users=n_users, n_turns=n_turns)
+        return {f"ppo/world/{metric}": float(np.mean(per)) for metric, per in values.items()}
+
+    return probe
+
+
+def response_message(vocab: Vocabulary, response: Sequence[int]) -> Message:
+    """A sampled response as a message: words with items where they are mentioned, listed ones that are not first."""
+    items, words = response_parts(vocab, response)
+    mentioned = {vocab.item_id(token) for token in words if vocab.is_item(token)}
+    parts: list[str | int] = [item for item in items if item not in mentioned]
+    run: list[int] = []
+    for token in [*words, -1]:
+        if token >= 0 and not vocab.is_item(token):
+            run.append(token)
+            continue
+        if run:
+            parts.append(vocab.decode(run))
+            run = []
+        if token >= 0:
+            parts.append(vocab.item_id(token))
+    return Message(role="recommender", parts=tuple(parts), message_id=0)
+
+
+def per_user(result: ClosedLoopResult) -> dict[str, np.ndarray]:
+    """What the closed-loop results average: one value per user and metric."""
+    return {
+        "mean_utility": result.mean_utility,
+        "first_utility": result.first_utility,
+        "average_turns": result.turns.astype(float),
+        "mean_length": result.mean_length,
+        "dwell_seconds": result.dwell_seconds,
+        **{f"success@{t + 1}": result.success[:, t].astype(float) for t in range(result.success.shape[1])},
+    }

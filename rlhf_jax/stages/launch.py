@@ -1,0 +1,119 @@
+"""How an experiment of all stages starts: the options that each of them has, and the run directory they open."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import jax
+
+from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.models.gpt2 import GPT2Config
+from rlhf_jax.parallel.mesh import MeshConfig, check_sizes, make_mesh
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
+from rlhf_jax.parallel.processes import ProcessConfig, join, several
+from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
+from rlhf_jax.runtime.signals import exits_on_signals
+from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.reward import RewardConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up
+from rlhf_jax.stages.supervised import SupervisedConfig
+
+Stage = Literal["sft", "reward_model", "ppo"]
+"""The training stages of the paper, as checkpoints and metrics name them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """Where a run is and where its numbers go, the seed, and what trains; only the seed must be the same to continue a run."""
+
+    run_dir: Path
+    """Where everything goes; an interrupted run is continued from here."""
+    seed: int = 0
+    """Of parameters, batches and sampling."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`; wandb needs the extra `tracking`."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices that train; changes speed and memory, and numbers only by rounding."""
+    processes: ProcessConfig = ProcessConfig()
+    """Processes that share the mesh; see docs/scaling.md."""
+    profile: tuple[Stage, ...] = ()
+    """Stages whose third to fifth step are traced into `profile/STAGE` of the run directory; see docs/profiling.md."""
+
+
+@contextlib.contextmanager
+def started(config: StartConfig) -> Iterator[RunDirectory]:
+    """The run directory of `config`, opened by all processes of the run; a signal between stages ends it with code 75.
+
+    Raises: RunError for a directory that cannot be used; ValueError for processes that cannot join.
+    """
+    enable_compilation_cache(beside=config.run_dir)
+    if config.profile:
+        # A cached program has the names of its first compilation, which may be older than those in the code.
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    join(config.processes)
+    with (
+        exits_on_signals(),
+        open_run(config.run_dir, config, trackers=config.trackers, profile=config.profile) as run,
+    ):
+        yield run
+
+
+@runtime_checkable
+class Pipeline(Protocol):
+    """The fields of an experiment's configuration that `prepare` reads."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def mesh(self) -> MeshConfig: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def sft(self) -> SupervisedConfig: ...
+    @property
+    def reward(self) -> RewardConfig: ...
+    @property
+    def align(self) -> AlignmentConfig: ...
+    @property
+    def ppo(self) -> PPOConfig: ...
+
+
+def prepare(run: RunDirectory, config: Pipeline) -> Setup:
+    """Dialogues, vocabulary, network and the devices that train, checked against the sizes of every stage."""
+    setup = set_up(run, config.data, config.model, seed=config.seed, temperature=config.align.temperature)
+    return setup._replace(
+        layout=lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, config.ppo)
+    )
+
+
+def lay_out(
+    mesh: MeshConfig,
+    network: GPT2Config,
+    sft: SupervisedConfig,
+    reward: RewardConfig,
+    align: AlignmentConfig,
+    ppo: PPOConfig,
+) -> Layout:
+    """The devices that train; a mesh of one leaves everything on one device.
+
+    Raises: ValueError naming the numbers, where there are too few devices or something cannot be cut evenly.
+    """
+    if mesh.size == 1 and not several():
+        return ONE_DEVICE
+    rows = {
+        f"sft rows (--sft.tokens-per-batch {sft.tokens_per_batch} // bucket {bucket})": max(
+            2, sft.tokens_per_batch // bucket
+        )
+        for bucket in sft.buckets
+    }
+    rows["reward model rows (--reward.batch-size)"] = reward.batch_size
+    rows["responses (--align.batch-size)"] = align.batch_size
+    if align.batch_size % (ppo.minibatches * ppo.microbatches) == 0:
+        named = "responses of a microbatch (--align.batch-size // --ppo.minibatches // --ppo.microbatches)"
+        rows[named] = align.batch_size // ppo.minibatches // ppo.microbatches
+    check_sizes(mesh, width=network.n_embd, heads=network.n_head, vocabulary=network.vocab_size, rows=rows)
+    return Partition(make_mesh(mesh))

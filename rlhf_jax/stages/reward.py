@@ -1,0 +1,330 @@
+"""Stage 2: weak labels from users' reactions, and the reward model R_φ that predicts them from context and response.
+
+The gate: R_φ must correlate with held-out weak labels above 0.6 (Pearson), each component too, before PPO may use it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from rlhf_jax.data.batching import batch_indices
+from rlhf_jax.evaluation import bootstrap
+from rlhf_jax.evaluation.results import Result
+from rlhf_jax.feedback.weak_labels import LabelOptions, LabelTable, WeakLabeller, fit_weak_labels, weighted_sum
+from rlhf_jax.interfaces import COMPONENTS, Corpus, Dialogue, Params
+from rlhf_jax.keys import stream_key
+from rlhf_jax.learners import reward_model
+from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
+from rlhf_jax.learners.reward_model import RewardBatch
+from rlhf_jax.runtime.files import RunError, notice, write_json
+from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.runtime.stage import Best, run_stage
+from rlhf_jax.stages.agent import on_mesh, reward_params
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.setup import Setup
+
+STAGE = "reward_model"
+
+
+class GateError(RunError):
+    """The reward model is not good enough to be optimised against."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """Stage 2: weak labels and the reward model."""
+
+    labels: LabelOptions = LabelOptions()
+    """Which form of engagement, relevance and sentiment."""
+    epochs: int = 3
+    """Passes over the labelled turns."""
+    max_turns: int | None = None
+    """Labelled training turns used, drawn with the run's seed; None uses all."""
+    validation_turns: int = 2000
+    """Held-out turns, from validation dialogues, for early stopping and the gate."""
+    batch_size: int = 32
+    """Turns of one optimiser step."""
+    learning_rate: float = 5e-4
+    """Peak of the cosine schedule."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices."""
+    patience: int | None = 3
+    """Evaluations without a gain in Pearson after which the stage stops."""
+    evaluations_per_epoch: int = 2
+    """Evaluations on held-out turns."""
+    gate: Literal["stop", "warn"] = "stop"
+    """What happens when a held-out Pearson is below `gate_pearson`: no PPO, or PPO with a warning in the report."""
+    gate_pearson: float = 0.6
+    """Least held-out correlation of the weighted sum and of each component with a weight."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_turns", "validation_turns", "batch_size", "evaluations_per_epoch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--reward.{name.replace('_', '-')} must be at least 1: got {value}")
+
+
+class LabelledTurns:
+    """Tokens of labelled turns (prompt and response in one row) with their z-scored labels."""
+
+    def __init__(self, windows: Windows, table: LabelTable, rows: np.ndarray) -> None:
+        turns = [(int(table.dialogue_indices[row]), int(table.message_indices[row])) for row in rows]
+        self._prompts = windows.prompts(turns)
+        self._responses = windows.responses(turns)
+        self.labels = table.z[rows].astype(np.float32)
+        self.label_mask = table.mask[rows]
+        self.dialogues = table.dialogue_ids[rows].tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: np.ndarray) -> RewardBatch:
+        """The given turns as the learner reads them."""
+        tokens = np.concatenate([self._prompts[0][rows], self._responses[0][rows]], axis=1)
+        mask = np.concatenate([self._prompts[1][rows], self._responses[1][rows]], axis=1)
+        return RewardBatch(
+            inputs=(jnp.asarray(tokens), jnp.asarray(mask)),
+            labels=jnp.asarray(self.labels[rows]),
+            label_mask=jnp.asarray(self.label_mask[rows]),
+        )
+
+
+def label(
+    run: RunDirectory, corpus: Corpus, options: LabelOptions, *, folder_name: str = "labels"
+) -> tuple[LabelTable, LabelTable, WeakLabeller]:
+    """Weak labels of the training and validation split; raw values and statistics are stored with the run."""
+    labeller = fit_weak_labels(corpus.train, corpus.items, options)
+    tables = []
+    folder = run.path / folder_name
+    folder.mkdir(exist_ok=True)
+    for name, dialogues in (("train", corpus.train), ("validation", corpus.validation)):
+        path = folder / f"{name}.npz"
+        if path.exists():
+            tables.append(LabelTable.load(path))
+            continue
+        table = labeller(dialogues)
+        table.save(folder / f"{name}.partial.npz")
+        (folder / f"{name}.partial.npz").rename(path)
+        tables.append(table)
+    labeller.standardiser.save(folder / "standardiser.json")
+    return tables[0], tables[1], labeller
+
+
+class Proxy(NamedTuple):
+    """What stands for a user's satisfaction while nobody is asked: R_φ and the weights of its components."""
+
+    model: Params
+    """R_φ's tree."""
+    weights: tuple[float, ...]
+    """α, β, γ. [C]"""
+
+
+def train(
+    run: RunDirectory,
+    setup: Setup,
+    trunk: Params,
+    config: RewardConfig,
+    *,
+    weights: tuple[float, ...],
+    stage: str = STAGE,
+) -> tuple[Proxy, dict[str, Any]]:
+    """Labels the turns, trains R_φ from the supervised trunk, and measures it on held-out turns.
+
+    Args:
+      trunk: supervised GPT-2, where R_φ starts.
+      weights: α, β, γ.
+      stage: names checkpoints, report and labels; a run with several reward models names each.
+    Returns: the reward model (its tree whole, on one device) with the weights, and the gate's report (also in `STAGE.json`).
+    Raises: GateError where the gate is `stop` and a held-out correlation is too low.
+    """
+    labels = stage.replace(STAGE, "labels", 1)
+    agent, seed, layout = setup.agent, setup.seed, setup.layout
+    train_table, held_out_table, _ = label(run, setup.corpus, config.labels, folder_name=labels)
+    training = _turns(setup, setup.corpus.train, train_table, config.max_turns)
+    held_out = _turns(setup, setup.corpus.validation, held_out_table, config.validation_turns)
+    key = jax.random.key(seed)
+    params = reward_params(trunk, agent.network.n_embd, stream_key(key, "reward_model/init", 0))
+    per_epoch = -(-len(training) // config.batch_size)
+    steps = per_epoch * config.epochs
+    schedule = functools.partial(
+        learning_rate_schedule,
+        learning_rate=config.learning_rate,
+        warmup_steps=min(50, steps // 4),
+        total_steps=steps,
+        schedule="cosine",
+    )
+    optimizer = make_optimizer(
+        learning_rate=config.learning_rate,
+        warmup_steps=min(50, steps // 4),
+        total_steps=steps,
+        schedule="cosine",
+        weight_decay=config.weight_decay,
+    )
+    rate = schedule()
+
+    spread = on_mesh(agent, layout)
+
+    def score(params: Params, inputs: Any, key: Key[Array, ""]) -> Array:
+        tokens, mask = inputs
+        return spread.score_tokens(params, tokens, mask, key)
+
+    state = layout.place(reward_model.init(params, optimizer, averaged=True))
+    learn = functools.partial(reward_model.update, score_fn=score, optimizer=optimizer)
+    step = layout.together(layout.step(learn, state), STAGE)
+
+    def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
+        rows = batch_indices(len(training), seed=seed, step=index, batch_size=config.batch_size)
+        batch = layout.batch(len(rows), lambda own: training.batch(rows[own]))
+        state, metrics = step(state, batch, layout.same(stream_key(key, "reward_model/dropout", index)))
+        metrics |= {"learning_rate": rate(index)}
+        return state, {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
+
+    predict = jax.jit(lambda params, inputs: agent.score_tokens(params, inputs[0], inputs[1], None))
+
+    def evaluate(state: TrainState, index: int) -> Mapping[str, float]:
+        del index
+        report = correlations(
+            _predictions(predict, layout.fetch(state.average), held_out), held_out.labels, held_out.label_mask, weights
+        )
+        return {f"{STAGE}/validation/{_metric(name)}": value for name, value in report.items()}
+
+    final = run_stage(
+        run,
+        stage,
+        state,
+        update,
+        steps,
+        save_every=max(1, per_epoch // 4),
+        log_every=max(1, min(20, per_epoch // 5)),
+        on_eval=evaluate,
+        eval_every=max(1, per_epoch // config.evaluations_per_epoch),
+        best=Best(f"{STAGE}/validation/pearson", "max", config.patience),
+    )
+    trained = layout.fetch(final.average)
+    predicted = _predictions(predict, trained, held_out)
+    report = {
+        "n": len(held_out),
+        "training_turns": len(training),
+        "interval": _intervals(predicted, held_out, weights),
+    }
+    found = correlations(predicted, held_out.labels, held_out.label_mask, weights)
+    return Proxy(trained, weights), _gate(run.path / f"{stage}.json", found, report, config, weights)
+
+
+def _turns(setup: Setup, dialogues: tuple[Dialogue, ...], table: LabelTable, limit: int | None) -> LabelledTurns:
+    windows = Windows(setup.vocab, dialogues, setup.data)
+    return LabelledTurns(windows, table, drawn_rows(table, windows, limit, setup.seed))
+
+
+def drawn_rows(table: LabelTable, windows: Windows, limit: int | None, seed: int) -> np.ndarray:
+    """Rows of a label table that the stage uses: turns with a context, at most `limit`, drawn with the seed. [N]"""
+    wanted = set(windows.turns())
+    places = zip(table.dialogue_indices.tolist(), table.message_indices.tolist(), strict=True)
+    rows = np.array([row for row, place in enumerate(places) if place in wanted], np.int64)
+    if limit is None or len(rows) <= limit:
+        return rows
+    return np.sort(np.random.Generator(np.random.PCG64([seed, 2])).choice(rows, limit, replace=False))
+
+
+def _predictions(predict: Any, params: Params, turns: LabelledTurns, batch_size: int = 128) -> np.ndarray:
+    chunks = []
+    for start in range(0, len(turns), batch_size):
+        # Wrapped around, so that one program serves all batches.
+        rows = np.arange(start, start + batch_size) % len(turns)
+        chunks.append(np.asarray(predict(params, turns.batch(rows).inputs)))
+    return np.concatenate(chunks)[: len(turns)]
+
+
+def _metric(name: str) -> str:
+    return "pearson" if name == "reward" else f"pearson_{name}"
+
+
+def correlations(
+    predicted: np.ndarray, labels: np.ndarray, label_mask: np.ndarray, weights: tuple[float, ...]
+) -> dict[str, float]:
+    """Pearson of every component over the rows that have it, and of the weighted sum where all weighted ones exist.
+
+    Args:
+      predicted: the reward model's output. [N, C]
+      labels: z-scored weak labels. [N, C]
+      label_mask: True where a label is defined. [N, C]
+    Returns: correlation by component name, and under `reward` the weighted sum's; 0 where a side does not vary.
+    """
+    predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
+    found = {
+        name: _pearson(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(COMPONENTS)
+    }
+    needed = [index for index, weight in enumerate(weights) if weight != 0]
+    whole = label_mask[:, needed].all(axis=1)
+    return found | {"reward": _pearson(weighted_sum(predicted[whole], weights), weighted_sum(labels[whole], weights))}
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    if len(x) < 2 or x.std() == 0 or y.std() == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _intervals(
+    predicted: np.ndarray, turns: LabelledTurns, weights: tuple[float, ...]
+) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals of `correlations`, resampling dialogues."""
+
+    def compute(name: str) -> Any:
+        return lambda cases, _: correlations(predicted[cases], turns.labels[cases], turns.label_mask[cases], weights)[
+            name
+        ]
+
+    return {
+        name: bootstrap.statistic(turns.dialogues, compute(name), replicates=200) for name in ("reward", *COMPONENTS)
+    }
+
+
+def _gate(
+    path: Path,
+    found: dict[str, float],
+    report: dict[str, Any],
+    config: RewardConfig,
+    weights: tuple[float, ...],
+) -> dict[str, Any]:
+    judged = ["reward", *(name for name, weight in zip(COMPONENTS, weights, strict=True) if weight != 0)]
+    failed = [name for name in judged if not found[name] > config.gate_pearson]
+    report = report | {"pearson": found, "threshold": config.gate_pearson, "judged": judged, "failed": failed}
+    write_json(path, report)
+    numbers = ", ".join(f"{name} {found[name]:.3f}" for name in judged)
+    notice(f"reward model, held-out Pearson: {numbers}")
+    if failed and config.gate == "stop":
+        raise GateError(
+            f"the reward model's held-out Pearson is below {config.gate_pearson} for {', '.join(failed)} ({numbers}): "
+            "PPO would optimise noise. Give it more data or epochs, set the weight of the component to 0 "
+            "(--ppo.component-weights), or go on knowingly with --reward.gate warn"
+        )
+    if failed:
+        notice(f"warning: below the gate of {config.gate_pearson}: {', '.join(failed)}; the report says so")
+    return report
+
+
+def results(report: Mapping[str, Any], *, split: str, seed: int) -> list[Result]:
+    """Entries of `results.json`: the gate's correlations."""
+    text = "Pearson correlation of the reward model with held-out weak labels of {}"
+    names = {"reward": "the weighted sum"}
+    return [
+        Result(
+            name=f"reward_model/{_metric(name)}",
+            value=value,
+            n=report["n"],
+            protocol="held-out",
+            split=split,
+            interval=report["interval"][name],
+            seeds=(seed,),
+            definition=text.format(names.get(name, name)),
+        )
+        for name, value in report["pearson"].items()
+    ]

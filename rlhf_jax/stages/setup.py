@@ -1,0 +1,232 @@
+"""Stage 0: dialogues, vocabulary and network from a configuration: what every later stage starts from."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+
+from rlhf_jax.data.items import item_title_tokens
+from rlhf_jax.data.sources import SOURCES, WORLD, SourceName, read_corpus
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.data.windows import training_texts
+from rlhf_jax.interfaces import Corpus, Dialogue, Params
+from rlhf_jax.keys import stream_key
+from rlhf_jax.models.convert import extend_vocabulary, load_hf
+from rlhf_jax.models.gpt2 import GPT2Config
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
+from rlhf_jax.runtime.files import RunError, notice
+from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.simulators.world_dialogues import write_world
+from rlhf_jax.stages.agent import Agent, make_agent
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where dialogues come from and how a conversation becomes a prompt."""
+
+    source: SourceName = WORLD
+    """The simulated world, written on the spot, or files under `dir` in the official ReDial or an OpenDialKG format."""
+    dir: Path | None = None
+    """ReDial: `train_data.jsonl[.gz]`, `test_data.jsonl`, `movies_with_mentions.csv`; OpenDialKG: `dialogues.jsonl`,
+    `id2info.json`, or `opendialkg.csv`, `opendialkg_entities.txt`."""
+    name: str | None = None
+    """What reports and splits call the corpus; None takes the source's name. For dialogues of your own."""
+    domain: Literal["both", "movie", "book"] = "both"
+    """Which of OpenDialKG's dialogues; a dialogue's split is the same either way."""
+    train_domain: Literal["both", "movie", "book"] = "both"
+    """Which of them are learnt and validated on; catalogue and test split stay those of `domain`."""
+    on_bad_line: Literal["error", "skip"] = "error"
+    """A malformed line ends the run, or is counted and reported."""
+    max_dialogues: int | None = None
+    """Read only the first so many dialogues of each of ReDial's files (training and validation share one) or of each of
+    OpenDialKG's domains, which are split afterwards; None reads all."""
+    world: WorldConfig = WorldConfig()
+    """The simulated world's size, difficulty and hackability; used where `source` is `world`."""
+    n_words: int = 1000
+    """Tokens of the BPE trained on the training split; used where no `tokenizer` is given."""
+    tokenizer: str | None = None
+    """GPT-2's own BPE: a folder with `vocab.json` and `merges.txt`, or a hub name in the local cache."""
+    window: int = 6
+    """The state: how many turns of the conversation the policy sees."""
+    context_tokens: int = 96
+    """Longest prompt; whole utterances only."""
+    response_tokens: int = 32
+    """Longest response, `<eos>` included."""
+    max_items: int = 5
+    """Longest suggestion list of a turn."""
+
+    @property
+    def corpus_name(self) -> str:
+        """What reports call the corpus: `name`, or the source with the domain where it is one of several."""
+        return self.name or (self.source if self.domain == "both" else f"{self.source}-{self.domain}")
+
+    def __post_init__(self) -> None:
+        for name in ("max_dialogues", "window", "context_tokens", "response_tokens", "max_items", "n_words"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--data.{name.replace('_', '-')} must be at least 1: got {value}")
+        if self.source != WORLD and self.dir is None:
+            raise ValueError(f"--data.dir must name the folder with the files when --data.source is {self.source}")
+        if self.source == WORLD and self.dir is not None:
+            raise ValueError(f"--data.dir {self.dir} is not read when --data.source is world; use the preset `redial`")
+        has_domains = SOURCES[self.source].has_domains
+        if not has_domains and self.domain != "both":
+            raise ValueError(f"--data.domain {self.domain} is OpenDialKG's; --data.source is {self.source}")
+        if self.train_domain != "both" and self.domain != "both":
+            raise ValueError(f"--data.train-domain {self.train_domain} needs --data.domain both, got {self.domain}")
+        if not has_domains and self.train_domain != "both":
+            raise ValueError(f"--data.train-domain {self.train_domain} is OpenDialKG's; --data.source is {self.source}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Size of the GPT-2, or where its weights are."""
+
+    weights: str | None = None
+    """Hugging Face folder (`config.json`, `model.safetensors`), or a hub name in the local cache; gives size and
+    weights. None trains from scratch."""
+    n_layer: int = 2
+    """Blocks."""
+    n_embd: int = 128
+    """Width."""
+    n_head: int = 4
+    """Attention heads."""
+    n_positions: int = 512
+    """Longest sequence."""
+    dropout: float = 0.1
+    """Rate while training stages 1 and 2."""
+    attention_dropout: bool = True
+    """Whether dropout also thins attention weights; off is faster on a CPU."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 on accelerators; on a CPU float32 is faster."""
+    layers: Literal["unrolled", "scan"] = "unrolled"
+    """How training passes the blocks. `unrolled` runs fastest on a CPU; `scan` compiles one block for all of them. Decoding is
+    always unrolled."""
+    remat: bool = False
+    """Recompute blocks in the backward pass to save memory (on a CPU only with `--model.layers scan`)."""
+    remat_saves: Literal["nothing", "matmuls"] = "nothing"
+    """What recomputing spares: matmuls with weights may be kept, which costs part of the memory and saves most of the work."""
+    attention: Literal["masked", "xla", "cudnn"] = "masked"
+    """How whole sequences attend: any padding; or fused, where a row's real tokens stand together (`cudnn`: NVIDIA GPUs in
+    bfloat16, `xla`: its plain twin). Fused attention thins no weights: `--model.no-attention-dropout`."""
+    head_chunk: int | None = None
+    """Response positions whose logits over the vocabulary are in memory at once in PPO; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.remat_saves != "nothing" and not self.remat:
+            raise ValueError(f"--model.remat-saves {self.remat_saves} says what --model.remat spares, and that is off")
+
+
+class Setup(NamedTuple):
+    """What every later stage starts from. A variant is `setup._replace(…)`: another window, agent or layout."""
+
+    data: DataConfig
+    """How a conversation becomes a prompt."""
+    corpus: Corpus
+    vocab: Vocabulary
+    agent: Agent
+    seed: int
+    """Of parameters, batches and sampling."""
+    pretrained: Params | None = None
+    """Pretrained trunk with the vocabulary's rows; None means from scratch."""
+    world_seed: int | None = None
+    """Seed of the simulated world; None for real data."""
+    layout: Layout = ONE_DEVICE
+    """The devices that train."""
+
+    @property
+    def network(self) -> GPT2Config:
+        """The agent's sizes."""
+        return self.agent.network
+
+    def testing(self, dialogues: Sequence[Dialogue]) -> "Setup":
+        """The same with other dialogues in the place of the test split."""
+        return self._replace(corpus=dataclasses.replace(self.corpus, test=tuple(dialogues)))
+
+
+def set_up(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: int, temperature: float = 1.0) -> Setup:
+    """Reads (or simulates) the corpus, makes the vocabulary once per run, and sizes the network.
+
+    Args:
+      temperature: divides the logits of policy and reference, in sampling and in learning.
+    """
+    folder = _world_folder(run, data.world, seed) if data.source == WORLD else Path(str(data.dir))
+    try:
+        corpus = read_corpus(folder, data)
+    except FileNotFoundError as error:
+        raise RunError(f"--data.dir {folder}: {error}") from error
+    if corpus.provenance["n_skipped"]:
+        notice(f"{corpus.provenance['n_skipped']} malformed lines were skipped; config.json lists them")
+    run.record(data=corpus.provenance)
+    vocab = _vocabulary(run, corpus, data)
+    notice(
+        f"{len(corpus.train)} training, {len(corpus.validation)} validation, {len(corpus.test)} test dialogues; "
+        f"{len(corpus.items)} items, {vocab.n_words} words"
+    )
+    network, trunk = load_network(model, vocab)
+    if trunk is not None:
+        trunk = extend_vocabulary(
+            trunk,
+            stream_key(jax.random.key(seed), "vocabulary/rows", 0),
+            vocab.size,
+            n_words=vocab.n_words,
+            first_item=vocab.first_item,
+            item_titles=item_title_tokens(vocab, corpus.items),
+        )
+    agent = make_agent(
+        vocab, network, max_items=data.max_items, response_tokens=data.response_tokens, temperature=temperature
+    )
+    return Setup(data, corpus, vocab, agent, seed, trunk, seed if data.source == WORLD else None)
+
+
+def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Params | None]:
+    """The network's sizes for this vocabulary, and the weights as they are on disk; None means from scratch."""
+    if model.weights is None:
+        network, trunk = (
+            GPT2Config(
+                vocab_size=vocab.size,
+                n_positions=model.n_positions,
+                n_embd=model.n_embd,
+                n_layer=model.n_layer,
+                n_head=model.n_head,
+            ),
+            None,
+        )
+    else:
+        network, trunk = load_hf(model.weights)
+    network = dataclasses.replace(
+        network,
+        vocab_size=vocab.size,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+        compute_dtype=model.compute_dtype,
+        layers=model.layers,
+        remat=("full" if model.remat_saves == "nothing" else "dots") if model.remat else "none",
+        attention=model.attention,
+        head_chunk=model.head_chunk,
+    )
+    return network, trunk
+
+
+def _world_folder(run: RunDirectory, world: WorldConfig, seed: int) -> Path:
+    folder = run.path / "data"
+    if not folder.exists():
+        # Renamed when whole: a run killed while writing starts the world again.
+        write_world(run.path / "data.partial", world, seed).rename(folder)
+    return folder
+
+
+def _vocabulary(run: RunDirectory, corpus: Corpus, data: DataConfig) -> Vocabulary:
+    folder = run.path / "vocabulary"
+    if folder.exists():
+        return Vocabulary.load(folder)
+    if data.tokenizer is not None:
+        vocab = Vocabulary.from_gpt2(data.tokenizer, corpus.items)
+    else:
+        vocab = Vocabulary.train(training_texts(corpus.train), corpus.items, data.n_words)
+    vocab.save(run.path / "vocabulary.partial")
+    (run.path / "vocabulary.partial").rename(folder)
+    return vocab

@@ -1,0 +1,289 @@
+"""Stage 1: GPT-2 learns to talk and to suggest from dialogues, items from what is known about them.
+
+While training, an item's embedding is its own row plus the mean of its title's words plus the mean of its features
+(genre, people, decade), so that items share what they have in common. Afterwards the sum is folded into one table: what
+leaves this stage is a plain GPT-2.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.decoding.grammar import Grammar
+from rlhf_jax.decoding.grammar_loss import FIRST, LIST, NO_TARGET, SAY, GrammarTargets, grammar_nll
+from rlhf_jax.interfaces import Corpus, Params
+from rlhf_jax.keys import stream_key
+from rlhf_jax.learners import sft
+from rlhf_jax.learners.microbatch import LossSums
+from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
+from rlhf_jax.models import gpt2
+from rlhf_jax.parallel.partition import Layout
+from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.runtime.stage import Best, run_stage
+from rlhf_jax.stages.agent import Agent, on_mesh
+from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
+from rlhf_jax.stages.setup import Setup
+from rlhf_jax.stages.texts import TextBatches, description_texts, dialogue_texts
+
+STAGE = "sft"
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedConfig:
+    """Stage 1: supervised training on whole dialogues."""
+
+    epochs: int = 3
+    """Passes over the training dialogues."""
+    loss_on: Literal["all", "recommender"] = "all"
+    """Whose turns are learnt: everybody's (also teaches the reward model's trunk), or the recommender's alone."""
+    description_epochs: int = 1
+    """Epochs in which item descriptions (title, genres, people, plot ↔ item) are mixed in; 0 is off."""
+    description_tokens: int = 48
+    """Longest item description, in tokens."""
+    title_embeddings: bool = True
+    """Items share the embeddings of their titles' words."""
+    metadata_words: bool = False
+    """Items also share the embeddings of the words of their genres, people and decade, as users say them."""
+    features_per_item: int = 8
+    """Features (genres, decade, people) an item's embedding is composed of at most; 0 is off."""
+    item_weight: float = 3.0
+    """Weight of an item token's loss; a word's is 1."""
+    repeated_item_weight: float = 1.0
+    """Factor on `item_weight` for a suggested item that the dialogue has named before; 0 teaches to suggest news."""
+    max_tokens: int = 512
+    """Longest training text; longer dialogues are cut at utterances."""
+    buckets: tuple[int, ...] = (64, 128, 192, 256, 512)
+    """Lengths that texts are padded to; one compiled program each."""
+    tokens_per_batch: int = 4096
+    """Tokens of one optimiser step, padding included."""
+    learning_rate: float = 1.5e-3
+    """Peak of the cosine schedule."""
+    warmup_steps: int = 100
+    """Optimiser steps until the peak."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices."""
+    max_grad_norm: float = 1.0
+    """Limit of the gradient's global norm."""
+    average_decay: float = 0.998
+    """Of the moving average of the parameters, which is what is evaluated and kept."""
+    patience: int | None = 3
+    """Evaluations without a lower validation loss after which the stage stops; None never stops early."""
+    evaluations_per_epoch: int = 1
+    """Evaluations on validation dialogues."""
+    validation_dialogues: int = 500
+    """Validation dialogues an evaluation reads."""
+    saves_per_epoch: int = 4
+    """Checkpoints."""
+
+    def __post_init__(self) -> None:
+        if list(self.buckets) != sorted(self.buckets) or not self.buckets or self.buckets[-1] < self.max_tokens:
+            raise ValueError(f"buckets {self.buckets} must rise and the last must hold max_tokens {self.max_tokens}")
+        if self.epochs < 1 or self.tokens_per_batch < self.buckets[-1]:
+            raise ValueError(f"epochs {self.epochs}, tokens_per_batch {self.tokens_per_batch}: too small")
+
+
+@chex.dataclass(frozen=True)
+class TextBatch:
+    """What the loss reads."""
+
+    tokens: Int[Array, "B S"]
+    mask: Bool[Array, "B S"]
+    targets: GrammarTargets
+
+
+def text_loss(
+    params: Params,
+    batch: TextBatch,
+    key: Key[Array, ""] | None,
+    *,
+    knowledge: ItemKnowledge,
+    network: gpt2.GPT2Config,
+    grammar: Grammar,
+    item_weight: float,
+    repeated_item_weight: float | Float[Array, ""],
+    loss_on: str,
+) -> LossSums:
+    """Weighted likelihood of the texts under the grammar, as sums; `key` draws dropout."""
+    trunk = compose(params, knowledge, grammar.first_item)
+    hidden = gpt2.hidden_states(network, trunk, batch.tokens, batch.mask, dropout_key=key)
+    words, items = grammar_nll(hidden, trunk["wte"], batch.targets, grammar)
+    kinds, item_kinds = batch.targets.kinds, batch.targets.item_kinds
+    word_mask, item_mask = kinds != NO_TARGET, item_kinds != NO_TARGET
+    if loss_on == "recommender":
+        word_mask &= (kinds == FIRST) | (kinds == SAY)
+        item_mask &= item_kinds == LIST
+    targets = jnp.take_along_axis(batch.targets.targets, batch.targets.item_positions, axis=1)
+    weights = jnp.where(item_mask, jnp.where(targets >= grammar.first_item, item_weight, 1.0), 0.0)
+    suggested = item_mask & (item_kinds == LIST) & (targets >= grammar.first_item)
+    # A list holds no item twice, so an equal token at or before the position that predicts it is an earlier mention.
+    earlier = jnp.arange(batch.tokens.shape[1])[None, None] <= batch.targets.item_positions[..., None]
+    repeated = suggested & jnp.any((batch.tokens[:, None] == targets[..., None]) & earlier, axis=-1)
+    weights = jnp.where(repeated, weights * repeated_item_weight, weights)
+    return LossSums(
+        loss=jnp.sum(jnp.where(word_mask, words, 0.0)) + jnp.sum(weights * items),
+        count=jnp.sum(word_mask) + jnp.sum(weights),
+        parts={
+            "word_nll": sft.sum_and_count(words, word_mask),
+            "item_nll": sft.sum_and_count(items, suggested),
+            "fresh_item_nll": sft.sum_and_count(items, suggested & ~repeated),
+        },
+        maxima={},
+    )
+
+
+def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
+    """Runs the stage and returns a plain GPT-2 tree, the moving average with the lowest validation loss.
+
+    It starts from `setup.pretrained`, or draws its weights; the tree returned is whole, on one device.
+    """
+    corpus, vocab, agent, seed, layout = setup.corpus, setup.vocab, setup.agent, setup.seed, setup.layout
+    batches = training_batches(corpus, vocab, agent.grammar, config, seed)
+    knowledge, n_features = item_knowledge(vocab, corpus, config)
+    key = jax.random.key(seed)
+    trunk = setup.pretrained
+    if trunk is None:
+        trunk = gpt2.init(agent.network, stream_key(key, "sft/init", 0))
+    # A checkpoint holds no empty array: without features one row stays unused.
+    params = {"trunk": trunk, "item_features": jnp.zeros((max(n_features, 1), agent.network.n_embd))}
+    steps = batches.steps(config.epochs)
+    rate = functools.partial(
+        learning_rate_schedule,
+        learning_rate=config.learning_rate,
+        warmup_steps=min(config.warmup_steps, steps // 2),
+        total_steps=steps,
+        schedule="cosine",
+    )()
+    optimizer = make_optimizer(
+        learning_rate=config.learning_rate,
+        warmup_steps=min(config.warmup_steps, steps // 2),
+        total_steps=steps,
+        schedule="cosine",
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        b2=0.98,
+    )
+    loss = make_loss(on_mesh(agent, layout), config, layout)
+
+    def one_step(
+        state: TrainState, batch: TextBatch, knowledge: ItemKnowledge, key: Key[Array, ""]
+    ) -> tuple[TrainState, dict[str, Array]]:
+        return sft.update(
+            state,
+            batch,
+            key,
+            loss_fn=functools.partial(loss, knowledge=knowledge),
+            optimizer=optimizer,
+            average_decay=config.average_decay,
+        )
+
+    state, known = layout.place(sft.init(params, optimizer, averaged=True)), layout.same(knowledge)
+    step = layout.together(layout.step(one_step, state), STAGE)
+
+    def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
+        batch = own_rows(text_batch(*batches.batch(index)), layout)
+        state, metrics = step(state, batch, known, layout.same(stream_key(key, "sft/dropout", index)))
+        return state, _named(metrics | {"learning_rate": rate(index)})
+
+    per_epoch = max(1, steps // config.epochs)
+    final = run_stage(
+        run,
+        STAGE,
+        state,
+        update,
+        steps,
+        save_every=max(1, per_epoch // config.saves_per_epoch),
+        log_every=max(1, min(50, per_epoch // 10)),
+        on_eval=validation(setup, loss, known, config),
+        eval_every=max(1, per_epoch // config.evaluations_per_epoch),
+        best=Best("sft/validation/loss", "min", config.patience),
+    )
+    return jax.jit(compose, static_argnums=2)(layout.fetch(final.average), knowledge, agent.grammar.first_item)
+
+
+def make_loss(agent: Agent, config: SupervisedConfig, layout: Layout) -> Callable[..., LossSums]:
+    """`text_loss` of this agent, `(params, batch, key, *, knowledge)`, on the layout's devices.
+
+    The table is whole in use: `compose` and the grammar's heads cut it where words end and items begin.
+    """
+    loss = functools.partial(
+        text_loss,
+        network=agent.network,
+        grammar=agent.grammar,
+        item_weight=config.item_weight,
+        repeated_item_weight=config.repeated_item_weight,
+        loss_on=config.loss_on,
+    )
+    return layout.loss(loss, whole_table=True)
+
+
+def own_rows(batch: TextBatch, layout: Layout) -> TextBatch:
+    """The batch on the layout's devices."""
+    rows = batch.tokens.shape[0]
+    return layout.batch(
+        rows, lambda own: jax.tree.map(lambda leaf: leaf[own], batch) if own != slice(0, rows) else batch
+    )
+
+
+def _named(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name if name == "skipped" else f"sft/{name}": value for name, value in metrics.items()}
+
+
+def text_batch(tokens: np.ndarray, mask: np.ndarray, targets: GrammarTargets) -> TextBatch:
+    """A packed batch as the loss reads it."""
+    return TextBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), targets=targets)
+
+
+def training_batches(
+    corpus: Corpus, vocab: Vocabulary, grammar: Grammar, config: SupervisedConfig, seed: int
+) -> TextBatches:
+    """The training split's dialogues and the items' descriptions, in the order of `seed`."""
+    texts = dialogue_texts(vocab, corpus.train, max_tokens=config.max_tokens, max_listed=grammar.max_items)
+    if config.description_epochs:
+        texts += description_texts(vocab, corpus.items, max_tokens=config.description_tokens)
+    return TextBatches(
+        tuple(texts),
+        vocab,
+        config.buckets,
+        config.tokens_per_batch,
+        seed,
+        max_listed=grammar.max_items,
+        description_epochs=config.description_epochs,
+    )
+
+
+def validation(setup: Setup, loss: Callable[..., LossSums], knowledge: ItemKnowledge, config: SupervisedConfig) -> Any:
+    """An evaluation of the moving average on the first validation dialogues, in one fixed order."""
+    corpus, vocab, grammar, layout = setup.corpus, setup.vocab, setup.agent.grammar, setup.layout
+    dialogues = corpus.validation[: config.validation_dialogues]
+    texts = dialogue_texts(vocab, dialogues, max_tokens=config.max_tokens, max_listed=grammar.max_items)
+    batches = TextBatches(
+        tuple(texts), vocab, config.buckets, config.tokens_per_batch, 0, grammar.max_items, shuffle_lists=False
+    )
+    judged = jax.jit(lambda params, batch, knowledge: loss(params, batch, None, knowledge=knowledge))
+    compiled = layout.together(judged, f"{STAGE}/validation")
+
+    def evaluate(state: TrainState, step: int) -> dict[str, float]:
+        del step
+        total: dict[str, float] = {}
+        for index in range(batches.steps(1)):
+            sums = jax.device_get(
+                compiled(state.average, own_rows(text_batch(*batches.batch(index)), layout), knowledge)
+            )
+            pairs = {"loss": (sums.loss, sums.count), **sums.parts}
+            for name, (value, count) in pairs.items():
+                total[name] = total.get(name, 0.0) + float(value)
+                total[f"{name} n"] = total.get(f"{name} n", 0.0) + float(count)
+        return {
+            f"sft/validation/{name}": total[name] / max(total[f"{name} n"], 1.0)
+            for name in ("loss", "word_nll", "item_nll", "fresh_item_nll")
+        }
+
+    return evaluate

@@ -1,0 +1,67 @@
+"""The options every experiment of all stages has: one set of flags, none of which decides whether a run may go on."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import pytest
+
+from rlhf_jax.parallel.mesh import MeshConfig
+from rlhf_jax.parallel.processes import ProcessConfig
+from rlhf_jax.stages.launch import StartConfig, started
+
+
+@pytest.fixture(params=["ppo_redial", "ppo_opendialkg"])
+def script(repository: Path, request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """An experiment, imported as a module."""
+    spec = importlib.util.spec_from_file_location(request.param, repository / "experiments" / f"{request.param}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[request.param] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[request.param]
+
+
+def test_both_experiments_have_the_same_flags(script: ModuleType) -> None:
+    flags = [
+        "--mesh.data",
+        "2",
+        "--mesh.tensor",
+        "2",
+        "--processes.coordinator",
+        "localhost:1",
+        "--processes.count",
+        "2",
+    ]
+    config = script.command_line(["debug", *flags, "--processes.index", "1", "--profile", "sft", "ppo"])
+    assert isinstance(config, StartConfig)
+    assert config.mesh == MeshConfig(data=2, tensor=2)
+    assert config.processes == ProcessConfig(coordinator="localhost:1", count=2, index=1)
+    assert config.profile == ("sft", "ppo")
+    assert script.command_line(["debug"]).profile == ()
+
+
+def test_a_stage_that_does_not_exist_is_refused(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script.command_line(["debug", "--profile", "pppo"])
+    assert "pppo" in (said := "".join(capsys.readouterr())) and "reward_model" in said
+
+
+def test_a_run_goes_on_with_another_mesh_and_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: dict[str, object] = {}  # Instead of changing the settings of all other tests.
+    monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    # The folder of a test before this one would be taken instead of the run's own.
+    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", None)
+    with started(StartConfig(run_dir=tmp_path / "run")) as run:
+        assert run.profile == () and not run.resumed
+        (run.path / "something").touch()
+    assert "jax_compilation_cache_include_metadata_in_key" not in changed
+    with started(StartConfig(run_dir=tmp_path / "run", profile=("ppo",), mesh=MeshConfig(data=2))) as run:
+        assert run.profile == ("ppo",) and run.resumed
+    # Else a trace would show the names of whoever compiled the program first.
+    assert changed["jax_compilation_cache_include_metadata_in_key"] is True
+    assert (tmp_path / "jax_cache").is_dir()
