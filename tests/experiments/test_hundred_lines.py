@@ -17,7 +17,7 @@ import pytest
 from rlhf_jax.interfaces import PolicyOutput, PromptBatch, Rollout
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.runtime.keys import stream_key
+from rlhf_jax.keys import stream_key
 
 PROGRAMS = [ppo_lines, grpo_lines, dpo_lines]
 KAPPA = 0.4
