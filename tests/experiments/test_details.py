@@ -5,9 +5,10 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-import details_that_matter as details
 import numpy as np
 import pytest
+
+import details_that_matter as details
 
 COURSE = Path(__file__).resolve().parents[2] / "docs" / "course"
 

@@ -6,18 +6,18 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import dpo_100_lines as dpo_lines
-import grpo_100_lines as grpo_lines
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ppo_100_lines as ppo_lines
 import pytest
 
+import dpo_100_lines as dpo_lines
+import grpo_100_lines as grpo_lines
+import ppo_100_lines as ppo_lines
 from rlhf_jax.interfaces import PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.keys import stream_key
 
 PROGRAMS = [ppo_lines, grpo_lines, dpo_lines]
 KAPPA = 0.4
