@@ -20,13 +20,13 @@
 #
 # | in reinforcement learning | in language |
 # |---|---|
-# | action $a_t$ | a **token**: a word or a piece of one, drawn from a fixed list, the **vocabulary**, of size $V$ |
+# | action $a_t$ | a **token**: a word or a piece of one, drawn from a fixed list, the **vocabulary** $\mathcal{V}$ |
 # | state $s_t$ | everything said so far: the **prompt** $x$, then the tokens $a_1 \ldots a_{t-1}$ |
 # | policy $\pi(\cdot \mid s_t)$ | the model's distribution over the next token |
 # | episode | a **response** $y = (a_1, \ldots, a_T)$; it ends with the token `<eos>`, "end of sequence" |
 # | environment | none between two tokens: the next state is the old one with the token appended |
 #
-# A model gives one number per token of the vocabulary, the **logits** $l$. The **softmax** turns them into probabilities:
+# A model gives one number per token of the vocabulary, $|\mathcal{V}|$ of them, the **logits** $l$. The **softmax** turns them into probabilities:
 #
 # $$\log \pi(v \mid s_t) = l_{t,v} - \log \sum_u \exp(l_{t,u})$$
 #
@@ -99,7 +99,7 @@ print(f"log π(response) = {total:.4f} nats, probability {np.exp(total):.4f}")
 # count, in sampling and in learning alike.
 #
 # **Entropy** measures how undecided the model is at a position: $H_t = -\sum_v \pi(v \mid s_t) \log \pi(v \mid s_t)$. It is 0 when
-# one token is certain, and $\log V$ when all are equally likely.
+# one token is certain, and $\log |\mathcal{V}|$ when all are equally likely.
 
 # %%
 for temperature in (0.5, 1.0, 2.0):
@@ -177,7 +177,7 @@ np.testing.assert_allclose(np.sum(gradient, axis=1), 0, atol=1e-6)
 
 # %% [markdown]
 # **1.** As $\tau \to 0$ the distribution collapses onto the likeliest token: its log-probability tends to 0, all others to
-# $-\infty$. As $\tau \to \infty$ all tokens become equally likely: $-\log V$.
+# $-\infty$. As $\tau \to \infty$ all tokens become equally likely: $-\log |\mathcal{V}|$.
 
 # %%
 for temperature in (0.01, 100.0):

@@ -130,7 +130,7 @@ plt.show()
 # %% [markdown]
 # ## Means are not gradients
 #
-# Suppose we want to *lower* the KL by gradient descent. It is tempting to average one of the estimators over samples and
+# Suppose we want to *lower* the KL of one position by gradient descent. It is tempting to average one of the estimators over samples and
 # differentiate. But the samples are held fixed when we do that, and a policy that changes would have drawn others. So the
 # gradient of the mean is not the mean of the gradients ($\nabla$ is with respect to $\theta$; here these are the logits):
 #
@@ -157,11 +157,60 @@ for name, estimator in (("k1", kl_k1), ("k2", kl_k2), ("k3", kl_k3)):
     print(f"E[∇{name}]      ", np.round(mean_of_gradients(estimator, start), 3) + 0.0)
 
 # %% [markdown]
-# Hence the division of labour in this library:
+# ## One position is not a response
 #
-# - **k1 in the reward.** There it is a number, not a loss, and REINFORCE takes care of the samples (notebook 3). Only its mean
-#   matters, and that is exact.
-# - **k2 where a KL *loss* is wanted**, and, as $\frac{1}{2} (\log \pi - \log \pi_\text{old})^2$, to see how far one PPO update has gone.
+# A response has many positions, and the KL between distributions over *whole responses* is the mean of $\sum_t d_t$ (exercise 2). So the
+# **means** of k1 and k3 may be summed over tokens. **Gradients may not.** A token also decides which states come later, and how
+# much KL waits for us there; $\nabla k_{2,t}$ knows only its own position.
+#
+# The smallest case: two tokens out of three words, the second drawn from a distribution that depends on the first. All nine responses
+# can be written down, so the true gradient is known. We look at the logits of the *first* token; those of the second, which
+# nothing follows, come out right in any case.
+
+# %%
+random = np.random.default_rng(0)
+first, ref_first = (jnp.asarray(random.normal(size=3), jnp.float32) for _ in range(2))
+second, ref_second = (jnp.asarray(random.normal(size=(3, 3)), jnp.float32) for _ in range(2))
+
+
+def two_tokens(first: jax.Array, second: jax.Array) -> jax.Array:
+    """log π of both tokens of all nine responses. [3, 3, 2]"""
+    return jnp.stack([jnp.repeat(jax.nn.log_softmax(first)[:, None], 3, axis=1), jax.nn.log_softmax(second)], axis=2)
+
+
+ref_tokens = two_tokens(ref_first, ref_second)
+now = two_tokens(first, second)
+probability = jnp.exp(now.sum(axis=2))  # π(y), held fixed below: the samples.
+d_to_go = (now - ref_tokens).at[:, :, 0].add((now - ref_tokens)[:, :, 1])  # What a token pays itself, and what follows.
+kl_losses = {
+    "k2, summed over tokens": lambda x: kl_k2(x, ref_tokens).sum(axis=2),
+    "k2 of whole responses ": lambda x: kl_k2(x.sum(axis=2), ref_tokens.sum(axis=2)),
+    "k1 in the reward      ": lambda x: (d_to_go * x).sum(axis=2),  # REINFORCE: log π(a_t) · Σ_{u ≥ t} d_u.
+}
+
+
+def whole_kl(first: jax.Array) -> jax.Array:
+    """The definition, over nine responses."""
+    tokens = two_tokens(first, second)
+    return (jnp.exp(tokens.sum(axis=2)) * (tokens - ref_tokens).sum(axis=2)).sum()
+
+
+whole_gradient = jax.grad(whole_kl)(first)
+print("∇KL(π‖π_ref)           ", np.round(whole_gradient, 3))
+first_gradients = {
+    name: jax.grad(lambda x, loss=loss: (probability * loss(two_tokens(x, second))).sum())(first)
+    for name, loss in kl_losses.items()
+}
+for name, gradient in first_gradients.items():
+    print(f"{name} ", np.round(gradient, 3))
+
+# %% [markdown]
+# The sum over tokens gets even a sign wrong. Hence the division of labour in this library:
+#
+# - **k1 in the reward.** There it is a number, not a loss, and REINFORCE takes care of the samples and of what follows (notebook 3). Only its
+#   mean matters, and that is exact.
+# - **k2 of the whole response where a KL *loss* is wanted.** Per token, as $\frac{1}{2} (\log \pi - \log \pi_\text{old})^2$, it is used to *see* how far one PPO update has
+#   gone; nothing is differentiated there.
 # - **k3 in reports**: unbiased, never negative, and little noise while the policies are near each other.
 
 # %% [markdown]
@@ -176,14 +225,18 @@ assert found["k3"][1] < found["k1"][1]
 np.testing.assert_allclose(mean_of_gradients(kl_k1, start), 0, atol=1e-6)
 np.testing.assert_allclose(mean_of_gradients(kl_k2, start), forward, atol=1e-6)
 np.testing.assert_allclose(mean_of_gradients(kl_k3, start), reverse, atol=1e-6)
+for name, gradient in first_gradients.items():
+    error = np.abs(gradient - whole_gradient).max()
+    assert error > 0.1 if "summed" in name else error < 1e-6
+assert first_gradients["k2, summed over tokens"][1] * whole_gradient[1] < 0
 
 # %% [markdown]
 # ## Exercises
 #
 # 1. The two directions punish different sins. Let $\pi_\text{ref} = (0.5, 0.5, 0)$, nearly, and compare the two KLs for a policy that
 #    says only the first word, and for one that says all three equally often.
-# 2. A response has two tokens, each drawn from a distribution that depends on the first. Show on an example that the KL
-#    between distributions over *whole responses* is the mean of the sum of the tokens' $d$, so that k1 may be summed over tokens.
+# 2. Show on the two-token language above that the KL between distributions over *whole responses* is the mean of the sum of the
+#    tokens' $d$, so that k1 may be summed over tokens. Why does the summed k2 miss a part of the gradient, then?
 # 3. Where does k3 come from? Find $c$ such that $d + c\,(e^{-d} - 1)$ is unbiased for every $c$, and see which $c$ gives the least
 #    variance in the example above.
 
@@ -202,17 +255,20 @@ for label, policy in (("one word", [1.0, near_zero, near_zero]), ("all three", [
     assert (there < back) == (label == "one word")
 
 # %% [markdown]
-# **2.** $\log \pi(y) = \sum_t \log \pi(a_t \mid s_t)$ for both policies, so $d(y) = \sum_t d_t$: the chain rule. Below over all $3 \times 3$ responses.
+# **2.** $\log \pi(y) = \sum_t \log \pi(a_t \mid s_t)$ for both policies, so $d(y) = \sum_t d_t$: the chain rule. The KL is that of the first token plus the mean over
+# first tokens of the second's, $\sum_v \pi(v)\, K(v)$. Its gradient has a part $\sum_v K(v) \nabla \pi(v)$: moving to first words after which the two
+# policies agree. k2 of the second token, with samples held fixed, cannot see that, and adding the part back makes it right.
 
 # %%
-random = np.random.default_rng(0)
-pi_1, ref_1 = (np.exp(log_softmax(random.normal(size=3))) for _ in range(2))
-pi_2, ref_2 = (np.stack([np.exp(log_softmax(random.normal(size=3))) for _ in range(3)]) for _ in range(2))
-pi_y, ref_y = pi_1[:, None] * pi_2, ref_1[:, None] * ref_2
+pi_y, ref_y = np.asarray(probability, np.float64), np.exp(np.asarray(ref_tokens.sum(axis=2), np.float64))
 whole = (pi_y * np.log(pi_y / ref_y)).sum()
-by_token = (pi_y * (np.log(pi_1 / ref_1)[:, None] + np.log(pi_2 / ref_2))).sum()
+by_token = (pi_y[:, :, None] * np.asarray(now - ref_tokens)).sum()
 print(f"KL of whole responses {whole:.6f}, mean of summed d {by_token:.6f}")
-np.testing.assert_allclose(whole, by_token)
+np.testing.assert_allclose(whole, by_token, rtol=1e-5)
+waiting = (np.exp(now[:, :, 1]) * (now - ref_tokens)[:, :, 1]).sum(axis=1)  # K(v), at the second position.
+missing = jax.grad(lambda x: jax.nn.softmax(x) @ waiting)(first)
+print("KL that waits after each first word:", np.round(waiting, 3), " missing part:", np.round(missing, 3))
+np.testing.assert_allclose(first_gradients["k2, summed over tokens"] + missing, whole_gradient, atol=1e-6)
 
 # %% [markdown]
 # **3.** $E_\pi[e^{-d}] = \sum_v \pi(v)\, \pi_\text{ref}(v)/\pi(v) = 1$, so the added term has mean zero whatever $c$ is: a **control variate**. The

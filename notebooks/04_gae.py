@@ -17,8 +17,8 @@
 # token's $\nabla \log \pi(a_t)$ by everything that is paid from $t$ on, and so praise *the* and *of* for a good film that was named
 # twelve tokens later. **How much better than expected was this one token?**
 #
-# "Expected" needs somebody who expects. The **value function**, or **critic**, $V_t$ (with an index; the vocabulary's size has
-# none), predicts, from what was said before token $t$, the sum of the rewards still to come. It is a second output of the same network, and it is learnt too (notebook 5). With it, each token has a
+# "Expected" needs somebody who expects. The **value function**, or **critic**, $V_t$, predicts, from what was said before token $t$, the sum
+# of the rewards still to come. It is a second output of the same network, and it is learnt too (notebook 5). With it, each token has a
 # surprise, the **temporal-difference error**:
 #
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t$$
@@ -34,6 +34,9 @@
 # **Generalised advantage estimation** ([Schulman et al. 2016](https://arxiv.org/abs/1506.02438)) goes from the first, $\lambda = 0$, to the second, $\lambda = 1$:
 #
 # $$A_t = \delta_t + \gamma\lambda\, A_{t+1} = \sum_{k \geq 0} (\gamma\lambda)^k\, \delta_{t+k}$$
+#
+# Believing the critic after $k$ tokens is something in between, $A_t^{(k)} = r_t + \ldots + r_{t+k-1} + V_{t+k} - V_t$ for $\gamma = 1$, and GAE is a weighted mean of these: weights
+# $(1 - \lambda)\, \lambda^{k-1}$, and for the last one, which reaches the end of the response, all the weight that remains (exercise 1).
 #
 # This is line 6 of [the PPO box](../docs/algorithms/ppo.md).
 
@@ -77,7 +80,7 @@ print("by hand\n", np.round(advantages_by_hand, 5))
 print("library\n", np.round(advantages, 5))
 
 # %% [markdown]
-# $A_t + V_t$ is called the **return** of token $t$: a better guess of the rest of the rewards than $V_t$ was, so it is what the critic is
+# $G_t = A_t + V_t$ is called the **return** of token $t$: a better guess of the rest of the rewards than $V_t$ was, so it is what the critic is
 # trained to predict.
 #
 # Before use, advantages are **whitened**: minus their mean, divided by their standard deviation, over all real tokens of the whole batch
@@ -212,6 +215,7 @@ assert noise[-1, 0] > 5 * noise[0, 0]
 # ## Exercises
 #
 # 1. Show that $\lambda = 1$, $\gamma = 1$ is "sum of the remaining rewards minus $V_t$", and check it. Which $\lambda$ would you take with a perfect critic?
+#    Check also that GAE is the weighted mean of the $A_t^{(k)}$: what goes wrong if the last one does not get the weight that remains?
 # 2. In a conversation the user speaks in between. Those tokens are in the text, but the policy did not choose them. Skip
 #    them: what should the advantages of the policy's own tokens be? (`multi_turn_generalized_advantage_estimation`.)
 # 3. Somebody whitens each response by itself instead of the whole batch. Find two responses for which that turns a good token into a
@@ -220,12 +224,21 @@ assert noise[-1, 0] > 5 * noise[0, 0]
 # %% [markdown]
 # **1.** With $\lambda = \gamma = 1$ the sum of the $\delta$ telescopes: each $V_{t+k}$ comes once with plus and once with minus, only $-V_t$ and the end,
 # 0, remain. A perfect critic's $\delta_t$ *is* the advantage, so take $\lambda = 0$: anything more only adds noise.
+#
+# The weights $(1 - \lambda)\, \lambda^{k-1}$ sum to 1 over infinitely many $k$ only. After the end $A_t^{(k)}$ does not change any more; all of those are the last one, so it has their
+# weight too, $\lambda^{n-1}$ in all where $n$ tokens are left. Without it the advantages near the end would be far too small.
 
 # %%
 all_the_way = generalized_advantage_estimation(sentence_rewards, sentence_values, gamma=1.0, gae_lambda=1.0)
 np.testing.assert_allclose(all_the_way, 0.6 - np.array(OPINION), atol=1e-6)
 perfect = np.pad(np.cumsum(luck, axis=1) - luck, ((0, 0), (0, 1)))
 one_step = all_advantages(game_rewards, jnp.asarray(perfect), jnp.float32(0.0))
+by_k = [rewards[0, :k].sum() + (values[0, k] if k < 3 else 0.0) - values[0, 0] for k in (1, 2, 3)]
+weights = np.array([1 - gae_lambda, (1 - gae_lambda) * gae_lambda, gae_lambda**2])
+cut_off = np.array([1 - gae_lambda, (1 - gae_lambda) * gae_lambda, (1 - gae_lambda) * gae_lambda**2])
+print(f"first token: mean of {np.round(by_k, 2)} with weights {np.round(weights, 4)} = {weights @ by_k:.5f};", end=" ")
+print(f"without the rest, {cut_off @ by_k:.5f}")
+np.testing.assert_allclose(weights @ by_k, advantages[0, 0], rtol=1e-5)
 print(f"largest error of a perfect critic at λ = 0: {np.abs(one_step - luck).max():.1e}")
 np.testing.assert_allclose(one_step, luck, atol=1e-4)
 

@@ -21,8 +21,8 @@
 #
 # $$\rho_t = \frac{\pi(a_t)}{\pi_\text{old}(a_t)} = \exp\left( \log \pi(a_t) - \log \pi_\text{old}(a_t) \right)$$
 #
-# Weighted by it, samples of the old policy stand for the new one: $E_\text{old}[\rho A] = E_\pi[A]$. The **surrogate** $\rho A$ may be maximised for
-# several steps, at a price: the weights grow wild as the policies part. **Proximal policy optimisation** ([Schulman et al. 2017](https://arxiv.org/abs/1707.06347))
+# Weighted by it, samples of the old policy stand for the new one: at one position, $E_\text{old}[\rho A] = E_\pi[A]$. The **surrogate** $\rho A$ may be maximised
+# for several steps, at a price: the weights grow wild as the policies part, and along a response the weight is not quite the right one (below). **Proximal policy optimisation** ([Schulman et al. 2017](https://arxiv.org/abs/1707.06347))
 # takes away the reason to part. As a loss to be minimised, per token:
 #
 # $$L = \max\left( -A\,\rho,\; -A\,\mathrm{clip}(\rho, 1-\varepsilon, 1+\varepsilon) \right), \qquad \varepsilon = 0.2$$
@@ -158,12 +158,59 @@ for axis, (label, path) in zip(axes, paths.items(), strict=True):
 plt.show()
 
 # %% [markdown]
+# ## Two tokens: one more reason to stay near
+#
+# $E_\text{old}[\rho A] = E_\pi[A]$ holds at *one* position. Of a response of two tokens the surrogate weighs the second by its own ratio, but the first words before
+# it still come from $\pi_\text{old}$. Nine responses, three words, a score for each: what the surrogate promises, and what is really
+# gained, as the policy walks away from $\pi_\text{old}$ in one direction. Advantages are exact here; $A_1$ is how much the first word changes the expected
+# score, $A_2$ what the second word adds.
+
+# %%
+random = np.random.default_rng(16)
+old_logits, direction = random.normal(size=(2, 4, 3))  # Row 0: first word. Rows 1–3: second word after each first one.
+nine_scores = random.normal(size=(3, 3))
+
+
+def nine(step: float) -> tuple[np.ndarray, np.ndarray]:
+    """π(first) as a column, π(second | first), so many steps away from π_old."""
+    p = np.exp(old_logits + step * direction)
+    p /= p.sum(axis=1, keepdims=True)
+    return p[0][:, None], p[1:]
+
+
+def promised_and_gained(step: float) -> tuple[float, float]:
+    """E_old[ρ_1 A_1 + ρ_2 A_2], and E_π[s] − E_old[s]."""
+    (old_1, old_2), (new_1, new_2) = nine(0.0), nine(step)
+    after_first = (old_2 * nine_scores).sum(axis=1, keepdims=True)
+    advantage_1, advantage_2 = after_first - (old_1 * after_first).sum(), nine_scores - after_first
+    surrogate = (old_1 * old_2 * (new_1 / old_1 * advantage_1 + new_2 / old_2 * advantage_2)).sum()
+    return surrogate, (new_1 * new_2 * nine_scores).sum() - (old_1 * old_2 * nine_scores).sum()
+
+
+walk = np.linspace(0, 1, 41)
+promised, gained = np.transpose([promised_and_gained(step) for step in walk])
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+left.plot(walk, gained, color="black", label="gained: score of π − score of π_old")
+left.plot(walk, promised, "--", color="C2", linewidth=2, label="promised by the surrogate")
+left.set(xlabel="step away from π_old", ylabel="score units", title="What the surrogate promises")
+left.legend()
+right.loglog(walk[1:], np.abs(promised - gained)[1:], color="C2", linewidth=2, label="error of the surrogate")
+right.loglog(
+    walk[1:], np.abs(promised - gained)[1] * (walk[1:] / walk[1]) ** 2, ":", color="black", label="square of the step"
+)
+right.set(xlabel="step away from π_old", ylabel="score units", title="Half the step, a quarter of the error")
+right.legend()
+plt.show()
+for step in (1.0, 0.1, 0.05):
+    print("step {:.2f}: promised {:+.4f}, gained {:+.4f}".format(step, *promised_and_gained(step)))
+
+# %% [markdown]
 # ## The critic's loss
 #
-# The critic learns by squared error to the return $R = A + V_\text{old}$ (notebook 4). The released code of
+# The critic learns by squared error to the return $G = A + V_\text{old}$ (notebook 4). The released code of
 # [Ziegler et al. 2019](https://arxiv.org/abs/1909.08593) clips it in the same spirit, and so does ours, line 7b:
 #
-# $$\frac{1}{2} \max\left( (V - R)^2,\; (\mathrm{clip}(V, V_\text{old} - \varepsilon_v, V_\text{old} + \varepsilon_v) - R)^2 \right)$$
+# $$\frac{1}{2} \max\left( (V - G)^2,\; (\mathrm{clip}(V, V_\text{old} - \varepsilon_v, V_\text{old} + \varepsilon_v) - G)^2 \right)$$
 #
 # The whole loss of a minibatch is the mean over its real tokens of line 7a plus $c_v = 0.1$ times this, minus, if wanted, a bonus of $c_H$
 # times the entropy, 7c, which keeps a policy undecided ($c_H = 0$ by default). A **minibatch** is a part of the sampled batch; an
@@ -189,6 +236,9 @@ np.testing.assert_allclose(value_loss.mean(), 0.043333, atol=1e-6)
 at_start = np.argmin(np.abs(ratios - 1))
 np.testing.assert_allclose(push[:, at_start], grid_advantages, atol=1e-5)
 assert np.ptp(paths["clipped, ε = 0.2"][-1]) < 0.5 * np.ptp(paths["not clipped"][-1])
+errors = [p - g for p, g in map(promised_and_gained, (0.02, 0.01))]
+np.testing.assert_allclose(errors[0] / errors[1], 4, rtol=0.1)
+assert abs(promised[-1] - gained[-1]) > 0.1
 
 # %% [markdown]
 # ## Exercises

@@ -19,10 +19,10 @@
 #
 # Judgements come in two kinds.
 #
-# - **Comparisons**: of two responses, the **chosen** one, $w$ for winner, was preferred to the **rejected** one, $l$ for loser. The
+# - **Comparisons**: of two responses, the **chosen** one, $y_+$, was preferred to the **rejected** one, $y_-$. The
 #   Bradley–Terry model says how probable that is if the responses had scores, and gives a loss in nats:
 #
-# $$P(w \succ l) = \sigma(s_w - s_l) = \frac{1}{1 + e^{-(s_w - s_l)}}, \qquad L = -\log \sigma(s_w - s_l)$$
+# $$P(y_+ \succ y_-) = \sigma(s_+ - s_-) = \frac{1}{1 + e^{-(s_+ - s_-)}}, \qquad L = -\log \sigma(s_+ - s_-)$$
 #
 # - **Ratings**: a number per response. In this project nobody was asked: how long a user stayed, whether the
 #   next message is on the subject and in good spirits are **implicit feedback**, made into **weak labels** (engagement, relevance,
@@ -187,7 +187,7 @@ print(f"{np.abs(state.params['weights'] - weights_true).max():.4f}")
 # $s(y) = \kappa (\log \pi(y) - \log \pi_\text{ref}(y))$ plus a constant, its **implicit reward**. Put that into the Bradley–Terry loss, and a policy can be
 # trained on comparisons directly. That is **direct preference optimisation**, DPO ([Rafailov et al. 2023](https://arxiv.org/abs/2305.18290)); its $\kappa$ is called $\beta$:
 #
-# $$L = -\log \sigma(\beta h), \qquad h = \left( \log \pi(y_w) - \log \pi_\text{ref}(y_w) \right) - \left( \log \pi(y_l) - \log \pi_\text{ref}(y_l) \right)$$
+# $$L = -\log \sigma(\beta h), \qquad h = \left( \log \pi(y_+) - \log \pi_\text{ref}(y_+) \right) - \left( \log \pi(y_-) - \log \pi_\text{ref}(y_-) \right)$$
 #
 # In numbers: the policy finds the chosen response likelier than the reference does, by 1 nat, and the rejected one rarer, by 1 nat.
 

@@ -105,9 +105,9 @@ plain = {
 # ## By hand
 #
 # One update with a single gradient step of plain gradient descent, in NumPy. With one token per response most lines shrink:
-# the reward is $r = s - \kappa k_1$, the advantage is $A = r - V$, the return is $R = r$, and at $\rho = 1$ the loss has the gradient
+# the reward is $r = s - \kappa k_1$, the advantage is $A = r - V$, the return is $G = r$, and at $\rho = 1$ the loss has the gradient
 #
-# $$\nabla_l L = -\frac{1}{B} \sum_b A_b \left( e_{a_b} - \pi \right), \qquad \nabla_V L = c_v \frac{1}{B} \sum_b (V - R_b)$$
+# $$\nabla_l L = -\frac{1}{B} \sum_b A_b \left( e_{a_b} - \pi \right), \qquad \nabla_V L = c_v \frac{1}{B} \sum_b (V - G_b)$$
 #
 # with $B$ the number of responses and $e_a$ the vector that is 1 at $a$, else 0. We start away from the reference, so that the KL has a say.
 
@@ -141,18 +141,22 @@ print(f"value  by hand {value_by_hand:.5f} library {state.params['value']:.5f}")
 # %% [markdown]
 # ## Let it run
 #
-# The real configuration: four epochs per update, Adam (gradient descent that scales the step of each parameter), 120 updates of 256
+# The real configuration: four epochs per update, Adam (gradient descent that scales the step of each parameter), 400 updates of 256
 # responses, starting at the reference, for three prices $\kappa$. The learner compiles once; $\kappa$ is part of its state.
 # The best policy is $\pi^* \propto \pi_\text{ref}\, e^{s/\kappa}$, and the best value of the
 # objective $E[s] - \kappa\, \mathrm{KL}$ is $\kappa \log Z$ (notebook 3).
+#
+# The learning rate stays constant here. Long runs usually let it fall to 0, which calms the end; but a rate that has
+# fallen to 0 stops wherever the policy happens to be, and whether it *would* have arrived could not be seen (exercise 1).
 
 # %%
 config = PPOConfig(**plain)
-adam = make_optimizer(learning_rate=0.02, total_steps=120 * 4)
+UPDATES = 400
+adam = make_optimizer(learning_rate=0.02, total_steps=UPDATES * config.epochs, schedule="constant")
 run = ppo.make_ppo_iteration(sample=sample, policy=policy, score=score, optimizer=adam, config=config)
 
 
-def train(kl_coef: float, updates: int = 120) -> tuple[np.ndarray, ppo.PPOState]:
+def train(kl_coef: float, updates: int = UPDATES, run=run, adam=adam) -> tuple[np.ndarray, ppo.PPOState]:
     """The policy after every update, and the last state."""
     state = ppo.init(reference, adam, config, jax.random.key(1)).replace(kl_coef=jnp.array(kl_coef))
     path = [np.array(state.params["logits"])]  # A copy: an update takes over the memory of the state it is given.
@@ -176,13 +180,19 @@ def objective(policies: np.ndarray, kl_coef: float) -> np.ndarray:
 prices = (2.0, 0.5, 0.1)
 runs = {kl_coef: train(kl_coef) for kl_coef in prices}
 for kl_coef, (path, _) in runs.items():
-    print(f"κ = {kl_coef}: learnt {np.round(path[-1], 3)}, best {np.round(optimum(kl_coef)[0], 3)}")
+    print(f"κ = {kl_coef}: after 120 updates {np.round(path[120], 3)}, after 400 {np.round(path[-1], 3)}", end=", ")
+    print(f"best {np.round(optimum(kl_coef)[0], 3)}")
+
+# %% [markdown]
+# **It does.** For $\kappa = 0.1$ the best policy says noir with probability .970; PPO says it with .964 after 120 updates and with .969 after 400. The last
+# thousandths take longest, because what is left to correct, musicals and westerns, is hardly ever sampled any more.
 
 # %% [markdown]
 # ## The picture
 #
 # Probabilities over the updates (lines) and $\pi^*$ (dotted). The cheaper the KL, the further the policy goes, up to hardly ever saying anything but
-# noir. Last: the objective as a share of what can be gained.
+# noir. For the dearest KL the lines swing a little: near the optimum gradients are tiny, and Adam, which divides by their size, still makes steps of them.
+# Last: the objective as a share of what can be gained.
 
 # %%
 figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
@@ -231,27 +241,37 @@ assert watched["policy/first_ratio_max_deviation"] < 1e-5
 assert watched["policy/clip_fraction"] < 0.2
 for kl_coef, (path, last) in runs.items():
     best_policy, maximum = optimum(kl_coef)
-    np.testing.assert_allclose(path[-1], best_policy, atol=0.05)
-    assert objective(path[-1:], kl_coef)[0] > maximum - 0.01
+    np.testing.assert_allclose(path[-1], best_policy, atol=0.025)
+    assert objective(path[-1:], kl_coef)[0] > maximum - 0.002
     # The critic has learnt what a response is worth after the price of the KL.
     np.testing.assert_allclose(last.params["value"], maximum, atol=0.1)
+found, sought = runs[0.1][0][:, 2], optimum(0.1)[0][2]
+np.testing.assert_allclose([found[120], found[400], sought], [0.964, 0.969, 0.970], atol=0.0025)
+assert abs(found[400] - sought) < 0.002 < abs(found[120] - sought)
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Set $\kappa = 0$. What is the best policy now, and is there anything that stops PPO on the way there?
+# 1. Set $\kappa = 0$. What is the best policy now, and is there anything that stops PPO on the way there? And where does a learning rate
+#    that falls to 0 within 120 updates leave the policy at $\kappa = 0.1$?
 # 2. Switch whitening on for $\kappa = 0.5$. Why does the policy tremble around the optimum now?
 # 3. The critic is one number here, the mean reward. Could the other responses of the batch do its work? Compare the noise of the
 #    gradient with no baseline, and with the mean of the *other* scores (`leave_one_out_advantages`; that is **RLOO**, REINFORCE leave-one-out).
 
 # %% [markdown]
 # **1.** Always noir. Nothing stops it: the advantages of the other genres stay negative as long as they are drawn at all, and entropy goes
-# to 0. With a true score that is fine; with a proxy (notebook 6) it is not.
+# to 0. With a true score that is fine; with a proxy (notebook 6) it is not. The falling rate stops at .938 of .970: a curve that has become
+# flat is no proof that the optimum is reached, the steps may simply have ended.
 
 # %%
-greedy, _ = train(0.0)
+greedy, _ = train(0.0, 120)
 print("κ = 0:", np.round(greedy[-1], 4))
 assert greedy[-1][2] > 0.95
+falling = make_optimizer(learning_rate=0.02, total_steps=120 * config.epochs)
+run_falling = ppo.make_ppo_iteration(sample=sample, policy=policy, score=score, optimizer=falling, config=config)
+stopped, _ = train(0.1, 120, run_falling, falling)
+print(f"noir at κ = 0.1: {stopped[-1][2]:.3f} with the falling rate, {sought:.3f} at best")
+assert stopped[-1][2] < found[120] - 0.01
 
 # %% [markdown]
 # **2.** At the optimum $s - \kappa k_1$ is the same for every genre, so all advantages vanish: nothing is left to learn. Whitening divides by

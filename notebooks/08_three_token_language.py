@@ -55,7 +55,8 @@ T, KL_COEF, PENALTY = 5, 0.4, 1.0
 # ## The policy
 #
 # A table instead of a network: logits for every position and previous token, and a value for each. A response begins after the
-# prompt's last token, which we let be `<eos>`. The critic reads what the policy reads.
+# prompt's last token, which we let be `<eos>`. The critic reads what the policy reads (which is a
+# little less than it should: notebook 10).
 
 # %%
 REFERENCE = {

@@ -160,7 +160,7 @@ print(f"score {score:+.3f}, KL of the reply {k1_by_hand.sum():+.4f} nats, {lengt
 # %% [markdown]
 # ## The picture
 #
-# Above: imitation learns, from $\log V$ downwards. Below: eight replies to eight users, one row each, coloured by advantage. Whole rows
+# Above: imitation learns, from $\log |\mathcal{V}|$ downwards. Below: eight replies to eight users, one row each, coloured by advantage. Whole rows
 # share a colour, paler towards the front: the critic has hardly learnt anything in four updates, so what a token is credited with is
 # the score of its reply, times $\lambda = 0.95$ for every token in between. Compare the heat map of notebook 4, whose critic had opinions.
 
@@ -177,7 +177,7 @@ def name_of(token: int) -> str:
 figure, (top, bottom) = plt.subplots(2, 1, figsize=(12, 6.6), height_ratios=[1, 1.9], layout="constrained")
 curve = [(line["step"], line["loss"]) for line in history if line["stage"] == "sft" and "loss" in line]
 top.plot(*zip(*curve, strict=True), color="C0")
-top.axhline(np.log(vocab.size), color="gray", linestyle=":", label="log V: no idea")
+top.axhline(np.log(vocab.size), color="gray", linestyle=":", label=r"$\log\,|\mathcal{V}|$: no idea")
 top.set(xlabel="optimiser step", ylabel="loss, nats per token", title="Imitation")
 top.legend(loc="center right")
 limit = float(np.abs(advantages).max())

@@ -1,8 +1,8 @@
 """Direct preference optimisation: the policy's own log-probabilities serve as the reward model.
 
-Inputs are log-probabilities of whole responses, sums over tokens in nats, under π and π_ref; w is chosen, l rejected:
+Inputs are log-probabilities of whole responses, sums over tokens in nats, under π and π_ref; + is chosen, − rejected:
 
-    h = (log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l))
+    h = (log π(y_+) − log π_ref(y_+)) − (log π(y_−) − log π_ref(y_−))
 
 Log the chosen and rejected log-probabilities: both falling while the margin grows is the method's known failure.
 """
@@ -54,10 +54,10 @@ def dpo_loss(
     Mitchell 2023, https://ericmitchell.ai/cdpo.pdf).
 
     Args:
-      chosen: log π(y_w), nats. [*shape]
-      rejected: log π(y_l), nats. [*shape]
-      ref_chosen: log π_ref(y_w), nats. [*shape]
-      ref_rejected: log π_ref(y_l), nats. [*shape]
+      chosen: log π(y_+), nats. [*shape]
+      rejected: log π(y_−), nats. [*shape]
+      ref_chosen: log π_ref(y_+), nats. [*shape]
+      ref_rejected: log π_ref(y_−), nats. [*shape]
       beta: β > 0, strength of the pull to π_ref, without unit.
       label_smoothing: e, in [0, ½).
     Returns: nats per pair, log 2 at h = 0; the gradient with respect to `chosen` is −β(1 − e − σ(βh)). [*shape]
@@ -87,10 +87,10 @@ def ipo_loss(
     Source: Azar et al. 2024, arXiv:2310.12036, eq. 17 (their τ is β).
 
     Args:
-      chosen: log π(y_w), nats. [*shape]
-      rejected: log π(y_l), nats. [*shape]
-      ref_chosen: log π_ref(y_w), nats. [*shape]
-      ref_rejected: log π_ref(y_l), nats. [*shape]
+      chosen: log π(y_+), nats. [*shape]
+      rejected: log π(y_−), nats. [*shape]
+      ref_chosen: log π_ref(y_+), nats. [*shape]
+      ref_rejected: log π_ref(y_−), nats. [*shape]
       beta: β > 0; the margin aimed at is 1/(2β) nats.
     Returns: squared nats per pair; the gradient with respect to `chosen` is 2(h − 1/(2β)). [*shape]
     Raises: AssertionError at trace time if the shapes differ.
@@ -112,15 +112,15 @@ def softmax_dpo_loss(
 ) -> Float[Array, ""]:
     """One chosen response against several rejected ones; batch with `jax.vmap`.
 
-        −log [ exp r_w / (exp r_w + Σ_k exp r_k) ] = log(1 + Σ_k exp(r_k − r_w)),   r = β (log π − log π_ref)
+        −log [ exp r_+ / (exp r_+ + Σ_k exp r_k) ] = log(1 + Σ_k exp(r_k − r_+)),   r = β (log π − log π_ref)
 
     Source: Chen et al. 2024, "On Softmax Direct Preference Optimization for Recommendation", arXiv:2406.09215,
-    where it is written as −log σ(−log Σ_k exp(r_k − r_w)). With K = 1 it is `dpo_loss`.
+    where it is written as −log σ(−log Σ_k exp(r_k − r_+)). With K = 1 it is `dpo_loss`.
 
     Args:
-      chosen: log π(y_w), nats. []
+      chosen: log π(y_+), nats. []
       rejected: log π(y_k), nats. [K]
-      ref_chosen: log π_ref(y_w), nats. []
+      ref_chosen: log π_ref(y_+), nats. []
       ref_rejected: log π_ref(y_k), nats. [K]
       beta: β > 0, without unit.
     Returns: nats, log(1 + K) at equal rewards; gradients push hardest against the rejected response rated best. []

@@ -17,6 +17,9 @@ def generalized_advantage_estimation(
 
         A_t = δ_t + γλ A_{t+1},   δ_t = r_t + γ V_{t+1} − V_t,   A_T = 0;   t = 0 … T−1, as arrays count
 
+    A mean of the k-step estimates A_t^(k) = Σ_{j<k} γ^j δ_{t+j} with the weights (1 − λ) λ^(k−1) for k < T − t; the last,
+    k = T − t, has what remains, λ^(T−t−1): beyond the end nothing changes any more.
+
     Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16 (the PPO paper, arXiv:1707.06347, eq. 11, prints the
     last exponent as T−t+1; it is T−t−1). Our r_t is paid after token t, their reward after action a_t.
     Right padding must hold zeros, which then add nothing; for anything else use the multi-turn form and its mask.

@@ -9,7 +9,12 @@ d = log π − log π_ref is −log r. Tokens are drawn from π.
 | k2 | d²/2 | biased, small for small d | low | of KL(π‖π_ref) |
 | k3 | exp(−d) − 1 + d | exact | low | of KL(π_ref‖π) |
 
-Hence k1 in the reward, k2 where a KL loss is wanted, k3 for reports.
+The table holds for one draw from one distribution: a token given what came before, or a whole response with
+d = Σ_t d_t. The means may be summed over tokens: Σ_t k1_t and Σ_t k3_t have the mean KL of the whole responses. The
+gradients may not: Σ_t k2_t misses that a token also decides which states come later, and what KL waits there.
+
+Hence k1 in the reward, where the policy gradient sees the later tokens; k2 of the whole response where a KL loss is
+wanted; k3 for reports.
 """
 
 import chex
@@ -45,15 +50,18 @@ def kl_k1(logprobs: Float[Array, "*shape"], ref_logprobs: Float[Array, "*shape"]
 
 
 def kl_k2(logprobs: Float[Array, "*shape"], ref_logprobs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Biased estimate per token, never negative, whose gradient is the right one for a loss.
+    """Biased estimate per draw, never negative; the mean of its gradients is the gradient of the KL of that draw.
 
-        k2 = d²/2,   E_π[∇k2] = ∇KL(π‖π_ref)
+        k2 = d²/2,   E_π[∇k2] = ∇KL(π‖π_ref)   at one position, or with d = Σ_t d_t over a whole response
+
+    Summed over the tokens of a response, Σ_t d_t²/2, it lacks the KL that a token leads to (see the module). For a loss
+    on responses give it their log-probabilities, `sequence_logprob` under both policies.
 
     Source: Schulman 2020 (see the module).
 
     Args:
-      logprobs: of the sampled tokens under π, nats. [*shape]
-      ref_logprobs: of the same tokens under π_ref, nats. [*shape]
+      logprobs: of the sampled tokens, or of whole responses, under π, nats. [*shape]
+      ref_logprobs: of the same under π_ref, nats. [*shape]
     Returns: nats; gradient d with respect to `logprobs`. [*shape]
     Raises: AssertionError at trace time if the shapes differ.
     Examples:
@@ -66,7 +74,7 @@ def kl_k2(logprobs: Float[Array, "*shape"], ref_logprobs: Float[Array, "*shape"]
 def kl_k3(logprobs: Float[Array, "*shape"], ref_logprobs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Unbiased estimate per token, never negative and of low variance; for reports.
 
-        k3 = exp(−d) − 1 + d,   E_π[∇k3] = ∇KL(π_ref‖π)
+        k3 = exp(−d) − 1 + d,   E_π[∇k3] = ∇KL(π_ref‖π)   at one position, or with d = Σ_t d_t over a whole response
 
     Source: Schulman 2020 (see the module), (r − 1) − log r.
 

@@ -43,6 +43,9 @@ def clipped_surrogate(
 
         max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)),   and with a dual clip, where A < 0, at most −c A
 
+    Weighing by ρ_t alone turns a mean over tokens of π_old into one over tokens of π at one position. Along a response
+    the tokens before t still come from π_old: an error of second order in the step, and another reason to stay near.
+
     Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7 (negated: they maximise); the dual clip is Ye et al. 2020,
     arXiv:1912.09729, eq. 5, and bounds the loss of a token that became much likelier although it was bad.
 
@@ -133,7 +136,7 @@ def clipped_value_loss(
 ) -> Float[Array, "*shape"]:
     """Squared error of the critic, pessimistic about moves beyond a range around the old values.
 
-        ½ max( (V − R)², (clip(V, V_old − ε, V_old + ε) − R)² )
+        ½ max( (V − G)², (clip(V, V_old − ε, V_old + ε) − G)² )
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, the released code; Huang et al. 2023, "The N Implementation Details
     of RLHF with PPO". It is not in the PPO paper.
@@ -141,9 +144,9 @@ def clipped_value_loss(
     Args:
       values: V of the critic being learned, reward units. [*shape]
       old_values: V_old at sampling time, reward units. [*shape]
-      returns: R = A + V_old before whitening, reward units; data. [*shape]
+      returns: G = A + V_old before whitening, reward units; data. [*shape]
       value_clip_eps: ε ≥ 0, reward units; infinity does not clip.
-    Returns: squared reward units, per token; gradient V − R, or 0 where the clipped error is the larger one. [*shape]
+    Returns: squared reward units, per token; gradient V − G, or 0 where the clipped error is the larger one. [*shape]
     Raises: AssertionError at trace time if the shapes differ.
     Examples:
       >>> v, old, ret = jnp.array([0.9, 0.1, -0.4]), jnp.array([0.5, 0.2, -0.5]), jnp.array([1.0, 0.0, 0.0])
@@ -163,13 +166,13 @@ def explained_variance(
 ) -> Float[Array, ""]:
     """Share of the returns' variance that the critic foresaw, over all real tokens.
 
-        1 − Var(R − V)/Var(R),   and 0 where the returns do not vary
+        1 − Var(G − V)/Var(G),   and 0 where the returns do not vary
 
     Source: the coefficient of determination up to the residuals' mean; logged for critics since OpenAI's baselines.
 
     Args:
       values: V, reward units. [*shape]
-      returns: R, reward units. [*shape]
+      returns: G, reward units. [*shape]
       mask: True on real tokens. [*shape]
     Returns: without unit: 1 perfect, 0 no better than a constant, negative worse; logged, no gradient is meant to flow. []
     Raises: AssertionError at trace time if the shapes differ.

@@ -9,15 +9,15 @@ from jaxtyping import Array, Bool, Float, Int
 def bradley_terry_loss(chosen: Float[Array, "*shape"], rejected: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Loss of a comparison: the chosen response should score higher.
 
-        −log σ(s_w − s_l)
+        −log σ(s_+ − s_−)
 
     Source: Bradley & Terry 1952; Stiennon et al. 2020, arXiv:2009.01325, section 3.4 (their r is our score s).
 
     Args:
-      chosen: s_w, score units. [*shape]
-      rejected: s_l, score units. [*shape]
-    Returns: nats per comparison, log 2 at equal scores; the gradient with respect to s_w is −σ(s_l − s_w), the
-      opposite one for s_l, so a constant added to both changes nothing. [*shape]
+      chosen: s_+, score units. [*shape]
+      rejected: s_−, score units. [*shape]
+    Returns: nats per comparison, log 2 at equal scores; the gradient with respect to s_+ is −σ(s_− − s_+), the
+      opposite one for s_−, so a constant added to both changes nothing. [*shape]
     Raises: AssertionError at trace time if the shapes differ.
     Examples:
       >>> [round(x, 6) for x in bradley_terry_loss(jnp.array([0.0, 2.0]), jnp.array([0.0, 1.0])).tolist()]

@@ -21,8 +21,10 @@ def numbered_comments(path: str) -> dict[int, str]:
     return {int(number): word for number, word in reversed(found)}
 
 
-@pytest.mark.parametrize("path", ["notebooks/07_ppo_on_a_bandit.py", "notebooks/08_three_token_language.py"])
-def test_the_notebooks_that_write_the_box_down_carry_its_numbers_and_names(path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["notebooks/07_ppo_on_a_bandit.py", "notebooks/08_three_token_language.py", "experiments/ppo_100_lines.py"]
+)
+def test_the_programs_that_write_the_box_down_carry_its_numbers_and_names(path: str) -> None:
     box = {int(number): word for number, word in re.findall(r"^> \*\*(\d)\. (\w+)", BOX, re.MULTILINE)}
     assert list(box) == list(range(1, 9))
     code = numbered_comments(path)
