@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import chex
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 Params = Any
@@ -98,19 +99,37 @@ class PromptBatch:
 
 @chex.dataclass(frozen=True)
 class Rollout:
-    """Prompts and the responses sampled for them; everything about responses is aligned with `response_tokens`."""
+    """Prompts and the responses sampled for them; everything about responses is aligned with `response_tokens`.
+
+    A row is one turn. In a conversation of several turns every turn is a row of its own, whose prompt holds what was
+    said before: then sampler, grammar and learner never meet a user's words inside a response (docs/decisions/0011).
+    """
 
     prompt_tokens: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
     response_tokens: Int[Array, "B T"]
     response_mask: Bool[Array, "B T"]
-    """True on tokens the policy chose, the `<eos>` included; False on padding and on a user's tokens in between."""
+    """True on the response, which the policy chose, the `<eos>` included; False on the padding after it."""
     logprobs: Float[Array, "B T"]
     """Log-probability under the sampling policy, temperature and grammar mask applied, nats; 0 on padding."""
     finished: Bool[Array, " B"]
     """True where `<eos>` was sampled within the budget."""
     values: Float[Array, "B T"] | None = None
     """The sampling policy's value before each token, where the sampler knows it: then no pass is needed for it."""
+
+
+def check_rollout(rollout: Rollout) -> None:
+    """Raises ValueError where a row's mask has a hole: what stands there would be neither read nor learnt.
+
+    For rollouts that come from outside a compiled program; the values of the mask are looked at.
+    """
+    mask = np.asarray(rollout.response_mask)
+    broken = np.flatnonzero((mask[:, 1:] & ~mask[:, :-1]).any(axis=1))
+    if len(broken):
+        raise ValueError(
+            f"row {broken[0]} of the rollout: its response_mask is True after a False; a row is one turn, and a user's "
+            "words belong into the prompt of the next row"
+        )
 
 
 @chex.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rlhf_jax.equations.masked import masked_mean, masked_whiten, zero_padding
 from rlhf_jax.equations.ppo import explained_variance
 from rlhf_jax.equations.rewards import token_rewards
 from rlhf_jax.equations.running import RunningMoments, initial_moments
-from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout, Sample, Score
+from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout, Sample, Score, check_rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.microbatch import LossSums, loss_and_gradient
 from rlhf_jax.learners.minibatch import Experience, epochs_of_minibatches, judge, ppo_loss, said_by_sampler
@@ -220,8 +220,8 @@ def shape(
 def estimate(rollout: Rollout, rewards: Float[Array, "B T"], judged: Judged, config: PPOConfig) -> Experience:
     """Line 6.
 
-    Tokens the policy did not choose, a user's turn or padding, are skipped. The value beyond the end is 0 for cut
-    responses too: the penalty of line 4 says what their missing end is worth.
+    Padding is skipped. The value beyond the end is 0 for cut responses too: the penalty of line 4 says what their
+    missing end is worth.
     """
     mask, values = rollout.response_mask, judged.old.values
     gae = functools.partial(
@@ -293,9 +293,10 @@ class TwoPrograms(NamedTuple):
     ) -> tuple[PPOState, Metrics, Rollout]:
         """One update with `reward(rollout) -> [B, C]` called in Python between the two programs.
 
-        Raises: ValueError if `reward` does not return one row of numbers per response.
+        Raises: ValueError if `reward` does not return one row of numbers per response, or a response has holes.
         """
         rollout = self.sample(state, prompts)
+        check_rollout(rollout)
         components = jnp.asarray(reward(rollout), jnp.float32)
         if components.ndim != 2 or components.shape[0] != rollout.response_tokens.shape[0]:
             raise ValueError(

@@ -12,7 +12,7 @@ import pytest
 from rlhf_jax.decoding import policy
 from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.decoding.sampler import Decoding
-from rlhf_jax.interfaces import PolicyApply, PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.interfaces import PolicyApply, PolicyOutput, PromptBatch, Rollout, check_rollout
 from rlhf_jax.models import gpt2, heads
 
 CONFIG = gpt2.GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2)
@@ -173,3 +173,19 @@ def test_bfloat16_weights_are_cast_before_the_loop_over_tokens(
         program.compile(compiler_options=options)(params, prompts, jax.random.key(3)) for program in (once, every_step)
     )
     jax.tree.map(np.testing.assert_array_equal, drawn, expected)
+
+
+def test_words_in_a_hole_of_the_mask_would_not_be_read_and_are_refused(params: dict, rollout: Rollout) -> None:
+    holes = np.asarray(rollout.response_mask).copy()
+    holes[:, 1] = False  # As if a user had said the second token.
+    row = int(np.flatnonzero(np.asarray(rollout.response_mask).sum(axis=1) > 3)[0])
+    said = [
+        rollout.replace(response_mask=jnp.asarray(holes), response_tokens=rollout.response_tokens.at[:, 1].set(word))
+        for word in (1, 2)
+    ]
+    first, second = (judge(params, one).logprobs[row, 2:] for one in said)
+    # What was said changes nothing behind it: the fault that a row of several turns would have.
+    np.testing.assert_array_equal(first, second)
+    with pytest.raises(ValueError, match="row 0 of the rollout: its response_mask is True after a False"):
+        check_rollout(said[0])
+    check_rollout(rollout)

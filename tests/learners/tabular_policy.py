@@ -112,17 +112,3 @@ def train(
 
 
 sample_until_eos = functools.partial(sample, eos=1)
-
-
-def sample_around_a_user(params: Params, prompts: PromptBatch, key: Any) -> Rollout:
-    """Three tokens of which the user writes the second: always token 3, whatever the policy said before."""
-    rollout = sample(params, prompts, key)
-    spoken = jnp.array([False, True, False])
-    logits = jax.nn.log_softmax(params["logits"][2][3])
-    answer = jax.random.categorical(jax.random.fold_in(key, 2), logits, shape=(prompts.tokens.shape[0],))
-    tokens = jnp.where(spoken, 3, rollout.response_tokens).at[:, 2].set(answer)
-    return rollout.replace(
-        response_tokens=tokens,
-        response_mask=jnp.broadcast_to(~spoken, tokens.shape),
-        logprobs=jnp.where(spoken, 0.0, rollout.logprobs).at[:, 2].set(logits[answer]),
-    )

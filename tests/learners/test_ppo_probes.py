@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tabular_policy import PLAIN, sample_around_a_user, table, train
+from tabular_policy import PLAIN, table, train
 
 from rlhf_jax.learners.ppo_config import PPOConfig
 
@@ -50,19 +50,6 @@ def test_delayed_reward_reaches_the_first_token_and_is_discounted() -> None:
     assert first_token_policy(state.params)[1] > 0.9
     np.testing.assert_allclose(values[1, 1], 0.9, atol=0.05)
     np.testing.assert_allclose(values[0, 0], 0.9**2, atol=0.08)
-
-
-def test_a_users_token_between_is_skipped_neither_learnt_nor_discounted() -> None:
-    # Only the first token matters, paid after the third; the second is the user's and comes from no distribution.
-    arms = first_token_pays([0.0, 1.0, 0.0, 0.0])
-    state, metrics = train(table(4, 3), arms, config=DISCOUNTED, updates=60, sample=sample_around_a_user)
-    values = state.params["values"]
-    assert first_token_policy(state.params)[1] > 0.9
-    assert metrics["objective/score_raw"] > 0.9
-    # One discount from the third token to the first, not two: the policy acted twice.
-    np.testing.assert_allclose(values[0, 0], 0.9, atol=0.03)
-    np.testing.assert_array_equal(state.params["logits"][1], 0.0)
-    np.testing.assert_array_equal(values[1], 0.0)
 
 
 def test_credit_goes_to_the_token_that_earns_it() -> None:
