@@ -3,15 +3,26 @@
     <rec> ITEM ITEM … <say> words with ITEM mentions <eos>          a recommending turn
     <say> words <eos>                                              any other turn
 
-The mask is a function of the tokens alone. Sampling, reference and learning renormalise by the same mask, otherwise
+Which forms there are is data (`Grammar.openings`). The mask is a function of the tokens alone. Sampling, reference and learning renormalise by the same mask, otherwise
 the importance ratio compares two different distributions. There are two forms: one token at a time, for decoding, and
 all positions at once, for judging a given response; they agree on every sequence, grammatical or not.
 """
 
-from typing import NamedTuple
+import functools
+import operator
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+
+class Opening(NamedTuple):
+    """A form of a turn: the token it opens with, and what follows that token."""
+
+    token: int
+    follows: Literal["list", "words"]
+    """A list of items that `<say>` ends, or words at once."""
 
 
 class Grammar(NamedTuple):
@@ -30,6 +41,13 @@ class Grammar(NamedTuple):
     """Longest list a turn may suggest."""
     vocab_size: int
     """Rows of the embedding table; those that are none of the above are never allowed."""
+    openings: tuple[Opening, ...] = ()
+    """The forms a turn may open with; none means the two above: `<rec>` and a list, `<say>` and words."""
+
+    @property
+    def forms(self) -> tuple[Opening, ...]:
+        """The openings that hold."""
+        return self.openings or (Opening(self.rec, "list"), Opening(self.say, "words"))
 
 
 class GrammarState(NamedTuple):
@@ -57,6 +75,11 @@ def check_grammar(grammar: Grammar) -> None:
         raise ValueError(f"grammar: {specials} must be tokens below {grammar.vocab_size} and outside items {items}")
     if not 1 <= grammar.n_words <= grammar.first_item or items.stop > grammar.vocab_size:
         raise ValueError(f"grammar: words [0, {grammar.n_words}), {items} and vocabulary {grammar.vocab_size} clash")
+    for opening in grammar.forms:
+        if opening.token in items or not 0 <= opening.token < grammar.vocab_size:
+            raise ValueError(f"grammar: {opening} must open with a token below {grammar.vocab_size} that is no item")
+        if opening.token in (grammar.pad, grammar.eos) or (opening.token, opening.follows) == (grammar.say, "list"):
+            raise ValueError(f"grammar: {opening}: <eos> and padding open nothing, and what follows <say> is words")
     if grammar.n_items < 1 or grammar.max_items < 1:
         raise ValueError(f"grammar: n_items {grammar.n_items} and max_items {grammar.max_items} must be at least 1")
 
@@ -68,8 +91,18 @@ def is_item(grammar: Grammar, token: Int[Array, "*n"]) -> Bool[Array, "*n"]:
 
 def is_word(grammar: Grammar, token: Int[Array, "*n"]) -> Bool[Array, "*n"]:
     """True where a token is a word (a special token inside the range of words is none)."""
-    special = (token == grammar.pad) | (token == grammar.eos) | (token == grammar.rec) | (token == grammar.say)
-    return (token < grammar.n_words) & ~special
+    special = (grammar.pad, grammar.eos, grammar.rec, grammar.say, *(opening.token for opening in grammar.openings))
+    return (token < grammar.n_words) & ~is_one_of(token, special)
+
+
+def is_one_of(token: Int[Array, "*n"], tokens: Iterable[int]) -> Bool[Array, "*n"]:
+    """True where a token is one of `tokens`, of which there is at least one."""
+    return functools.reduce(operator.or_, [token == one for one in dict.fromkeys(tokens)])
+
+
+def begins_words(grammar: Grammar, token: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    """True where words follow a token: `<say>`, and openings that say so."""
+    return is_one_of(token, (grammar.say, *(form.token for form in grammar.forms if form.follows == "words")))
 
 
 def allowed_given(
@@ -85,7 +118,7 @@ def allowed_given(
     token = jnp.arange(grammar.vocab_size).reshape((1,) * (listed.ndim - 1) + (-1,))
     item = is_item(grammar, token)
     full = (n_listed >= grammar.max_items) | (n_listed >= grammar.n_items)
-    first = (token == grammar.rec) | (token == grammar.say)
+    first = is_one_of(token, [opening.token for opening in grammar.forms])
     in_list = (item & ~listed & ~full) | ((token == grammar.say) & (n_listed >= 1))
     in_words = is_word(grammar, token) | listed | (token == grammar.eos)
     open_turn = jnp.where(said, in_words, jnp.where(started, in_list, first))
@@ -104,7 +137,7 @@ def advance(grammar: Grammar, state: GrammarState, token: Int[Array, " B"]) -> G
     rows = jnp.arange(token.shape[0])
     return GrammarState(
         started=jnp.ones_like(state.started),
-        said=state.said | (token == grammar.say),
+        said=state.said | begins_words(grammar, token),
         ended=state.ended | (token == grammar.eos),
         listed=state.listed.at[rows, token].max(listing),
         n_listed=state.n_listed + listing,
@@ -139,7 +172,7 @@ def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
     """Reads responses once, for `allowed_at` any of their positions."""
     batch, length = tokens.shape
     before = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    said = exclusive_any(tokens == grammar.say)
+    said = exclusive_any(begins_words(grammar, tokens))
     ended = exclusive_any(tokens == grammar.eos)
     listing = is_item(grammar, tokens) & ~said & ~ended
     never = jnp.full((batch, grammar.vocab_size), length, jnp.int32)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from rlhf_jax.decoding import grammar as rules
-from rlhf_jax.decoding.grammar import Grammar
+from rlhf_jax.decoding.grammar import Grammar, Opening
 
 GRAMMAR = Grammar(n_words=4, pad=4, eos=5, rec=6, say=7, first_item=8, n_items=4, max_items=3, vocab_size=13)
 WORDS, PAD, EOS, REC, SAY, ITEMS = {0, 1, 2, 3}, 4, 5, 6, 7, {8, 9, 10, 11}
@@ -77,6 +77,25 @@ def test_a_list_of_the_whole_catalogue_goes_on_with_words() -> None:
     assert list(np.flatnonzero(masks[4])) == [0, 1, 2, 3, EOS, 8, 9]
 
 
+@pytest.mark.parametrize(
+    ("openings", "first", "second"),
+    [
+        ((Opening(SAY, "words"),), {SAY}, WORDS | {EOS}),
+        ((Opening(REC, "list"),), {REC}, ITEMS),
+        # A third form: token 3, a word elsewhere, opens a turn of words, in which it cannot be said again.
+        ((Opening(REC, "list"), Opening(3, "words")), {REC, 3}, {0, 1, 2, EOS}),
+    ],
+)
+def test_the_forms_of_a_turn_are_data(openings: tuple[Opening, ...], first: set[int], second: set[int]) -> None:
+    grammar = GRAMMAR._replace(openings=openings)
+    rules.check_grammar(grammar)
+    tokens = jnp.array([[openings[-1].token, 0, 8]])
+    masks = np.asarray(jax.jit(rules.allowed_along, static_argnums=0)(grammar, tokens))[0]
+    assert (set(np.flatnonzero(masks[0])), set(np.flatnonzero(masks[1]))) == (first, second)
+    state = rules.advance(grammar, rules.initial_state(grammar, 1), tokens[:, 0])
+    assert set(np.flatnonzero(rules.allowed(grammar, state)[0])) == second
+
+
 def test_special_tokens_among_the_words_are_not_words() -> None:
     grammar = GRAMMAR._replace(n_words=6)
     masks = np.asarray(jax.jit(rules.allowed_along, static_argnums=0)(grammar, jnp.array([[SAY, 1]])))[0]
@@ -91,6 +110,9 @@ def test_special_tokens_among_the_words_are_not_words() -> None:
         ({"vocab_size": 11}, "clash"),
         ({"n_words": 9}, "clash"),
         ({"max_items": 0}, "max_items 0"),
+        ({"openings": (Opening(9, "list"),)}, "must open with a token below 13 that is no item"),
+        ({"openings": (Opening(EOS, "words"),)}, "<eos> and padding open nothing"),
+        ({"openings": (Opening(SAY, "list"),)}, "what follows <say> is words"),
     ],
 )
 def test_impossible_grammars_are_refused_with_the_numbers(change: dict, words: str) -> None:
