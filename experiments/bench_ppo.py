@@ -28,9 +28,9 @@ import tyro
 from benchmark import ceilings, interleaving, memory, networks, ours, report
 from benchmark.interleaving import Implementation, Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, Workload
+from command_line import options, start
 from rlhf_jax.reporting import plots
 from rlhf_jax.runtime.environment import environment
-from rlhf_jax.runtime.files import errors_in_one_line
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate")
 
@@ -204,5 +204,4 @@ def main(config: Config) -> Path | str:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        print(main(tyro.cli(Config, description=__doc__)))
+    print(start(main, options(Config, __doc__)))
