@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from rlhf_jax.assessment.assess import generated_turn, text_turns
 from rlhf_jax.assessment.users import response_message
+from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.windows import response_parts
 from rlhf_jax.evaluation.text import GeneratedTurn
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.keys import stream_key
+from rlhf_jax.runtime.files import write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.agent import Agent
@@ -140,15 +142,13 @@ def draw_answers(
     root = jax.random.key(setup.seed if seed is None else seed)
     parts: list[tuple[np.ndarray, ...]] = []
     with Progress(name, 0, len(places)) as progress:
-        for start in range(0, len(places), config.batch_size):
-            # Wrapped around, so that one program serves all batches.
-            rows = np.arange(start, start + config.batch_size) % len(places)
+        for rows, own in wrapped_batches(len(places), config.batch_size):
+            start = int(rows[0])
             prompts = PromptBatch(tokens=jnp.asarray(tokens[rows]), mask=jnp.asarray(mask[rows]))
             key = stream_key(root, "sampled_answers", start)
             found = compiled(params, against.reference["trunk"], against.proxy.model, prompts, key)
-            end = min(start + config.batch_size, len(places))
-            parts.append(tuple(np.asarray(array)[: end - start] for array in found))
-            progress.show(end, {})
+            parts.append(tuple(np.asarray(array)[:own] for array in found))
+            progress.show(start + own, {})
     response_tokens, response_mask, finished, components, log_ratio, entropy = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
@@ -214,7 +214,7 @@ def _compiled_answers(agent: Agent) -> Any:
 
 
 def save(path: Path, answers: SampledAnswers) -> None:
-    """Writes the cases as arrays; whole or not at all."""
+    """Writes the cases as arrays."""
     arrays: dict[str, Any] = {
         "turns": np.array(json.dumps([list(turn) for turn in answers.turns])),
         "replies": np.array(json.dumps([reply.parts for reply in answers.replies])),
@@ -223,9 +223,7 @@ def save(path: Path, answers: SampledAnswers) -> None:
     }
     if answers.judge is not None:
         arrays["judge"] = answers.judge
-    partial = path.with_name(f"{path.stem}.partial.npz")
-    np.savez(partial, **arrays)
-    partial.rename(path)
+    write_npz(path, arrays)
 
 
 def load(path: Path) -> SampledAnswers:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from rlhf_jax.data.batching import batch_indices
+from rlhf_jax.data.batching import batch_indices, wrapped_batches
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.feedback.weak_labels import LabelOptions, LabelTable, WeakLabeller, fit_weak_labels, weighted_sum
@@ -23,7 +23,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
-from rlhf_jax.runtime.files import RunError, notice, write_json
+from rlhf_jax.runtime.files import RunError, notice, write_json, write_npz
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import on_mesh, reward_params
@@ -110,8 +110,7 @@ def label(
             tables.append(LabelTable.load(path))
             continue
         table = labeller(dialogues)
-        table.save(folder / f"{name}.partial.npz")
-        (folder / f"{name}.partial.npz").rename(path)
+        write_npz(path, table.arrays())
         tables.append(table)
     labeller.standardiser.save(folder / "standardiser.json")
     return tables[0], tables[1], labeller
@@ -236,12 +235,8 @@ def drawn_rows(table: LabelTable, windows: Windows, limit: int | None, seed: int
 
 
 def _predictions(predict: Any, params: Params, turns: LabelledTurns, batch_size: int = 128) -> np.ndarray:
-    chunks = []
-    for start in range(0, len(turns), batch_size):
-        # Wrapped around, so that one program serves all batches.
-        rows = np.arange(start, start + batch_size) % len(turns)
-        chunks.append(np.asarray(predict(params, turns.batch(rows).inputs)))
-    return np.concatenate(chunks)[: len(turns)]
+    batches = wrapped_batches(len(turns), batch_size)
+    return np.concatenate([np.asarray(predict(params, turns.batch(rows).inputs))[:own] for rows, own in batches])
 
 
 def _metric(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.files import RunError, write_npz
 from studies.foundation import Sentiment
 
 Floats = NDArray[np.float64]
@@ -34,8 +34,8 @@ class ScoredTurns:
     """Labelled turns the reward model was trained on."""
 
     def save(self, path: Path) -> None:
-        """Writes the arrays as npz, whole or not at all."""
-        save_arrays(path, dataclasses.asdict(self))
+        """Writes the arrays as npz."""
+        write_npz(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "ScoredTurns":
@@ -97,10 +97,3 @@ def gather(run_dir: Path, form: Sentiment, *, seeds: Sequence[int], n_fractions:
         turns(f"truth-{form}"),
         {seed: MetUsers.load(path) for seed, path in users.items() if path.exists()},
     )
-
-
-def save_arrays(path: Path, arrays: Mapping[str, object]) -> None:
-    """Writes npz, whole or not at all."""
-    partial = path.with_name(f"{path.stem}.partial.npz")
-    np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType] - numpy's stub sees the flags only
-    partial.rename(path)

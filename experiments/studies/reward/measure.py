@@ -23,18 +23,19 @@ from numpy.typing import NDArray
 
 from rlhf_jax.assessment.assess import AssessmentConfig
 from rlhf_jax.assessment.users import Responder, meet_users
+from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.data.exchanges import satisfaction_cases
 from rlhf_jax.data.human_ratings import read_uss
 from rlhf_jax.feedback.weak_labels import LabelTable
 from rlhf_jax.interfaces import COMPONENTS, Dialogue, Params
-from rlhf_jax.runtime.files import RunError, notice
+from rlhf_jax.runtime.files import RunError, notice, write_npz
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world_dialogues import logged_dialogues
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.reward import Proxy
 from studies.foundation import EQUAL, Foundation, Sentiment
-from studies.reward.cases import MetUsers, ScoredTurns, save_arrays
+from studies.reward.cases import MetUsers, ScoredTurns
 
 Floats = NDArray[np.float64]
 Place = tuple[int, int]
@@ -87,7 +88,7 @@ def measure(
             if not (path := folder / f"truth-{form}.npz").exists():
                 _true_utility(foundation, params, training, held_out).save(path)
             if not (path := folder / f"users-{form}.npz").exists():
-                save_arrays(path, _met_users(foundation, params, assess)._asdict())
+                write_npz(path, _met_users(foundation, params, assess)._asdict())
     form = sentiments[0]
     training, held_out = labelled(foundation, form)
     for number, fraction in enumerate(fractions):
@@ -150,12 +151,11 @@ def score_turns(
         "score_tokens",
         lambda: jax.jit(lambda params, tokens, mask: agent.score_tokens(params, tokens, mask, None)),
     )
-    chunks = []
-    for start in range(0, len(places), batch_size):
-        # Wrapped around, so that one program serves all batches.
-        rows = np.arange(start, start + batch_size) % len(places)
-        chunks.append(np.asarray(predict(params, jnp.asarray(tokens[rows]), jnp.asarray(mask[rows]))))
-    return np.concatenate(chunks)[: len(places)].astype(np.float64)
+    chunks = [
+        np.asarray(predict(params, jnp.asarray(tokens[rows]), jnp.asarray(mask[rows])))[:own]
+        for rows, own in wrapped_batches(len(places), batch_size)
+    ]
+    return np.concatenate(chunks).astype(np.float64)
 
 
 def _held_out(
