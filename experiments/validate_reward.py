@@ -27,6 +27,7 @@ from typing import Any, Literal
 from command_line import preset_and_options, start
 from rlhf_jax.assessment import satisfaction
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_text
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
@@ -130,7 +131,7 @@ def main(config: Config) -> Path:
         turns = [reward_results.curve_turns(runs) for runs in gathered[0].curve]
         text = reward_report.report_text(found, judge, setting=config.setting, size=config.size, turns=turns)
         write_text(report, text)
-        print(reward_report.gate_table(found))
+        print(gates.study_table(found))
         print(f"report: {report}")
         return report
 

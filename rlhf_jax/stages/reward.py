@@ -16,6 +16,7 @@ from jaxtyping import Array, Key
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
 from rlhf_jax.evaluation import bootstrap
+from rlhf_jax.evaluation.association import pearson
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.feedback.weak_labels import LabelOptions, LabelTable, WeakLabeller, fit_weak_labels, weighted_sum
 from rlhf_jax.interfaces import COMPONENTS, Corpus, Dialogue, Params
@@ -256,17 +257,17 @@ def correlations(
     """
     predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
     found = {
-        name: _pearson(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(COMPONENTS)
+        name: _gated(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(COMPONENTS)
     }
     needed = [index for index, weight in enumerate(weights) if weight != 0]
     whole = label_mask[:, needed].all(axis=1)
-    return found | {"reward": _pearson(weighted_sum(predicted[whole], weights), weighted_sum(labels[whole], weights))}
+    return found | {"reward": _gated(weighted_sum(predicted[whole], weights), weighted_sum(labels[whole], weights))}
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    if len(x) < 2 or x.std() == 0 or y.std() == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
+def _gated(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson; 0 where a side does not vary, because what says nothing must not pass the gate."""
+    constant = len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
+    return 0.0 if constant else pearson(x, y)
 
 
 def _intervals(

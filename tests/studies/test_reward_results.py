@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.reporting import gates
 from rlhf_jax.runtime.files import RunError
 from studies.reward import report as reward_report
 from studies.reward import results as reward_results
@@ -89,7 +90,7 @@ def test_seeds_that_share_dialogues_share_their_luck() -> None:
     for shared in (True, False):
         pairs = dict.fromkeys(range(9), own)
         low, high = reward_results.estimate(
-            pairs, reward_results.pearson, same_dialogues=shared, replicates=200
+            pairs, reward_results.correlation, same_dialogues=shared, replicates=200
         ).interval
         widths[shared] = high - low
     assert widths[False] < 0.6 * widths[True]
@@ -99,14 +100,14 @@ def test_verdicts() -> None:
     def result(low: float, high: float, seeds: tuple[int, ...], std: float | None = 0.01) -> Result:
         return Result("shift/pearson", (low + high) / 2, 9, "held-out", "world/validation", (low, high), seeds, "", std)
 
-    assert reward_report.verdict(result(0.61, 0.7, (0, 1, 2))) == "above the gate"
-    assert reward_report.verdict(result(0.3, 0.59, (0, 1, 2))) == "below the gate"
-    assert reward_report.verdict(result(0.5, 0.7, (0, 1, 2))) == "not told apart from the gate"
-    assert reward_report.verdict(result(0.3, 0.5, (4,))) == "below the gate (1 seed: no claim)"
-    assert reward_report.verdict(result(0.5, 0.7, (4,))) == "not told apart from the gate"
+    assert gates.verdict(result(0.61, 0.7, (0, 1, 2))) == "above the gate"
+    assert gates.verdict(result(0.3, 0.59, (0, 1, 2))) == "below the gate"
+    assert gates.verdict(result(0.5, 0.7, (0, 1, 2))) == "not told apart from the gate"
+    assert gates.verdict(result(0.3, 0.5, (4,))) == "below the gate (1 seed: no claim)"
+    assert gates.verdict(result(0.5, 0.7, (4,))) == "not told apart from the gate"
     # .655 − .6 against t(.975, 2) = 4.30 deviations over √3: .022 is the most that agrees.
-    assert reward_report.verdict(result(0.61, 0.7, (0, 1, 2), std=0.022)) == "above the gate"
-    unlike = reward_report.verdict(result(0.61, 0.7, (0, 1, 2), std=0.023))
+    assert gates.verdict(result(0.61, 0.7, (0, 1, 2), std=0.022)) == "above the gate"
+    unlike = gates.verdict(result(0.61, 0.7, (0, 1, 2), std=0.023))
     assert unlike == "above the gate (the seeds differ too much: no claim)"
 
 
