@@ -141,13 +141,12 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     moments = best_of_n.reward_moments(
         setup, base.supervised_policy, full.model, setting.ppo, batch_size=setting.align.batch_size
     )
-    chooser = setup._replace(agent=best_of_n.best_of_n(setup.agent, config.best_of, setting.ppo))
-    params = best_of_n.best_of_n_params(base.supervised_policy, full.model, moments)
+    best = best_of_n.BestOf(config.best_of, setting.ppo, moments)
     name = best_name(config)
-    sampled_answers(run, name, chooser, params, answered, against, chosen=True)
+    sampled_answers(run, name, setup, base.supervised_policy, answered, against, best_of=best)
     met: dict[str, dict[str, np.ndarray]] = {}
     if setup.world_seed is not None:
-        responder = users.Responder(chooser, params, greedy=False, proxy=full)
+        responder = users.Responder(setup, base.supervised_policy, greedy=False, proxy=full, best_of=best)
         met["sampled"] = users.meet_users(
             responder, setup, n_users=setting.assess.users, n_turns=setting.assess.user_turns
         )

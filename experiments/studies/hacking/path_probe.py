@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.assessment.sampled import Against, SampledAnswers, SampledConfig, draw_answers, judged
+from rlhf_jax.assessment.sampled import Against, SampledAnswers, SampledConfig, draw_answers, judge_replies
 from rlhf_jax.assessment.sampled import load as load_answers
 from rlhf_jax.assessment.sampled import save as save_answers
 from rlhf_jax.assessment.users import Responder, meet_users
@@ -92,7 +92,7 @@ class PathProbe:
         seed = self.setup.seed + _SHIFT * repeat
         answers = draw_answers(self.setup, params, config, self.against, seed=seed, name=f"{stored.stem}: answers")
         if self.against.judge is not None:
-            answers = answers._replace(judge=judged(self.setup, config, answers.replies, self.against.judge))
+            answers = answers._replace(judge=judge_replies(self.setup, config, answers.replies, self.against.judge))
         save_answers(stored, answers)
         return answers
 
