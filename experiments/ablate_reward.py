@@ -41,7 +41,7 @@ from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment
 from studies import ablation, common
-from studies.ablation import VARIANTS, Compared, Variant
+from studies.ablation import VARIANTS, Comparison, Variant
 from studies.foundation import lay_for
 from studies.settings import Setting, Size, foundation_folder, rests_on, study_setting
 
@@ -181,7 +181,7 @@ def main(config: Config) -> Path | None:
     report = ablation.write_report(
         config.run_dir,
         config.seeds,
-        Compared(config.variants, best_name(config), best_of_n.kl_bound(config.best_of)),
+        Comparison(config.variants, best_name(config), best_of_n.kl_bound(config.best_of)),
         setting=config.setting,
         size=config.size,
         budget=f"Every variant: {setting.align.updates} updates of {setting.align.batch_size} responses from the same "

@@ -127,7 +127,7 @@ def makers_of(config: Config, workload: Workload, drawn: networks.Networks) -> d
     return {name: makers[name] for name in wanted}
 
 
-def bench(config: Config, workload: Workload) -> report.Measured:
+def bench(config: Config, workload: Workload) -> report.Measurement:
     """Ceilings, then everything in turns."""
     drawn = networks.draw_networks(workload)
     makers = makers_of(config, workload, drawn)
@@ -164,7 +164,7 @@ def bench(config: Config, workload: Workload) -> report.Measured:
         implementations, repeats=config.repeats, foreign_limit=config.foreign_limit, most_rounds=most, report=tell
     )
     kept, quiet = interleaving.kept_rounds(rounds, repeats=config.repeats, foreign_limit=config.foreign_limit)
-    return report.Measured(
+    return report.Measurement(
         workload=workload,
         rounds=kept,
         quiet=quiet,

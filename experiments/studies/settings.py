@@ -32,6 +32,14 @@ class StudySetting:
     ppo: PPOConfig
     assess: AssessmentConfig
 
+    def __post_init__(self) -> None:
+        # Policy and reference are made with the foundation, once for all of its studies; another value here would do nothing.
+        if self.align.temperature != self.foundation.temperature:
+            raise ValueError(
+                f"align.temperature {self.align.temperature} is not that of the foundation, {self.foundation.temperature}, "
+                "which policies are sampled and learn with"
+            )
+
 
 def foundation_folder(runs: Path, setting: Setting, size: Size, seed: int) -> Path:
     """Where the foundation of a setting lies, so that every study finds the same one."""

@@ -60,7 +60,7 @@ class MetUsers(NamedTuple):
             return cls(arrays["score"], arrays["utility"])
 
 
-class Gathered(NamedTuple):
+class SeedCases(NamedTuple):
     """Cases by seed, for one form of the sentiment signal; empty where a kind was not measured."""
 
     form: Sentiment
@@ -72,7 +72,7 @@ class Gathered(NamedTuple):
     users: Mapping[int, MetUsers]
 
 
-def gather(run_dir: Path, form: Sentiment, *, seeds: Sequence[int], n_fractions: int) -> Gathered:
+def gather(run_dir: Path, form: Sentiment, *, seeds: Sequence[int], n_fractions: int) -> SeedCases:
     """Reads the cases that `run_dir/seed-S` hold.
 
     Raises: RunError naming a seed whose held-out turns or learning curve are missing.
@@ -89,7 +89,7 @@ def gather(run_dir: Path, form: Sentiment, *, seeds: Sequence[int], n_fractions:
         return found
 
     users = {seed: run_dir / f"seed-{seed}" / "cases" / f"users-{form}.npz" for seed in seeds}
-    return Gathered(
+    return SeedCases(
         form,
         turns(f"held-out-{form}", needed=True),
         [turns(f"curve-{form}-{number}", needed=True) for number in range(n_fractions)],

@@ -42,7 +42,7 @@ Place = tuple[int, int]
 """A dialogue's place in its split, and a message's in the dialogue."""
 
 
-class _Labelled(NamedTuple):
+class _LabelledSplit(NamedTuple):
     """One split with its labels, and the turns the reward model used of it."""
 
     dialogues: tuple[Dialogue, ...]
@@ -77,7 +77,7 @@ def measure(
     folder = run.path / "cases"
     folder.mkdir(exist_ok=True)
     for form in sentiments:
-        training, held_out = labelled(foundation, form)
+        training, held_out = read_labels(foundation, form)
         params = foundation.proxy(form).model
         path = folder / f"held-out-{form}.npz"
         if not path.exists():
@@ -90,7 +90,7 @@ def measure(
             if not (path := folder / f"users-{form}.npz").exists():
                 write_npz(path, _met_users(foundation, params, assess)._asdict())
     form = sentiments[0]
-    training, held_out = labelled(foundation, form)
+    training, held_out = read_labels(foundation, form)
     for number, fraction in enumerate(fractions):
         path = folder / f"curve-{form}-{number}.npz"
         if path.exists():
@@ -108,7 +108,7 @@ def stored(folder: Path, *, sentiments: Sequence[Sentiment], fractions: Sequence
     return all((folder / "cases" / f"{name}.npz").exists() for name in names)
 
 
-def labelled(foundation: Foundation, form: Sentiment) -> tuple[_Labelled, _Labelled]:
+def read_labels(foundation: Foundation, form: Sentiment) -> tuple[_LabelledSplit, _LabelledSplit]:
     """Training and validation split with labels and the rows that R_φ was trained and judged on.
 
     Raises: RunError where the foundation holds no labels of this form.
@@ -126,7 +126,7 @@ def labelled(foundation: Foundation, form: Sentiment) -> tuple[_Labelled, _Label
         rows = reward.drawn_rows(
             table, Windows(foundation.setup.vocab, dialogues, config.data), limit, foundation.setup.seed
         )
-        found.append(_Labelled(dialogues, table, rows))
+        found.append(_LabelledSplit(dialogues, table, rows))
     return found[0], found[1]
 
 
@@ -159,7 +159,7 @@ def score_turns(
 
 
 def _held_out(
-    foundation: Foundation, params: Params, training: _Labelled, held_out: _Labelled, training_turns: int
+    foundation: Foundation, params: Params, training: _LabelledSplit, held_out: _LabelledSplit, training_turns: int
 ) -> ScoredTurns:
     """The gate's turns; part: `no item`, `seen items` (all were suggested in a training turn), `unseen items`."""
     known = {
@@ -184,7 +184,7 @@ def _held_out(
 
 
 def _satisfaction(
-    foundation: Foundation, params: Params, training: _Labelled, held_out: _Labelled, uss: Path
+    foundation: Foundation, params: Params, training: _LabelledSplit, held_out: _LabelledSplit, uss: Path
 ) -> ScoredTurns:
     """Turns that USS scored; part is what R_φ saw of the dialogue.
 
@@ -218,7 +218,9 @@ def _satisfaction(
     )
 
 
-def _true_utility(foundation: Foundation, params: Params, training: _Labelled, held_out: _Labelled) -> ScoredTurns:
+def _true_utility(
+    foundation: Foundation, params: Params, training: _LabelledSplit, held_out: _LabelledSplit
+) -> ScoredTurns:
     """Every labelled turn of the validation dialogues with what it was truly worth to the user."""
     assert foundation.setup.world_seed is not None
     logged = logged_dialogues(foundation.setup.data.world, foundation.setup.world_seed, "train")

@@ -12,7 +12,7 @@ from rlhf_jax.reporting import gates, plots
 from rlhf_jax.reporting.gates import GATE
 from rlhf_jax.reporting.interval_plots import Points, PointsPanel, with_intervals
 from rlhf_jax.reporting.result_tables import markdown_table
-from studies.reward.cases import Gathered
+from studies.reward.cases import SeedCases
 from studies.reward.results import (
     MEANINGS,
     PARTS,
@@ -149,7 +149,7 @@ def cell(one: Result | None, *, with_n: bool = False) -> str:
     return gates.value(one) + (f", n {one.n:,}" if with_n and one is not None else "")
 
 
-def calibration_figure(gathered: Sequence[Gathered], folder: Path, *, same_dialogues: bool) -> Path:
+def calibration_figure(gathered: Sequence[SeedCases], folder: Path, *, same_dialogues: bool) -> Path:
     """Mean label of turns with a like prediction; one panel a target, one series a form of the labels."""
     panels = [
         PointsPanel(
@@ -164,7 +164,7 @@ def calibration_figure(gathered: Sequence[Gathered], folder: Path, *, same_dialo
     return plots.save(with_intervals(panels), folder, "calibration")
 
 
-def _bins(gathered: Gathered, target: str, same_dialogues: bool) -> Points:
+def _bins(gathered: SeedCases, target: str, same_dialogues: bool) -> Points:
     pairs = {seed: label_pairs(cases, target) for seed, cases in gathered.held_out.items()}
     keys = np.array(dialogue_keys(pairs, same_dialogues=same_dialogues))
     x, y = (np.concatenate([found[axis] for found in pairs.values()]) for axis in (1, 2))
@@ -175,7 +175,7 @@ def _bins(gathered: Gathered, target: str, same_dialogues: bool) -> Points:
     return Points(f"labels with sentiment {gathered.form}", *zip(*rows, strict=True))
 
 
-def curve_figure(found: Sequence[Result], gathered: Gathered, folder: Path) -> Path:
+def curve_figure(found: Sequence[Result], gathered: SeedCases, folder: Path) -> Path:
     """Held-out Pearson over labelled training turns, one series a target."""
     turns = [curve_turns(runs) for runs in (*gathered.curve, gathered.held_out)]
     protocols = [*(f"learning-curve-{number}" for number in range(len(gathered.curve))), "held-out"]

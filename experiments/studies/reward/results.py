@@ -17,7 +17,7 @@ from rlhf_jax.feedback.weak_labels import weighted_sum
 from rlhf_jax.interfaces import COMPONENTS
 from rlhf_jax.reporting.gates import SUM, called
 from studies.foundation import EQUAL
-from studies.reward.cases import Gathered, ScoredTurns
+from studies.reward.cases import ScoredTurns, SeedCases
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], float]
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
     text: str
 
 
-def results(gathered: Gathered, *, source: str, replicates: int) -> list[Result]:
+def results(gathered: SeedCases, *, source: str, replicates: int) -> list[Result]:
     """Systems are the forms `shift`, `level` (R_φ) and `shift labels` (the weak labels themselves); empty ones are left out."""
     found = []
     for entry in (*_against_labels(gathered), *_against_truth(gathered)):
@@ -85,7 +85,7 @@ def results(gathered: Gathered, *, source: str, replicates: int) -> list[Result]
     return found
 
 
-def _against_labels(gathered: Gathered) -> list[Entry]:
+def _against_labels(gathered: SeedCases) -> list[Entry]:
     """Held-out correlation and calibration, by what items were trained on, and the learning curve."""
     form, entries = gathered.form, []
     for target in TARGETS:
@@ -106,7 +106,7 @@ def _against_labels(gathered: Gathered) -> list[Entry]:
     return entries
 
 
-def _against_truth(gathered: Gathered) -> list[Entry]:
+def _against_truth(gathered: SeedCases) -> list[Entry]:
     """R_φ, and beside it the weak labels it learns, against satisfaction or true utility."""
     form, entries = gathered.form, []
     for of_labels in (False, True):
