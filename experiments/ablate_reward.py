@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from command_line import preset_and_options, start
 from rlhf_jax.assessment import assess, best_of_n, comparison, users
 from rlhf_jax.assessment.assess import Assessment
 from rlhf_jax.assessment.sampled import Against, SampledConfig, sampled_answers
@@ -36,12 +36,12 @@ from rlhf_jax.evaluation.ranking import RankingOutcome
 from rlhf_jax.evaluation.user_centric import TopOne
 from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting.diagnostics import write_diagnostics
-from rlhf_jax.runtime.files import errors_in_one_line, write_json
+from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment
 from studies import ablation, common
-from studies.ablation import VARIANTS, Compared, Variant
+from studies.ablation import VARIANTS, Comparison, Variant
 from studies.foundation import lay_for
 from studies.settings import Setting, Size, foundation_folder, rests_on, study_setting
 
@@ -141,13 +141,12 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     moments = best_of_n.reward_moments(
         setup, base.supervised_policy, full.model, setting.ppo, batch_size=setting.align.batch_size
     )
-    chooser = setup._replace(agent=best_of_n.best_of_n(setup.agent, config.best_of, setting.ppo))
-    params = best_of_n.best_of_n_params(base.supervised_policy, full.model, moments)
+    best = best_of_n.BestOf(config.best_of, setting.ppo, moments)
     name = best_name(config)
-    sampled_answers(run, name, chooser, params, answered, against, chosen=True)
+    sampled_answers(run, name, setup, base.supervised_policy, answered, against, best_of=best)
     met: dict[str, dict[str, np.ndarray]] = {}
     if setup.world_seed is not None:
-        responder = users.Responder(chooser, params, greedy=False, proxy=full)
+        responder = users.Responder(setup, base.supervised_policy, greedy=False, proxy=full, best_of=best)
         met["sampled"] = users.meet_users(
             responder, setup, n_users=setting.assess.users, n_turns=setting.assess.user_turns
         )
@@ -182,7 +181,7 @@ def main(config: Config) -> Path | None:
     report = ablation.write_report(
         config.run_dir,
         config.seeds,
-        Compared(config.variants, best_name(config), best_of_n.kl_bound(config.best_of)),
+        Comparison(config.variants, best_name(config), best_of_n.kl_bound(config.best_of)),
         setting=config.setting,
         size=config.size,
         budget=f"Every variant: {setting.align.updates} updates of {setting.align.batch_size} responses from the same "
@@ -196,11 +195,8 @@ def main(config: Config) -> Path | None:
 
 def command_line(arguments: list[str]) -> Config:
     """A preset (none means `world`) with options on top."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["world", *arguments]
-    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+    return preset_and_options(PRESETS, arguments, __doc__)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(command_line(sys.argv[1:]))
+    start(main, command_line)

@@ -28,9 +28,9 @@ import tyro
 from benchmark import ceilings, interleaving, memory, networks, ours, report
 from benchmark.interleaving import Implementation, Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, Workload
+from command_line import options, start
 from rlhf_jax.reporting import plots
 from rlhf_jax.runtime.environment import environment
-from rlhf_jax.runtime.files import errors_in_one_line
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate")
 
@@ -127,7 +127,7 @@ def makers_of(config: Config, workload: Workload, drawn: networks.Networks) -> d
     return {name: makers[name] for name in wanted}
 
 
-def bench(config: Config, workload: Workload) -> report.Measured:
+def bench(config: Config, workload: Workload) -> report.Measurement:
     """Ceilings, then everything in turns."""
     drawn = networks.draw_networks(workload)
     makers = makers_of(config, workload, drawn)
@@ -164,7 +164,7 @@ def bench(config: Config, workload: Workload) -> report.Measured:
         implementations, repeats=config.repeats, foreign_limit=config.foreign_limit, most_rounds=most, report=tell
     )
     kept, quiet = interleaving.kept_rounds(rounds, repeats=config.repeats, foreign_limit=config.foreign_limit)
-    return report.Measured(
+    return report.Measurement(
         workload=workload,
         rounds=kept,
         quiet=quiet,
@@ -204,5 +204,4 @@ def main(config: Config) -> Path | str:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        print(main(tyro.cli(Config, description=__doc__)))
+    print(start(main, options(Config, __doc__)))

@@ -15,9 +15,10 @@ from typing import Literal
 
 import tyro
 
+from command_line import options, start
 from rlhf_jax.assessment.conversation import Conversation
 from rlhf_jax.assessment.finished import open_finished, stage_policy
-from rlhf_jax.runtime.files import RunError, errors_in_one_line
+from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import enable_compilation_cache
 
 COMMANDS = "/top [n], /reset, /quit"
@@ -88,7 +89,6 @@ def show_top(talk: Conversation, n: int) -> None:
 
 if __name__ == "__main__":
     try:
-        with errors_in_one_line():
-            main(tyro.cli(Config, description=__doc__))
+        start(main, options(Config, __doc__))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -25,14 +25,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from command_line import preset_and_options, start
 from rlhf_jax.data.opendialkg_sources import DOMAINS
 from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import errors_in_one_line, notice, read_json, write_text
+from rlhf_jax.runtime.files import notice, read_json, write_text
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
@@ -189,11 +188,8 @@ def gather(config: Config, setting: StudySetting) -> Path:
 
 def command_line(arguments: list[str]) -> Config:
     """A preset (none means `opendialkg`) with options on top."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["opendialkg", *arguments]
-    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+    return preset_and_options(PRESETS, arguments, __doc__)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(command_line(sys.argv[1:]))
+    start(main, command_line)

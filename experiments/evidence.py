@@ -23,7 +23,8 @@ from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from rlhf_jax.runtime.files import RunError, errors_in_one_line, notice
+from command_line import options, start
+from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.jobs import Job, Outcome, run_jobs
 from rlhf_jax.runtime.signals import INTERRUPTED
 from rlhf_jax.runtime.slots import find_slots
@@ -255,5 +256,4 @@ def main(config: Config, studies: tuple[Study, ...] | None = None, scripts: Path
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        sys.exit(main(tyro.cli(Config, description=__doc__)))
+    sys.exit(start(main, options(Config, __doc__)))

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
+from command_line import options, start
 from rlhf_jax.assessment import assess, comparison
 from rlhf_jax.assessment.assess import Assessment
 from rlhf_jax.assessment.users import yardsticks
@@ -29,7 +30,7 @@ from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Item
 from rlhf_jax.reporting import plots, run_figures
 from rlhf_jax.reporting.run_report import read_results, write_report, write_results
-from rlhf_jax.runtime.files import RunError, errors_in_one_line, notice, read_json
+from rlhf_jax.runtime.files import RunError, notice, read_json
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages.setup import DataConfig
@@ -263,5 +264,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        print(f"report: {main(tyro.cli(Config, description=__doc__))}")
+    print(f"report: {start(main, options(Config, __doc__))}")

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from rlhf_jax.runtime.files import errors_in_one_line
+from command_line import options, start
 from rlhf_jax.runtime.run import enable_compilation_cache
 from rlhf_jax.runtime.signals import exits_on_signals
 from studies.foundation import lay
@@ -51,5 +51,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(tyro.cli(Config, description=__doc__))
+    start(main, options(Config, __doc__))

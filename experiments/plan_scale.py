@@ -17,14 +17,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tyro
 from jax.sharding import AbstractMesh, AxisType
 
 from benchmark.workload import Workload
+from command_line import options, start
 from rlhf_jax.parallel.mesh import AXES, MeshConfig, check_sizes
 from rlhf_jax.parallel.partition import Partition
 from rlhf_jax.runtime.environment import environment
-from rlhf_jax.runtime.files import errors_in_one_line
 from scale import plan as scale_plan
 from scale.plan import PHASES, Fleet, Seconds, Work
 from scale.program import Program, abstract, compiled_apart
@@ -334,5 +333,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        print(main(tyro.cli(Config, description=__doc__)))
+    print(start(main, options(Config, __doc__)))

@@ -17,15 +17,13 @@ short: they end at their last recommending turn, whose answer is not in the data
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
-import tyro
-
+import miniature
+from command_line import preset_and_options, start
 from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.runtime.files import errors_in_one_line
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
@@ -76,21 +74,17 @@ PRESETS = {
         "60 dialogues of each domain and a tiny model; under a minute, for tests",
         Config(
             run_dir=Path("runs/debug-opendialkg"),
-            data=DataConfig(
+            data=dataclasses.replace(
+                miniature.DATA,
                 source="opendialkg",
                 dir=Path("data/opendialkg"),
-                max_dialogues=60,
-                n_words=400,
-                context_tokens=64,
-                response_tokens=24,
+                max_dialogues=miniature.DIALOGUES,
             ),
-            model=ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=128),
-            sft=SupervisedConfig(
-                epochs=2, max_tokens=128, buckets=(128,), tokens_per_batch=1024, description_epochs=0, warmup_steps=5
-            ),
-            reward=RewardConfig(labels=LABELS, epochs=1, validation_turns=64, gate="warn"),
-            align=AlignmentConfig(updates=2, batch_size=16, evaluations=1, save_every=1),
-            ppo=PPOConfig(epochs=2),
+            model=miniature.MODEL,
+            sft=miniature.SFT,
+            reward=dataclasses.replace(miniature.REWARD, labels=LABELS),
+            align=dataclasses.replace(miniature.ALIGN, evaluations=1),
+            ppo=miniature.PPO,
             assess=AssessmentConfig(text_turns=16, batch_size=16, conversations=2),
         ),
     ),
@@ -117,11 +111,8 @@ def main(config: Config) -> Path:
 
 def command_line(arguments: list[str]) -> Config:
     """A preset (none means `opendialkg`) with options on top."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["opendialkg", *arguments]
-    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+    return preset_and_options(PRESETS, arguments, __doc__)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(command_line(sys.argv[1:]))
+    start(main, command_line)

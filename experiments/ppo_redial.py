@@ -16,16 +16,14 @@ paper's shift. What was measured stands in docs/RESULTS.md, deviations from the 
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
-import tyro
-
+import miniature
+from command_line import preset_and_options, start
 from rlhf_jax.assessment import users
 from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.runtime.files import errors_in_one_line
 from rlhf_jax.simulators.world import WorldConfig, hackable
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
@@ -86,20 +84,13 @@ PRESETS = {
         "the same in miniature; under a minute, for tests",
         Config(
             run_dir=Path("runs/debug"),
-            data=DataConfig(
-                world=WorldConfig(n_items=40, n_train=60, n_test=12, n_users=40),
-                n_words=400,
-                context_tokens=64,
-                response_tokens=24,
-            ),
-            model=ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=128),
-            sft=SupervisedConfig(
-                epochs=2, max_tokens=128, buckets=(128,), tokens_per_batch=1024, description_epochs=0, warmup_steps=5
-            ),
-            reward=RewardConfig(epochs=1, validation_turns=64, gate="warn"),
-            align=AlignmentConfig(updates=4, batch_size=16, evaluations=2, save_every=1),
-            ppo=PPOConfig(epochs=2),
-            assess=AssessmentConfig(text_turns=16, batch_size=16, users=16, user_turns=2, conversations=2),
+            data=dataclasses.replace(miniature.DATA, world=WorldConfig(n_items=40, n_train=60, n_test=12, n_users=40)),
+            model=miniature.MODEL,
+            sft=miniature.SFT,
+            reward=miniature.REWARD,
+            align=dataclasses.replace(miniature.ALIGN, updates=4),
+            ppo=miniature.PPO,
+            assess=miniature.ASSESS,
         ),
     ),
     "redial": (
@@ -169,11 +160,8 @@ def main(config: Config) -> Path:
 
 def command_line(arguments: list[str]) -> Config:
     """A preset (none means `demo`) with options on top."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["demo", *arguments]
-    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+    return preset_and_options(PRESETS, arguments, __doc__)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(command_line(sys.argv[1:]))
+    start(main, command_line)

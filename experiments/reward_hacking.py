@@ -21,19 +21,17 @@ seeds and more; "All studies in one sitting" (`hackable`, `redial`), one.
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from command_line import preset_and_options, start
 from rlhf_jax.assessment import satisfaction
 from rlhf_jax.assessment.sampled import Against
 from rlhf_jax.data.human_ratings import read_uss
 from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import errors_in_one_line, notice, write_json, write_text
+from rlhf_jax.runtime.files import notice, write_json, write_text
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment
@@ -264,11 +262,8 @@ def main(config: Config) -> Path:
 
 def command_line(arguments: list[str]) -> Config:
     """A preset (none means `world`) with options on top."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["world", *arguments]
-    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+    return preset_and_options(PRESETS, arguments, __doc__)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(command_line(sys.argv[1:]))
+    start(main, command_line)

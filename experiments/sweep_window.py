@@ -22,13 +22,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from command_line import preset_and_options, start
 from rlhf_jax.assessment import assess
 from rlhf_jax.assessment.sampled import Against, SampledConfig, sampled_answers
 from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting.diagnostics import write_diagnostics
-from rlhf_jax.runtime.files import errors_in_one_line, write_json
+from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment, reward
@@ -148,11 +147,8 @@ def main(config: Config) -> Path | None:
 
 def command_line(arguments: list[str]) -> Config:
     """A preset (none means `world`) with options on top."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["world", *arguments]
-    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+    return preset_and_options(PRESETS, arguments, __doc__)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(command_line(sys.argv[1:]))
+    start(main, command_line)

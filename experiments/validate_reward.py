@@ -21,16 +21,15 @@ Expected: docs/RESULTS.md, "What the reward model knows": three seeds of all fou
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
+from command_line import preset_and_options, start
 from rlhf_jax.assessment import satisfaction
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import errors_in_one_line, notice, write_text
+from rlhf_jax.runtime.files import notice, write_text
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
 from studies.common import check_seeds
@@ -132,7 +131,7 @@ def main(config: Config) -> Path:
         turns = [reward_results.curve_turns(runs) for runs in gathered[0].curve]
         text = reward_report.report_text(found, judge, setting=config.setting, size=config.size, turns=turns)
         write_text(report, text)
-        print(reward_report.gate_table(found))
+        print(gates.study_table(found))
         print(f"report: {report}")
         return report
 
@@ -166,11 +165,8 @@ def _one_seed(config: Config, setting: StudySetting, seed: int) -> None:
 
 def command_line(arguments: list[str]) -> Config:
     """A preset (none means `world`) with options on top."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["world", *arguments]
-    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+    return preset_and_options(PRESETS, arguments, __doc__)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(command_line(sys.argv[1:]))
+    start(main, command_line)

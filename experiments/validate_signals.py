@@ -19,17 +19,16 @@ passed the attention check). Reply times are real in the test file and the verba
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from command_line import preset_and_options, start
 from rlhf_jax.data.exchanges import liked_cases, rating_cases, satisfaction_cases
 from rlhf_jax.data.human_ratings import read_response_ratings, read_uss
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import errors_in_one_line, notice, write_text
+from rlhf_jax.runtime.files import notice, write_text
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from studies.signals import measure as signal_study
 from studies.signals import report as signal_report
@@ -121,11 +120,8 @@ def main(config: Config) -> Path:
 
 def command_line(arguments: list[str]) -> Config:
     """A preset (none means `signals`) with options on top."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["signals", *arguments]
-    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+    return preset_and_options(PRESETS, arguments, __doc__)
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(command_line(sys.argv[1:]))
+    start(main, command_line)

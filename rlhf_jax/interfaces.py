@@ -160,10 +160,3 @@ class Score(Protocol):
     """Raw reward components of finished responses, in the reward model's z-units, order `COMPONENTS`."""
 
     def __call__(self, params: Params, rollout: Rollout) -> Float[Array, "B C"]: ...
-
-
-@runtime_checkable
-class ItemScores(Protocol):
-    """Scores of all catalogue items as next suggestion, given contexts alone (the logits right after `<rec>`)."""
-
-    def __call__(self, prompts: PromptBatch) -> Float[Array, "B I"]: ...

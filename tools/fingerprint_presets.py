@@ -144,11 +144,7 @@ def main() -> int:
             print(f"{name}: exit code {code}", flush=True)
         lines |= of_folder(out)
         for script in sorted((options.tree / "experiments").glob("*.py")):
-            if (
-                "tyro.cli" not in script.read_text()
-                and "overridable" not in script.read_text()
-                and "command_line" not in script.read_text()
-            ):
+            if "__main__" not in script.read_text():
                 continue
             for arguments in (["--help"], ["debug", "--help"]):
                 _, text = run(options.tree.resolve(), script.stem, arguments, out)

@@ -21,7 +21,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Measurement:
     """Everything about one workload."""
 
     workload: Workload
@@ -42,7 +42,7 @@ def dtype_of(name: str) -> str:
     return "bfloat16" if name.endswith("bf16") else "float32"
 
 
-def medians(measured: Measured) -> dict[str, dict[str, float]]:
+def medians(measured: Measurement) -> dict[str, dict[str, float]]:
     """Implementation to phase to median seconds."""
     return {
         name: {phase: statistics.median(seconds_of(measured.rounds, name, phase)) for phase in SHOWN}
@@ -50,7 +50,7 @@ def medians(measured: Measured) -> dict[str, dict[str, float]]:
     }
 
 
-def shares(measured: Measured) -> dict[str, dict[str, float]]:
+def shares(measured: Measurement) -> dict[str, dict[str, float]]:
     """Floor over median seconds; the floor is that of the useful work in this form at this type's ceilings."""
     found = {}
     for name, seconds in medians(measured).items():
@@ -70,7 +70,7 @@ def shares(measured: Measured) -> dict[str, dict[str, float]]:
     return found
 
 
-def tokens_per_second(measured: Measured) -> dict[str, dict[str, float]]:
+def tokens_per_second(measured: Measurement) -> dict[str, dict[str, float]]:
     """Response tokens over the seconds of the rollout and of the whole iteration."""
     tokens = measured.workload.batch * measured.workload.response
     return {
@@ -79,7 +79,7 @@ def tokens_per_second(measured: Measured) -> dict[str, dict[str, float]]:
     }
 
 
-def as_json(measured: Measured) -> dict[str, Any]:
+def as_json(measured: Measurement) -> dict[str, Any]:
     """The entry of one workload in `bench.json`."""
     pairs = ratios(measured.rounds, phases=SHOWN)
     return {
@@ -101,19 +101,19 @@ def as_json(measured: Measured) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, measured: Sequence[Measured]) -> None:
+def write_json(path: Path, measured: Sequence[Measurement]) -> None:
     """Adds these workloads to the file, replacing earlier entries of the same names."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     found |= {one.workload.name: as_json(one) for one in measured}
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def markdown(measured: Sequence[Measured]) -> str:
+def markdown(measured: Sequence[Measurement]) -> str:
     """Tables of all workloads."""
     return "\n\n".join(_section(one) for one in measured) + "\n"
 
 
-def _section(measured: Measured) -> str:
+def _section(measured: Measurement) -> str:
     workload = measured.workload
     rate = {
         dtype: f"{dtype} {one.matmul / 1e9:.0f} GFLOP/s, {one.bandwidth / 1e9:.0f} GB/s"
@@ -152,7 +152,7 @@ def _section(measured: Measured) -> str:
     return "\n".join(lines)
 
 
-def _first(measured: Measured, name: str) -> str:
+def _first(measured: Measurement, name: str) -> str:
     return f"{name} " + ", ".join(f"{phase} {_digits(s)} s" for phase, s in measured.first_call[name].items())
 
 
@@ -165,7 +165,7 @@ def _digits(seconds: float) -> str:
     return f"{seconds:.3g}"
 
 
-def picture(measured: Sequence[Measured]) -> Figure:
+def picture(measured: Sequence[Measurement]) -> Figure:
     """Stacked bars: rollout, scoring and update of every implementation, one panel a workload; a line is one program."""
     with matplotlib.rc_context(plots.STYLE):
         height = 0.9 + sum(0.55 + 0.3 * len(one.forms) for one in measured)

@@ -82,7 +82,7 @@ HEADINGS = {
 }
 
 
-class Compared(NamedTuple):
+class Comparison(NamedTuple):
     """Names of everything in the report."""
 
     variants: tuple[Variant, ...]
@@ -106,7 +106,7 @@ class Compared(NamedTuple):
         }
 
 
-def results(run_dir: Path, seeds: Sequence[int], compared: Compared, *, split: str, same_test: bool) -> list[Result]:
+def results(run_dir: Path, seeds: Sequence[int], compared: Comparison, *, split: str, same_test: bool) -> list[Result]:
     """Entries of `results.json`, from what every seed stored."""
     measured = {system: common.read_system(run_dir, seeds, system) for system in compared.systems}
     found = []
@@ -119,7 +119,7 @@ def results(run_dir: Path, seeds: Sequence[int], compared: Compared, *, split: s
     return found
 
 
-def verdicts(found: Sequence[Result], compared: Compared, split: str) -> list[str]:
+def verdicts(found: Sequence[Result], compared: Comparison, split: str) -> list[str]:
     """One line a claim of the paper: what its own measures say, then on how many others it is shown, with all numbers."""
     if "full" not in compared.variants:
         return ["Verdict: the full reward was not among the variants, so none of the claims was tested."]
@@ -164,7 +164,7 @@ def _entries(
 def write_report(
     run_dir: Path,
     seeds: Sequence[int],
-    compared: Compared,
+    compared: Comparison,
     *,
     setting: str,
     size: str,
@@ -221,7 +221,7 @@ def write_report(
     return report
 
 
-def _reading(compared: Compared, same_test: bool) -> str:
+def _reading(compared: Comparison, same_test: bool) -> str:
     own = "" if same_test else " Every seed has a world, and so test dialogues and users, of its own."
     return (
         "Intervals are 95 % bootstrap intervals over seeds and dialogues (or users), paired where systems are compared; "

@@ -60,7 +60,7 @@ class StudyConfig(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Measurements:
     """One system over training seeds: what was stored of it."""
 
     assessed: Mapping[int, Assessment]
@@ -102,10 +102,10 @@ def run_seeds(
             write_json(run.path / DONE, {"seconds": round(time.monotonic() - start, 1)})
 
 
-def read_system(run_dir: Path, seeds: Sequence[int], system: str) -> Measured:
+def read_system(run_dir: Path, seeds: Sequence[int], system: str) -> Measurements:
     """What `assessment.assess` and `sampled_answers` stored of one system, by seed."""
     folders = {seed: seed_folder(run_dir, seed) / "assessments" for seed in seeds}
-    return Measured(
+    return Measurements(
         {seed: assess.load(folder / f"{system}.npz") for seed, folder in folders.items()},
         {seed: load(folder / f"{system}-sampled.npz") for seed, folder in folders.items()},
     )
@@ -127,7 +127,7 @@ def ranking_alone(name: str, run_dir: Path, seeds: Sequence[int], *, split: str,
     return ranking.ranking_results(name, tables, split=split, metrics=RANKED)
 
 
-def system_results(name: str, measured: Measured, *, split: str, same_test: bool) -> list[Result]:
+def system_results(name: str, measured: Measurements, *, split: str, same_test: bool) -> list[Result]:
     """Entries of `results.json` for one system: ranking, greedy and sampled text, users.
 
     Args:
@@ -146,7 +146,7 @@ def system_results(name: str, measured: Measured, *, split: str, same_test: bool
     return found + sampled_results.sampled_results(name, measured.sampled, split=split, same_test=same_test)
 
 
-def differences(name: str, a: Measured, b: Measured, *, split: str, same_test: bool) -> list[Result]:
+def differences(name: str, a: Measurements, b: Measurements, *, split: str, same_test: bool) -> list[Result]:
     """Entries for `a` − `b`, paired by seed and dialogue or user, of everything that both have (`name` is `full-sft`)."""
     seeds = sorted(a.assessed)
     (left, left_turns, left_users), (right, right_turns, right_users) = (

@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+import miniature
 from rlhf_jax.assessment.assess import AssessmentConfig
 from rlhf_jax.feedback.weak_labels import LabelOptions
 from rlhf_jax.learners.ppo_config import PPOConfig
@@ -30,6 +31,14 @@ class StudySetting:
     align: AlignmentConfig
     ppo: PPOConfig
     assess: AssessmentConfig
+
+    def __post_init__(self) -> None:
+        # Policy and reference are made with the foundation, once for all of its studies; another value here would do nothing.
+        if self.align.temperature != self.foundation.temperature:
+            raise ValueError(
+                f"align.temperature {self.align.temperature} is not that of the foundation, {self.foundation.temperature}, "
+                "which policies are sampled and learn with"
+            )
 
 
 def foundation_folder(runs: Path, setting: Setting, size: Size, seed: int) -> Path:
@@ -58,16 +67,11 @@ def study_setting(setting: Setting, size: Size, data_dir: Path) -> StudySetting:
     return _real(setting, size, data_dir / setting)
 
 
-_TINY = SupervisedConfig(
-    epochs=2, max_tokens=128, buckets=(128,), tokens_per_batch=1024, description_epochs=0, warmup_steps=5
-)
-
-
 def _world(is_hackable: bool, size: Size) -> StudySetting:
     world = WorldConfig(n_items=48, n_genres=4, n_people=6, p_taste=0.6, p_popularity=0.25, hackability=0.3)
     if size == "debug":
         world = dataclasses.replace(world, n_items=40, n_train=60, n_test=12, n_users=40)
-        data = DataConfig(world=world, n_words=400, context_tokens=64, response_tokens=24)
+        data = dataclasses.replace(miniature.DATA, world=world)
     else:
         data = DataConfig(world=dataclasses.replace(world, n_train=2500 if size == "full" else 800))
     if is_hackable:
@@ -107,9 +111,7 @@ def _world(is_hackable: bool, size: Size) -> StudySetting:
 def _real(setting: Literal["redial", "opendialkg"], size: Size, folder: Path) -> StudySetting:
     labels = LabelOptions(engagement="continuation")
     if size == "debug":
-        data = DataConfig(
-            source=setting, dir=folder, max_dialogues=60, n_words=400, context_tokens=64, response_tokens=24
-        )
+        data = dataclasses.replace(miniature.DATA, source=setting, dir=folder, max_dialogues=miniature.DIALOGUES)
         return _debug(data, labels)
     # Relevance pays for saying more of the same: an endless reply scores as a bad one, and length has a price.
     ppo = PPOConfig(kl_coef=0.1, missing_eos_mode="replace", length_coef=0.05, length_free=12)
@@ -160,12 +162,12 @@ def _debug(data: DataConfig, labels: LabelOptions) -> StudySetting:
     return StudySetting(
         foundation=FoundationConfig(
             data=data,
-            model=ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=128),
-            sft=_TINY,
-            reward=RewardConfig(labels=labels, epochs=1, validation_turns=64, gate="warn"),
+            model=miniature.MODEL,
+            sft=miniature.SFT,
+            reward=dataclasses.replace(miniature.REWARD, labels=labels),
             sentiments=("shift", "level"),
         ),
-        align=AlignmentConfig(updates=2, batch_size=16, evaluations=2, save_every=1),
-        ppo=PPOConfig(epochs=2),
-        assess=AssessmentConfig(text_turns=16, batch_size=16, users=16, user_turns=2, conversations=2),
+        align=miniature.ALIGN,
+        ppo=miniature.PPO,
+        assess=miniature.ASSESS,
     )

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.assessment.users import Responder, meet_users, response_message
+from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import RankingRow, ranking_rows, response_parts
 from rlhf_jax.evaluation import ranking, user_centric
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.text import GeneratedTurn, is_grammatical, words_of
 from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch
+from rlhf_jax.runtime.files import write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.agent import Agent
@@ -127,12 +129,10 @@ def item_score_chunks(
     tokens, mask = windows.prompts([(number[row.dialogue.dialogue_id], row.message_index) for row in rows])
     compiled = setup.agent.compiled("score_items", lambda: jax.jit(setup.agent.score_items))
     with Progress(name, 0, len(rows)) as progress:
-        for start in range(0, len(rows), config.batch_size):
-            chosen = np.arange(start, start + config.batch_size) % len(rows)
+        for chosen, own in wrapped_batches(len(rows), config.batch_size):
             prompts = PromptBatch(tokens=jnp.asarray(tokens[chosen]), mask=jnp.asarray(mask[chosen]))
-            end = min(start + config.batch_size, len(rows))
-            yield np.asarray(compiled(params, prompts))[: end - start]
-            progress.show(end, {})
+            yield np.asarray(compiled(params, prompts))[:own]
+            progress.show(int(chosen[0]) + own, {})
 
 
 def text_turns(windows: Windows, limit: int) -> list[tuple[int, int]]:
@@ -194,18 +194,17 @@ def greedy_responses(
     )
     responses: list[list[int]] = []
     with Progress(name, 0, len(turns)) as progress:
-        for start in range(0, len(turns), batch_size):
-            chosen = np.arange(start, start + batch_size) % len(turns)
+        for chosen, own in wrapped_batches(len(turns), batch_size):
             prompts = PromptBatch(tokens=jnp.asarray(tokens[chosen]), mask=jnp.asarray(mask[chosen]))
             rollout = compiled(params, prompts, jax.random.key(0))
-            for row, keep in zip(np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask), strict=True):
-                responses.append(row[keep].tolist())
-            progress.show(min(start + batch_size, len(turns)), {})
-    return responses[: len(turns)]
+            said = zip(np.asarray(rollout.response_tokens)[:own], np.asarray(rollout.response_mask)[:own], strict=True)
+            responses += [row[keep].tolist() for row, keep in said]
+            progress.show(len(responses), {})
+    return responses
 
 
 def save(path: Path, assessment: Assessment) -> None:
-    """Writes the cases as arrays; whole or not at all."""
+    """Writes the cases as arrays."""
     arrays: dict[str, Any] = {}
     for protocol, table in assessment.ranking.tables.items():
         arrays[f"ranks/{protocol}"], arrays[f"rows/{protocol}"] = table.ranks, table.rows
@@ -215,9 +214,7 @@ def save(path: Path, assessment: Assessment) -> None:
     arrays["turns"] = np.array(json.dumps([list(turn) for turn in assessment.turns]))
     for decoding, values in assessment.users.items():
         arrays |= {f"users/{decoding}/{metric}": value for metric, value in values.items()}
-    partial = path.with_name(f"{path.stem}.partial.npz")
-    np.savez(partial, **arrays)
-    partial.rename(path)
+    write_npz(path, arrays)
 
 
 def load(path: Path, rows: Sequence[RankingRow] = ()) -> Assessment:

@@ -9,24 +9,23 @@ Source: Stiennon et al. 2020, arXiv:2009.01325.
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Key
 
 from rlhf_jax.data.batching import batch_indices
-from rlhf_jax.equations.running import RunningMoments, initial_moments, normalise
+from rlhf_jax.decoding.draws import STREAM, keep_best
+from rlhf_jax.equations.running import RunningMoments, initial_moments
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.learners.shaping import combine_components, penalise
+from rlhf_jax.learners.shaping import score_responses
 from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import Setup
-
-STREAM = "best_of_n"
 
 
 class RewardMoments(NamedTuple):
@@ -36,70 +35,58 @@ class RewardMoments(NamedTuple):
     score: RunningMoments
 
 
-def best_of_n(agent: Agent, n: int, config: PPOConfig) -> Agent:
-    """The agent that draws n responses a prompt and says the best; the first of equals.
+@dataclasses.dataclass(frozen=True, eq=False)
+class BestOf:
+    """How replies are chosen; whoever has them drawn names the policy and the reward model."""
 
-    Its `sample` and `greedy` take the tree of `best_of_n_params`. Both do the same, for the choice is the decoding; the
-    rollout's log-probabilities are those of the policy that was sampled from, not of the choice.
+    n: int
+    """Draws a prompt; draw 0 is what plain sampling draws with the same key, so n = 1 is plain sampling."""
+    config: PPOConfig
+    """Weights, normalisation and prices of the reward."""
+    moments: RewardMoments
+    """What the components and the score are normalised with."""
 
-    Args:
-      n: samples a prompt; draw 0 is what `agent.sample` draws with the same key, so n = 1 is plain sampling.
-      config: weights, normalisation and prices of the reward.
-    Raises: ValueError if n < 1.
-    """
-    if n < 1:
-        raise ValueError(f"best-of-n: n must be at least 1, got {n}")
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"best-of-n: n must be at least 1, got {self.n}")
 
-    def draw(params: Params, prompts: PromptBatch, key: Array) -> tuple[Rollout, Array]:
-        rollout = agent.sample(params, prompts, key)
-        return rollout, paid(agent.score(params["reward_model"], rollout), rollout, params["moments"], config)
-
-    def choose(params: Params, prompts: PromptBatch, key: Key[Array, ""]) -> Rollout:
-        def challenge(best: tuple[Rollout, Array], index: Array) -> tuple[tuple[Rollout, Array], None]:
-            own = jnp.where(index == 0, key, stream_key(key, STREAM, index))
-            new = draw(params, prompts, own)
-            wins = (new[1] > best[1]) | (index == 0)
-            return jax.tree.map(lambda a, b: jnp.where(wins.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, best), None
-
-        # One draw in the program, whatever n: the first replaces a carry of zeros.
-        shapes = jax.eval_shape(draw, params, prompts, key)
-        nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        (rollout, _), _ = jax.lax.scan(challenge, nothing, jnp.arange(n))
-        return rollout
-
-    def decode(params: Params, prompts: PromptBatch, key: Array, row_ids: Int[Array, " B"] | None = None) -> Rollout:
-        if row_ids is not None:
-            raise ValueError("best-of-n numbers its rows from 0; it cannot take row_ids")
-        return choose(params, prompts, key)
-
-    return dataclasses.replace(agent, sample=choose, greedy=decode)
+    @property
+    def kind(self) -> Hashable:
+        """What a compiled program depends on; the moments are an argument of it."""
+        return self.n, self.config
 
 
-def best_of_n_params(policy: Params, reward_model: Params, moments: RewardMoments) -> Params:
-    """The tree of `best_of_n`: the policy's, with what the choice reads."""
-    return {**policy, "reward_model": reward_model, "moments": moments}
+@runtime_checkable
+class Draw(Protocol):
+    """One reply to every prompt. A choice reads `reward_model` and its `RewardMoments`; plain samples read neither."""
+
+    def __call__(
+        self,
+        policy: Params,
+        reward_model: Params,
+        moments: Any,
+        prompts: PromptBatch,
+        key: Key[Array, ""],
+    ) -> Rollout: ...
 
 
-def paid(
-    components: Float[Array, "B C"], rollout: Rollout, moments: RewardMoments, config: PPOConfig
-) -> Float[Array, " B"]:
-    """What PPO pays for responses (line 4 of its box), with moments that stay as they are. [B]"""
-    weights = jnp.asarray(config.component_weights, jnp.float32)[None, :]
-    weighed = normalise(moments.components, components) if config.normalise_components else components
-    scores = jnp.sum(weighed * weights, axis=1)
-    if config.normalise_score:
-        scores = normalise(moments.score, scores)
-    if config.score_clip is not None:
-        scores = jnp.clip(scores, -config.score_clip, config.score_clip)
-    return penalise(
-        scores,
-        rollout.finished,
-        jnp.sum(rollout.response_mask, axis=1),
-        missing_eos_penalty=config.missing_eos_penalty,
-        missing_eos_mode=config.missing_eos_mode,
-        length_coef=config.length_coef,
-        length_free=config.length_free,
-    )
+def drawing(agent: Agent, best_of: BestOf | None) -> Draw:
+    """How replies are drawn: plain samples, or the best of n by what PPO would pay, its moments as they are."""
+    if best_of is None:
+        return lambda policy, reward_model, moments, prompts, key: agent.sample(policy, prompts, key)
+    n, config = best_of.n, best_of.config
+
+    def choose(
+        policy: Params, reward_model: Params, moments: RewardMoments, prompts: PromptBatch, key: Array
+    ) -> Rollout:
+        def pay(rollout: Rollout) -> Array:
+            components = agent.score(reward_model, rollout)
+            weights = config.component_weights
+            return score_responses(components, rollout, *moments, weights, config, frozen=True)[1]
+
+        return keep_best(lambda own: agent.sample(policy, prompts, own), pay, n, key)
+
+    return choose
 
 
 def reward_moments(
@@ -112,15 +99,9 @@ def reward_moments(
     def add(
         moments: RewardMoments, policy: Params, reward_model: Params, prompts: PromptBatch, key: Array
     ) -> RewardMoments:
-        combined = combine_components(
-            agent.score(reward_model, agent.sample(policy, prompts, key)),
-            moments.components,
-            moments.score,
-            weights=config.component_weights,
-            normalise_components=config.normalise_components,
-            normalise_score=config.normalise_score,
-            score_clip=config.score_clip,
-        )
+        rollout = agent.sample(policy, prompts, key)
+        components = agent.score(reward_model, rollout)
+        combined, _ = score_responses(components, rollout, *moments, config.component_weights, config)
         return RewardMoments(combined.component_moments, combined.score_moments)
 
     moments = RewardMoments(initial_moments((len(config.component_weights),)), initial_moments())

@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_jax.assessment.assess import generated_turn, text_turns
+from rlhf_jax.assessment.best_of_n import BestOf, drawing
 from rlhf_jax.assessment.users import response_message
+from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.windows import response_parts
 from rlhf_jax.evaluation.text import GeneratedTurn
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.keys import stream_key
+from rlhf_jax.runtime.files import write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.agent import Agent
@@ -99,7 +102,7 @@ def sampled_answers(
     config: SampledConfig,
     against: Against,
     *,
-    chosen: bool = False,
+    best_of: BestOf | None = None,
 ) -> SampledAnswers:
     """`draw_answers`, stored and read back, once per run and system; a judge may come later and is then added."""
     folder = run.path / "assessments"
@@ -111,9 +114,9 @@ def sampled_answers(
             return answers
     else:
         name = f"{system}: sampled answers"
-        answers = draw_answers(setup, params, config, against, chosen=chosen, name=name)
+        answers = draw_answers(setup, params, config, against, best_of=best_of, name=name)
     if against.judge is not None:
-        answers = answers._replace(judge=judged(setup, config, answers.replies, against.judge))
+        answers = answers._replace(judge=judge_replies(setup, config, answers.replies, against.judge))
     save(stored, answers)
     return answers
 
@@ -125,30 +128,31 @@ def draw_answers(
     against: Against,
     *,
     seed: int | None = None,
-    chosen: bool = False,
+    best_of: BestOf | None = None,
     name: str = "sampled answers",
 ) -> SampledAnswers:
-    """One sampled reply (`agent.sample`) to each of `config.turns` test contexts; not judged.
+    """One sampled reply to each of `config.turns` test contexts; not judged.
 
     Args:
       seed: of the draws; None takes the setup's.
-      chosen: replies are chosen among samples (best-of-n), so that log-ratio and entropy of π say nothing about them.
+      best_of: replies are chosen among samples by the proxy, so that log-ratio and entropy of π say nothing about them.
     """
     windows, places = _answered(setup, config)
     tokens, mask = windows.prompts(places)
-    compiled = setup.agent.compiled("answers", lambda: _compiled_answers(setup.agent))
+    compiled = setup.agent.compiled(
+        ("answers", best_of and best_of.kind), lambda: _compiled_answers(setup.agent, best_of)
+    )
+    moments = best_of and best_of.moments
     root = jax.random.key(setup.seed if seed is None else seed)
     parts: list[tuple[np.ndarray, ...]] = []
     with Progress(name, 0, len(places)) as progress:
-        for start in range(0, len(places), config.batch_size):
-            # Wrapped around, so that one program serves all batches.
-            rows = np.arange(start, start + config.batch_size) % len(places)
+        for rows, own in wrapped_batches(len(places), config.batch_size):
+            start = int(rows[0])
             prompts = PromptBatch(tokens=jnp.asarray(tokens[rows]), mask=jnp.asarray(mask[rows]))
             key = stream_key(root, "sampled_answers", start)
-            found = compiled(params, against.reference["trunk"], against.proxy.model, prompts, key)
-            end = min(start + config.batch_size, len(places))
-            parts.append(tuple(np.asarray(array)[: end - start] for array in found))
-            progress.show(end, {})
+            found = compiled(params, against.reference["trunk"], against.proxy.model, moments, prompts, key)
+            parts.append(tuple(np.asarray(array)[:own] for array in found))
+            progress.show(start + own, {})
     response_tokens, response_mask, finished, components, log_ratio, entropy = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
@@ -162,14 +166,14 @@ def draw_answers(
         replies=[response_message(setup.vocab, response) for response in responses],
         components=components,
         proxy=components.astype(np.float64) @ np.asarray(against.proxy.weights, np.float64),
-        kl=np.full(len(places), np.nan) if chosen else log_ratio.astype(np.float64),
-        entropy=np.full(len(places), np.nan) if chosen else entropy.astype(np.float64),
+        kl=np.full(len(places), np.nan) if best_of else log_ratio.astype(np.float64),
+        entropy=np.full(len(places), np.nan) if best_of else entropy.astype(np.float64),
         finished=finished,
         listed=_listed(setup, windows, places, responses),
     )
 
 
-def judged(setup: Setup, config: SampledConfig, replies: Sequence[Message], judge: Judge) -> Floats:
+def judge_replies(setup: Setup, config: SampledConfig, replies: Sequence[Message], judge: Judge) -> Floats:
     """The judge's score of every reply, from its context and the reply alone. [N]"""
     windows, places = _answered(setup, config)
     histories = [windows.dialogues[dialogue].messages[:index] for dialogue, index in places]
@@ -196,9 +200,13 @@ def _listed(
     return Listed(np.array(ranks, np.int32), np.array(turns, np.int32), np.array(fresh, bool))
 
 
-def _compiled_answers(agent: Agent) -> Any:
-    def answer(params: Params, reference: Params, reward_model: Params, prompts: PromptBatch, key: Any) -> Any:
-        rollout = agent.sample(params, prompts, key)
+def _compiled_answers(agent: Agent, best_of: BestOf | None) -> Any:
+    draw = drawing(agent, best_of)
+
+    def answer(
+        params: Params, reference: Params, reward_model: Params, moments: Any, prompts: PromptBatch, key: Any
+    ) -> Any:
+        rollout = draw(params, reward_model, moments, prompts, key)
         said, ref = agent.policy(params, rollout), agent.policy({"trunk": reference}, rollout)
         length = jnp.maximum(jnp.sum(rollout.response_mask, axis=1), 1)
         return (
@@ -214,7 +222,7 @@ def _compiled_answers(agent: Agent) -> Any:
 
 
 def save(path: Path, answers: SampledAnswers) -> None:
-    """Writes the cases as arrays; whole or not at all."""
+    """Writes the cases as arrays."""
     arrays: dict[str, Any] = {
         "turns": np.array(json.dumps([list(turn) for turn in answers.turns])),
         "replies": np.array(json.dumps([reply.parts for reply in answers.replies])),
@@ -223,9 +231,7 @@ def save(path: Path, answers: SampledAnswers) -> None:
     }
     if answers.judge is not None:
         arrays["judge"] = answers.judge
-    partial = path.with_name(f"{path.stem}.partial.npz")
-    np.savez(partial, **arrays)
-    partial.rename(path)
+    write_npz(path, arrays)
 
 
 def load(path: Path) -> SampledAnswers:

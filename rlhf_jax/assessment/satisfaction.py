@@ -35,7 +35,7 @@ from rlhf_jax.evaluation.satisfaction_judge import (
     part_texts,
 )
 from rlhf_jax.interfaces import Corpus, Dialogue, Item
-from rlhf_jax.runtime.files import RunError, notice, read_json, write_json
+from rlhf_jax.runtime.files import RunError, notice, read_json, write_json, write_npz
 
 Floats = NDArray[np.float64]
 HELD_OUT = 0.2
@@ -94,7 +94,7 @@ def _fit(data_dir: Path, stored: Path, written: Path, provenance: Mapping[str, A
     turns = judged_turns(corpus, read_uss(data_dir / "uss"))
     fitting, held_out = split_by_dialogue(turns)
     judge, found = fit_and_measure(fitting, held_out, judge_titles(corpus.items), replicates=replicates)
-    judge.save(stored)
+    write_npz(stored, judge.arrays(), compressed=True)
     write_json(written, {**found, "provenance": provenance})
     notice(f"satisfaction judge: Spearman {found['spearman']['judge']['value']:.3f} on {len(held_out)} held-out turns")
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.assessment.best_of_n import BestOf, drawing
 from rlhf_jax.data.batching import pad_left
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import prompt_tokens, response_parts
@@ -39,20 +40,25 @@ class Responder:
         greedy: bool,
         proxy: Proxy | None = None,
         reference: Params | None = None,
+        best_of: BestOf | None = None,
     ) -> None:
         if greedy and reference is not None:
             raise ValueError("the KL to a reference is that of sampled replies; these are greedy")
+        if best_of is not None and (greedy or proxy is None):
+            raise ValueError("best-of-n chooses among sampled replies, by a reward model")
         self._vocab, self._data = setup.vocab, setup.data
         self._params, self._reference = params, reference
         self._reward_model, weights = (None, ()) if proxy is None else proxy
         self._key, self._calls = jax.random.key(setup.seed), 0
+        self._moments = best_of and best_of.moments
         self._measured: dict[int, list[dict[str, float]]] = {}
         self._turn = setup.agent.compiled(
-            ("turn", greedy, tuple(weights)), lambda: _compiled_turn(setup.agent, greedy, tuple(weights))
+            ("turn", greedy, tuple(weights), best_of and best_of.kind),
+            lambda: _compiled_turn(setup.agent, greedy, tuple(weights), best_of),
         )
 
-    def __call__(self, histories: Sequence[History]) -> list[Message]:
-        """The next message of every conversation."""
+    def __call__(self, histories: Sequence[History], numbers: Sequence[int]) -> list[Message]:
+        """The next message of every conversation; `numbers` says which conversations these are."""
         sequences = [
             prompt_tokens(self._vocab, history, window=self._data.window, context_tokens=self._data.context_tokens)
             for history in histories
@@ -64,35 +70,44 @@ class Responder:
         prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
         key = jax.random.fold_in(self._key, self._calls)
         self._calls += 1
-        responses, measured = self._turn(self._params, self._reward_model, self._reference, prompts, key)
+        arrays = self._params, self._reward_model, self._moments, self._reference
+        responses, measured = self._turn(*arrays, prompts, key)
         columns = {name: np.asarray(values) for name, values in measured.items()}
-        for row, history in enumerate(histories if columns else ()):
-            # A conversation is known by its first message, the same object throughout.
-            turns = self._measured.setdefault(id(history[0]), [])
+        for row, number in enumerate(numbers if columns else ()):
+            turns = self._measured.setdefault(number, [])
             turns.append({name: float(values[row]) for name, values in columns.items()})
         rows = np.asarray(responses)[: len(histories)]
         return [response_message(self._vocab, row.tolist()) for row in rows]
 
     @property
     def measured(self) -> dict[str, np.ndarray]:
-        """Means over the turns of each conversation, in order of their first turns.
+        """Means over the turns of each conversation, in order of their numbers.
 
         `proxy_score` (the weighted score) with R_φ; with a reference also `kl_k1` and `kl_k3` (nats per reply) and
         `reply_tokens` (the reply's sampled tokens, <eos> included).
         """
-        conversations = list(self._measured.values())
+        conversations = [self._measured[number] for number in sorted(self._measured)]
         names = conversations[0][0] if conversations else ()
         return {name: np.array([np.mean([turn[name] for turn in turns]) for turns in conversations]) for name in names}
 
 
-def _compiled_turn(agent: Agent, greedy: bool, weights: tuple[float, ...]) -> Any:
+def _compiled_turn(agent: Agent, greedy: bool, weights: tuple[float, ...], best_of: BestOf | None) -> Any:
     """One program for all responders of a kind: every evaluation has a responder of its own."""
     alpha = jnp.asarray(weights, jnp.float32)
+    draw = drawing(agent, best_of)
 
     def turn(
-        params: Params, reward_model: Params | None, reference: Params | None, prompts: PromptBatch, key: Any
+        params: Params,
+        reward_model: Params | None,
+        moments: Any,
+        reference: Params | None,
+        prompts: PromptBatch,
+        key: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        rollout = agent.greedy(params, prompts, key, None) if greedy else agent.sample(params, prompts, key)
+        if greedy:
+            rollout = agent.greedy(params, prompts, key, None)
+        else:
+            rollout = draw(params, reward_model, moments, prompts, key)
         measured = {} if reward_model is None else {"proxy_score": agent.score(reward_model, rollout) @ alpha}
         if reference is not None:
             measured |= distance(agent, reference, rollout)

@@ -1,7 +1,7 @@
 """The order of examples as a pure function of (seed, step), and padding of token lists."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -51,6 +51,18 @@ def batch_indices(
         chosen = epochs == epoch
         indices[chosen] = _epoch_order(n_examples, seed, epoch)[places[chosen]]
     return indices
+
+
+def wrapped_batches(n_rows: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """All rows in order, in batches of one size, so that one program serves them all: the last is filled from the front.
+
+    Returns: rows of every batch, int64 [batch_size], and how many of them are its own; the others repeat.
+    Examples:
+      >>> [(rows.tolist(), own) for rows, own in wrapped_batches(5, 3)]
+      [([0, 1, 2], 3), ([3, 4, 0], 2)]
+    """
+    for start in range(0, n_rows, batch_size):
+        yield np.arange(start, start + batch_size) % n_rows, min(batch_size, n_rows - start)
 
 
 def pad_left(sequences: Sequence[Sequence[int] | np.ndarray], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:

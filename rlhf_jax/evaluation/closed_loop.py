@@ -25,7 +25,7 @@ DEFINITIONS = {
 }
 """What a metric is; `success@t` is spelled out by `definition`."""
 
-Measured = Mapping[str, np.ndarray]
+UserValues = Mapping[str, np.ndarray]
 """Metric to one value per user [N], users in the same order for every system."""
 
 
@@ -45,7 +45,7 @@ def definition(metric: str) -> str:
 
 
 def closed_loop_results(
-    system: str, runs: Mapping[int, Measured], *, split: str, same_users: bool = False
+    system: str, runs: Mapping[int, UserValues], *, split: str, same_users: bool = False
 ) -> list[Result]:
     """Entries of `results.json` for one system, by training seed.
 
@@ -62,7 +62,7 @@ def closed_loop_results(
 
 
 def closed_loop_differences(
-    name: str, a: Mapping[int, Measured], b: Mapping[int, Measured], *, split: str, same_users: bool = False
+    name: str, a: Mapping[int, UserValues], b: Mapping[int, UserValues], *, split: str, same_users: bool = False
 ) -> list[Result]:
     """Entries for `a` − `b`, paired by training seed and user (`name` is for example `ppo-sft`).
 

@@ -96,7 +96,7 @@ class SatisfactionJudge:
 
     model: TextRegression
     fitted_on: frozenset[str]
-    """Ids of the dialogues it was fitted on: nothing is to be evaluated on them (`recipes.judging.check_unread`)."""
+    """Ids of the dialogues it was fitted on: nothing is to be evaluated on them (`assessment.satisfaction.check_unread`)."""
 
     def __post_init__(self) -> None:
         if "answer" in self.model.channels:
@@ -123,8 +123,8 @@ class SatisfactionJudge:
         ]
         return self.model(part_texts(turns, titles))
 
-    def save(self, path: Path) -> None:
-        """Writes the judge as npz, whole or not at all."""
+    def arrays(self) -> dict[str, NDArray]:
+        """What is stored of the judge, for an npz file."""
         arrays: dict[str, NDArray] = {
             "intercept": np.array(self.model.intercept),
             "fitted_on": np.array(sorted(self.fitted_on), np.str_),
@@ -135,13 +135,11 @@ class SatisfactionJudge:
                 f"{part}/idf": channel.idf,
                 f"{part}/weights": channel.weights,
             }
-        partial = path.with_name(f"{path.stem}.partial.npz")
-        np.savez_compressed(partial, **arrays)  # pyright: ignore[reportArgumentType] - numpy's stub sees the flags only
-        partial.rename(path)
+        return arrays
 
     @classmethod
     def load(cls, path: Path) -> "SatisfactionJudge":
-        """Reads what `save` wrote. Raises ValueError for a file that holds no judge."""
+        """Reads an npz file of `arrays`. Raises ValueError for a file that holds no judge."""
         with np.load(path, allow_pickle=False) as arrays:
             parts = [name.removesuffix("/terms") for name in arrays if name.endswith("/terms")]
             if not parts or "intercept" not in arrays or "fitted_on" not in arrays:

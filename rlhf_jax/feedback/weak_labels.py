@@ -117,13 +117,13 @@ class LabelTable:
         """True where a component is defined. [N, 3]"""
         return np.isfinite(self.raw)
 
-    def save(self, path: Path) -> None:
-        """Writes the arrays as npz."""
-        np.savez(path, **dataclasses.asdict(self))
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is stored of it, for an npz file."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def load(cls, path: Path) -> "LabelTable":
-        """Reads what `save` wrote."""
+        """Reads an npz file of `arrays`."""
         with np.load(path) as arrays:
             return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
 

@@ -31,7 +31,7 @@ from rlhf_jax.learners.minibatch import Experience, epochs_of_minibatches, judge
 from rlhf_jax.learners.optimizer import apply_or_skip
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.ppo_metrics import Metrics, ShapedRewards, objective_metrics, summarise_steps
-from rlhf_jax.learners.shaping import combine_components, penalise
+from rlhf_jax.learners.shaping import score_responses
 
 
 @chex.dataclass(frozen=True)
@@ -191,24 +191,8 @@ def shape(
 ) -> ShapedRewards:
     """Lines 4 and 5: from raw components to the score of each response, and to the reward of each token."""
     mask = rollout.response_mask
-    combined = combine_components(
-        components,
-        state.component_moments,
-        state.score_moments,
-        weights=state.component_weights,
-        normalise_components=config.normalise_components,
-        normalise_score=config.normalise_score,
-        score_clip=config.score_clip,
-    )
-    paid = penalise(
-        combined.normalised,
-        rollout.finished,
-        jnp.sum(mask, axis=1),
-        missing_eos_penalty=config.missing_eos_penalty,
-        missing_eos_mode=config.missing_eos_mode,
-        length_coef=config.length_coef,
-        length_free=config.length_free,
-    )
+    moments = state.component_moments, state.score_moments
+    combined, paid = score_responses(components, rollout, *moments, state.component_weights, config)
     k1 = kl_k1(judged.old_logprobs, judged.ref_logprobs)
     rewards = jax.vmap(functools.partial(token_rewards, kl_coef=state.kl_coef))(paid, k1, mask)
     if config.reward_whitening:

@@ -5,7 +5,8 @@ from typing import Literal
 
 from rlhf_jax.interfaces import COMPONENTS
 from rlhf_jax.learners.minibatch import PPOLossConfig
-from rlhf_jax.learners.shaping import MissingEosMode
+
+MissingEosMode = Literal["subtract", "replace"]
 
 
 @dataclasses.dataclass(frozen=True)

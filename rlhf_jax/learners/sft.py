@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from rlhf_jax.interfaces import Params
-from rlhf_jax.learners.microbatch import LossSums, SummedLoss, loss_and_gradient
+from rlhf_jax.learners.microbatch import SummedLoss, loss_and_gradient
 from rlhf_jax.learners.optimizer import TrainState, apply_or_skip
 
 
@@ -76,24 +76,6 @@ def update(
         average=average,
     )
     return state, metrics
-
-
-def token_loss(logprobs: Float[Array, "B S"], weights: Float[Array, "B S"]) -> LossSums:
-    """Weighted negative log-likelihood of given tokens as sums: Σ −w·log p over Σ w.
-
-    Args:
-      logprobs: of the tokens that are to be predicted, nats; anything (also NaN) where the weight is 0. [B, S]
-      weights: 0 on context and padding, 1 on tokens to learn, more where they matter more (items). [B, S]
-    Returns: sums whose `count` is the total weight; adds the unweighted `token_nll` (nats per learnt token).
-    """
-    learnt = weights > 0
-    nll = -jnp.where(learnt, logprobs, 0.0)
-    return LossSums(
-        loss=jnp.sum(weights * nll),
-        count=jnp.sum(weights),
-        parts={"token_nll": sum_and_count(nll, learnt)},
-        maxima={},
-    )
 
 
 def sum_and_count(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:

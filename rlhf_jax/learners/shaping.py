@@ -1,6 +1,6 @@
 """From raw reward components to the one number a response is paid."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.equations.rewards import missing_eos_score
 from rlhf_jax.equations.running import RunningMoments, normalise, update_moments
-
-MissingEosMode = Literal["subtract", "replace"]
+from rlhf_jax.interfaces import Rollout
+from rlhf_jax.learners.ppo_config import MissingEosMode, PPOConfig
 
 
 class CombinedScores(NamedTuple):
@@ -25,6 +25,47 @@ class CombinedScores(NamedTuple):
     score_moments: RunningMoments
 
 
+def score_responses(
+    components: Float[Array, "B C"],
+    rollout: Rollout,
+    component_moments: RunningMoments,
+    score_moments: RunningMoments,
+    weights: tuple[float, ...] | Float[Array, " C"],
+    config: PPOConfig,
+    *,
+    frozen: bool = False,
+) -> tuple[CombinedScores, Float[Array, " B"]]:
+    """Line 4 of PPO's box: what a response is paid, from its raw components to the price of its length.
+
+    Args:
+      components: what the reward model says of the responses. [B, C]
+      weights: α, β, γ.
+      config: what is normalised, where scores are clipped, and what a missing `<eos>` and length cost.
+      frozen: the moments stay as they are.
+    Returns: the combination with its moments, and what each response is paid. [B]
+    """
+    combined = combine_components(
+        components,
+        component_moments,
+        score_moments,
+        weights=weights,
+        normalise_components=config.normalise_components,
+        normalise_score=config.normalise_score,
+        score_clip=config.score_clip,
+        frozen=frozen,
+    )
+    scores = penalise(
+        combined.normalised,
+        rollout.finished,
+        jnp.sum(rollout.response_mask, axis=1),
+        missing_eos_penalty=config.missing_eos_penalty,
+        missing_eos_mode=config.missing_eos_mode,
+        length_coef=config.length_coef,
+        length_free=config.length_free,
+    )
+    return combined, scores
+
+
 def combine_components(
     components: Float[Array, "B C"],
     component_moments: RunningMoments,
@@ -34,20 +75,24 @@ def combine_components(
     normalise_components: bool,
     normalise_score: bool,
     score_clip: float | None,
+    frozen: bool = False,
 ) -> CombinedScores:
     """Running normalisation of each component → weighted sum → running normalisation of the sum → clip.
 
     The moments include the batch at hand. A batch with a non-finite component leaves them as they were, so that one
-    broken reward does not poison every later update (the update itself is then refused by the optimiser).
+    broken reward does not poison every later update (the update itself is then refused by the optimiser). With `frozen`
+    they stay as they are, whatever the batch.
     """
     weight = jnp.asarray(weights, jnp.float32)[None, :]
     components = components.astype(jnp.float32)
     finite = jnp.all(jnp.isfinite(components))
-    component_moments = _if_finite(finite, update_moments(component_moments, components), component_moments)
+    if not frozen:
+        component_moments = _if_finite(finite, update_moments(component_moments, components), component_moments)
     weighed = normalise(component_moments, components) if normalise_components else components
     # A sum of products, not a matmul: accelerators would round its inputs to bfloat16 or tf32.
     scores = jnp.sum(weighed * weight, axis=1)
-    score_moments = _if_finite(finite, update_moments(score_moments, scores), score_moments)
+    if not frozen:
+        score_moments = _if_finite(finite, update_moments(score_moments, scores), score_moments)
     normalised = normalise(score_moments, scores) if normalise_score else scores
     if score_clip is not None:
         normalised = jnp.clip(normalised, -score_clip, score_clip)

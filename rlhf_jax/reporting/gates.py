@@ -1,4 +1,8 @@
-"""What the gate said of the reward models that a study optimises against, over its seeds."""
+"""The gate before PPO: how well reward models correlate with held-out weak labels, and whether that is enough.
+
+`run_table` is of one run's results, `section` of the models that a study optimises against, and `study_table` of results
+over seeds, whose intervals are held against the gate.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,11 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.evaluation.results import Result, exclude_zero
 from rlhf_jax.interfaces import COMPONENTS
-from rlhf_jax.reporting.result_tables import markdown_table
+from rlhf_jax.reporting.result_tables import cell, markdown_table
 from rlhf_jax.runtime.files import read_json, write_json
 from rlhf_jax.runtime.run import RunDirectory
 
+GATE = 0.6
+"""Held-out Pearson correlation a reward model needs before PPO, where a run sets no other."""
+SUM = "reward"
+"""Names the weighted sum beside its components."""
 FILE = "gates.json"
 Gate = Mapping[str, Any]
 """What `reward.train` reports of one reward model: `pearson` by component and `reward` (the weighted sum), `threshold`, `failed`."""
@@ -38,28 +47,79 @@ def section(gates: Mapping[str, Sequence[Gate]]) -> list[str]:
     """
     if not gates:
         return []
-    names = ("reward", *COMPONENTS)
+    names = (SUM, *COMPONENTS)
     rows = []
     for label, of_seeds in gates.items():
         values = {name: [float(gate["pearson"][name]) for gate in of_seeds] for name in names}
         failed = [
-            f"{_called(name)} in {count} of {len(of_seeds)}"
+            f"{called(name)} in {count} of {len(of_seeds)}"
             for name in names
             if (count := sum(name in gate["failed"] for gate in of_seeds))
         ]
         verdict = f"**below it**: {', '.join(failed)}" if failed else "passed"
-        rows.append([label, *(_cell(values[name]) for name in names), f"> {of_seeds[0]['threshold']}", verdict])
-    header = ["reward model", *(_called(name) for name in names), "gate", "seeds"]
+        rows.append([label, *(_each_seed(values[name]) for name in names), f"> {of_seeds[0]['threshold']}", verdict])
+    header = ["reward model", *(called(name) for name in names), "gate", "seeds"]
     text = (
         "Pearson correlation with held-out weak labels, mean over seeds, then each seed. Studies go on below the gate."
     )
     return ["## Reward models", text, markdown_table(header, rows)]
 
 
-def _called(name: str) -> str:
-    return "weighted sum" if name == "reward" else name
+def run_table(results: Sequence[Result], gate: float = GATE) -> str:
+    """One run's correlations on held-out rows; those on the weak labels are gated."""
+    rows = []
+    for r in results:
+        gated = r.metric.startswith("pearson")
+        passes = "–" if not gated else "passes" if r.value > gate else "**below the gate**"
+        rows.append([r.metric, str(r.n), cell(r), f"> {gate}" if gated else "–", passes, r.split])
+    return markdown_table(["measure", "n", "value [95 %]", "gate", "verdict", "split"], rows)
 
 
-def _cell(values: Sequence[float]) -> str:
+def study_table(results: Sequence[Result]) -> str:
+    """Held-out correlations over seeds with calibration slopes and the gate's verdict, one line a form and target."""
+    cells = {(one.protocol, one.name): one for one in results}
+    rows = []
+    for one in results:
+        if one.protocol != "held-out":
+            continue
+        tilt = cells.get(("calibration", one.name.replace("pearson", "slope")))
+        said = "–" if one.interval is None else verdict(one)
+        rows.append([one.system, target(one), f"{one.n:,}", value(one), value(tilt), said])
+    return markdown_table(["labels", "target", "n", "Pearson [95 %]", "calibration slope", f"gate {GATE}"], rows)
+
+
+def verdict(result: Result) -> str:
+    """Where the interval lies against the gate; a claim needs three seeds whose own values agree (docs/decisions/0008)."""
+    assert result.interval is not None
+    low, high = result.interval
+    if low <= GATE <= high:
+        return "not told apart from the gate"
+    place = "above the gate" if low > GATE else "below the gate"
+    seeds = len(set(result.seeds))
+    if seeds < 3:
+        return f"{place} ({seeds} seed{'s' * (seeds != 1)}: no claim)"
+    agree = result.std is not None and exclude_zero(result.value - GATE, result.std, seeds)
+    return place if agree else f"{place} (the seeds differ too much: no claim)"
+
+
+def target(result: Result) -> str:
+    """What a correlation is of, in words: `pearson_relevance` is of relevance, `pearson` of the weighted sum."""
+    return called(result.metric.partition("_")[2] or SUM)
+
+
+def called(name: str) -> str:
+    """A component's name in a text, and the weighted sum's."""
+    return "weighted sum" if name == SUM else name
+
+
+def value(result: Result | None) -> str:
+    """Value, spread over seeds, interval, without a sign or a claim."""
+    if result is None:
+        return "–"
+    text = f"{result.value:.3f}" + (f" ± {result.std:.3f}" if result.std is not None else "")
+    return text if result.interval is None else f"{text} [{result.interval[0]:.3f}, {result.interval[1]:.3f}]"
+
+
+def _each_seed(values: Sequence[float]) -> str:
     each = ", ".join(f"{value:.2f}" for value in values)
     return f"{np.mean(values):.2f} ({each})" if len(values) > 1 else each

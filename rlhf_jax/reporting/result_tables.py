@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.evaluation.results import Result
 
-GATE = 0.6
-"""Held-out Pearson correlation a reward model needs before PPO, where a run sets no other."""
 SYSTEM_ORDER = ("human", "constant", "random", "popularity", "copy", "logged", "oracle", "sft", "ppo")
 """Columns come in this order; other systems follow in order of appearance, differences last."""
 
@@ -49,16 +47,6 @@ def claim(result: Result) -> str:
         why = "one seed" if seeds <= 1 else f"{seeds} seeds" if seeds < 3 else "seeds differ"
         return f"({why}: no claim)"
     return "**▲**" if result.value > 0 else "**▼**"
-
-
-def gate_table(results: Sequence[Result], gate: float = GATE) -> str:
-    """The reward model's correlations on held-out rows; those on the weak labels are gated."""
-    rows = []
-    for r in results:
-        gated = r.metric.startswith("pearson")
-        passes = "–" if not gated else "passes" if r.value > gate else "**below the gate**"
-        rows.append([r.metric, str(r.n), cell(r), f"> {gate}" if gated else "–", passes, r.split])
-    return markdown_table(["measure", "n", "value [95 %]", "gate", "verdict", "split"], rows)
 
 
 def definitions(results: Sequence[Result]) -> list[str]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import COMPONENTS
-from rlhf_jax.reporting import plots, result_tables
+from rlhf_jax.reporting import gates, plots, result_tables
 from rlhf_jax.reporting.plots import Line, Panel
 from rlhf_jax.runtime.metric_names import qualified
 
@@ -99,7 +99,7 @@ def series(entries: Entries, stage: str, metric: str) -> tuple[list[float], list
     return steps, values
 
 
-def sections(entries: Entries, results: Sequence[Result], *, gate: float = result_tables.GATE) -> list[Section]:
+def sections(entries: Entries, results: Sequence[Result], *, gate: float = gates.GATE) -> list[Section]:
     """All pages with curves; `gate` is marked where correlations are drawn."""
     stages = list(dict.fromkeys(entry["stage"] for entry in entries))
     out = []

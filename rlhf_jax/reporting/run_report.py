@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.reporting import plots, result_tables, run_figures
+from rlhf_jax.reporting import gates, plots, result_tables, run_figures
 from rlhf_jax.runtime import files
 from rlhf_jax.runtime.metrics import read_metrics
 
@@ -106,7 +106,7 @@ def write_report(
     run_dir = Path(run_dir)
     results, entries = read_results(run_dir), read_metrics(run_dir / "metrics.jsonl")
     config = files.read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
-    gate = config.get("config", {}).get("reward", {}).get("gate_pearson", result_tables.GATE)
+    gate = config.get("config", {}).get("reward", {}).get("gate_pearson", gates.GATE)
     parts = [
         f"# {title}",
         *notes,
@@ -146,7 +146,7 @@ def _gate(results: Sequence[Result], gate: float) -> list[str]:
     text = f"PPO is meant to start only from a reward model whose held-out Pearson correlation exceeds {gate}."
     if not measured:
         return ["## Reward model", text, "It was not measured in this run."]
-    return ["## Reward model", text, result_tables.gate_table(measured, gate)]
+    return ["## Reward model", text, gates.run_table(measured, gate)]
 
 
 def _figure_sections(

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -108,12 +108,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step: written beside it, flushed to the disk, renamed."""
+    """Replaces a text file in one step."""
+    with _replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = False) -> None:
+    """Replaces a file of named arrays in one step; `np.load` reads it."""
+    save = np.savez_compressed if compressed else np.savez
+    with _replacing(path) as file:
+        save(file, **arrays)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """The file to be: written beside the old one, flushed to the disk, renamed; left out where the disk refuses it."""
     partial = path.with_name(path.name + ".partial")
     with storage_errors(path):
         try:
-            with open(partial, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(partial, "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

@@ -1,7 +1,7 @@
 """Closed loop: a policy talks with users it never met, and the world tells what it was truly worth.
 
 The policy is a callable from message histories to the next system messages, one per running dialogue, so that a model
-can answer all users in one batch.
+can answer all users in one batch. It is told which dialogues these are: they are numbered as their users are.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from rlhf_jax.simulators.world_recommenders import Recommender
 from rlhf_jax.simulators.world_user import WorldUser, opening, reply
 
 History = tuple[Message, ...]
-Respond = Callable[[Sequence[History]], Sequence[Message]]
-"""Next system message for each history. What a response suggests is every item in its parts, so a listed item must
+Respond = Callable[[Sequence[History], Sequence[int]], Sequence[Message]]
+"""Next system message for each history, whose dialogue's number is beside it. What a response suggests is every item in its parts, so a listed item must
 stand there too. Role, id and time of the messages returned are ignored."""
 
 
@@ -60,18 +60,13 @@ def closed_loop_users(config: WorldConfig, seed: int, n_users: int) -> tuple[Wor
     return tuple(WorldUser(config, catalogue, taste) for taste in tastes)
 
 
-def closed_loop_prompts(config: WorldConfig, seed: int, n_users: int) -> tuple[History, ...]:
-    """Opening histories `evaluate_closed_loop` starts from: one seeker message each."""
-    return tuple(history for history, _, _ in _openings(config, seed, n_users))
-
-
 def evaluate_closed_loop(
     respond: Respond, config: WorldConfig, seed: int, *, n_users: int = 200, n_turns: int = 5
 ) -> ClosedLoopResult:
     """Runs users against a policy until they accept, leave, or have heard `n_turns` system turns.
 
     Args:
-      respond: policy; called once per turn with the histories of all running dialogues.
+      respond: policy; called once per turn with the histories and numbers of all running dialogues.
       config: world; must be the one the log was written from.
       seed: seed of that world. Users draw from their own streams, the same for every policy.
       n_users: users, each met once.
@@ -81,7 +76,7 @@ def evaluate_closed_loop(
     """
     starts = _openings(config, seed, n_users)
     return _run([history for history, _, _ in starts], [user for _, user, _ in starts], [rng for _, _, rng in starts],
-                lambda histories, users, rngs: respond(histories), n_turns)  # fmt: skip
+                lambda histories, users, numbers: respond(histories, numbers), n_turns)  # fmt: skip
 
 
 def evaluate_recommender(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rlhf_jax.interfaces import COMPONENTS, Params, PromptBatch, Rollout
+from rlhf_jax.interfaces import COMPONENTS, Params, Rollout
 
 ScoreRollout = Callable[[Rollout], Float[Array, " B"]]
 
@@ -44,11 +44,6 @@ class Probe:
         """The rule as a `Score`: every component carries it, so that weights of sum 1 return it. `params` is unused."""
         del params
         return jnp.broadcast_to(self.reward(rollout)[:, None], (rollout.finished.shape[0], len(COMPONENTS)))
-
-
-def probe_prompts(batch: int, *, length: int = 1) -> PromptBatch:
-    """Identical prompts of token 1: the state is the place in the response alone."""
-    return PromptBatch(tokens=jnp.ones((batch, length), jnp.int32), mask=jnp.ones((batch, length), bool))
 
 
 def constant_reward(value: float = 1.0, *, vocab_size: int = 4, response_length: int = 3) -> Probe:

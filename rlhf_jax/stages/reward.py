@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from rlhf_jax.data.batching import batch_indices
+from rlhf_jax.data.batching import batch_indices, wrapped_batches
 from rlhf_jax.evaluation import bootstrap
+from rlhf_jax.evaluation.association import pearson
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.feedback.weak_labels import LabelOptions, LabelTable, WeakLabeller, fit_weak_labels, weighted_sum
 from rlhf_jax.interfaces import COMPONENTS, Corpus, Dialogue, Params
@@ -23,7 +24,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
-from rlhf_jax.runtime.files import RunError, notice, write_json
+from rlhf_jax.runtime.files import RunError, notice, write_json, write_npz
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import on_mesh, reward_params
@@ -110,8 +111,7 @@ def label(
             tables.append(LabelTable.load(path))
             continue
         table = labeller(dialogues)
-        table.save(folder / f"{name}.partial.npz")
-        (folder / f"{name}.partial.npz").rename(path)
+        write_npz(path, table.arrays())
         tables.append(table)
     labeller.standardiser.save(folder / "standardiser.json")
     return tables[0], tables[1], labeller
@@ -236,12 +236,8 @@ def drawn_rows(table: LabelTable, windows: Windows, limit: int | None, seed: int
 
 
 def _predictions(predict: Any, params: Params, turns: LabelledTurns, batch_size: int = 128) -> np.ndarray:
-    chunks = []
-    for start in range(0, len(turns), batch_size):
-        # Wrapped around, so that one program serves all batches.
-        rows = np.arange(start, start + batch_size) % len(turns)
-        chunks.append(np.asarray(predict(params, turns.batch(rows).inputs)))
-    return np.concatenate(chunks)[: len(turns)]
+    batches = wrapped_batches(len(turns), batch_size)
+    return np.concatenate([np.asarray(predict(params, turns.batch(rows).inputs))[:own] for rows, own in batches])
 
 
 def _metric(name: str) -> str:
@@ -261,17 +257,17 @@ def correlations(
     """
     predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
     found = {
-        name: _pearson(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(COMPONENTS)
+        name: _gated(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(COMPONENTS)
     }
     needed = [index for index, weight in enumerate(weights) if weight != 0]
     whole = label_mask[:, needed].all(axis=1)
-    return found | {"reward": _pearson(weighted_sum(predicted[whole], weights), weighted_sum(labels[whole], weights))}
+    return found | {"reward": _gated(weighted_sum(predicted[whole], weights), weighted_sum(labels[whole], weights))}
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    if len(x) < 2 or x.std() == 0 or y.std() == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
+def _gated(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson; 0 where a side does not vary, because what says nothing must not pass the gate."""
+    constant = len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
+    return 0.0 if constant else pearson(x, y)
 
 
 def _intervals(

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.assessment.best_of_n import RewardMoments, best_of_n, best_of_n_params, kl_bound, paid, reward_moments
+from rlhf_jax.assessment.best_of_n import BestOf, RewardMoments, drawing, kl_bound, reward_moments
+from rlhf_jax.assessment.users import Responder
 from rlhf_jax.data.batching import batch_indices
 from rlhf_jax.equations.running import RunningMoments
 from rlhf_jax.interfaces import PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.learners.shaping import score_responses
 from rlhf_jax.stages.contexts import Windows
 from tiny_policy import DATA, Tiny
 
@@ -49,8 +51,8 @@ def pay_by_hand(components: np.ndarray, finished: bool, length: int) -> float:
 
 def test_the_best_of_a_loop_over_draws(tiny: Tiny) -> None:
     prompts, key = prompts_of(tiny), jax.random.key(5)
-    chooser = best_of_n(tiny.agent, 4, CONFIG)
-    chosen = jax.jit(chooser.sample)(best_of_n_params(tiny.policy, tiny.reward_model, MOMENTS), prompts, key)
+    choose = drawing(tiny.agent, BestOf(4, CONFIG, MOMENTS))
+    chosen = jax.jit(choose)(tiny.policy, tiny.reward_model, MOMENTS, prompts, key)
     draws = [tiny.sample(tiny.policy, prompts, key)]
     draws += [tiny.sample(tiny.policy, prompts, stream_key(key, "best_of_n", index)) for index in (1, 2, 3)]
     components = [np.asarray(tiny.score(tiny.reward_model, draw), np.float64) for draw in draws]
@@ -70,14 +72,9 @@ def test_the_best_of_a_loop_over_draws(tiny: Tiny) -> None:
 
 def test_one_draw_is_plain_sampling(tiny: Tiny) -> None:
     prompts, key = prompts_of(tiny), jax.random.key(6)
-    single = best_of_n(tiny.agent, 1, CONFIG)
-    params = best_of_n_params(tiny.policy, tiny.reward_model, MOMENTS)
     plain = tiny.sample(tiny.policy, prompts, key)
-
-    def both(params, prompts, key):
-        return single.sample(params, prompts, key), single.greedy(params, prompts, key, None)
-
-    for drawn in jax.jit(both)(params, prompts, key):
+    for best_of in (None, BestOf(1, CONFIG, MOMENTS)):
+        drawn = jax.jit(drawing(tiny.agent, best_of))(tiny.policy, tiny.reward_model, MOMENTS, prompts, key)
         np.testing.assert_array_equal(drawn.response_tokens, plain.response_tokens)
         np.testing.assert_allclose(drawn.logprobs, plain.logprobs, atol=1e-5)
 
@@ -113,9 +110,9 @@ def test_kl_bound_holds_for_a_policy_of_three_responses() -> None:
 
 def test_bad_options_are_named(tiny: Tiny) -> None:
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
-        best_of_n(tiny.agent, 0, CONFIG)
-    with pytest.raises(ValueError, match="cannot take row_ids"):
-        best_of_n(tiny.agent, 2, CONFIG).greedy({}, prompts_of(tiny), jax.random.key(0), jnp.arange(3))
+        BestOf(0, CONFIG, MOMENTS)
+    with pytest.raises(ValueError, match="chooses among sampled replies, by a reward model"):
+        Responder(tiny.setup, tiny.policy, greedy=False, best_of=BestOf(2, CONFIG, MOMENTS))
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -134,7 +131,10 @@ def test_pay_is_line_4_of_ppo_with_moments_that_stay(normalise: bool) -> None:
     config = dataclasses.replace(
         CONFIG, missing_eos_mode="replace", normalise_components=normalise, normalise_score=normalise
     )
-    found = paid(jnp.asarray(components), rollout, MOMENTS, config)
+    combined, found = score_responses(
+        jnp.asarray(components), rollout, *MOMENTS, config.component_weights, config, frozen=True
+    )
+    assert (combined.component_moments, combined.score_moments) == (MOMENTS.components, MOMENTS.score)
     for row, (one, length) in enumerate(zip(components.astype(float), lengths, strict=True)):
         score = pay_by_hand(one, True, 0) if normalise else float(np.clip(one @ np.array([0.5, 0.2, 0.3]), -5, 5))
         score = score if finished[row] else -0.5

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_jax.data.batching import batch_indices, pad_left, pad_right
+from rlhf_jax.data.batching import batch_indices, pad_left, pad_right, wrapped_batches
 
 
 @given(n_examples=st.integers(1, 40), seed=st.integers(0, 5), batch_size=st.integers(1, 50), n_epochs=st.integers(1, 3))
@@ -63,6 +63,15 @@ def test_numbers_that_do_not_fit_are_named(changes: dict[str, int], message: str
     numbers = {"n_examples": 9, "seed": 0, "step": 0, "batch_size": 8} | changes
     with pytest.raises(ValueError, match=message):
         batch_indices(numbers.pop("n_examples"), **numbers)
+
+
+@given(n_rows=st.integers(1, 40), batch_size=st.integers(1, 60))
+def test_wrapped_batches_hold_every_row_once_and_have_one_size(n_rows: int, batch_size: int) -> None:
+    batches = list(wrapped_batches(n_rows, batch_size))
+    assert np.concatenate([rows[:own] for rows, own in batches]).tolist() == list(range(n_rows))
+    assert {len(rows) for rows, _ in batches} == {batch_size}
+    assert all(0 <= rows.min() and rows.max() < n_rows for rows, _ in batches)
+    assert list(wrapped_batches(0, batch_size)) == []
 
 
 def test_padding() -> None:

@@ -154,10 +154,10 @@ def test_types_of_numbers_are_compared_like_with_like() -> None:
 
 
 @pytest.fixture
-def measured() -> report.Measured:
+def measured() -> report.Measurement:
     limits = ceilings.Ceilings(matmul=1e9, bandwidth=1e9, dtype="float32", by_framework={"jax read": 1e9})
     forms = {"ours_shared": "shared", "ours_separate": "separate", "trl": "separate"}
-    return report.Measured(
+    return report.Measurement(
         workload=SMALL,
         rounds=rounds_of(ours_shared=[1.0, 2.0, 3.0], ours_separate=[2.0, 4.0, 6.0], trl=[4.0, 8.0, 15.0]),
         quiet=False,
@@ -169,7 +169,7 @@ def measured() -> report.Measured:
     )
 
 
-def test_the_json_has_the_agreed_keys_and_keeps_other_sizes(measured: report.Measured, tmp_path: Path) -> None:
+def test_the_json_has_the_agreed_keys_and_keeps_other_sizes(measured: report.Measurement, tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     path.write_text('{"tiny": {"ratios": {}}, "small": "old"}')
     report.write_json(path, [measured])
@@ -185,7 +185,7 @@ def test_the_json_has_the_agreed_keys_and_keeps_other_sizes(measured: report.Mea
     )
 
 
-def test_the_table_says_what_was_measured_and_that_it_was_disturbed(measured: report.Measured) -> None:
+def test_the_table_says_what_was_measured_and_that_it_was_disturbed(measured: report.Measurement) -> None:
     text = report.markdown([measured])
     assert "| whole_vs_trl_shared | 4.00× | 4.00–5.00 |" in text
     assert "| ours_shared | 2 (1–3)" in text and "3.00 GiB" in text
@@ -193,7 +193,7 @@ def test_the_table_says_what_was_measured_and_that_it_was_disturbed(measured: re
     assert "other processes" not in report.markdown([dataclasses.replace(measured, quiet=True)])
 
 
-def test_the_picture_stacks_the_three_phases_of_each_implementation(measured: report.Measured) -> None:
+def test_the_picture_stacks_the_three_phases_of_each_implementation(measured: report.Measurement) -> None:
     figure = report.picture([measured, measured])
     panels = figure.axes
     assert len(panels) == 2

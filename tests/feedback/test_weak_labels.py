@@ -116,7 +116,7 @@ def test_unknown_times_are_masked_not_guessed(train, labeller):
 
 
 def test_table_and_standardiser_come_back_from_disk(table, labeller, tmp_path):
-    table.save(tmp_path / "labels.npz")
+    np.savez(tmp_path / "labels.npz", **table.arrays())
     loaded = LabelTable.load(tmp_path / "labels.npz")
     for field in dataclasses.fields(LabelTable):
         np.testing.assert_array_equal(getattr(loaded, field.name), getattr(table, field.name))

@@ -146,11 +146,25 @@ def test_missing_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         run.open_run(tmp_path / "run", Config())
 
 
+def test_arrays_come_back_from_the_disk(tmp_path: Path) -> None:
+    arrays = {"ranks/full": np.arange(3), "names": np.array(["a", "b"])}
+    for name, compressed in (("plain.npz", False), ("small.npz", True)):
+        files.write_npz(tmp_path / name, {"old": np.zeros(1)})
+        files.write_npz(tmp_path / name, arrays, compressed=compressed)
+        with np.load(tmp_path / name) as stored:
+            assert list(stored) == list(arrays)
+            for key, array in arrays.items():
+                np.testing.assert_array_equal(stored[key], array)
+    assert set(contents(tmp_path)) == {"plain.npz", "small.npz"}
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files.write_json(tmp_path / "results.json", {"hits": 1})
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     with pytest.raises(files.RunError, match=r"disk full while writing .*results\.json .*MiB free.*same command again"):
         files.write_json(tmp_path / "results.json", {"hits": 2})
+    with pytest.raises(files.RunError, match=r"disk full while writing .*cases\.npz"):
+        files.write_npz(tmp_path / "cases.npz", {"hits": np.zeros(1)})
     assert contents(tmp_path) == {"results.json": b'{\n  "hits": 1\n}\n'}
 
 

@@ -5,7 +5,6 @@ import pytest
 
 from rlhf_jax.interfaces import Message
 from rlhf_jax.simulators.conversation import (
-    closed_loop_prompts,
     closed_loop_users,
     evaluate_closed_loop,
     evaluate_recommender,
@@ -52,29 +51,35 @@ def test_result_arrays_agree_with_each_other(results):
         assert ((result.mean_utility >= 0) & (result.mean_utility <= 1)).all()
 
 
-def suggest_first_item(histories):
+def suggest_first_item(histories, numbers):
     return [Message("recommender", ("try ", FIRST_ITEM_ID), 0) for _ in histories]
 
 
 def test_callable_policy_sees_growing_histories_and_is_reproducible():
     seen = []
 
-    def respond(histories):
+    first_words = {}
+
+    def respond(histories, numbers):
         seen.append([len(history) for history in histories])
         assert all(history[-1].role == "seeker" for history in histories)
-        return suggest_first_item(histories)
+        # A number names the same dialogue throughout, and the user of that number.
+        for number, history in zip(numbers, histories, strict=True):
+            assert first_words.setdefault(number, history[0]) == history[0]
+        return suggest_first_item(histories, numbers)
 
     first = evaluate_closed_loop(respond, CONFIG, 0, n_users=30, n_turns=3)
     second = evaluate_closed_loop(suggest_first_item, CONFIG, 0, n_users=30, n_turns=3)
     assert [set(lengths) for lengths in seen] == [{1}, {3}, {5}] and len(seen[0]) == 30
     assert np.array_equal(first.mean_utility, second.mean_utility) and first.dialogues == second.dialogues
     assert (first.mean_length == 1).all()
+    assert [first_words[number] for number in range(30)] == [dialogue[0] for dialogue in first.dialogues]
 
 
-def test_prompts_are_the_openings_of_the_evaluation(results):
-    prompts = closed_loop_prompts(CONFIG, 0, 150)
-    assert prompts == tuple(dialogue[:1] for dialogue in results["oracle"].dialogues)
-    assert closed_loop_prompts(CONFIG, 0, 20) == prompts[:20]
+def test_every_policy_meets_the_same_openings_and_fewer_users_are_the_first_ones(results):
+    openings = [dialogue[0] for dialogue in results["oracle"].dialogues]
+    met = evaluate_closed_loop(suggest_first_item, CONFIG, 0, n_users=20, n_turns=1)
+    assert [dialogue[0] for dialogue in met.dialogues] == openings[:20]
 
 
 def test_population_is_disjoint_from_the_log():
@@ -85,8 +90,8 @@ def test_population_is_disjoint_from_the_log():
 
 def test_wrong_answers_are_refused():
     with pytest.raises(ValueError, match="respond returned 29 messages for 30 histories"):
-        evaluate_closed_loop(lambda h: suggest_first_item(h)[1:], CONFIG, 0, n_users=30)
+        evaluate_closed_loop(lambda h, n: suggest_first_item(h, n)[1:], CONFIG, 0, n_users=30)
     with pytest.raises(ValueError, match="item 3 is not in the world's catalogue"):
-        evaluate_closed_loop(lambda h: [Message("recommender", (3,), 0)] * len(h), CONFIG, 0, n_users=2)
+        evaluate_closed_loop(lambda h, n: [Message("recommender", (3,), 0)] * len(h), CONFIG, 0, n_users=2)
     with pytest.raises(ValueError, match="n_users must be positive, got 0"):
-        closed_loop_prompts(CONFIG, 0, 0)
+        evaluate_closed_loop(suggest_first_item, CONFIG, 0, n_users=0)

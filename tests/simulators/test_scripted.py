@@ -11,7 +11,6 @@ from rlhf_jax.simulators.scripted import (
     constant_reward,
     delayed_reward,
     kl_only,
-    probe_prompts,
     token_bandit,
     two_token_credit,
 )
@@ -21,10 +20,10 @@ PROBES = (constant_reward(), token_bandit(), delayed_reward(response_length=3), 
 
 def rollout_of(tokens):
     tokens = jnp.asarray(tokens, jnp.int32)
-    prompts = probe_prompts(len(tokens))
+    prompts = jnp.ones((len(tokens), 1), jnp.int32)
     return Rollout(
-        prompt_tokens=prompts.tokens,
-        prompt_mask=prompts.mask,
+        prompt_tokens=prompts,
+        prompt_mask=prompts > 0,
         response_tokens=tokens,
         response_mask=jnp.ones(tokens.shape, bool),
         logprobs=jnp.zeros(tokens.shape),

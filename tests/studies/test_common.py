@@ -18,8 +18,8 @@ from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.supervised import SupervisedConfig
 from studies import ablation, common, tables, windows
-from studies.ablation import VARIANTS, Compared
-from studies.common import Measured
+from studies.ablation import VARIANTS, Comparison
+from studies.common import Measurements
 from studies.foundation import FoundationConfig, facts
 from studies.tables import Measure
 from tiny_policy import DATA, Tiny
@@ -53,7 +53,7 @@ def test_claims_of_the_ablation() -> None:
         difference("full-engagement/hr@5", 0.1, (-0.05, 0.15)),
         difference("full-best_of_8/hr@5", 0.1, (0.05, 0.15), protocol="listed", place="-sampled"),
     ]
-    lines = ablation.verdicts(found, Compared(("full", "engagement"), "best_of_8", 1.2), "toy/test")
+    lines = ablation.verdicts(found, Comparison(("full", "engagement"), "best_of_8", 1.2), "toy/test")
     assert lines[0].startswith(
         "Verdict, full reward above SFT: by the paper's measures shown on 1, the opposite on 1 of 2: HR@5 `full` higher"
     )
@@ -68,11 +68,11 @@ def test_claims_of_the_ablation() -> None:
     assert lines[3].startswith(
         "Verdict, BLEU-4 does not fall under the full reward: does not hold. BLEU-4, greedy lower, -1.00"
     )
-    unharmed = ablation.verdicts([found[3]], Compared(("full",), "best_of_8", 1.2), "toy/test")
+    unharmed = ablation.verdicts([found[3]], Comparison(("full",), "best_of_8", 1.2), "toy/test")
     assert "does not fall under the full reward: no fall shown. BLEU-4, sampled no difference shown" in unharmed[-1]
     assert (
         "none of the claims was tested"
-        in ablation.verdicts(found, Compared(("level",), "best_of_8", 1.2), "toy/test")[0]
+        in ablation.verdicts(found, Comparison(("level",), "best_of_8", 1.2), "toy/test")[0]
     )
 
 
@@ -99,7 +99,7 @@ def assessed(ranks: list[int]) -> Assessment:
 
 def test_worlds_are_not_taken_for_one_another() -> None:
     """Dialogue d0 of two worlds are two dialogues: with opposite luck in them, a shared draw would find no spread."""
-    measured = Measured({0: assessed([1, 1, 9]), 1: assessed([9, 9, 1])}, {})
+    measured = Measurements({0: assessed([1, 1, 9]), 1: assessed([9, 9, 1])}, {})
     tables = [common._parts(measured.assessed, same_test)[0] for same_test in (True, False)]
     assert tables[0][1]["full"].dialogues == ("d0", "d0", "d1")
     assert tables[1][1]["full"].dialogues == ("seed 1, d0", "seed 1, d0", "seed 1, d1")

@@ -10,7 +10,7 @@ from rlhf_jax.evaluation.over_optimisation import FORMS, Walk, fit, onset, resam
 from rlhf_jax.evaluation.signatures import SIGNATURES, Warnings
 from studies.hacking import report as hacking_report
 from studies.hacking import results as hacking_study
-from studies.hacking.results import Found, Study, Way
+from studies.hacking.results import Findings, Study, Way
 
 UPDATES = (0, 4, 8, 12, 16)
 DISTANCES = np.array([0.0, 0.6, 1.2, 1.8, 2.4])
@@ -36,7 +36,9 @@ def study() -> Study:
     # Length warns early on the hacked way, and everywhere else too; entropy in one seed alone.
     warned = {"text/response_length": ((2, 3, 3), (1, 1, 1)), "objective/entropy": ((5, None, None), (-1, 0, 0))}
     signals = [Warnings(metric, *warned.get(metric, ((None,) * 3, (0,) * 3))) for metric in SIGNATURES]
-    found = {way: Found(means[way.stage], fits([means[way.stage]]), onset(means[way.stage]), signals) for way in ways}
+    found = {
+        way: Findings(means[way.stage], fits([means[way.stage]]), onset(means[way.stage]), signals) for way in ways
+    }
     pooled = {False: fits([means[way.stage] for way in ways[:2]]), True: fits([means[DAMAGED.stage]])}
     return Study((0, 1, 2), found, pooled, {"proxy": 0.5, "truth": 0.6})
 

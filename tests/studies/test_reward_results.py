@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.reporting import gates
 from rlhf_jax.runtime.files import RunError
 from studies.reward import report as reward_report
 from studies.reward import results as reward_results
-from studies.reward.cases import Gathered, MetUsers, ScoredTurns, gather
+from studies.reward.cases import MetUsers, ScoredTurns, SeedCases, gather
 from studies.reward.results import Pairs
 
 N = 240
@@ -37,22 +38,22 @@ def cases(
 
 
 @pytest.fixture(scope="module")
-def gathered() -> Gathered:
+def gathered() -> SeedCases:
     runs = {seed: cases(seed, 0.2) for seed in range(3)}
     users = {seed: MetUsers(np.arange(20.0), np.arange(20.0) ** 2) for seed in range(3)}
     weak = {seed: cases(seed, 3.0) for seed in range(3)}
     truth = {seed: cases(seed, 0.2, parts=("suggests", "no item")) for seed in range(3)}
     uss = {seed: cases(seed, 0.2, parts=("validation", "trained")) for seed in range(3)}
-    return Gathered("shift", runs, [weak], uss, truth, users)
+    return SeedCases("shift", runs, [weak], uss, truth, users)
 
 
 @pytest.fixture(scope="module")
-def found(gathered: Gathered) -> dict[tuple[str, str], Result]:
+def found(gathered: SeedCases) -> dict[tuple[str, str], Result]:
     results = reward_results.results(gathered, source="redial", replicates=60)
     return {(one.protocol, one.name): one for one in results}
 
 
-def test_planted_relations_are_measured(found: dict[tuple[str, str], Result], gathered: Gathered) -> None:
+def test_planted_relations_are_measured(found: dict[tuple[str, str], Result], gathered: SeedCases) -> None:
     one = found["held-out", "shift/pearson_engagement"]
     # cor = ½ / √(¼ + 0.04)
     assert one.value == pytest.approx(0.5 / 0.29**0.5, abs=0.02) and one.n == 3 * N and one.seeds == (0, 1, 2)
@@ -70,7 +71,7 @@ def test_planted_relations_are_measured(found: dict[tuple[str, str], Result], ga
     )
 
 
-def test_each_number_is_that_of_its_rows(found: dict[tuple[str, str], Result], gathered: Gathered) -> None:
+def test_each_number_is_that_of_its_rows(found: dict[tuple[str, str], Result], gathered: SeedCases) -> None:
     values = []
     for run in gathered.held_out.values():
         rows = [n for n in range(N) if run.mask[n].all() and run.part[n] == "unseen items"]
@@ -89,7 +90,7 @@ def test_seeds_that_share_dialogues_share_their_luck() -> None:
     for shared in (True, False):
         pairs = dict.fromkeys(range(9), own)
         low, high = reward_results.estimate(
-            pairs, reward_results.pearson, same_dialogues=shared, replicates=200
+            pairs, reward_results.correlation, same_dialogues=shared, replicates=200
         ).interval
         widths[shared] = high - low
     assert widths[False] < 0.6 * widths[True]
@@ -99,18 +100,18 @@ def test_verdicts() -> None:
     def result(low: float, high: float, seeds: tuple[int, ...], std: float | None = 0.01) -> Result:
         return Result("shift/pearson", (low + high) / 2, 9, "held-out", "world/validation", (low, high), seeds, "", std)
 
-    assert reward_report.verdict(result(0.61, 0.7, (0, 1, 2))) == "above the gate"
-    assert reward_report.verdict(result(0.3, 0.59, (0, 1, 2))) == "below the gate"
-    assert reward_report.verdict(result(0.5, 0.7, (0, 1, 2))) == "not told apart from the gate"
-    assert reward_report.verdict(result(0.3, 0.5, (4,))) == "below the gate (1 seed: no claim)"
-    assert reward_report.verdict(result(0.5, 0.7, (4,))) == "not told apart from the gate"
+    assert gates.verdict(result(0.61, 0.7, (0, 1, 2))) == "above the gate"
+    assert gates.verdict(result(0.3, 0.59, (0, 1, 2))) == "below the gate"
+    assert gates.verdict(result(0.5, 0.7, (0, 1, 2))) == "not told apart from the gate"
+    assert gates.verdict(result(0.3, 0.5, (4,))) == "below the gate (1 seed: no claim)"
+    assert gates.verdict(result(0.5, 0.7, (4,))) == "not told apart from the gate"
     # .655 − .6 against t(.975, 2) = 4.30 deviations over √3: .022 is the most that agrees.
-    assert reward_report.verdict(result(0.61, 0.7, (0, 1, 2), std=0.022)) == "above the gate"
-    unlike = reward_report.verdict(result(0.61, 0.7, (0, 1, 2), std=0.023))
+    assert gates.verdict(result(0.61, 0.7, (0, 1, 2), std=0.022)) == "above the gate"
+    unlike = gates.verdict(result(0.61, 0.7, (0, 1, 2), std=0.023))
     assert unlike == "above the gate (the seeds differ too much: no claim)"
 
 
-def test_report_and_figures(found: dict[tuple[str, str], Result], gathered: Gathered, tmp_path: Path) -> None:
+def test_report_and_figures(found: dict[tuple[str, str], Result], gathered: SeedCases, tmp_path: Path) -> None:
     text = reward_report.report_text(list(found.values()), {}, setting="redial", size="debug", turns=[100.0])
     assert "above the gate" in text and "## Human satisfaction (USS)" in text and "satisfaction judge" not in text
     assert "| 100 turns | all |" in text and "| shift labels | weighted sum |" in text

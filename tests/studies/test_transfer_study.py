@@ -183,7 +183,7 @@ def test_two_catalogues(plain: Path) -> None:
     scores = np.zeros((len(rows), len(item_ids)))
     for line, row in zip(scores, rows, strict=True):
         line[:] = [2.0 if corpus.items[item].domain == "movie" else float(item in row.gold) for item in item_ids]
-    union, own = transfer.ranked(rows, [scores[:3], scores[3:]], item_ids, corpus.items, "book")
+    union, own = transfer.rank(rows, [scores[:3], scores[3:]], item_ids, corpus.items, "book")
     n_movies = sum(item.domain == "movie" for item in corpus.items.values())
     assert set(own.tables["full"].ranks) == {1}
     np.testing.assert_array_equal(union.tables["full"].ranks, own.tables["full"].ranks + n_movies)
@@ -200,14 +200,14 @@ def test_references_know_the_tested_domain_alone(plain: Path) -> None:
     assert set(found["copy"][1].tables["fresh"].ranks.tolist()) == {4}
 
 
-def cases(firsts: int) -> transfer.Tested:
+def cases(firsts: int) -> transfer.DomainTest:
     """Twenty dialogues, a case each; in the first `firsts` the gold item comes first, in the others never."""
     names = tuple(f"{number:02}" for number in range(20))
     ranks = np.where(np.arange(20) < firsts, 1, 50).astype(np.int32)
     tables = {p: RankTable(p, ranks, np.arange(20, dtype=np.int32), names) for p in transfer.PROTOCOLS}
     turns = [GeneratedTurn(name, "you may like <movie>", "try <movie> it is good", 5, 1, True) for name in names]
     outcome = RankingOutcome(tables, TopOne((), (), ()))
-    return transfer.Tested(Assessment(outcome, turns, {}), Assessment(outcome, [], {}))
+    return transfer.DomainTest(Assessment(outcome, turns, {}), Assessment(outcome, [], {}))
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.assessment.sampled import Against, SampledAnswers, SampledConfig, draw_answers, judged
+from rlhf_jax.assessment.sampled import Against, SampledAnswers, SampledConfig, draw_answers, judge_replies
 from rlhf_jax.assessment.sampled import load as load_answers
 from rlhf_jax.assessment.sampled import save as save_answers
 from rlhf_jax.assessment.users import Responder, meet_users
 from rlhf_jax.evaluation.over_optimisation import Walk
 from rlhf_jax.evaluation.text import corpus_bleu, one_hot_bleu
 from rlhf_jax.interfaces import Dialogue, Params
-from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.files import RunError, write_npz
 from rlhf_jax.stages.setup import Setup
 
 START = "start"
@@ -92,7 +92,7 @@ class PathProbe:
         seed = self.setup.seed + _SHIFT * repeat
         answers = draw_answers(self.setup, params, config, self.against, seed=seed, name=f"{stored.stem}: answers")
         if self.against.judge is not None:
-            answers = answers._replace(judge=judged(self.setup, config, answers.replies, self.against.judge))
+            answers = answers._replace(judge=judge_replies(self.setup, config, answers.replies, self.against.judge))
         save_answers(stored, answers)
         return answers
 
@@ -106,9 +106,7 @@ class PathProbe:
                 self.setup, params, greedy=False, proxy=self.against.proxy, reference=self.against.reference
             )
             values = meet_users(responder, self.setup, n_users=self.config.users, n_turns=self.config.user_turns)
-            partial = stored.with_name(f"{stored.stem}.partial.npz")
-            np.savez(partial, **values)
-            partial.rename(stored)
+            write_npz(stored, values)
         with np.load(stored) as arrays:
             return {metric: arrays[metric] for metric in arrays}
 

@@ -14,7 +14,7 @@ from rlhf_jax.reporting.run_figures import Entries
 from studies.common import diagnostics
 from studies.hacking import figures as path_plots
 from studies.hacking.figures import Points, TimelinePanel, WayPanel
-from studies.hacking.results import Found, Study, Way, first_to_warn, gain
+from studies.hacking.results import Findings, Study, Way, first_to_warn, gain
 
 METHOD = """\
 **Distance** is d = √KL, KL the mean over replies of k1 = Σ_t (log π − log π_ref), nats per reply, temperature and grammar
@@ -95,7 +95,7 @@ def ways_table(study: Study, truth: str) -> str:
     return markdown_table([*header, "fall of the truth", "proxy meanwhile"], rows)
 
 
-def sentence(way: Way, one: Found, study: Study) -> str:
+def sentence(way: Way, one: Findings, study: Study) -> str:
     """What happened on one way."""
     onset, n = one.onset, len(study.seeds)
     claim = "." if study.claimable else f" ({n} seed{'s' if n > 1 else ''}: no claim)."
@@ -213,7 +213,7 @@ def figures(study: Study, folder: Path, entries: Sequence[Entries]) -> None:
     plots.save(path_plots.timeline(times, columns=columns), folder, "signatures")
 
 
-def _way_panel(way: Way, one: Found, study: Study) -> WayPanel:
+def _way_panel(way: Way, one: Findings, study: Study) -> WayPanel:
     means, scale = one.means, study.deviation
     proxy, truth = _gains(means.proxy[0]) / scale["proxy"], _gains(means.truth[0]) / scale["truth"]
     grid = np.linspace(0.0, max(fit.reach for fit in one.fits.values()), 100)

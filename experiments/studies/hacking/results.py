@@ -46,7 +46,7 @@ class Way(NamedTuple):
         return f"KL {self.kl_coef:g}" + (" + length" if self.priced else "")
 
 
-class Found(NamedTuple):
+class Findings(NamedTuple):
     """What is known about one way."""
 
     means: Means
@@ -59,7 +59,7 @@ class Study(NamedTuple):
     """All ways of a study, and their fits together."""
 
     seeds: tuple[int, ...]
-    ways: Mapping[Way, Found]
+    ways: Mapping[Way, Findings]
     pooled: Mapping[bool, Mapping[Form, Fit]]
     """Whether length was priced to the fits of all KL coefficients together: the law is meant to hold whatever the
     coefficient."""
@@ -95,7 +95,7 @@ def gather(folders: Mapping[int, Path], ways: Sequence[Way], *, same_cases: bool
     for way in ways:
         signals = failure_signatures.warnings(lines, way.stage, [start[way.stage] for start in starts])
         here = means[way.stage]
-        found[way] = Found(here, _fits([here]), over_optimisation.onset(here), signals)
+        found[way] = Findings(here, _fits([here]), over_optimisation.onset(here), signals)
     pooled = {
         priced: _fits([means[way.stage] for way in ways if way.priced == priced])
         for priced in dict.fromkeys(way.priced for way in ways)
@@ -194,7 +194,7 @@ def results(study: Study, *, split: str, truth: str) -> list[Result]:
     return found
 
 
-def first_to_warn(one: Found) -> list[str]:
+def first_to_warn(one: Findings) -> list[str]:
     """Signatures with the earliest median warning of a way, by what they are called; none where none warned."""
     known = [warning for warning in one.warnings if math.isfinite(warning.median)]
     earliest = min((warning.median for warning in known), default=math.inf)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.files import RunError, write_npz
 from studies.foundation import Sentiment
 
 Floats = NDArray[np.float64]
@@ -34,8 +34,8 @@ class ScoredTurns:
     """Labelled turns the reward model was trained on."""
 
     def save(self, path: Path) -> None:
-        """Writes the arrays as npz, whole or not at all."""
-        save_arrays(path, dataclasses.asdict(self))
+        """Writes the arrays as npz."""
+        write_npz(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "ScoredTurns":
@@ -60,7 +60,7 @@ class MetUsers(NamedTuple):
             return cls(arrays["score"], arrays["utility"])
 
 
-class Gathered(NamedTuple):
+class SeedCases(NamedTuple):
     """Cases by seed, for one form of the sentiment signal; empty where a kind was not measured."""
 
     form: Sentiment
@@ -72,7 +72,7 @@ class Gathered(NamedTuple):
     users: Mapping[int, MetUsers]
 
 
-def gather(run_dir: Path, form: Sentiment, *, seeds: Sequence[int], n_fractions: int) -> Gathered:
+def gather(run_dir: Path, form: Sentiment, *, seeds: Sequence[int], n_fractions: int) -> SeedCases:
     """Reads the cases that `run_dir/seed-S` hold.
 
     Raises: RunError naming a seed whose held-out turns or learning curve are missing.
@@ -89,7 +89,7 @@ def gather(run_dir: Path, form: Sentiment, *, seeds: Sequence[int], n_fractions:
         return found
 
     users = {seed: run_dir / f"seed-{seed}" / "cases" / f"users-{form}.npz" for seed in seeds}
-    return Gathered(
+    return SeedCases(
         form,
         turns(f"held-out-{form}", needed=True),
         [turns(f"curve-{form}-{number}", needed=True) for number in range(n_fractions)],
@@ -97,10 +97,3 @@ def gather(run_dir: Path, form: Sentiment, *, seeds: Sequence[int], n_fractions:
         turns(f"truth-{form}"),
         {seed: MetUsers.load(path) for seed, path in users.items() if path.exists()},
     )
-
-
-def save_arrays(path: Path, arrays: Mapping[str, object]) -> None:
-    """Writes npz, whole or not at all."""
-    partial = path.with_name(f"{path.stem}.partial.npz")
-    np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType] - numpy's stub sees the flags only
-    partial.rename(path)

@@ -23,25 +23,26 @@ from numpy.typing import NDArray
 
 from rlhf_jax.assessment.assess import AssessmentConfig
 from rlhf_jax.assessment.users import Responder, meet_users
+from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.data.exchanges import satisfaction_cases
 from rlhf_jax.data.human_ratings import read_uss
 from rlhf_jax.feedback.weak_labels import LabelTable
 from rlhf_jax.interfaces import COMPONENTS, Dialogue, Params
-from rlhf_jax.runtime.files import RunError, notice
+from rlhf_jax.runtime.files import RunError, notice, write_npz
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world_dialogues import logged_dialogues
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.reward import Proxy
 from studies.foundation import EQUAL, Foundation, Sentiment
-from studies.reward.cases import MetUsers, ScoredTurns, save_arrays
+from studies.reward.cases import MetUsers, ScoredTurns
 
 Floats = NDArray[np.float64]
 Place = tuple[int, int]
 """A dialogue's place in its split, and a message's in the dialogue."""
 
 
-class _Labelled(NamedTuple):
+class _LabelledSplit(NamedTuple):
     """One split with its labels, and the turns the reward model used of it."""
 
     dialogues: tuple[Dialogue, ...]
@@ -76,7 +77,7 @@ def measure(
     folder = run.path / "cases"
     folder.mkdir(exist_ok=True)
     for form in sentiments:
-        training, held_out = labelled(foundation, form)
+        training, held_out = read_labels(foundation, form)
         params = foundation.proxy(form).model
         path = folder / f"held-out-{form}.npz"
         if not path.exists():
@@ -87,9 +88,9 @@ def measure(
             if not (path := folder / f"truth-{form}.npz").exists():
                 _true_utility(foundation, params, training, held_out).save(path)
             if not (path := folder / f"users-{form}.npz").exists():
-                save_arrays(path, _met_users(foundation, params, assess)._asdict())
+                write_npz(path, _met_users(foundation, params, assess)._asdict())
     form = sentiments[0]
-    training, held_out = labelled(foundation, form)
+    training, held_out = read_labels(foundation, form)
     for number, fraction in enumerate(fractions):
         path = folder / f"curve-{form}-{number}.npz"
         if path.exists():
@@ -107,7 +108,7 @@ def stored(folder: Path, *, sentiments: Sequence[Sentiment], fractions: Sequence
     return all((folder / "cases" / f"{name}.npz").exists() for name in names)
 
 
-def labelled(foundation: Foundation, form: Sentiment) -> tuple[_Labelled, _Labelled]:
+def read_labels(foundation: Foundation, form: Sentiment) -> tuple[_LabelledSplit, _LabelledSplit]:
     """Training and validation split with labels and the rows that R_φ was trained and judged on.
 
     Raises: RunError where the foundation holds no labels of this form.
@@ -125,7 +126,7 @@ def labelled(foundation: Foundation, form: Sentiment) -> tuple[_Labelled, _Label
         rows = reward.drawn_rows(
             table, Windows(foundation.setup.vocab, dialogues, config.data), limit, foundation.setup.seed
         )
-        found.append(_Labelled(dialogues, table, rows))
+        found.append(_LabelledSplit(dialogues, table, rows))
     return found[0], found[1]
 
 
@@ -150,16 +151,15 @@ def score_turns(
         "score_tokens",
         lambda: jax.jit(lambda params, tokens, mask: agent.score_tokens(params, tokens, mask, None)),
     )
-    chunks = []
-    for start in range(0, len(places), batch_size):
-        # Wrapped around, so that one program serves all batches.
-        rows = np.arange(start, start + batch_size) % len(places)
-        chunks.append(np.asarray(predict(params, jnp.asarray(tokens[rows]), jnp.asarray(mask[rows]))))
-    return np.concatenate(chunks)[: len(places)].astype(np.float64)
+    chunks = [
+        np.asarray(predict(params, jnp.asarray(tokens[rows]), jnp.asarray(mask[rows])))[:own]
+        for rows, own in wrapped_batches(len(places), batch_size)
+    ]
+    return np.concatenate(chunks).astype(np.float64)
 
 
 def _held_out(
-    foundation: Foundation, params: Params, training: _Labelled, held_out: _Labelled, training_turns: int
+    foundation: Foundation, params: Params, training: _LabelledSplit, held_out: _LabelledSplit, training_turns: int
 ) -> ScoredTurns:
     """The gate's turns; part: `no item`, `seen items` (all were suggested in a training turn), `unseen items`."""
     known = {
@@ -184,7 +184,7 @@ def _held_out(
 
 
 def _satisfaction(
-    foundation: Foundation, params: Params, training: _Labelled, held_out: _Labelled, uss: Path
+    foundation: Foundation, params: Params, training: _LabelledSplit, held_out: _LabelledSplit, uss: Path
 ) -> ScoredTurns:
     """Turns that USS scored; part is what R_φ saw of the dialogue.
 
@@ -218,7 +218,9 @@ def _satisfaction(
     )
 
 
-def _true_utility(foundation: Foundation, params: Params, training: _Labelled, held_out: _Labelled) -> ScoredTurns:
+def _true_utility(
+    foundation: Foundation, params: Params, training: _LabelledSplit, held_out: _LabelledSplit
+) -> ScoredTurns:
     """Every labelled turn of the validation dialogues with what it was truly worth to the user."""
     assert foundation.setup.world_seed is not None
     logged = logged_dialogues(foundation.setup.data.world, foundation.setup.world_seed, "train")

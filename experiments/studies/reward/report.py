@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evaluation import bootstrap
-from rlhf_jax.evaluation.results import Result, exclude_zero
-from rlhf_jax.reporting import plots
+from rlhf_jax.evaluation.results import Result
+from rlhf_jax.reporting import gates, plots
+from rlhf_jax.reporting.gates import GATE
 from rlhf_jax.reporting.interval_plots import Points, PointsPanel, with_intervals
-from rlhf_jax.reporting.result_tables import GATE, markdown_table
-from studies.reward.cases import Gathered
+from rlhf_jax.reporting.result_tables import markdown_table
+from studies.reward.cases import SeedCases
 from studies.reward.results import (
     MEANINGS,
     PARTS,
     SUM,
     TARGETS,
     USS_PARTS,
-    called,
     curve_turns,
     dialogue_keys,
     label_pairs,
@@ -34,7 +34,7 @@ def report_text(
     """The study's `report.md`.
 
     Args:
-      judge: `judging.uss_judge`'s report; empty where no dialogue has satisfaction scores.
+      judge: `satisfaction.uss_judge`'s report; empty where no dialogue has satisfaction scores.
       turns: labelled turns behind the points of the learning curve, without the last.
     """
     curve = {f"learning-curve-{number}": f"{count:,.0f} turns" for number, count in enumerate(turns)}
@@ -43,7 +43,7 @@ def report_text(
             f"## Held-out correlation and the gate (Pearson > {GATE})",
             [
                 gate_text(found),
-                gate_table(found),
+                gates.study_table(found),
                 _image("calibration", "Mean weak label of turns with a like prediction"),
             ],
         ),
@@ -92,45 +92,18 @@ def _image(name: str, caption: str) -> str:
     return f"![{caption}](plots/{name}.png)"
 
 
-def verdict(result: Result) -> str:
-    """Where the interval lies against the gate; a claim needs three seeds whose own values agree (docs/decisions/0008)."""
-    assert result.interval is not None
-    low, high = result.interval
-    if low <= GATE <= high:
-        return "not told apart from the gate"
-    place = "above the gate" if low > GATE else "below the gate"
-    seeds = len(set(result.seeds))
-    if seeds < 3:
-        return f"{place} ({seeds} seed{'s' * (seeds != 1)}: no claim)"
-    agree = result.std is not None and exclude_zero(result.value - GATE, result.std, seeds)
-    return place if agree else f"{place} (the seeds differ too much: no claim)"
-
-
 def gate_text(found: Sequence[Result]) -> str:
     """One line a verdict: which correlations lie where."""
     judged: dict[str, list[str]] = {}
     for one in found:
         if one.protocol == "held-out" and one.interval is not None:
-            judged.setdefault(verdict(one), []).append(f"{_target(one)} ({one.system})")
+            judged.setdefault(gates.verdict(one), []).append(f"{gates.target(one)} ({one.system})")
     text = (
         "The paper asks for a held-out Pearson above the gate before PPO. The held-out turns also choose the evaluation "
         "whose parameters are kept, so that their correlation is, by a little, too high."
     )
     lines = [f"- Verdict, held-out Pearson {place}: {', '.join(names)}." for place, names in judged.items()]
     return "\n".join([text, "", *lines])
-
-
-def gate_table(found: Sequence[Result]) -> str:
-    """Held-out correlations with slopes and the gate's verdict, one line a form and target."""
-    cells = {(one.protocol, one.name): one for one in found}
-    rows = []
-    for one in found:
-        if one.protocol != "held-out":
-            continue
-        tilt = cells.get(("calibration", one.name.replace("pearson", "slope")))
-        said = "–" if one.interval is None else verdict(one)
-        rows.append([one.system, _target(one), f"{one.n:,}", cell(one), cell(tilt), said])
-    return markdown_table(["labels", "target", "n", "Pearson [95 %]", "calibration slope", f"gate {GATE}"], rows)
 
 
 def protocol_table(found: Sequence[Result], protocols: Sequence[str], headings: Mapping[str, str] | None = None) -> str:
@@ -144,7 +117,7 @@ def protocol_table(found: Sequence[Result], protocols: Sequence[str], headings: 
     for name in names:
         row = [cells.get((name, protocol)) for protocol in there]
         first = next(one for one in row if one is not None)
-        rows.append([first.system, _target(first), *(cell(one, with_n=True) for one in row)])
+        rows.append([first.system, gates.target(first), *(cell(one, with_n=True) for one in row)])
     return markdown_table(["labels", "target", *((headings or {}).get(name, name) for name in there)], rows)
 
 
@@ -171,24 +144,16 @@ def judge_text(judge: Mapping[str, Any]) -> str:
     )
 
 
-def _target(one: Result) -> str:
-    return called(one.metric.partition("_")[2] or SUM)
-
-
 def cell(one: Result | None, *, with_n: bool = False) -> str:
     """Value, spread over seeds, interval, and n where it differs from column to column."""
-    if one is None:
-        return "–"
-    text = f"{one.value:.3f}" + (f" ± {one.std:.3f}" if one.std is not None else "")
-    text += "" if one.interval is None else f" [{one.interval[0]:.3f}, {one.interval[1]:.3f}]"
-    return text + (f", n {one.n:,}" if with_n else "")
+    return gates.value(one) + (f", n {one.n:,}" if with_n and one is not None else "")
 
 
-def calibration_figure(gathered: Sequence[Gathered], folder: Path, *, same_dialogues: bool) -> Path:
+def calibration_figure(gathered: Sequence[SeedCases], folder: Path, *, same_dialogues: bool) -> Path:
     """Mean label of turns with a like prediction; one panel a target, one series a form of the labels."""
     panels = [
         PointsPanel(
-            called(target),
+            gates.called(target),
             [_bins(one, target, same_dialogues) for one in gathered],
             x_label="predicted, z-units",
             y_label="mean weak label, z-units",
@@ -199,7 +164,7 @@ def calibration_figure(gathered: Sequence[Gathered], folder: Path, *, same_dialo
     return plots.save(with_intervals(panels), folder, "calibration")
 
 
-def _bins(gathered: Gathered, target: str, same_dialogues: bool) -> Points:
+def _bins(gathered: SeedCases, target: str, same_dialogues: bool) -> Points:
     pairs = {seed: label_pairs(cases, target) for seed, cases in gathered.held_out.items()}
     keys = np.array(dialogue_keys(pairs, same_dialogues=same_dialogues))
     x, y = (np.concatenate([found[axis] for found in pairs.values()]) for axis in (1, 2))
@@ -210,7 +175,7 @@ def _bins(gathered: Gathered, target: str, same_dialogues: bool) -> Points:
     return Points(f"labels with sentiment {gathered.form}", *zip(*rows, strict=True))
 
 
-def curve_figure(found: Sequence[Result], gathered: Gathered, folder: Path) -> Path:
+def curve_figure(found: Sequence[Result], gathered: SeedCases, folder: Path) -> Path:
     """Held-out Pearson over labelled training turns, one series a target."""
     turns = [curve_turns(runs) for runs in (*gathered.curve, gathered.held_out)]
     protocols = [*(f"learning-curve-{number}" for number in range(len(gathered.curve))), "held-out"]
@@ -222,7 +187,7 @@ def curve_figure(found: Sequence[Result], gathered: Gathered, folder: Path) -> P
         if points:
             series.append(
                 Points(
-                    called(target),
+                    gates.called(target),
                     [x for x, _ in points],
                     [one.value for _, one in points],
                     [(one.interval or (one.value, one.value))[0] for _, one in points],

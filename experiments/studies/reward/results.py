@@ -10,18 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_jax.evaluation import bootstrap
-from rlhf_jax.evaluation.association import spearman
+from rlhf_jax.evaluation import association, bootstrap
 from rlhf_jax.evaluation.bootstrap import Estimate
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.feedback.weak_labels import weighted_sum
 from rlhf_jax.interfaces import COMPONENTS
+from rlhf_jax.reporting.gates import SUM, called
 from studies.foundation import EQUAL
-from studies.reward.cases import Gathered, ScoredTurns
+from studies.reward.cases import ScoredTurns, SeedCases
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], float]
-SUM = "reward"
 TARGETS = (SUM, *COMPONENTS)
 """The weighted sum and its components, in the order to show."""
 PARTS = ("seen items", "unseen items", "no item")
@@ -62,7 +61,7 @@ class Entry(NamedTuple):
     text: str
 
 
-def results(gathered: Gathered, *, source: str, replicates: int) -> list[Result]:
+def results(gathered: SeedCases, *, source: str, replicates: int) -> list[Result]:
     """Systems are the forms `shift`, `level` (R_φ) and `shift labels` (the weak labels themselves); empty ones are left out."""
     found = []
     for entry in (*_against_labels(gathered), *_against_truth(gathered)):
@@ -86,28 +85,28 @@ def results(gathered: Gathered, *, source: str, replicates: int) -> list[Result]
     return found
 
 
-def _against_labels(gathered: Gathered) -> list[Entry]:
+def _against_labels(gathered: SeedCases) -> list[Entry]:
     """Held-out correlation and calibration, by what items were trained on, and the learning curve."""
     form, entries = gathered.form, []
     for target in TARGETS:
         text = f"Pearson correlation of R_φ with the weak label of {called(target)}; "
         name, held_out = f"{form}/{_metric('pearson', target)}", gathered.held_out
         whole = _each(held_out, lambda cases, target=target: label_pairs(cases, target))
-        entries.append(Entry(name, "held-out", whole, pearson, text + MEANINGS["held-out"]))
+        entries.append(Entry(name, "held-out", whole, correlation, text + MEANINGS["held-out"]))
         said = f"{called(target)}: {MEANINGS['calibration']}"
         entries.append(Entry(f"{form}/{_metric('slope', target)}", "calibration", whole, slope, said))
         for part in PARTS:
             protocol = part.replace(" ", "-")
             some = _each(held_out, lambda cases, target=target, part=part: label_pairs(cases, target, part))
-            entries.append(Entry(name, protocol, some, pearson, text + MEANINGS[protocol]))
+            entries.append(Entry(name, protocol, some, correlation, text + MEANINGS[protocol]))
         for number, runs in enumerate(gathered.curve):
             pairs = _each(runs, lambda cases, target=target: label_pairs(cases, target))
             trained = f"R_φ trained on {curve_turns(runs):,.0f} labelled turns, {MEANINGS['held-out']}"
-            entries.append(Entry(name, f"learning-curve-{number}", pairs, pearson, text + trained))
+            entries.append(Entry(name, f"learning-curve-{number}", pairs, correlation, text + trained))
     return entries
 
 
-def _against_truth(gathered: Gathered) -> list[Entry]:
+def _against_truth(gathered: SeedCases) -> list[Entry]:
     """R_φ, and beside it the weak labels it learns, against satisfaction or true utility."""
     form, entries = gathered.form, []
     for of_labels in (False, True):
@@ -129,13 +128,13 @@ def _against_truth(gathered: Gathered) -> list[Entry]:
                 text = (
                     f"{'Spearman' if ranks else 'Pearson'} correlation of {who}, {called(target)}; {MEANINGS[protocol]}"
                 )
-                entries.append(Entry(name, protocol, pairs, rank_correlation if ranks else pearson, text))
+                entries.append(Entry(name, protocol, pairs, rank_correlation if ranks else correlation, text))
     met = {
         seed: Pairs([str(number) for number in range(len(users.score))], users.score, users.utility)
         for seed, users in gathered.users.items()
     }
     text = f"Pearson correlation of R_φ, {called(SUM)}; {MEANINGS['truth-users']}"
-    return [*entries, Entry(f"{form}/pearson", "truth-users", met, pearson, text)]
+    return [*entries, Entry(f"{form}/pearson", "truth-users", met, correlation, text)]
 
 
 def _each(runs: Mapping[int, ScoredTurns], pairs: Callable[[ScoredTurns], Pairs]) -> dict[int, Pairs]:
@@ -144,11 +143,6 @@ def _each(runs: Mapping[int, ScoredTurns], pairs: Callable[[ScoredTurns], Pairs]
 
 def _metric(statistic: str, target: str) -> str:
     return statistic if target == SUM else f"{statistic}_{target}"
-
-
-def called(target: str) -> str:
-    """A target's name in a text."""
-    return "weighted sum" if target == SUM else target
 
 
 def estimate(pairs: Mapping[int, Pairs], compute: Statistic, *, same_dialogues: bool, replicates: int) -> Estimate:
@@ -177,16 +171,14 @@ def dialogue_keys(pairs: Mapping[int, Pairs], *, same_dialogues: bool) -> list[s
     return [name if same_dialogues else f"{seed}/{name}" for seed, own in pairs.items() for name in own.dialogues]
 
 
-def pearson(x: Floats, y: Floats) -> float:
-    """Correlation; NaN where a side does not vary or fewer than three cases are there."""
-    if len(x) < 3 or x.std() == 0 or y.std() == 0:
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
+def correlation(x: Floats, y: Floats) -> float:
+    """Pearson; NaN for fewer than three cases, of which two always correlate."""
+    return association.pearson(x, y) if len(x) >= 3 else math.nan
 
 
 def slope(x: Floats, y: Floats) -> float:
     """Least-squares slope of y on x; NaN where x does not vary."""
-    if len(x) < 3 or x.std() == 0:
+    if len(x) < 3 or not np.ptp(x) > 0:
         return math.nan
     return float(np.cov(x, y, ddof=0)[0, 1] / x.var())
 
@@ -216,7 +208,7 @@ def truth_pairs(cases: ScoredTurns, target: str, part: str | None, *, of_labels:
 
 def rank_correlation(x: Floats, y: Floats) -> float:
     """Spearman's ρ; NaN for fewer than three cases."""
-    return spearman(x, y) if len(x) >= 3 else math.nan
+    return association.spearman(x, y) if len(x) >= 3 else math.nan
 
 
 def curve_turns(runs: Mapping[int, ScoredTurns]) -> float:

@@ -78,7 +78,7 @@ class SignalConfig:
                 raise ValueError(f"--signals.{name.replace('_', '-')} must be at least 1: got {value}")
 
 
-class Fitted(NamedTuple):
+class Instruments(NamedTuple):
     """What the signals need besides a case."""
 
     with_metadata: Mapping[int, str]
@@ -89,7 +89,7 @@ class Fitted(NamedTuple):
     latency: engagement.LatencyScale | None
 
 
-def fit(corpus: Corpus, judged: set[str], config: SignalConfig) -> Fitted:
+def fit(corpus: Corpus, judged: set[str], config: SignalConfig) -> Instruments:
     """Encoders and scales, fitted on training dialogues that are not `judged`."""
     unseen = [dialogue for dialogue in corpus.train if dialogue.dialogue_id not in judged]
     texts = [relevance.item_texts(corpus.items, metadata=metadata) for metadata in (True, False)]
@@ -116,10 +116,10 @@ def fit(corpus: Corpus, judged: set[str], config: SignalConfig) -> Fitted:
     ]
     gaps, words, reply_words = _lengths(timed)
     latency = engagement.fit_latency(gaps, words, reply_words) if np.isfinite(gaps).sum() >= 10 else None
-    return Fitted(texts[0], texts[1], encoders, scorers, latency)
+    return Instruments(texts[0], texts[1], encoders, scorers, latency)
 
 
-def measure(cases: Sequence[JudgedExchange], fitted: Fitted, config: SignalConfig) -> Table:
+def measure(cases: Sequence[JudgedExchange], fitted: Instruments, config: SignalConfig) -> Table:
     """Every signal of every case; signals that have no value anywhere, or one only, are left out. [N] each"""
     table: Table = {}
     gaps, words, reply_words = _lengths(cases)

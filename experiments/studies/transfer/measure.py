@@ -41,7 +41,7 @@ class Model(NamedTuple):
         return f"{self.train_domain}-{self.embeddings}"
 
 
-class Tested(NamedTuple):
+class DomainTest(NamedTuple):
     """One policy on the test dialogues of one domain."""
 
     union: Assessment
@@ -88,13 +88,13 @@ def assess(
     part, name = tested_on(setup, domain), f"{policy} on {domain}s"
     rows = test_rows(part, config)
     scores = list(item_score_chunks(part, params, rows, config, name=f"{name}: ranking"))
-    in_union, in_own = ranked(rows, scores, part.vocab.item_ids, part.corpus.items, domain)
+    in_union, in_own = rank(rows, scores, part.vocab.item_ids, part.corpus.items, domain)
     turns = answer(part, params, config, name=f"{name}: answers")
     save(union, Assessment(in_union, turns, {}))
     save(own, Assessment(in_own, [], {}))
 
 
-def ranked(
+def rank(
     rows: Sequence[RankingRow],
     scores: Sequence[np.ndarray],
     item_ids: Sequence[int],
@@ -117,10 +117,10 @@ def ranked(
     )
 
 
-def stored(folder: Path, policy: str, domain: DomainName) -> Tested:
+def stored(folder: Path, policy: str, domain: DomainName) -> DomainTest:
     """Reads what `assess` wrote into the run directory `folder`."""
     union, own = _files(folder, policy, domain)
-    return Tested(load(union), load(own))
+    return DomainTest(load(union), load(own))
 
 
 def _files(folder: Path, policy: str, domain: DomainName) -> tuple[Path, Path]:
@@ -148,6 +148,6 @@ def references(
     rows, ids = list(ranking_rows(test[: config.test_dialogues])), tuple(corpus.items)
     popularity = list(baselines.popularity_scores(rows, ids, mentions(corpus, domain)))
     return {
-        "popularity": ranked(rows, popularity, ids, corpus.items, domain),
-        "copy": ranked(rows, list(baselines.copy_scores(rows, ids, {})), ids, corpus.items, domain),
+        "popularity": rank(rows, popularity, ids, corpus.items, domain),
+        "copy": rank(rows, list(baselines.copy_scores(rows, ids, {})), ids, corpus.items, domain),
     }

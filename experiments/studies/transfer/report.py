@@ -13,9 +13,9 @@ from rlhf_jax.interfaces import Corpus
 from rlhf_jax.reporting import plots, result_tables
 from rlhf_jax.reporting.run_figures import Entries
 from studies.common import diagnostics
-from studies.transfer.measure import POLICIES, Model, Tested
+from studies.transfer.measure import POLICIES, DomainTest, Model
 
-Measured = Mapping[tuple[Model, str, DomainName], Mapping[int, Tested]]
+Measurements = Mapping[tuple[Model, str, DomainName], Mapping[int, DomainTest]]
 """(model, policy, tested domain) to seed to cases."""
 References = Mapping[DomainName, Mapping[str, tuple[RankingOutcome, RankingOutcome]]]
 """Tested domain to reference to its ranks in both catalogues, union first."""
@@ -38,7 +38,7 @@ def split_name(tested: DomainName, catalogue: str) -> str:
     return f"opendialkg-{tested}/test, catalogue {'movie+book' if catalogue == 'both' else tested}"
 
 
-def results(measured: Measured, references: References) -> list[Result]:
+def results(measured: Measurements, references: References) -> list[Result]:
     """Entries of `results.json`: every system alone, and the differences that the study asks for."""
     found: list[Result] = []
     for tested in DOMAINS:
@@ -56,11 +56,11 @@ def results(measured: Measured, references: References) -> list[Result]:
     return found
 
 
-def _ranking(tested: Tested, catalogue: str) -> Mapping[str, RankTable]:
+def _ranking(tested: DomainTest, catalogue: str) -> Mapping[str, RankTable]:
     return (tested.union if catalogue == "both" else tested.own).ranking.tables
 
 
-def _text(runs: Mapping[str, Mapping[int, Tested]], *, split: str) -> list[Result]:
+def _text(runs: Mapping[str, Mapping[int, DomainTest]], *, split: str) -> list[Result]:
     turns = {name: [by[seed].union.turns for seed in sorted(by)] for name, by in runs.items()}
     found: list[Result] = []
     for name, answers in turns.items():
