@@ -5,7 +5,9 @@ can answer all users in one batch. It is told which dialogues these are: they ar
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -53,6 +55,73 @@ class ClosedLoopResult:
         }
 
 
+class Reaction(NamedTuple):
+    """What a user does with one system turn."""
+
+    message: Message
+    accepted: bool
+    """A suggestion was taken; the conversation ends well."""
+    ended: bool
+    """The user leaves."""
+    utility: float = math.nan
+    """True worth of the turn, in [0, 1]; NaN for users whose worth nobody knows."""
+    dwell_seconds: float = math.nan
+    """How long the user stayed with the turn; NaN where nobody measures it."""
+
+
+@runtime_checkable
+class Users(Protocol):
+    """A crowd, each of whom is met once. Users are numbered from 0 in the order of `open`."""
+
+    def open(self) -> Sequence[Message]:
+        """The first words of every user."""
+        ...
+
+    def answer(
+        self, numbers: Sequence[int], histories: Sequence[History], replies: Sequence[Message]
+    ) -> Sequence[Reaction]:
+        """What the users of these numbers do with a system turn each; `histories` end before it.
+
+        Raises: ValueError for a reply that suggests what does not exist.
+        """
+        ...
+
+
+class WorldUsers:
+    """Users of the simulated world's closed-loop population; none of them is behind the logged files.
+
+    Each draws from streams of its own, so that all policies meet the same users, who are in the same moods.
+    """
+
+    def __init__(self, config: WorldConfig, seed: int, n_users: int) -> None:
+        if n_users < 1:
+            raise ValueError(f"n_users must be positive, got {n_users}")
+        self.users: list[WorldUser] = [*closed_loop_users(config, seed, n_users)]
+        """As they are now: what they have said and how patient they still are."""
+        self._streams = [stream(seed, "closed-loop/dialogue", number) for number in range(n_users)]
+
+    def open(self) -> list[Message]:
+        """The first words of every user."""
+        messages = []
+        for number, rng in enumerate(self._streams):
+            message, self.users[number] = opening(self.users[number], rng)
+            messages.append(message)
+        return messages
+
+    def answer(
+        self, numbers: Sequence[int], histories: Sequence[History], replies: Sequence[Message]
+    ) -> list[Reaction]:
+        """See `Users`; they remember what was said, so that `histories` tell them nothing new."""
+        del histories
+        reactions = []
+        for number, message in zip(numbers, replies, strict=True):
+            user, length = self.users[number], count_words(message.parts)
+            found = reply(user, message.items, length, self._streams[number])
+            self.users[number] = found.user
+            reactions.append(Reaction(found.message, found.accepted, found.ended, found.utility, found.dwell_seconds))
+        return reactions
+
+
 def closed_loop_users(config: WorldConfig, seed: int, n_users: int) -> tuple[WorldUser, ...]:
     """Users of the closed-loop population before their first word; none of them is behind the logged files."""
     catalogue = make_catalogue(config, seed)
@@ -63,7 +132,7 @@ def closed_loop_users(config: WorldConfig, seed: int, n_users: int) -> tuple[Wor
 def evaluate_closed_loop(
     respond: Respond, config: WorldConfig, seed: int, *, n_users: int = 200, n_turns: int = 5
 ) -> ClosedLoopResult:
-    """Runs users against a policy until they accept, leave, or have heard `n_turns` system turns.
+    """`converse` with users of the simulated world.
 
     Args:
       respond: policy; called once per turn with the histories and numbers of all running dialogues.
@@ -74,62 +143,48 @@ def evaluate_closed_loop(
     Returns: truth per user.
     Raises: ValueError if `respond` returns another number of messages or an item outside the catalogue.
     """
-    starts = _openings(config, seed, n_users)
-    return _run([history for history, _, _ in starts], [user for _, user, _ in starts], [rng for _, _, rng in starts],
-                lambda histories, users, numbers: respond(histories, numbers), n_turns)  # fmt: skip
+    return converse(WorldUsers(config, seed, n_users), respond, n_turns)
 
 
 def evaluate_recommender(
     recommender: Recommender, config: WorldConfig, seed: int, *, n_users: int = 200, n_turns: int = 5
 ) -> ClosedLoopResult:
-    """The same for one of the world's own recommenders: logged, random, popularity, oracle."""
-    starts = _openings(config, seed, n_users)
+    """The same for one of the world's own recommenders, who know the user: logged, random, popularity, oracle."""
+    crowd = WorldUsers(config, seed, n_users)
     choices = [stream(seed, "closed-loop/recommender", n) for n in range(n_users)]
 
-    def respond(histories: Sequence[History], users: Sequence[WorldUser], numbers: Sequence[int]) -> list[Message]:
-        return [
-            Message("recommender", recommender(user, choices[number]), 0)
-            for user, number in zip(users, numbers, strict=True)
-        ]
+    def respond(histories: Sequence[History], numbers: Sequence[int]) -> list[Message]:
+        del histories
+        return [Message("recommender", recommender(crowd.users[number], choices[number]), 0) for number in numbers]
 
-    return _run([history for history, _, _ in starts], [user for _, user, _ in starts], [rng for _, _, rng in starts],
-                respond, n_turns)  # fmt: skip
+    return converse(crowd, respond, n_turns)
 
 
-def _openings(config: WorldConfig, seed: int, n_users: int) -> list[tuple[History, WorldUser, np.random.Generator]]:
-    if n_users < 1:
-        raise ValueError(f"n_users must be positive, got {n_users}")
-    starts = []
-    for number, user in enumerate(closed_loop_users(config, seed, n_users)):
-        rng = stream(seed, "closed-loop/dialogue", number)
-        message, user = opening(user, rng)
-        starts.append(((message,), user, rng))
-    return starts
+def converse(users: Users, respond: Respond, n_turns: int) -> ClosedLoopResult:
+    """Runs a crowd against a policy until everyone has accepted, left, or heard `n_turns` system turns.
 
-
-def _run(
-    histories: list[History],
-    users: list[WorldUser],
-    rngs: list[np.random.Generator],
-    respond: Callable[[Sequence[History], Sequence[WorldUser], Sequence[int]], Sequence[Message]],
-    n_turns: int,
-) -> ClosedLoopResult:
-    n = len(users)
+    Raises: ValueError if `respond` or the users return another number of messages than asked for.
+    """
+    histories: list[History] = [(message,) for message in users.open()]
+    n = len(histories)
     utility, words, dwell = (np.full((n, n_turns), np.nan) for _ in range(3))
     success = np.zeros((n, n_turns), bool)
     running = list(range(n))
     for turn in range(n_turns):
-        messages = respond([histories[u] for u in running], [users[u] for u in running], running) if running else ()
+        if not running:
+            break
+        told = [histories[number] for number in running]
+        messages = respond(told, running)
         if len(messages) != len(running):
             raise ValueError(f"respond returned {len(messages)} messages for {len(running)} histories")
+        reactions = users.answer(running, told, messages)
+        if len(reactions) != len(running):
+            raise ValueError(f"{type(users).__name__} answered {len(reactions)} of {len(running)} turns")
         still = []
-        for number, message in zip(running, messages, strict=True):
-            length = count_words(message.parts)
-            reaction = reply(users[number], message.items, length, rngs[number])
+        for number, message, reaction in zip(running, messages, reactions, strict=True):
             said = Message("recommender", message.parts, 0)
             histories[number] = (*histories[number], said, reaction.message)
-            users[number] = reaction.user
-            utility[number, turn], words[number, turn] = reaction.utility, length
+            utility[number, turn], words[number, turn] = reaction.utility, count_words(message.parts)
             dwell[number, turn] = reaction.dwell_seconds
             success[number, turn:] |= reaction.accepted
             if not (reaction.accepted or reaction.ended):
