@@ -122,10 +122,6 @@ class Workload:
             return sum(parts)
         return self.phase_flops(phase, form) / matmul
 
-    def state_bytes(self, form: Form) -> float:
-        """Float32 parameters, both Adam moments and the gradient of what is trained; frozen networks not included."""
-        return 4.0 * 4 * self.trunk_parameters * (2 if form == "separate" else 1)
-
 
 GPT2_VOCABULARY = 50_304
 """GPT-2's 50,257 tokens, rounded up to a multiple of 64: what every implementation prefers."""

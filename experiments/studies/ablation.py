@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.reporting import gates, plots, result_tables
+from rlhf_jax.reporting import gates, plots
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import read_json, write_text
 from studies import common, tables
@@ -206,13 +206,11 @@ def write_report(
     parts += [
         "![Variant − SFT with intervals](plots/ablation.png)",
         "*Every variant minus SFT, 95 % intervals; each panel has a scale of its own.* ([SVG](plots/ablation.svg))",
-        "## PPO diagnostics",
-        "![PPO diagnostics](plots/ppo.png)",
-        "*Mean over seeds, by update; components are the reward model's raw outputs.* ([SVG](plots/ppo.svg))",
-        "## Definitions",
-        "\n".join(result_tables.definitions(found)),
-        "## How to repeat this",
-        f"```\n{shlex.join(command)}\n```",
+        *common.last_chapters(
+            found,
+            command=shlex.join(command),
+            caption="Mean over seeds, by update; components are the reward model's raw outputs.",
+        ),
         "## Verdicts",
         "\n".join(f"- {line}" for line in verdicts(found, compared, split)),
     ]

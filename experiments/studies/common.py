@@ -20,7 +20,7 @@ from rlhf_jax.evaluation import closed_loop, ranking, text
 from rlhf_jax.evaluation.ranking import RankTable
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import COMPONENTS
-from rlhf_jax.reporting import plots, run_figures
+from rlhf_jax.reporting import plots, result_tables, run_figures
 from rlhf_jax.reporting.plots import Line, Panel
 from rlhf_jax.reporting.run_figures import Entries
 from rlhf_jax.runtime.files import RunError, as_json, notice, write_json
@@ -200,6 +200,25 @@ def diagnostics(variants: Mapping[str, tuple[str, Sequence[Entries]]]) -> Figure
         if lines := [line for line in lines if line.x]:
             panels.append(Panel(title, lines, unit))
     return plots.small_multiples(panels, legend_below=True)
+
+
+def last_chapters(found: Sequence[Result], *, command: str, caption: str) -> list[str]:
+    """What every study's report ends with: PPO's diagnostics, what the metrics are, and how to repeat it.
+
+    Args:
+      found: entries whose metrics are defined.
+      command: that makes the report again.
+      caption: of the page that `diagnostics` drew, `plots/ppo`.
+    """
+    return [
+        "## PPO diagnostics",
+        "![PPO diagnostics](plots/ppo.png)",
+        f"*{caption}* ([SVG](plots/ppo.svg))",
+        "## Definitions",
+        "\n".join(result_tables.definitions(found)),
+        "## How to repeat this",
+        f"```\n{command}\n```",
+    ]
 
 
 def _mean_line(label: str, runs: Sequence[Entries], stage: str, metric: str) -> Line:

@@ -195,13 +195,11 @@ def write_report(
         ]
         parts += [f"### {measure.label}", result_tables.markdown_table(["k", "SFT", "PPO", "PPO − SFT"], rows)]
     parts += [
-        "## PPO diagnostics",
-        "![PPO diagnostics](plots/ppo.png)",
-        "*Mean over seeds, by update.* ([SVG](plots/ppo.svg))",
-        "## Definitions",
-        "\n".join(result_tables.definitions([r for r in found if r.system == system("sft", windows[0])])),
-        "## How to repeat this",
-        f"```\n{shlex.join(command)}\n```",
+        *common.last_chapters(
+            [r for r in found if r.system == system("sft", windows[0])],
+            command=shlex.join(command),
+            caption="Mean over seeds, by update.",
+        ),
         "## Verdicts",
         "\n".join(f"- {line}" for line in verdicts(found, windows, split)),
     ]

@@ -178,21 +178,11 @@ def run_stage(
         return state
 
 
-def stage_state(directory: Path, name: str, like: State) -> State:
-    """The state a stage ended with, or has reached so far, for reading only.
+def stage_arrays(directory: Path, name: str) -> Any:
+    """The state a stage ended with, or has reached so far, as nested dicts and lists; the run need not be open.
 
-    Args:
-      directory: of the run; it need not be open.
-      name: of the stage.
-      like: a state of the same structure, e.g. from `jax.eval_shape`.
     Raises: RunError where the stage has no checkpoint, naming the stages that have.
     """
-    checkpoints, step = _reached(directory, name)
-    return _restored(checkpoints, like, step)
-
-
-def stage_arrays(directory: Path, name: str) -> Any:
-    """`stage_state` as nested dicts and lists, for readers that do not know what made it: chat, comparison of runs."""
     checkpoints, step = _reached(directory, name)
     return checkpoints.arrays(step)
 

@@ -42,18 +42,6 @@ class ClosedLoopResult:
     dialogues: tuple[History, ...]
     """What was said. [N]"""
 
-    def summary(self) -> dict[str, float]:
-        """Means over users; `success@t` for every t."""
-        by_turn = {f"success@{t + 1}": float(self.success[:, t].mean()) for t in range(self.success.shape[1])}
-        return {
-            "mean_utility": float(self.mean_utility.mean()),
-            "first_utility": float(self.first_utility.mean()),
-            "average_turns": float(self.turns.mean()),
-            "mean_length": float(self.mean_length.mean()),
-            "dwell_seconds": float(self.dwell_seconds.mean()),
-            **by_turn,
-        }
-
 
 class Reaction(NamedTuple):
     """What a user does with one system turn."""

@@ -15,7 +15,7 @@ import pytest
 
 from rlhf_jax.runtime import files, run
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.stage import Best, NonFiniteError, StagePlan, run_stage, stage_state
+from rlhf_jax.runtime.stage import Best, NonFiniteError, StagePlan, run_stage, stage_arrays
 
 QUIET: dict[str, Any] = {"save_every": 2}
 
@@ -49,7 +49,7 @@ def test_lines_hold_means_and_the_end_is_saved(directory: run.RunDirectory) -> N
         {"stage": "sft", "step": 4, "loss": 2.5, "skipped": 0},
         {"stage": "sft", "step": 5, "loss": 4.0, "skipped": 0},
     ]
-    assert stage_state(directory.path, "sft", start())["w"].tolist() == [5.0, 5.0]
+    assert stage_arrays(directory.path, "sft")["w"].tolist() == [5.0, 5.0]
     again = run_stage(directory, start(), add_one, StagePlan("sft", 5, log_every=2, **QUIET))
     assert again["w"].tolist() == [5.0, 5.0]
     assert len(lines(directory)) == 3
@@ -184,7 +184,7 @@ def test_bad_arguments_are_named(directory: run.RunDirectory, changed: dict[str,
 def test_a_stage_that_is_not_there_is_named(directory: run.RunDirectory) -> None:
     run_stage(directory, start(), add_one, StagePlan("sft", 1, **QUIET))
     with pytest.raises(files.RunError, match="no checkpoint of stage 'ppo'; there are sft"):
-        stage_state(directory.path, "ppo", start())
+        stage_arrays(directory.path, "ppo")
 
 
 def test_tensorboard_gets_the_numbers(directory: run.RunDirectory) -> None:

@@ -33,11 +33,11 @@ def results():
 
 
 def test_headroom_above_the_log(results):
-    utility = {name: result.summary()["mean_utility"] for name, result in results.items()}
+    utility = {name: result.mean_utility.mean() for name, result in results.items()}
     print(utility)
     assert utility["random"] < utility["popularity"] < utility["logged"] < utility["oracle"]
     assert 0.34 < utility["logged"] < 0.5 and utility["oracle"] > utility["logged"] + 0.3
-    turns = {name: result.summary()["average_turns"] for name, result in results.items()}
+    turns = {name: result.turns.mean() for name, result in results.items()}
     assert turns["oracle"] < 1.5 and 2.5 < turns["logged"] < turns["random"]
 
 

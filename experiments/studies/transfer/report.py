@@ -12,7 +12,7 @@ from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Corpus
 from rlhf_jax.reporting import plots, result_tables
 from rlhf_jax.reporting.run_figures import Entries
-from studies.common import diagnostics
+from studies.common import diagnostics, last_chapters
 from studies.transfer.measure import POLICIES, DomainTest, Model
 
 Measurements = Mapping[tuple[Model, str, DomainName], Mapping[int, DomainTest]]
@@ -150,18 +150,11 @@ def report_text(found: Sequence[Result], corpus: Corpus, chapters: Sequence[str]
             text = f"Ranked against {size:,} items ({split.split(', ')[1]}); a random order has HR@5 {min(1.0, 5 / size):.4f}."
             parts += [text, _table(found, split, differences=False), _table(found, split, differences=True)]
         parts += ["Greedy answers:", _text_table(found, split_name(tested, "both"))]
-    parts += [
-        "## PPO diagnostics",
-        "![PPO diagnostics](plots/ppo.png)",
-        (
-            "*Mean over seeds, by update and training domain; each run's own page is `seed-S/DOMAIN-EMBEDDINGS/ppo/diagnostics.md` "
-            "in the run directory.* ([SVG](plots/ppo.svg))"
-        ),
-        "## Definitions",
-        "\n".join(result_tables.definitions(found)),
-        "## How to repeat this",
-        f"```\n{command}\n```",
-    ]
+    caption = (
+        "Mean over seeds, by update and training domain; each run's own page is `seed-S/DOMAIN-EMBEDDINGS/ppo/diagnostics.md` "
+        "in the run directory."
+    )
+    parts += last_chapters(found, command=command, caption=caption)
     return "\n\n".join(parts) + "\n"
 
 
