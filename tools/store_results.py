@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from page_tables import write_tables
-
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import write_text

@@ -9,6 +9,7 @@ import numpy as np
 from rlhf_jax.reporting import plots, result_tables, run_figures
 from rlhf_jax.reporting.run_figures import Entries
 from rlhf_jax.runtime import files
+from rlhf_jax.runtime.metric_names import kind
 from rlhf_jax.runtime.metrics import read_metrics
 
 LAST = 5
@@ -50,7 +51,7 @@ def write_diagnostics(run_dir: Path, *, title: str) -> Path:
 
 
 def _table(entries: Entries) -> str:
-    stages = dict.fromkeys(entry["stage"] for entry in entries if run_figures.kind(entry["stage"]) == "ppo")
+    stages = dict.fromkeys(entry["stage"] for entry in entries if kind(entry["stage"]) == "ppo")
     rows = [[stage, *(_last(entries, stage, metric) for metric in SHOWN)] for stage in stages]
     return result_tables.markdown_table(["stage", *SHOWN.values()], rows)
 

@@ -10,10 +10,10 @@ from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import COMPONENTS
 from rlhf_jax.reporting import plots, result_tables
 from rlhf_jax.reporting.plots import Line, Panel
-from rlhf_jax.runtime.metric_names import qualified
+from rlhf_jax.runtime.metric_names import kind
 
 Entries = Sequence[Mapping[str, Any]]
-"""Lines of `metrics.jsonl`."""
+"""Lines of `metrics.jsonl`, as `read_metrics` returns them."""
 Figures = dict[str, tuple[Figure, str]]
 """File name to figure and caption."""
 
@@ -38,13 +38,10 @@ class Curve(NamedTuple):
 
 LEARNING = (
     Curve("Loss", {"loss": "training", "validation/loss": "validation"}),
-    Curve("All learnt tokens", {"token_nll": "training", "validation/token_nll": "validation"}, "nats per token"),
     Curve("Words", {"word_nll": "training", "validation/word_nll": "validation"}, "nats per token"),
     Curve("Items", {"item_nll": "training", "validation/item_nll": "validation"}, "nats per token"),
-    Curve("Ranking, validation", {f"validation/hr@{k}": f"HR@{k}" for k in (1, 10, 50)}, bottom=0.0),
     Curve("Gradient norm", {"norms/gradient": "gradient"}, bottom=0.0),
     Curve("Learning rate", {"learning_rate": "learning rate"}, bottom=0.0),
-    Curve("Speed", {"speed/tokens_per_second": "tokens"}, "1/s", 0.0),
 )
 CORRELATION = Curve(
     "Correlation, validation",
@@ -75,27 +72,13 @@ TRUTH = ("world/mean_utility", "judge/score")
 """What the policy is never trained on; the first that was logged is the truth of the page."""
 
 
-def kind(stage: str) -> str:
-    """What a stage is; several of one kind are told apart by what follows: `ppo-kl0`, `reward_model-shift`.
-
-    Examples:
-      >>> kind("ppo-kl0"), kind("sft")
-      ('ppo', 'sft')
-    """
-    return stage.partition("-")[0]
-
-
 def series(entries: Entries, stage: str, metric: str) -> tuple[list[float], list[float]]:
     """Steps and values of one metric of a stage; null (not finite) becomes nan."""
     steps, values = [], []
     for entry in entries:
-        if entry["stage"] != stage:
-            continue
-        for name in (metric, qualified(kind(stage), metric)):
-            if name in entry:
-                steps.append(float(entry["step"]))
-                values.append(math.nan if entry[name] is None else float(entry[name]))
-                break
+        if entry["stage"] == stage and metric in entry:
+            steps.append(float(entry["step"]))
+            values.append(math.nan if entry[metric] is None else float(entry[metric]))
     return steps, values
 
 
@@ -105,7 +88,7 @@ def sections(entries: Entries, results: Sequence[Result], *, gate: float = resul
     out = []
     supervised = [stage for stage in stages if kind(stage) not in ("ppo", "reward_model")]
     for stage in supervised or ["sft"]:
-        title = {"sft": "Supervised fine-tuning", "pretrain": "Pretraining"}.get(stage, f"Stage {stage}")
+        title = "Supervised fine-tuning" if stage == "sft" else f"Stage {stage}"
         out.append(Section(title, "Learning curves.", _page(entries, stage, LEARNING)))
     curves = (LEARNING[0], CORRELATION._replace(levels={"gate": gate}), COMPONENT_LOSS)
     for stage in [stage for stage in stages if kind(stage) == "reward_model"] or ["reward_model"]:
