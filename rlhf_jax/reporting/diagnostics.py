@@ -12,6 +12,7 @@ from rlhf_jax.runtime import files
 from rlhf_jax.runtime.metric_names import kind
 from rlhf_jax.runtime.metrics import read_metrics
 
+FILE = "diagnostics.md"
 LAST = 5
 """Log lines at the end that the table averages."""
 SHOWN: Mapping[str, str] = {
@@ -45,7 +46,7 @@ def write_diagnostics(run_dir: Path, *, title: str) -> Path:
         for name, (figure, caption) in page.figures.items():
             png = plots.save(figure, run_dir / "plots", name)
             parts.append(f"![{caption}](plots/{png.name})")
-    file = run_dir / "diagnostics.md"
+    file = run_dir / FILE
     files.write_text(file, "\n\n".join(parts) + "\n")
     return file
 

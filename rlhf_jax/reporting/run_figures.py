@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, Sides
 from rlhf_jax.interfaces import COMPONENTS
 from rlhf_jax.reporting import plots, result_tables
 from rlhf_jax.reporting.plots import Line, Panel
@@ -117,7 +117,7 @@ def comparison(results: Sequence[Result]) -> Figure | None:
     groups: dict[str, list[tuple[str, Result]]] = {}
     order = {system: place for place, system in enumerate(result_tables.ordered_systems(results))}
     for result in sorted(results, key=lambda r: order[r.system]):
-        plain = not result_tables.is_difference(result) and result.metric in ("hr@1", "hr@10", "hr@50")
+        plain = not result.is_difference and result.metric in ("hr@1", "hr@10", "hr@50")
         if plain and result.protocol in ("full", "fresh"):
             groups.setdefault(f"{result.protocol}, {result.metric}", []).append((result.system, result))
     names = [f"{protocol}, hr@{k}" for protocol in ("full", "fresh") for k in (1, 10, 50)]
@@ -195,7 +195,7 @@ def verdict(points: Sequence[tuple[float, float, float, float]], results: Sequen
     """
     gains: dict[str, Result] = {}
     for r in results:
-        if r.system == "ppo-sft" and r.metric in ("proxy_score", "mean_utility"):
+        if r.sides == Sides("ppo", "sft") and r.metric in ("proxy_score", "mean_utility"):
             gains.setdefault(r.metric, r)  # The first split leads: the policy as it was trained, sampled.
     text = []
     if len(points) >= 2:

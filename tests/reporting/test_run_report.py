@@ -8,13 +8,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import DIFFERENCE, Result, sides_of
 from rlhf_jax.reporting import diagnostics, plots, result_tables, run_figures, run_report
 
 
 def result(name: str, value: float, *, protocol: str = "full", half: float = 0.01, **changes) -> Result:
     fields = {"n": 100, "split": "toy/test", "interval": (value - half, value + half), "seeds": (0, 1, 2)}
-    fields |= {"definition": f"definition of {name.split('/')[1]}"} | changes
+    system, metric = name.split("/")
+    text = f"definition of {metric}"
+    fields |= {"definition": text if sides_of(system) is None else f"{DIFFERENCE}: {text}"} | changes
     return Result(name, value, protocol=protocol, **fields)
 
 
