@@ -194,6 +194,15 @@ def test_prompts_are_as_long_as_the_window_asks_for(tiny: Tiny) -> None:
     assert windows.fitted_data(smaller, 4, max_cut=0.0).context_tokens == 12
 
 
+def test_a_seed_is_done_when_all_it_ends_with_is_there(tmp_path: Path) -> None:
+    written = ("diagnostics.md", "cases/truth-shift.npz")
+    (tmp_path / "cases").mkdir()
+    for name in written:
+        assert not common.is_done(tmp_path, written)
+        (tmp_path / name).touch()
+    assert common.is_done(tmp_path, written)
+
+
 def test_a_seed_that_is_done_belongs_to_its_foundation(tmp_path: Path) -> None:
     """Another imitation, or other data under the same configuration, must not stand beside it in one mean."""
     laid, config = tmp_path / "foundation", FoundationConfig()

@@ -87,7 +87,7 @@ def test_measured_once_and_read_back(probe: PathProbe, tiny: Tiny) -> None:
 def test_bleu_before_learning_is_drawn_again_each_time(probe: PathProbe) -> None:
     scores = probe.bleu_before_learning()
     assert len(scores) == 3 and probe.bleu_before_learning() == scores
-    replies = [probe.answers("x", probe.reference, 0, repeat=repeat).replies for repeat in range(4)]
+    replies = [probe.answers("x", probe.against.reference, 0, repeat=repeat).replies for repeat in range(4)]
     assert any(said != replies[0] for said in replies[1:])
 
 
