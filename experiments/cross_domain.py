@@ -28,15 +28,14 @@ from typing import Any
 from command_line import preset_and_options, start
 from rlhf_jax.data.opendialkg_sources import DOMAINS
 from rlhf_jax.data.sources import read_corpus
-from rlhf_jax.reporting import gates
-from rlhf_jax.reporting.diagnostics import write_diagnostics
+from rlhf_jax.reporting import diagnostics, gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, read_json, write_text
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment, reward
-from studies.common import check_seeds
+from studies.common import check_seeds, is_done
 from studies.foundation import FoundationConfig, Sentiment, lay, stored_config
 from studies.settings import Size, StudySetting, study_setting
 from studies.transfer import measure as transfer
@@ -121,7 +120,7 @@ def train_and_test(config: Config, setting: StudySetting, model: Model, seed: in
     folder = model_folder(config, model, seed)
     chosen = transfer.foundation_config(setting.foundation, model, config.sentiment)
     with open_run(folder / "ppo", facts(setting, chosen, seed), trackers=(), wait=True) as run:
-        if (run.path / "diagnostics.md").exists():  # Written last.
+        if is_done(run.path, (diagnostics.FILE,)):  # Written last.
             return
         notice(f"seed {seed}: trained on {model.train_domain}s, {model.embeddings} item embeddings")
         # 0–2. One domain's dialogues, imitation, reward model.
@@ -133,7 +132,7 @@ def train_and_test(config: Config, setting: StudySetting, model: Model, seed: in
         for name, params in (("sft", below.supervised_policy), ("ppo", policy)):
             for domain in DOMAINS:
                 transfer.assess(run, name, below.setup, params, setting.assess, domain=domain)
-        write_diagnostics(
+        diagnostics.write_diagnostics(
             run.path,
             title=f"PPO diagnostics: trained on {model.train_domain}s, {model.embeddings} embeddings, seed {seed}",
         )

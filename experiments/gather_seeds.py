@@ -26,7 +26,7 @@ from rlhf_jax.assessment.assess import Assessment
 from rlhf_jax.assessment.users import yardsticks
 from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.data.windows import RankingRow, ranking_rows
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, Sides
 from rlhf_jax.interfaces import Item
 from rlhf_jax.reporting import plots, run_figures
 from rlhf_jax.reporting.run_report import read_results, write_report, write_results
@@ -38,6 +38,7 @@ from studies.common import diagnostics
 from studies.tables import Measure, find
 
 TRAINED = ("sft", "ppo")
+COMPARED = Sides("ppo", "sft")
 EXPECTED = "expected a finished run of ppo_redial.py or ppo_opendialkg.py"
 NEEDS_DIALOGUES = {
     "redial": "has no SR and RDL of trained systems",
@@ -149,7 +150,7 @@ def gathered(name: str, folders: list[Path]) -> list[Result]:
 def in_the_worlds(name: str, runs: Mapping[int, Path], split: str) -> list[Result]:
     """Policies, and recommenders that need no training, with the users of each run's world."""
     # The world is drawn from the seed, so every seed has test dialogues of its own.
-    found = comparison.results(assessed(name, runs, []), {}, split=split, same_test=False)
+    found = comparison.results(assessed(name, runs, []), {}, split=split, compared=COMPARED, same_test=False)
     return found + untrained_in_the_world(runs, split)
 
 
@@ -159,11 +160,11 @@ def on_real_data(name: str, runs: Mapping[int, Path], split: str) -> list[Result
     rows, items = ranked_rows(name, folder)
     systems = assessed(name, runs, rows)
     untrained = [result for result in read_results(folder) if result.system in ("popularity", "copy")]
-    found = comparison.results(systems, {}, split=split)
+    found = comparison.results(systems, {}, split=split, compared=COMPARED)
     found += [dataclasses.replace(result, split=split) for result in untrained]
     if rows and source_of(folder) == "opendialkg":
         ranked = {system: {seed: run.ranking for seed, run in by_seed.items()} for system, by_seed in systems.items()}
-        found += comparison.by_naming(ranked, {}, rows, items, split=split)
+        found += comparison.by_naming(ranked, {}, rows, items, split=split, compared=COMPARED)
     return found
 
 
@@ -216,9 +217,9 @@ DRAWN = (
     Measure("NDCG@5 full", "full", "ndcg@5"),
     Measure("HR@5 fresh", "fresh", "hr@5"),
     Measure("NDCG@5 fresh", "fresh", "ndcg@5"),
-    Measure("true utility, sampled", "closed-loop", "mean_utility", "-users-sampled"),
-    Measure("true utility, greedy", "closed-loop", "mean_utility", "-users-greedy"),
-    Measure("proxy reward, sampled", "closed-loop", "proxy_score", "-users-sampled"),
+    Measure("true utility, sampled", "closed-loop", "mean_utility", "sampled", users=True),
+    Measure("true utility, greedy", "closed-loop", "mean_utility", "greedy", users=True),
+    Measure("proxy reward, sampled", "closed-loop", "proxy_score", "sampled", users=True),
     Measure("BLEU-4, greedy", "text", "bleu4"),
     Measure("replies that suggest", "text", "item_share"),
     Measure("tokens a reply", "text", "response_length"),
@@ -233,7 +234,7 @@ def differences(results: Sequence[Result], splits: Mapping[str, str]) -> Figure:
         measure.label: [
             (name, found)
             for name, split in splits.items()
-            if (found := find(results, "ppo-sft", measure, split)) is not None
+            if (found := find(results, COMPARED.name, measure, split)) is not None
         ]
         for measure in DRAWN
     }

@@ -28,14 +28,13 @@ from command_line import preset_and_options, start
 from rlhf_jax.assessment import satisfaction
 from rlhf_jax.assessment.sampled import Against
 from rlhf_jax.data.human_ratings import read_uss
-from rlhf_jax.reporting import gates
-from rlhf_jax.reporting.diagnostics import write_diagnostics
+from rlhf_jax.reporting import diagnostics, gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_json, write_text
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment
-from studies.common import check_seeds, seed_entries
+from studies.common import check_seeds, is_done, seed_entries
 from studies.foundation import Sentiment, facts, lay_for
 from studies.hacking import report as hacking_report
 from studies.hacking import results as hacking_study
@@ -169,7 +168,7 @@ def run_seed(config: Config, seed: int) -> None:
         )
         folder = foundation_folder(config.runs, config.setting, config.size, seed)
         run.record(align=align, ppo=setting.ppo, **facts(folder, setting.foundation))
-        if (run.path / "diagnostics.md").exists():
+        if is_done(run.path, (diagnostics.FILE,)):
             notice(f"seed {seed}: done before")
             return
         judge, read = None, {}
@@ -217,7 +216,7 @@ def run_seed(config: Config, seed: int) -> None:
             truth = probe.probe(way.stage)
             alignment.align(run, setup, base.trunk, proxy, align, ppo, truth=truth, stage=way.stage)
         # 4. What PPO logged, page by page; written last, so that it says that the seed is done.
-        write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
+        diagnostics.write_diagnostics(run.path, title=f"PPO diagnostics: {config.setting}, {config.size}, seed {seed}")
 
 
 def main(config: Config) -> Path:

@@ -32,7 +32,7 @@ from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_text
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
-from studies.common import check_seeds
+from studies.common import check_seeds, is_done
 from studies.foundation import Sentiment, facts, lay_for
 from studies.reward import cases
 from studies.reward import measure as reward_study
@@ -149,7 +149,8 @@ def _one_seed(config: Config, setting: StudySetting, seed: int) -> None:
     with open_run(config.run_dir / f"seed-{seed}", measured, trackers=()) as run:
         run.record(**facts(folder, setting.foundation))
         kinds = ("held-out", "truth", "users") if config.setting == "world" else ("held-out", "uss")
-        if reward_study.stored(run.path, sentiments=config.sentiments, fractions=config.fractions, kinds=kinds):
+        files = reward_study.case_files(sentiments=config.sentiments, fractions=config.fractions, kinds=kinds)
+        if is_done(run.path, files):
             notice(f"seed {seed}: measured before")
             return
         foundation = lay_for(run, folder, setting.foundation, seed=seed)

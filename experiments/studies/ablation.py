@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, difference_name
 from rlhf_jax.reporting import gates, plots
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import read_json, write_text
@@ -55,25 +55,25 @@ RECOMMENDING = (
     Measure("NDCG@5 `full`", "full", "ndcg@5"),
     Measure("HR@5 `fresh`", "fresh", "hr@5"),
     Measure("NDCG@5 `fresh`", "fresh", "ndcg@5"),
-    Measure("HR@5 `listed`", "listed", "hr@5", "-sampled"),
-    Measure("NDCG@5 `listed`", "listed", "ndcg@5", "-sampled"),
-    Measure("HR@5 `listed-fresh`", "listed-fresh", "hr@5", "-sampled"),
+    Measure("HR@5 `listed`", "listed", "hr@5", "sampled"),
+    Measure("NDCG@5 `listed`", "listed", "ndcg@5", "sampled"),
+    Measure("HR@5 `listed-fresh`", "listed-fresh", "hr@5", "sampled"),
 )
 PRIMARY = RECOMMENDING[:2]
 """What the paper claims; the other measures are read beside it, and there are too many of them to be claims each."""
 SATISFACTION = (
-    Measure("true utility, sampled", "closed-loop", "mean_utility", "-users-sampled"),
-    Measure("true utility, greedy", "closed-loop", "mean_utility", "-users-greedy"),
-    Measure("judge", "sampled", "judge", "-sampled"),
+    Measure("true utility, sampled", "closed-loop", "mean_utility", "sampled", users=True),
+    Measure("true utility, greedy", "closed-loop", "mean_utility", "greedy", users=True),
+    Measure("judge", "sampled", "judge", "sampled"),
 )
-BLEU = (Measure("BLEU-4, greedy", "text", "bleu4"), Measure("BLEU-4, sampled", "text", "bleu4", "-sampled"))
+BLEU = (Measure("BLEU-4, greedy", "text", "bleu4"), Measure("BLEU-4, sampled", "text", "bleu4", "sampled"))
 PATH = (
-    Measure("full reward (proxy)", "sampled", "proxy_score", "-sampled"),
-    Measure("KL", "sampled", "kl", "-sampled"),
-    Measure("tokens", "text", "response_length", "-sampled"),
-    Measure("ends", "sampled", "eos_share", "-sampled"),
-    Measure("repetition", "text", "repetition", "-sampled"),
-    Measure("entropy", "sampled", "entropy", "-sampled"),
+    Measure("full reward (proxy)", "sampled", "proxy_score", "sampled"),
+    Measure("KL", "sampled", "kl", "sampled"),
+    Measure("tokens", "text", "response_length", "sampled"),
+    Measure("ends", "sampled", "eos_share", "sampled"),
+    Measure("repetition", "text", "repetition", "sampled"),
+    Measure("entropy", "sampled", "entropy", "sampled"),
 )
 HEADINGS = {
     "Recommending": RECOMMENDING,
@@ -115,7 +115,7 @@ def results(run_dir: Path, seeds: Sequence[int], compared: Comparison, *, split:
     for system in compared.systems:
         found += common.system_results(system, measured[system], split=split, same_test=same_test)
     for a, b in (pair for pairs in compared.pairs.values() for pair in pairs):
-        found += common.differences(f"{a}-{b}", measured[a], measured[b], split=split, same_test=same_test)
+        found += common.differences(difference_name(a, b), measured[a], measured[b], split=split, same_test=same_test)
     return found
 
 
@@ -124,14 +124,16 @@ def verdicts(found: Sequence[Result], compared: Comparison, split: str) -> list[
     if "full" not in compared.variants:
         return ["Verdict: the full reward was not among the variants, so none of the claims was tested."]
     better = (*RECOMMENDING, *SATISFACTION)
-    lines = [_verdict("full reward above SFT", found, f"full-{SFT}", better, split)]
+    lines = [_verdict("full reward above SFT", found, difference_name("full", SFT), better, split)]
     lines += [
-        _verdict(f"full reward above {name} alone", found, f"full-{name}", better, split)
+        _verdict(f"full reward above {name} alone", found, difference_name("full", name), better, split)
         for name in SINGLES
         if name in compared.variants
     ]
-    lines.append(_verdict(f"full reward above {compared.best}", found, f"full-{compared.best}", better, split))
-    bleu = _entries(found, f"full-{SFT}", BLEU, split)
+    lines.append(
+        _verdict(f"full reward above {compared.best}", found, difference_name("full", compared.best), better, split)
+    )
+    bleu = _entries(found, difference_name("full", SFT), BLEU, split)
     fell = any(one.shows_difference and one.value < 0 for _, one in bleu)
     numbers = "; ".join(f"{m.label} {tables.verdict(one)}" for m, one in bleu)
     state = "does not hold" if fell else "no fall shown"
@@ -200,7 +202,7 @@ def write_report(
         systems = (*BASELINES, *compared.systems) if measures is RECOMMENDING else compared.systems
         parts += [f"## {title}", tables.table(found, systems, measures, split)]
     for title, pairs in compared.pairs.items():
-        names = [f"{a}-{b}" for a, b in pairs]
+        names = [difference_name(a, b) for a, b in pairs]
         if names:
             parts += [f"## {title}", *(tables.table(found, names, m, split) for m in HEADINGS.values())]
     parts += [

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.assessment import assess, sampled_results
 from rlhf_jax.assessment.assess import Assessment
-from rlhf_jax.assessment.sampled import SampledAnswers, load
+from rlhf_jax.assessment.sampled import SampledAnswers, answers_file, load
 from rlhf_jax.evaluation import closed_loop, ranking, text
 from rlhf_jax.evaluation.ranking import RankTable
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, Split
 from rlhf_jax.interfaces import COMPONENTS
 from rlhf_jax.reporting import plots, result_tables, run_figures
 from rlhf_jax.reporting.plots import Line, Panel
@@ -80,6 +80,11 @@ def seed_folder(run_dir: Path, seed: int) -> Path:
     return run_dir / f"seed-{seed}"
 
 
+def is_done(folder: Path, written: Sequence[str]) -> bool:
+    """Whether a study's seed (or one training of it) is done: all files are there that its work ends with writing."""
+    return all((folder / name).exists() for name in written)
+
+
 def run_seeds(
     config: StudyConfig, work: Callable[[RunDirectory, int], None], facts: Callable[[int], Mapping[str, Any]]
 ) -> None:
@@ -94,7 +99,7 @@ def run_seeds(
     for seed in config.seeds if config.only_seed is None else (config.only_seed,):
         with open_run(seed_folder(config.run_dir, seed), {"seed": seed, **fields}, trackers=(), wait=True) as run:
             run.record(**facts(seed))
-            if (run.path / DONE).exists():
+            if is_done(run.path, (DONE,)):
                 notice(f"seed {seed} is done ({run.path})")
                 continue
             start = time.monotonic()
@@ -107,7 +112,7 @@ def read_system(run_dir: Path, seeds: Sequence[int], system: str) -> Measurement
     folders = {seed: seed_folder(run_dir, seed) / "assessments" for seed in seeds}
     return Measurements(
         {seed: assess.load(folder / f"{system}.npz") for seed, folder in folders.items()},
-        {seed: load(folder / f"{system}-sampled.npz") for seed, folder in folders.items()},
+        {seed: load(answers_file(folder, system)) for seed, folder in folders.items()},
     )
 
 
@@ -142,7 +147,8 @@ def system_results(name: str, measured: Measurements, *, split: str, same_test: 
     if turns[0]:
         found += text.text_results(name, turns, split=split, seeds=seeds, same_test=same_test)
     for decoding, runs in users.items():
-        found += closed_loop.closed_loop_results(name, runs, split=f"{split}-users-{decoding}")
+        at = str(Split.parse(split).drawn(decoding, users=True))
+        found += closed_loop.closed_loop_results(name, runs, split=at)
     return found + sampled_results.sampled_results(name, measured.sampled, split=split, same_test=same_test)
 
 
@@ -159,7 +165,8 @@ def differences(name: str, a: Measurements, b: Measurements, *, split: str, same
         found += text.text_differences(name, left_turns, right_turns, split=split, seeds=seeds, same_test=same_test)
     for decoding in (decoding for decoding in left_users if decoding in right_users):
         met = left_users[decoding], right_users[decoding]
-        found += closed_loop.closed_loop_differences(name, *met, split=f"{split}-users-{decoding}")
+        at = str(Split.parse(split).drawn(decoding, users=True))
+        found += closed_loop.closed_loop_differences(name, *met, split=at)
     sampled = sampled_results.sampled_differences(name, a.sampled, b.sampled, split=split, same_test=same_test)
     return found + sampled
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, Split, difference_name, shown_system
 from rlhf_jax.reporting import plots, result_tables
 
 
@@ -15,20 +15,26 @@ class Measure(NamedTuple):
     label: str
     protocol: str
     metric: str
-    place: str = ""
-    """What stands behind the split's name: nothing, `-sampled`, `-users-sampled`, `-users-greedy`."""
+    decoding: str | None = None
+    """How the replies are drawn; None: the split's own cases, and greedy replies to them."""
+    users: bool = False
+    """Whether the cases are users who met the policy."""
+
+    def at(self, split: str) -> str:
+        """What the column's numbers were measured on, where the study's is `split`."""
+        return str(Split.parse(split).drawn(self.decoding, users=self.users))
 
 
 def find(results: Sequence[Result], system: str, measure: Measure, split: str) -> Result | None:
     """The entry of one system (or difference) in one column; None where it was not measured."""
-    wanted = (f"{system}/{measure.metric}", measure.protocol, split + measure.place)
+    wanted = (f"{system}/{measure.metric}", measure.protocol, measure.at(split))
     return next((r for r in results if (r.name, r.protocol, r.split) == wanted), None)
 
 
 def measured_in(results: Sequence[Result], measures: Sequence[Measure], split: str) -> list[Measure]:
     """The columns that any system has an entry in."""
     there = {(r.metric, r.protocol, r.split) for r in results}
-    return [m for m in measures if (m.metric, m.protocol, split + m.place) in there]
+    return [m for m in measures if (m.metric, m.protocol, m.at(split)) in there]
 
 
 def table(results: Sequence[Result], systems: Sequence[str], measures: Sequence[Measure], split: str) -> str:
@@ -36,7 +42,7 @@ def table(results: Sequence[Result], systems: Sequence[str], measures: Sequence[
     columns = measured_in(results, measures, split)
     rows = [
         [
-            system.replace("-", " − "),
+            shown_system(system),
             *(result_tables.cell(find(results, system, measure, split)) for measure in columns),
         ]
         for system in systems
@@ -52,7 +58,7 @@ def forest(
         measure.label.replace("`", ""): [
             (system, found)
             for system in systems
-            if (found := find(results, f"{system}-{base}", measure, split)) is not None
+            if (found := find(results, difference_name(system, base), measure, split)) is not None
         ]
         for measure in measured_in(results, measures, split)
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data.windows import prompt_tokens
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, difference_name
 from rlhf_jax.reporting import gates, interval_plots, plots, result_tables
 from rlhf_jax.reporting.interval_plots import Points, PointsPanel
 from rlhf_jax.reporting.run_report import write_results
@@ -28,10 +28,10 @@ MEASURES = (
     Measure("HR@5 `fresh`", "fresh", "hr@5"),
     Measure("NDCG@5 `fresh`", "fresh", "ndcg@5"),
     Measure("BLEU-4, greedy", "text", "bleu4"),
-    Measure("BLEU-4, sampled", "text", "bleu4", "-sampled"),
-    Measure("true utility, sampled", "closed-loop", "mean_utility", "-users-sampled"),
-    Measure("full reward (proxy)", "sampled", "proxy_score", "-sampled"),
-    Measure("tokens", "text", "response_length", "-sampled"),
+    Measure("BLEU-4, sampled", "text", "bleu4", "sampled"),
+    Measure("true utility, sampled", "closed-loop", "mean_utility", "sampled", users=True),
+    Measure("full reward (proxy)", "sampled", "proxy_score", "sampled"),
+    Measure("tokens", "text", "response_length", "sampled"),
 )
 
 
@@ -114,7 +114,7 @@ def results(
     for name in names:
         found += common.system_results(name, measured[name], split=split, same_test=same_test)
     for a, b in compared(windows):
-        found += common.differences(f"{a}-{b}", measured[a], measured[b], split=split, same_test=same_test)
+        found += common.differences(difference_name(a, b), measured[a], measured[b], split=split, same_test=same_test)
     return found
 
 
@@ -130,11 +130,13 @@ def verdicts(found: Sequence[Result], windows: Sequence[int], split: str) -> lis
     """What the sweep shows: of the window for either policy, and of PPO at every window."""
     lines = []
     for a, b in compared(windows)[len(windows) :]:
-        entries = [(m, one) for m in MEASURES[:7] if (one := tables.find(found, f"{a}-{b}", m, split)) is not None]
+        entries = [
+            (m, one) for m in MEASURES[:7] if (one := tables.find(found, difference_name(a, b), m, split)) is not None
+        ]
         numbers = "; ".join(f"{m.label} {tables.verdict(one)}" for m, one in entries)
         lines.append(f"Verdict, {a} against {b} (more of the conversation): {numbers}.")
     for k in windows:
-        name = f"{system('ppo', k)}-{system('sft', k)}"
+        name = difference_name(system("ppo", k), system("sft", k))
         entries = [(m, one) for m in MEASURES[:7] if (one := tables.find(found, name, m, split)) is not None]
         numbers = "; ".join(f"{m.label} {tables.verdict(one)}" for m, one in entries)
         lines.append(f"Verdict, PPO against SFT at k = {k}: {numbers}.")
@@ -220,7 +222,7 @@ def _gates(run_dir: Path, seeds: Sequence[int], windows: Sequence[int]) -> dict[
 
 def _columns(k: int) -> tuple[str, str, str]:
     sft, ppo = system("sft", k), system("ppo", k)
-    return sft, ppo, f"{ppo}-{sft}"
+    return sft, ppo, difference_name(ppo, sft)
 
 
 def _contexts_table(by_seed: Sequence[Mapping[str, Any]], windows: Sequence[int]) -> str:

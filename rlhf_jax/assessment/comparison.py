@@ -13,7 +13,7 @@ from rlhf_jax.data.windows import RankingRow
 from rlhf_jax.evaluation import baselines, closed_loop, ranking, text, user_centric
 from rlhf_jax.evaluation.named_items import split_by_naming
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, Sides, Split
 from rlhf_jax.interfaces import Dialogue, Item, Message, Params
 from rlhf_jax.reporting.run_report import Conversation
 from rlhf_jax.stages.contexts import Windows
@@ -28,15 +28,17 @@ def results(
     baseline: Mapping[str, RankingOutcome],
     *,
     split: str,
+    compared: Sides | None = None,
     same_users: bool = False,
     same_test: bool = True,
 ) -> list[Result]:
-    """Entries of `results.json`: every system alone, and the last against the first, pair by pair.
+    """Entries of `results.json`: every system alone, and two of them against each other, case by case.
 
     Args:
       systems: assessments by training seed, by name, in the order to show.
       baseline: systems that were not trained.
       split: data set and split, for example `redial/test`.
+      compared: which two; None: `last_against_first`.
       same_users: every seed met the same users (the same world); otherwise each had its own.
       same_test: every seed was judged on the same test dialogues; where each had its own (worlds that differ), ranking
         and text are left to the runs' own reports, and what the users lived through is gathered.
@@ -46,33 +48,40 @@ def results(
         found += ranking.ranking_results(name, outcome.tables, split=split)
         found += user_centric.user_centric_results(name, outcome.top, split=split)
     for name, runs in systems.items():
-        seeds, some = sorted(runs), runs[min(runs)]
+        seeds, first = sorted(runs), runs[min(runs)]
         if same_test:
             found += ranking.ranking_results(name, _each(runs, lambda run: run.ranking.tables), split=split)
-            if some.ranking.top.rows:
+            if first.ranking.top.rows:
                 found += user_centric.user_centric_results(name, _each(runs, lambda run: run.ranking.top), split=split)
             found += text.text_results(name, [runs[seed].turns for seed in seeds], split=split, seeds=seeds)
-        for decoding in some.users:
+        for decoding in first.users:
             measured = {seed: run.users[decoding] for seed, run in runs.items()}
-            at = f"{split}-users-{decoding}"
+            at = str(Split.parse(split).drawn(decoding, users=True))
             found += closed_loop.closed_loop_results(name, measured, split=at, same_users=same_users)
-    names = list(systems)
-    if len(names) > 1:
-        first, last, name = systems[names[0]], systems[names[-1]], f"{names[-1]}-{names[0]}"
-        seeds = sorted(first)
+    compared = compared or last_against_first(systems)
+    if compared is not None:
+        sides = [systems[name] for name in compared]
+        seeds = sorted(sides[1])
         if same_test:
-            tables = [_each(runs, lambda run: run.ranking.tables) for runs in (last, first)]
-            found += ranking.difference_results(name, *tables, split=split)
-            sides = [[runs[seed].turns for seed in seeds] for runs in (last, first)]
-            found += text.text_differences(name, *sides, split=split, seeds=seeds)
-        for decoding in first[seeds[0]].users:
-            met = [{seed: run.users[decoding] for seed, run in runs.items()} for runs in (last, first)]
-            at = f"{split}-users-{decoding}"
-            found += closed_loop.closed_loop_differences(name, *met, split=at, same_users=same_users)
+            tables = [_each(runs, lambda run: run.ranking.tables) for runs in sides]
+            found += ranking.difference_results(compared.name, *tables, split=split)
+            answers = [[runs[seed].turns for seed in seeds] for runs in sides]
+            found += text.text_differences(compared.name, *answers, split=split, seeds=seeds)
+        for decoding in sides[1][seeds[0]].users:
+            met = [{seed: run.users[decoding] for seed, run in runs.items()} for runs in sides]
+            at = str(Split.parse(split).drawn(decoding, users=True))
+            found += closed_loop.closed_loop_differences(compared.name, *met, split=at, same_users=same_users)
     if not same_test:
         return found
-    turns = systems[names[0]][min(systems[names[0]])].turns
+    some = next(iter(systems.values()))
+    turns = some[min(some)].turns
     return found + text.constant_results([(turn.dialogue, turn.reference) for turn in turns], split=split)
+
+
+def last_against_first(systems: Mapping[str, Any]) -> Sides | None:
+    """What a run compares unless told otherwise: the last of its systems with the first; nothing where there is one."""
+    names = list(systems)
+    return Sides(names[-1], names[0]) if len(names) > 1 else None
 
 
 def by_naming(
@@ -82,13 +91,15 @@ def by_naming(
     items: Mapping[int, Item],
     *,
     split: str,
+    compared: Sides | None = None,
 ) -> list[Result]:
     """The protocol `fresh` split by what the context names of the gold item: title, person, or nothing.
 
     Args:
-      systems: rankings by training seed, by name; differences are the last against the first.
+      systems: rankings by training seed, by name.
       baseline: rankings of systems that were not trained.
       rows: that were ranked, the same for all.
+      compared: as in `results`.
     Raises: ValueError where rankings and rows do not belong together.
     """
 
@@ -102,10 +113,10 @@ def by_naming(
     tables = {name: _each(runs, parts) for name, runs in systems.items()}
     for name, runs in tables.items():
         found += ranking.ranking_results(name, runs, split=split, metrics=metrics)
-    if len(tables) > 1:
-        first, *_, last = tables
-        name = f"{last}-{first}"
-        found += ranking.difference_results(name, tables[last], tables[first], split=split, metrics=metrics)
+    compared = compared or last_against_first(systems)
+    if compared is not None:
+        sides = [tables[name] for name in compared]
+        found += ranking.difference_results(compared.name, *sides, split=split, metrics=metrics)
     return found
 
 
@@ -126,7 +137,7 @@ def yardstick_results(
         for decoding in ("sampled", "greedy")
         for name, values in by_name.items()
         for result in closed_loop.closed_loop_results(
-            name, values, split=f"{split}-users-{decoding}", same_users=same_users
+            name, values, split=str(Split.parse(split).drawn(decoding, users=True)), same_users=same_users
         )
     ]
 

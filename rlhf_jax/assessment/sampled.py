@@ -107,7 +107,7 @@ def sampled_answers(
     """`draw_answers`, stored and read back, once per run and system; a judge may come later and is then added."""
     folder = run.path / "assessments"
     folder.mkdir(exist_ok=True)
-    stored = folder / f"{system}-sampled.npz"
+    stored = answers_file(folder, system)
     if stored.exists():
         answers = load(stored)
         if against.judge is None or answers.judge is not None:
@@ -119,6 +119,11 @@ def sampled_answers(
         answers = answers._replace(judge=judge_replies(setup, config, answers.replies, against.judge))
     save(stored, answers)
     return answers
+
+
+def answers_file(folder: Path, system: str) -> Path:
+    """Where a system's sampled answers lie in a folder of assessments."""
+    return folder / f"{system}-sampled.npz"
 
 
 def draw_answers(

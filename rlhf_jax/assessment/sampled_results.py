@@ -15,7 +15,7 @@ from rlhf_jax.assessment.sampled import Floats, SampledAnswers
 from rlhf_jax.evaluation import bootstrap, text
 from rlhf_jax.evaluation.bootstrap import DialogueSums, Estimate
 from rlhf_jax.evaluation.ranking import metric_values
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import DIFFERENCE, Result, Split
 
 LISTED = ("hr@1", "hr@5", "ndcg@5")
 DEFINITIONS = {
@@ -35,10 +35,10 @@ def sampled_results(system: str, runs: Runs, *, split: str, same_test: bool = Tr
     """Entries of `results.json` for one system.
 
     Args:
-      split: data set and split of the contexts, e.g. `redial/test`; `-sampled` is added to it.
+      split: data set and split of the contexts, e.g. `redial/test`; the entries' own says that replies are sampled.
       same_test: every seed answered the same contexts; else each had its own (worlds that differ).
     """
-    seeds, at = tuple(sorted(runs)), f"{split}-sampled"
+    seeds, at = tuple(sorted(runs)), str(Split.parse(split).drawn("sampled"))
     own = [apart(runs[seed], seed, same_test) for seed in seeds]
     found = text.text_results(system, [answers.turns for answers in own], split=at, seeds=seeds, same_test=same_test)
     for protocol, metric, definition in measures(own):
@@ -52,7 +52,7 @@ def sampled_differences(name: str, a: Runs, b: Runs, *, split: str, same_test: b
 
     Raises: ValueError if the seeds differ.
     """
-    seeds, at = tuple(sorted(a)), f"{split}-sampled"
+    seeds, at = tuple(sorted(a)), str(Split.parse(split).drawn("sampled"))
     if seeds != tuple(sorted(b)):
         raise ValueError(f"{name}: seeds {seeds} against {tuple(sorted(b))}; a paired difference needs the same")
     left, right = ([apart(runs[seed], seed, same_test) for seed in seeds] for runs in (a, b))
@@ -61,7 +61,7 @@ def sampled_differences(name: str, a: Runs, b: Runs, *, split: str, same_test: b
     for protocol, metric, definition in measures([*left, *right]):
         sides = [[cases(answers, protocol, metric) for answers in side] for side in (left, right)]
         estimate = bootstrap.difference_over_seeds(*sides)
-        found.append(_result(f"{name}/{metric}", estimate, protocol, at, seeds, f"difference of: {definition}"))
+        found.append(_result(f"{name}/{metric}", estimate, protocol, at, seeds, f"{DIFFERENCE}: {definition}"))
     return found
 
 

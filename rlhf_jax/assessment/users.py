@@ -166,7 +166,7 @@ def closed_loop_probe(
         del updates
         responder = Responder(setup, params, greedy=False, proxy=proxy)
         values = meet_users(responder, setup, n_users=n_users, n_turns=n_turns)
-        return {f"ppo/world/{metric}": float(np.mean(per)) for metric, per in values.items()}
+        return {f"world/{metric}": float(np.mean(per)) for metric, per in values.items()}
 
     return probe
 

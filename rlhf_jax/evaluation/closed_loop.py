@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.bootstrap import DialogueSums
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import DIFFERENCE, Result
 
 PROTOCOL = "closed-loop"
 DEFINITIONS = {
@@ -76,7 +76,7 @@ def closed_loop_differences(
         left = [_by_user(a[seed][metric], seed, same_users) for seed in seeds]
         right = [_by_user(b[seed][metric], seed, same_users) for seed in seeds]
         estimate = bootstrap.difference_over_seeds(left, right)
-        results.append(_result(f"{name}/{metric}", estimate, split, seeds, f"difference of: {definition(metric)}"))
+        results.append(_result(f"{name}/{metric}", estimate, split, seeds, f"{DIFFERENCE}: {definition(metric)}"))
     return results
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from rlhf_jax.data.windows import RankingRow
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.bootstrap import DialogueSums, Estimate
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import DIFFERENCE, Result
 from rlhf_jax.evaluation.user_centric import TopOne, top_items
 
 PROTOCOLS = ("full", "fresh", "fresh-filtered", "sampled-99")
@@ -195,7 +195,7 @@ def difference_results(
             estimate = bootstrap.difference_over_seeds(
                 [cases(run[protocol], metric) for run in left], [cases(run[protocol], metric) for run in right]
             )
-            text = f"difference of means of: {definition(metric, protocol)}"
+            text = f"{DIFFERENCE} means of: {definition(metric, protocol)}"
             results.append(_result(f"{name}/{metric}", estimate, protocol, split, seeds, text))
     return results
 

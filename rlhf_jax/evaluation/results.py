@@ -1,11 +1,111 @@
-"""One measured number with everything that makes it a result: protocol, split, n, interval, seeds, definition."""
+"""One measured number with everything that makes it a result: protocol, split, n, interval, seeds, definition.
+
+Two of these are values that files hold as text: a difference of systems (`ppo-sft`) and a split
+(`world/test-users-sampled`). They are written and read here, and nowhere else.
+"""
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
+
+MINUS = "-"
+"""Between the systems of a difference; a system that is compared has none in its name."""
+DIFFERENCE = "difference of"
+"""How the definition of a difference begins; other names may have a minus sign of their own (`TF-IDF`)."""
+DECODINGS = ("greedy", "sampled")
+
+
+class Sides(NamedTuple):
+    """Two systems that are compared: `left` minus `right`."""
+
+    left: str
+    right: str
+
+    @property
+    def name(self) -> str:
+        """The system in the results of their difference."""
+        return difference_name(self.left, self.right)
+
+
+def difference_name(left: str, right: str) -> str:
+    """What `left` minus `right` is called in results; `sides_of` is the inverse.
+
+    Raises: ValueError for a system with a minus sign in its name.
+    Examples:
+      >>> difference_name("ppo", "sft"), sides_of("ppo-sft"), sides_of("best_of_8")
+      ('ppo-sft', Sides(left='ppo', right='sft'), None)
+    """
+    for system in (left, right):
+        if MINUS in system:
+            raise ValueError(f"system {system!r} cannot be compared: {MINUS!r} in a name stands between two systems")
+    return f"{left}{MINUS}{right}"
+
+
+def sides_of(system: str) -> Sides | None:
+    """The systems that a name of `difference_name` was made of; None for the name of one system."""
+    left, minus, right = system.partition(MINUS)
+    return Sides(left, right) if minus else None
+
+
+def shown_system(system: str) -> str:
+    """A system, or a difference, as people read it.
+
+    Examples:
+      >>> shown_system("ppo-sft"), shown_system("sft")
+      ('ppo − sft', 'sft')
+    """
+    sides = sides_of(system)
+    return system if sides is None else f"{sides.left} − {sides.right}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """What a number was measured on.
+
+    Examples:
+      >>> test = Split.parse("redial/test")
+      >>> str(test.drawn("sampled")), str(test.drawn("greedy", users=True))
+      ('redial/test-sampled', 'redial/test-users-greedy')
+      >>> Split.parse("world/test-users-sampled")
+      Split(corpus='world', part='test', decoding='sampled', users=True)
+    """
+
+    corpus: str
+    """Data set."""
+    part: str = ""
+    """`train`, `validation`, `test`, or what else of it."""
+    decoding: str | None = None
+    """How the replies that were judged are drawn, `sampled` or `greedy`; None: the cases of the part themselves."""
+    users: bool = False
+    """Users who met the policy, in the place of the part's dialogues."""
+
+    def __post_init__(self) -> None:
+        if self.decoding not in (None, *DECODINGS) or (self.users and self.decoding is None):
+            raise ValueError(
+                f"split {self.corpus}/{self.part}: decoding {self.decoding!r}, expected one of {', '.join(DECODINGS)}"
+            )
+
+    def __str__(self) -> str:
+        """As results name it."""
+        part = f"/{self.part}" if self.part else ""
+        drawn = "" if self.decoding is None else f"{'-users' if self.users else ''}-{self.decoding}"
+        return f"{self.corpus}{part}{drawn}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Split":
+        """The inverse of `str`."""
+        found = re.fullmatch(rf"([^/]*?)(?:/(.*?))?(?:(-users)?-({'|'.join(DECODINGS)}))?", text, re.DOTALL)
+        assert found is not None  # Every part may be empty but the corpus, which takes what the others leave.
+        corpus, part, users, decoding = found.groups()
+        return cls(corpus, part or "", decoding, users is not None)
+
+    def drawn(self, decoding: str | None, *, users: bool = False) -> "Split":
+        """The same corpus and part, by replies of this decoding; `None` by the part's own cases."""
+        return Split(self.corpus, self.part, decoding, users)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +113,7 @@ class Result:
     """An entry of `results.json`."""
 
     name: str
-    """`<system>/<metric>`, for example `sft/hr@10`; a difference is `ppo-sft/hr@10`."""
+    """`<system>/<metric>`, for example `sft/hr@10`; a difference is `ppo-sft/hr@10` (`difference_name`)."""
     value: float
     n: int
     """How many cases the value is an average over, in the mean training seed, or where `definition` says so in all seeds
@@ -21,7 +121,7 @@ class Result:
     protocol: str
     """Named protocol (`full`, `fresh` …, `text`, `closed-loop`, `held-out`)."""
     split: str
-    """Data set and split, for example `redial/test`."""
+    """Data set and split, for example `redial/test`; a `Split` as text."""
     interval: tuple[float, float] | None
     """95 % bootstrap interval over dialogues; None where none was computed."""
     seeds: tuple[int, ...]
@@ -47,6 +147,16 @@ class Result:
     def metric(self) -> str:
         """What was measured about it: the part of the name after the first slash."""
         return self.name.split("/", 1)[1]
+
+    @property
+    def sides(self) -> Sides | None:
+        """Which two systems a difference is of; None for one system alone."""
+        return sides_of(self.system) if self.definition.startswith(DIFFERENCE) else None
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether it compares two systems."""
+        return self.sides is not None
 
     @property
     def shows_difference(self) -> bool:

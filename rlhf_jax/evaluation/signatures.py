@@ -107,12 +107,10 @@ def logged(entries: Sequence[Mapping[str, Any]], stage: str, metric: str) -> lis
     """
     found = []
     for entry in entries:
-        name = next((name for name in (metric, f"ppo/{metric}") if name in entry), None)
-        if entry["stage"] != stage or name is None:
+        if entry["stage"] != stage or metric not in entry:
             continue
-        of_update = any(loss in entry for loss in ("loss", "ppo/loss"))
-        value = math.nan if entry[name] is None else float(entry[name])
-        found.append((int(entry["step"]) - of_update, value))
+        value = math.nan if entry[metric] is None else float(entry[metric])
+        found.append((int(entry["step"]) - ("loss" in entry), value))
     return sorted(found)
 
 

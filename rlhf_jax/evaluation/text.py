@@ -15,7 +15,7 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
 from rlhf_jax.evaluation import bootstrap
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import DIFFERENCE, Result
 from rlhf_jax.interfaces import Message
 
 ITEM = "<movie>"
@@ -189,7 +189,7 @@ def text_differences(
     for metric, of_turn, text in PER_TURN:
         left, right = ([_gathered(turns, of_turn) for turns in runs] for runs in (a, b))
         estimate = bootstrap.difference_over_seeds(left, right)
-        results.append(_entry(f"{name}/{metric}", estimate, split, seeds, f"difference of: {text}"))
+        results.append(_entry(f"{name}/{metric}", estimate, split, seeds, f"{DIFFERENCE}: {text}"))
     return results
 
 
@@ -260,7 +260,7 @@ def _bleu(name: str, sides: Sequence[Sequence[Sequence[GeneratedTurn]]], split: 
         interval = bootstrap.statistic(keys[0], compute, n_seeds=len(keys))
     else:
         interval = bootstrap.statistic_over_seeds(keys, of_run)
-    text = f"{'difference of ' if len(sides) > 1 else ''}sacreBLEU corpus score, 0 to 100, {signature}"
+    text = f"{f'{DIFFERENCE} ' if len(sides) > 1 else ''}sacreBLEU corpus score, 0 to 100, {signature}"
     return Result(name, float(np.mean(values)), n, "text", split, interval, tuple(seeds), text, _std(values))
 
 

@@ -9,8 +9,10 @@ import numpy as np
 from rlhf_jax.reporting import plots, result_tables, run_figures
 from rlhf_jax.reporting.run_figures import Entries
 from rlhf_jax.runtime import files
+from rlhf_jax.runtime.metric_names import kind
 from rlhf_jax.runtime.metrics import read_metrics
 
+FILE = "diagnostics.md"
 LAST = 5
 """Log lines at the end that the table averages."""
 SHOWN: Mapping[str, str] = {
@@ -44,13 +46,13 @@ def write_diagnostics(run_dir: Path, *, title: str) -> Path:
         for name, (figure, caption) in page.figures.items():
             png = plots.save(figure, run_dir / "plots", name)
             parts.append(f"![{caption}](plots/{png.name})")
-    file = run_dir / "diagnostics.md"
+    file = run_dir / FILE
     files.write_text(file, "\n\n".join(parts) + "\n")
     return file
 
 
 def _table(entries: Entries) -> str:
-    stages = dict.fromkeys(entry["stage"] for entry in entries if run_figures.kind(entry["stage"]) == "ppo")
+    stages = dict.fromkeys(entry["stage"] for entry in entries if kind(entry["stage"]) == "ppo")
     rows = [[stage, *(_last(entries, stage, metric) for metric in SHOWN)] for stage in stages]
     return result_tables.markdown_table(["stage", *SHOWN.values()], rows)
 

@@ -2,15 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, shown_system
 
 SYSTEM_ORDER = ("human", "constant", "random", "popularity", "copy", "logged", "oracle", "sft", "ppo")
 """Columns come in this order; other systems follow in order of appearance, differences last."""
-
-
-def is_difference(result: Result) -> bool:
-    """`ppo-sft/…` compares two systems."""
-    return "-" in result.system
 
 
 def protocol_table(results: Sequence[Result]) -> str:
@@ -23,7 +18,7 @@ def protocol_table(results: Sequence[Result]) -> str:
         found = [cells[metric, system] for system in systems if (metric, system) in cells]
         counts = " / ".join(str(n) for n in dict.fromkeys(r.n for r in found))
         rows.append([metric, counts, *(cell(cells.get((metric, system))) for system in systems)])
-    return markdown_table(["metric", "n", *(system.replace("-", " − ") for system in systems)], rows)
+    return markdown_table(["metric", "n", *map(shown_system, systems)], rows)
 
 
 def cell(result: Result | None) -> str:
@@ -35,7 +30,7 @@ def cell(result: Result | None) -> str:
     )
     if result.interval is not None:
         text += f" [{number(result.interval[0], result)}, {number(result.interval[1], result)}]"
-    return f"{text} {claim(result)}" if is_difference(result) else text
+    return f"{text} {claim(result)}" if result.is_difference else text
 
 
 def claim(result: Result) -> str:
@@ -53,7 +48,7 @@ def definitions(results: Sequence[Result]) -> list[str]:
     """One line per metric and protocol that occurs."""
     texts: dict[str, str] = {}
     for r in results:
-        if not is_difference(r):
+        if not r.is_difference:
             texts.setdefault(f"`{r.metric}` ({r.protocol})", r.definition)
     return [f"- {name}: {text}" for name, text in texts.items()]
 
@@ -68,9 +63,9 @@ def by_protocol(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]
 
 def ordered_systems(results: Sequence[Result]) -> list[str]:
     """Plain systems in `SYSTEM_ORDER`, then others, then differences."""
-    systems = list(dict.fromkeys(r.system for r in results))
+    systems = {r.system: r.is_difference for r in results}
     place = {system: index for index, system in enumerate(SYSTEM_ORDER)}
-    return sorted(systems, key=lambda s: ("-" in s, place.get(s, len(place))))
+    return sorted(systems, key=lambda system: (systems[system], place.get(system, len(place))))
 
 
 def seeds_note(results: Sequence[Result]) -> str:
@@ -105,6 +100,6 @@ def flatten(facts: Mapping[str, object], prefix: str = "") -> list[tuple[str, ob
 
 def number(value: float, result: Result, *, signed: bool | None = None) -> str:
     """Three decimals, two for BLEU, lengths and seconds; a difference with its sign."""
-    signed = is_difference(result) if signed is None else signed
+    signed = result.is_difference if signed is None else signed
     coarse = result.metric in ("bleu4", "response_length", "average_turns", "mean_length", "dwell_seconds")
     return f"{value:{'+' if signed else ''}.{2 if coarse else 3}f}"

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, Sides
 from rlhf_jax.interfaces import COMPONENTS
 from rlhf_jax.reporting import gates, plots, result_tables
 from rlhf_jax.reporting.plots import Line, Panel
-from rlhf_jax.runtime.metric_names import qualified
+from rlhf_jax.runtime.metric_names import kind
 
 Entries = Sequence[Mapping[str, Any]]
-"""Lines of `metrics.jsonl`."""
+"""Lines of `metrics.jsonl`, as `read_metrics` returns them."""
 Figures = dict[str, tuple[Figure, str]]
 """File name to figure and caption."""
 
@@ -38,13 +38,10 @@ class Curve(NamedTuple):
 
 LEARNING = (
     Curve("Loss", {"loss": "training", "validation/loss": "validation"}),
-    Curve("All learnt tokens", {"token_nll": "training", "validation/token_nll": "validation"}, "nats per token"),
     Curve("Words", {"word_nll": "training", "validation/word_nll": "validation"}, "nats per token"),
     Curve("Items", {"item_nll": "training", "validation/item_nll": "validation"}, "nats per token"),
-    Curve("Ranking, validation", {f"validation/hr@{k}": f"HR@{k}" for k in (1, 10, 50)}, bottom=0.0),
     Curve("Gradient norm", {"norms/gradient": "gradient"}, bottom=0.0),
     Curve("Learning rate", {"learning_rate": "learning rate"}, bottom=0.0),
-    Curve("Speed", {"speed/tokens_per_second": "tokens"}, "1/s", 0.0),
 )
 CORRELATION = Curve(
     "Correlation, validation",
@@ -75,27 +72,13 @@ TRUTH = ("world/mean_utility", "judge/score")
 """What the policy is never trained on; the first that was logged is the truth of the page."""
 
 
-def kind(stage: str) -> str:
-    """What a stage is; several of one kind are told apart by what follows: `ppo-kl0`, `reward_model-shift`.
-
-    Examples:
-      >>> kind("ppo-kl0"), kind("sft")
-      ('ppo', 'sft')
-    """
-    return stage.partition("-")[0]
-
-
 def series(entries: Entries, stage: str, metric: str) -> tuple[list[float], list[float]]:
     """Steps and values of one metric of a stage; null (not finite) becomes nan."""
     steps, values = [], []
     for entry in entries:
-        if entry["stage"] != stage:
-            continue
-        for name in (metric, qualified(kind(stage), metric)):
-            if name in entry:
-                steps.append(float(entry["step"]))
-                values.append(math.nan if entry[name] is None else float(entry[name]))
-                break
+        if entry["stage"] == stage and metric in entry:
+            steps.append(float(entry["step"]))
+            values.append(math.nan if entry[metric] is None else float(entry[metric]))
     return steps, values
 
 
@@ -105,7 +88,7 @@ def sections(entries: Entries, results: Sequence[Result], *, gate: float = gates
     out = []
     supervised = [stage for stage in stages if kind(stage) not in ("ppo", "reward_model")]
     for stage in supervised or ["sft"]:
-        title = {"sft": "Supervised fine-tuning", "pretrain": "Pretraining"}.get(stage, f"Stage {stage}")
+        title = "Supervised fine-tuning" if stage == "sft" else f"Stage {stage}"
         out.append(Section(title, "Learning curves.", _page(entries, stage, LEARNING)))
     curves = (LEARNING[0], CORRELATION._replace(levels={"gate": gate}), COMPONENT_LOSS)
     for stage in [stage for stage in stages if kind(stage) == "reward_model"] or ["reward_model"]:
@@ -134,7 +117,7 @@ def comparison(results: Sequence[Result]) -> Figure | None:
     groups: dict[str, list[tuple[str, Result]]] = {}
     order = {system: place for place, system in enumerate(result_tables.ordered_systems(results))}
     for result in sorted(results, key=lambda r: order[r.system]):
-        plain = not result_tables.is_difference(result) and result.metric in ("hr@1", "hr@10", "hr@50")
+        plain = not result.is_difference and result.metric in ("hr@1", "hr@10", "hr@50")
         if plain and result.protocol in ("full", "fresh"):
             groups.setdefault(f"{result.protocol}, {result.metric}", []).append((result.system, result))
     names = [f"{protocol}, hr@{k}" for protocol in ("full", "fresh") for k in (1, 10, 50)]
@@ -212,7 +195,7 @@ def verdict(points: Sequence[tuple[float, float, float, float]], results: Sequen
     """
     gains: dict[str, Result] = {}
     for r in results:
-        if r.system == "ppo-sft" and r.metric in ("proxy_score", "mean_utility"):
+        if r.sides == Sides("ppo", "sft") and r.metric in ("proxy_score", "mean_utility"):
             gains.setdefault(r.metric, r)  # The first split leads: the policy as it was trained, sampled.
     text = []
     if len(points) >= 2:

@@ -1,16 +1,18 @@
 """The one table of metric names: what is not in it is not logged.
 
-A name is `<stage>/<metric>`, the metric often `<group>/<name>`: `ppo/objective/kl_k1`. To add a metric, add a line to
-the group of the stages that log it, then run
+A stage logs bare names, often `<group>/<name>`: `objective/kl_k1`; which stage it was stands in the line, not in the
+name. A stage is one of a kind: `ppo` and `ppo-full` may log the same names. To add a metric, add a line to the group of
+the kinds that log it, then run
 
     python -m rlhf_jax.runtime.metric_names > docs/metrics.md
 
 `<component>` stands for each reward component, `<k>` for any cutoff, turn or other whole number.
 """
 
+import functools
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlhf_jax.interfaces import COMPONENTS
 
@@ -29,40 +31,31 @@ EVERY_STAGE: Group = {
         "steps", "optimiser steps refused for a non-finite loss or gradient; a sum, all others are means"
     ),
     "seconds_per_update": Metric("s", "wall time of an update, evaluations and checkpoints left out"),
-    "learning_rate": Metric("", "of the optimiser at this step"),
     "norms/gradient": Metric("", "global norm of the gradient before clipping"),
     "norms/update": Metric("", "global norm of what the optimiser adds to the parameters"),
     "norms/parameter": Metric("", "global norm of the parameters"),
 }
-SUPERVISED: Group = {
+FITTED: Group = {
     "loss": Metric("", "training loss as optimised, weights included"),
-    "token_nll": Metric("nats", "negative log-likelihood per learnt token, unweighted, dropout on"),
-    "item_nll": Metric("nats", "the same over suggested items only"),
+    "learning_rate": Metric("", "of the optimiser at this step"),
+}
+SUPERVISED: Group = {
+    "item_nll": Metric("nats", "negative log-likelihood per learnt suggested item, unweighted, dropout on"),
     "fresh_item_nll": Metric("nats", "the same over suggested items that the dialogue has not named before"),
     "word_nll": Metric("nats", "the same over words and markers only"),
-    "speed/tokens_per_second": Metric("1/s", "tokens of the batch, context included, per second of wall time"),
-    "speed/mfu": Metric("", "model FLOPs per second over the device's peak, where that is known"),
     "validation/loss": Metric("", "loss on the validation split, dropout off"),
-    "validation/token_nll": Metric("nats", "negative log-likelihood per token of validation responses, dropout off"),
-    "validation/item_nll": Metric("nats", "the same over suggested items only"),
+    "validation/item_nll": Metric(
+        "nats", "negative log-likelihood per suggested item of validation dialogues, dropout off"
+    ),
     "validation/fresh_item_nll": Metric("nats", "the same over suggested items the dialogue has not named before"),
     "validation/word_nll": Metric("nats", "the same over words and markers only"),
-    "validation/perplexity": Metric("", "exp of validation/token_nll"),
-    "validation/hr@<k>": Metric("", "hit rate at k on the validation split, protocol in the run's configuration"),
-    "validation/ndcg@<k>": Metric("", "NDCG at k on the validation split, same protocol"),
-    "validation/mrr": Metric("", "mean reciprocal rank on the validation split, same protocol"),
 }
 REWARD_MODEL: Group = {
     "loss/<component>": Metric("", "squared error against the z-scored weak label of one component"),
-    "pearson_<component>": Metric("", "correlation with the weak label on held-out rows; the gate before PPO is .6"),
-    "pearson": Metric("", "the same for the weighted sum of the components"),
-    "pearson_mean": Metric("", "mean of the components' correlations"),
-    "spearman_<component>": Metric("", "rank correlation with the weak label on held-out rows"),
-    "spearman_satisfaction": Metric("", "rank correlation with human satisfaction, where it is annotated"),
-    "validation/loss/<component>": Metric("", "squared error of one component on held-out rows"),
-    "validation/pearson_<component>": Metric("", "correlation with the weak label on the validation rows"),
+    "validation/pearson_<component>": Metric(
+        "", "correlation with the weak label on the validation rows; the gate before PPO is .6"
+    ),
     "validation/pearson": Metric("", "the same for the weighted sum of the components"),
-    "validation/pearson_mean": Metric("", "mean of the components' correlations on the validation rows"),
 }
 PPO: Group = {
     "loss": Metric("", "whole loss as optimised: policy, value and entropy parts; mean over steps"),
@@ -108,14 +101,6 @@ PPO: Group = {
     "validation/score_raw": Metric("z", "reward model's score of responses to validation prompts"),
     "validation/kl_k1": Metric("nats", "Σ_t (log π − log π_ref) of responses to validation prompts"),
     "validation/response_length": Metric("tokens", "per response to validation prompts, <eos> included"),
-    "validation/hr@<k>": Metric("", "hit rate at k on the validation split, protocol in the run's configuration"),
-    "validation/ndcg@<k>": Metric("", "NDCG at k on the validation split, same protocol"),
-    "validation/mrr": Metric("", "mean reciprocal rank on the validation split, same protocol"),
-    "speed/rollout_tokens_per_second": Metric("1/s", "sampled tokens per second of sampling"),
-    "speed/learn_tokens_per_second": Metric("1/s", "response tokens times epochs per second of learning"),
-    "speed/tokens_per_second": Metric("1/s", "sampled tokens per second of the whole update (one compiled program)"),
-    "speed/responses_per_second": Metric("1/s", "responses per second of the whole update"),
-    "speed/mfu": Metric("", "model FLOPs per second over the device's peak, where that is known"),
 }
 
 _CLOSED_LOOP = (
@@ -132,44 +117,53 @@ _CLOSED_LOOP = (
 )
 
 STAGES: Mapping[str, tuple[Group, ...]] = {
-    "pretrain": (EVERY_STAGE, SUPERVISED),
-    "sft": (EVERY_STAGE, SUPERVISED),
-    "reward_model": (EVERY_STAGE, SUPERVISED, REWARD_MODEL),
+    "sft": (EVERY_STAGE, FITTED, SUPERVISED),
+    "reward_model": (EVERY_STAGE, FITTED, REWARD_MODEL),
     "ppo": (EVERY_STAGE, PPO),
 }
-"""Which groups a stage may log."""
+"""Which groups a kind of stage may log."""
 
 
-def qualified(stage: str, name: str) -> str:
-    """The full name: learners leave the stage out, because it is the run's business.
+def kind(stage: str) -> str:
+    """What a stage is; several of one kind are told apart by what follows: `ppo-kl0_1`, `reward_model-shift`.
 
     Examples:
-      >>> qualified("ppo", "objective/kl_k1"), qualified("sft", "sft/loss")
-      ('ppo/objective/kl_k1', 'sft/loss')
+      >>> kind("ppo-kl0_1"), kind("reward_model-shift"), kind("sft")
+      ('ppo', 'reward_model', 'sft')
     """
-    return name if name.startswith(f"{stage}/") else f"{stage}/{name}"
+    return stage.partition("-")[0]
 
 
-def check(name: str) -> Metric:
-    """The table's entry of a full name.
+def check(stage: str, name: str) -> Metric:
+    """The table's entry of a bare name.
 
-    Raises: ValueError if the table has none, with the closest names.
+    Raises: ValueError naming the stage and the metric if the table has none, with the closest names.
     Examples:
-      >>> check("ppo/objective/kl_k1").unit
+      >>> check("ppo-full", "objective/kl_k1").unit
       'nats'
-      >>> check("sft/validation/hr@10").unit
-      ''
     """
-    stage, _, metric = name.partition("/")
-    if stage not in STAGES:
-        raise ValueError(f"metric {name!r}: no stage {stage!r} in the table; there are {', '.join(STAGES)}")
-    for pattern, entry in _patterns(stage):
-        if pattern.fullmatch(metric):
+    if kind(stage) not in STAGES:
+        raise ValueError(
+            f"stage {stage!r} logs {name!r}: no kind of stage {kind(stage)!r} in the table of {__name__}; "
+            f"there are {', '.join(STAGES)}"
+        )
+    for pattern, entry in _patterns(kind(stage)):
+        if pattern.fullmatch(name):
             return entry
-    last = metric.rsplit("/", 1)[-1]
-    close = [f"{stage}/{known}" for group in STAGES[stage] for known in group if last in known or known in metric]
+    last = name.rsplit("/", 1)[-1]
+    close = [known for group in STAGES[kind(stage)] for known in group if last in known or known in name]
     hint = f"; close names: {', '.join(close)}" if close else ""
-    raise ValueError(f"metric {name!r} is not in the table of rlhf_jax/runtime/metric_names.py{hint}")
+    raise ValueError(f"stage {stage!r} logs {name!r}, which is not in the table of {__name__}{hint}")
+
+
+def bare(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by bare names; the only place that knows how older versions spelled them, `ppo/objective/kl_k1`.
+
+    Examples:
+      >>> bare("ppo-full", {"ppo/loss": 0.1, "skipped": 0}) == bare("ppo-full", {"loss": 0.1, "skipped": 0})
+      True
+    """
+    return {name.removeprefix(f"{kind(stage)}/"): value for name, value in values.items()}
 
 
 def markdown() -> str:
@@ -179,15 +173,17 @@ def markdown() -> str:
         "",
         "Generated by `python -m rlhf_jax.runtime.metric_names > docs/metrics.md`; edit the table there, not here.",
         "",
-        'Every line of `metrics.jsonl` is `{"stage", "step", name: value, ...}`, the names without the stage. Values are',
-        "means over the updates since the last line. `<component>` is one of "
+        'Every line of `metrics.jsonl` is `{"stage", "step", name: value, ...}`; TensorBoard and W&B call a value `stage/name`.',
+        "Stages of one kind log the same names: `ppo-full` those of `ppo`. A name that is not in this table stops the run at its",
+        "first line. Values are means over the updates since the last line. `<component>` is one of "
         + ", ".join(f"`{component}`" for component in COMPONENTS)
         + "; `<k>` any whole",
         "number; `<closed_loop>` one of " + ", ".join(f"`{name}`" for name in _CLOSED_LOOP) + ".",
     ]
     titles = (
         ("Every stage", EVERY_STAGE),
-        ("Supervised stages", SUPERVISED),
+        ("Fitted to data", FITTED),
+        ("Supervised stage", SUPERVISED),
         ("Reward model", REWARD_MODEL),
         ("PPO", PPO),
     )
@@ -202,8 +198,9 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<eos>", "`<eos>`")
 
 
-def _patterns(stage: str) -> list[tuple[re.Pattern[str], Metric]]:
-    return [(_pattern(name), entry) for group in STAGES[stage] for name, entry in group.items()]
+@functools.cache
+def _patterns(kind: str) -> list[tuple[re.Pattern[str], Metric]]:
+    return [(_pattern(name), entry) for group in STAGES[kind] for name, entry in group.items()]
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from rlhf_jax.runtime import files, run
+from rlhf_jax.runtime import files, metric_names, run
 
 
 class Writer(Protocol):
-    """A place for scalars besides `metrics.jsonl`."""
+    """A place for scalars besides `metrics.jsonl`; they come as `stage/name`."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -93,24 +93,27 @@ class MetricsLog:
     def __init__(self, directory: run.RunDirectory, stage: str, step: int) -> None:
         self._file = directory.path / "metrics.jsonl"
         self._stage = stage
+        self._known: set[str] = set()
         drop_after(self._file, stage, step)
         self._writers: list[Writer] = [_WRITERS[tracker](directory, stage, step) for tracker in directory.trackers]
 
-    def write(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line `{"stage", "step", name: value ...}`; a value that is not finite is written as null.
 
-        Returns: the values by the names they were written under, without the stage (`sft/loss` is `loss` of `sft`).
+        Raises: ValueError for a name that `metric_names` does not have for this kind of stage.
         """
-        values = {name.removeprefix(f"{self._stage}/"): value for name, value in values.items()}
+        for name in values.keys() - self._known:
+            metric_names.check(self._stage, name)
+        self._known |= values.keys()
         line = json.dumps(
             files.as_json({"stage": self._stage, "step": step, **values}, "metrics.jsonl"), allow_nan=False
         )
+        named = {f"{self._stage}/{name}": value for name, value in values.items()}
         with files.storage_errors(self._file):
             with open(self._file, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
             for writer in self._writers:
-                writer.write(step, values)
-        return values
+                writer.write(step, named)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -124,7 +127,11 @@ class MetricsLog:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """All lines of a `metrics.jsonl`; a last line cut by a kill is left out."""
+    """All lines of a `metrics.jsonl`, names bare whatever version wrote them; a last line cut by a kill is left out."""
+    return [metric_names.bare(entry["stage"], entry) for entry in _stored(file)]
+
+
+def _stored(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     *lines, _cut = file.read_text(encoding="utf-8").split("\n")
@@ -142,8 +149,7 @@ def drop_after(file: Path, stage: str, step: int) -> None:
     if not file.exists():
         return
     text = file.read_text(encoding="utf-8")
-    entries = read_metrics(file)
-    kept = [entry for entry in entries if entry["stage"] != stage or entry["step"] <= step]
+    kept = [entry for entry in _stored(file) if entry["stage"] != stage or entry["step"] <= step]
     new = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in kept)
     if new != text:
         files.write_text(file, new)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.profiler import TraceAnnotation
 
 from rlhf_jax.parallel import processes
-from rlhf_jax.runtime import files, run
+from rlhf_jax.runtime import files, metric_names, run
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.metrics import MetricsLog, Window
 from rlhf_jax.runtime.progress import Progress
@@ -36,7 +36,7 @@ class Best:
     """Which evaluation is the best, so that the stage ends with that state and may stop early."""
 
     metric: str
-    """Name of a metric that `on_eval` returns."""
+    """Bare name of a metric that `on_eval` returns."""
     mode: Literal["min", "max"] = "min"
     patience: int | None = None
     """Evaluations without a gain after which the stage stops; None never stops early."""
@@ -65,7 +65,7 @@ class StagePlan:
     """How long a stage is, and what is saved, logged and evaluated when."""
 
     name: str
-    """Its checkpoints are in `checkpoints/NAME`."""
+    """Its kind first (`metric_names.kind`); its checkpoints are in `checkpoints/NAME`."""
     n_steps: int
     """Updates."""
     save_every: int
@@ -111,10 +111,12 @@ def run_stage(
       directory: the run; a stage named in its `profile` writes a trace of its third to fifth update.
       state: where the stage starts; copied, so that an `update` that donates its argument leaves the caller's alive.
       update: (state, step) -> (state, metrics); step counts from 0 and is the position in the data. `metrics` are
-        scalars; `skipped` says how many optimiser steps of this update were skipped as non-finite.
+        scalars by the bare names of `metric_names`; `skipped` says how many optimiser steps of this update were skipped
+        as non-finite.
       plan: its name, how long it is, and what is saved, logged and evaluated when.
     Returns: the final (or best) state.
-    Raises: NonFiniteError naming stage and step; RunError for storage problems; SystemExit(75) after SIGTERM or SIGINT
+    Raises: ValueError at the first log line with a name that `metric_names` does not have for this kind of stage;
+      NonFiniteError naming stage and step; RunError for storage problems; SystemExit(75) after SIGTERM or SIGINT
       once the running update is done and saved (a second signal does not wait).
     """
     name, n_steps = plan.name, plan.n_steps
@@ -160,7 +162,9 @@ def run_stage(
                 gained = _evaluate(plan, loop, state, log)
                 window.restart_clock()
             if loop.stopped_early or plan.due(plan.log_every, loop.step):
-                progress.show(loop.step, log.write(loop.step, window.summary()))
+                line = window.summary()
+                log.write(loop.step, line)
+                progress.show(loop.step, line)
             if gained or loop.stopped_early or stopping or plan.due(plan.save_every, loop.step):
                 _count_skipped(plan, loop, window)
                 _save(checkpoints, state, loop, window)
@@ -215,7 +219,9 @@ def _start(plan: StagePlan, checkpoints: Checkpoints, state: State) -> tuple[Sta
         files.notice(f"{plan.name}: starts, {plan.n_steps} steps")
         return jax.tree.map(_own_copy, state), Loop(), Window()
     files.notice(f"{plan.name}: continues at step {found.step} of {plan.n_steps}")
-    return found.state, Loop(**found.extra["loop"]), Window(found.extra["window"])
+    window = found.extra["window"]
+    sums = metric_names.bare(plan.name, window["sums"])  # An older version may have begun the window.
+    return found.state, Loop(**found.extra["loop"]), Window({**window, "sums": sums})
 
 
 def _own_copy(leaf: Any) -> Any:

@@ -24,7 +24,7 @@ from rlhf_jax.stages.setup import Setup
 
 STAGE = "ppo"
 Probe = Callable[[Params, int], Mapping[str, float]]
-"""Measures a policy after a number of updates: (parameters, updates done) to metrics by full name (`ppo/…`)."""
+"""Measures a policy after a number of updates: (parameters, updates done) to metrics by their bare names (`world/mean_utility`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +132,7 @@ def align(
         prompts = layout.batch(config.batch_size, own_prompts)
         state, metrics, rollout = iterate(state, prompts, reference, scorer)
         metrics |= surface(layout.fetch(rollout), setup.vocab.rec)
-        named = {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
-        return state, {**named, **start}
+        return state, {**metrics, **start}
 
     def evaluate(state: ppo.PPOState, index: int) -> Mapping[str, float]:
         return truth(layout.fetch(state.params), index) if truth is not None else {}

@@ -25,6 +25,7 @@ from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
 from rlhf_jax.runtime.files import RunError, notice, write_json, write_npz
+from rlhf_jax.runtime.metric_names import kind
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import on_mesh, reward_params
@@ -117,6 +118,19 @@ def label(
     return tables[0], tables[1], labeller
 
 
+def labels_folder(stage: str) -> str:
+    """Where the labels lie that a stage of this kind is trained on.
+
+    Raises: ValueError for a stage of another kind.
+    Examples:
+      >>> labels_folder("reward_model"), labels_folder("reward_model-shift")
+      ('labels', 'labels-shift')
+    """
+    if kind(stage) != STAGE:
+        raise ValueError(f"stage {stage!r} trains no reward model: its name must begin with {STAGE!r}")
+    return f"labels{stage.removeprefix(STAGE)}"
+
+
 class Proxy(NamedTuple):
     """What stands for a user's satisfaction while nobody is asked: R_φ and the weights of its components."""
 
@@ -144,9 +158,8 @@ def train(
     Returns: the reward model (its tree whole, on one device) with the weights, and the gate's report (also in `STAGE.json`).
     Raises: GateError where the gate is `stop` and a held-out correlation is too low.
     """
-    labels = stage.replace(STAGE, "labels", 1)
     agent, seed, layout = setup.agent, setup.seed, setup.layout
-    train_table, held_out_table, _ = label(run, setup.corpus, config.labels, folder_name=labels)
+    train_table, held_out_table, _ = label(run, setup.corpus, config.labels, folder_name=labels_folder(stage))
     training = _turns(setup, setup.corpus.train, train_table, config.max_turns)
     held_out = _turns(setup, setup.corpus.validation, held_out_table, config.validation_turns)
     key = jax.random.key(seed)
@@ -183,8 +196,7 @@ def train(
         rows = batch_indices(len(training), seed=seed, step=index, batch_size=config.batch_size)
         batch = layout.batch(len(rows), lambda own: training.batch(rows[own]))
         state, metrics = step(state, batch, layout.same(stream_key(key, "reward_model/dropout", index)))
-        metrics |= {"learning_rate": rate(index)}
-        return state, {name if name == "skipped" else f"{STAGE}/{name}": value for name, value in metrics.items()}
+        return state, metrics | {"learning_rate": rate(index)}
 
     predict = jax.jit(lambda params, inputs: agent.score_tokens(params, inputs[0], inputs[1], None))
 
@@ -193,7 +205,7 @@ def train(
         report = correlations(
             _predictions(predict, layout.fetch(state.average), held_out), held_out.labels, held_out.label_mask, weights
         )
-        return {f"{STAGE}/validation/{_metric(name)}": value for name, value in report.items()}
+        return {f"validation/{_metric(name)}": value for name, value in report.items()}
 
     final = run_stage(
         run,
@@ -206,7 +218,7 @@ def train(
             log_every=max(1, min(20, per_epoch // 5)),
             on_eval=evaluate,
             eval_every=max(1, per_epoch // config.evaluations_per_epoch),
-            best=Best(f"{STAGE}/validation/pearson", "max", config.patience),
+            best=Best("validation/pearson", "max", config.patience),
         ),
     )
     trained = layout.fetch(final.average)

@@ -196,7 +196,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         batch = own_rows(text_batch(*batches.batch(index)), layout)
         state, metrics = step(state, batch, known, layout.same(stream_key(key, "sft/dropout", index)))
-        return state, _named(metrics | {"learning_rate": rate(index)})
+        return state, metrics | {"learning_rate": rate(index)}
 
     per_epoch = max(1, steps // config.epochs)
     final = run_stage(
@@ -210,7 +210,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
             log_every=max(1, min(50, per_epoch // 10)),
             on_eval=validation(setup, loss, known, config),
             eval_every=max(1, per_epoch // config.evaluations_per_epoch),
-            best=Best("sft/validation/loss", "min", config.patience),
+            best=Best("validation/loss", "min", config.patience),
         ),
     )
     return jax.jit(compose, static_argnums=2)(layout.fetch(final.average), knowledge, agent.grammar.first_item)
@@ -236,10 +236,6 @@ def own_rows(batch: TextBatch, layout: Layout) -> TextBatch:
     return layout.batch(
         rows, lambda own: jax.tree.map(lambda leaf: leaf[own], batch) if own != slice(0, rows) else batch
     )
-
-
-def _named(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name if name == "skipped" else f"sft/{name}": value for name, value in metrics.items()}
 
 
 def text_batch(tokens: np.ndarray, mask: np.ndarray, targets: GrammarTargets) -> TextBatch:
@@ -288,7 +284,7 @@ def validation(setup: Setup, loss: Callable[..., LossSums], knowledge: ItemKnowl
                 total[name] = total.get(name, 0.0) + float(value)
                 total[f"{name} n"] = total.get(f"{name} n", 0.0) + float(count)
         return {
-            f"sft/validation/{name}": total[name] / max(total[f"{name} n"], 1.0)
+            f"validation/{name}": total[name] / max(total[f"{name} n"], 1.0)
             for name in ("loss", "word_nll", "item_nll", "fresh_item_nll")
         }
 

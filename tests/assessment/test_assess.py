@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_jax.assessment import comparison
 from rlhf_jax.assessment.assess import Assessment, load, save
 from rlhf_jax.assessment.users import response_message
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import Dialogue, ranking_rows
 from rlhf_jax.evaluation.ranking import rank_rows
+from rlhf_jax.evaluation.results import Sides
 from rlhf_jax.evaluation.text import GeneratedTurn
 
 
@@ -45,6 +47,20 @@ def test_saved_and_loaded(tmp_path: Path, assessment: Assessment, dialogues: tup
     for decoding, values in assessment.users.items():
         for metric, per_user in values.items():
             np.testing.assert_array_equal(found.users[decoding][metric], per_user)
+
+
+def test_which_systems_are_compared_is_said_or_last_against_first(assessment: Assessment) -> None:
+    systems = {name: {0: assessment} for name in ("sft", "ppo", "dpo")}
+    assert comparison.last_against_first(systems) == Sides("dpo", "sft")
+    assert comparison.last_against_first({"sft": {}}) is None and comparison.last_against_first({}) is None
+
+    def compared(**chosen: Sides) -> set[Sides | None]:
+        found = comparison.results(systems, {}, split="toy/test", same_test=False, **chosen)
+        assert {r.split for r in found} == {"toy/test-users-sampled", "toy/test-users-greedy"}
+        return {r.sides for r in found} - {None}
+
+    assert compared() == {Sides("dpo", "sft")}
+    assert compared(compared=Sides("ppo", "dpo")) == {Sides("ppo", "dpo")}
 
 
 def test_listed_items_that_are_not_mentioned_come_first(vocab: Vocabulary) -> None:

@@ -74,7 +74,7 @@ def watch(judge: SatisfactionJudge, setup: Setup, seen: list[float]) -> alignmen
         scores = judge(histories, replies, {})
         assert ((scores >= 1) & (scores <= 5)).all()
         seen.append(float(scores.mean()))
-        return {"ppo/judge/score": seen[-1]}
+        return {"judge/score": seen[-1]}
 
     return probe
 

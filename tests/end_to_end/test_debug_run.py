@@ -17,7 +17,8 @@ import pytest
 
 from fingerprint import fingerprint
 from rlhf_jax.reporting.run_report import read_results
-from rlhf_jax.runtime.metric_names import check, qualified
+from rlhf_jax.runtime.metric_names import STAGES as STAGES_OF_TABLE
+from rlhf_jax.runtime.metric_names import check
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.stage import stage_arrays
 
@@ -105,7 +106,31 @@ def test_every_logged_metric_is_in_the_table(finished: Path) -> None:
     assert {entry["stage"] for entry in entries} == set(STAGES)
     for entry in entries:
         for name in set(entry) - {"stage", "step"}:
-            check(qualified(entry["stage"], name))
+            check(entry["stage"], name)
+
+
+def test_every_metric_of_the_table_is_logged(finished: Path) -> None:
+    logged = {
+        (entry["stage"], check(entry["stage"], name))
+        for entry in read_metrics(finished / "metrics.jsonl")
+        for name in set(entry) - {"stage", "step"}
+    }
+    table = {
+        (stage, metric): name
+        for stage, groups in STAGES_OF_TABLE.items()
+        for group in groups
+        for name, metric in group.items()
+    }
+    # What a way is measured by in `reward_hacking.py` alone.
+    measured = {
+        "text/bleu4",
+        "text/bleu4_one_hot",
+        "judge/score",
+        "validation/score_raw",
+        "validation/kl_k1",
+        "validation/response_length",
+    }
+    assert {name for key, name in table.items() if key not in logged} == measured
 
 
 def test_results_are_complete(finished: Path) -> None:
@@ -143,9 +168,8 @@ def test_the_report_shows_plots_that_exist(finished: Path) -> None:
 
 def test_the_first_ratio_is_one_and_the_sampler_agrees(finished: Path) -> None:
     updates = [entry for entry in read_metrics(finished / "metrics.jsonl") if entry["stage"] == "ppo"]
-    named = [{qualified("ppo", name): value for name, value in entry.items()} for entry in updates]
-    ratios = [entry["ppo/policy/first_ratio_max_deviation"] for entry in named if "ppo/policy/loss" in entry]
-    mismatches = [entry["ppo/policy/sampler_mismatch"] for entry in named if "ppo/policy/loss" in entry]
+    ratios = [entry["policy/first_ratio_max_deviation"] for entry in updates if "policy/loss" in entry]
+    mismatches = [entry["policy/sampler_mismatch"] for entry in updates if "policy/loss" in entry]
     assert len(ratios) == json.loads((finished / "config.json").read_text())["config"]["align"]["updates"]
     assert max(ratios) < 1e-5
     assert max(mismatches) < 1e-4

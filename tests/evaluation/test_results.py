@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation.bootstrap import by_dialogue, difference_over_seeds
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, Sides, Split, difference_name, shown_system, sides_of
 
 
 def entry(**changes) -> Result:
@@ -25,6 +25,52 @@ def test_round_trip():
     assert set(entry().to_json()) == {
         "name", "value", "n", "protocol", "split", "interval", "seeds", "definition",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [("ppo", "sft"), ("full", "best_of_8"), ("kl0.05+length", "sft"), ("transferred, shared, SFT", "copy")],
+)
+def test_a_difference_names_its_sides(left: str, right: str):
+    name = difference_name(left, right)
+    assert sides_of(name) == Sides(left, right) and Sides(left, right).name == name
+    assert sides_of(left) is None and shown_system(name) == f"{left} − {right}"
+    found = entry(name=f"{name}/hr@10", definition="difference of means of: share")
+    assert found.is_difference and Result.from_json(found.to_json()).sides == Sides(left, right)
+
+
+def test_a_minus_sign_alone_makes_no_difference():
+    signal = entry(name="TF-IDF, titles/auc", definition="AUC of liked against disliked items")
+    assert not signal.is_difference and signal.sides is None
+    with pytest.raises(ValueError, match="system 'best-of-8' cannot be compared"):
+        difference_name("best-of-8", "sft")
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("redial/test", Split("redial", "test")),
+        ("redial/test-sampled", Split("redial", "test", "sampled")),
+        ("world/test-users-sampled", Split("world", "test", "sampled", users=True)),
+        ("plain: world/test-users-greedy", Split("plain: world", "test", "greedy", users=True)),
+        ("opendialkg-book/test", Split("opendialkg-book", "test")),
+        ("opendialkg-book/test, catalogue movie+book", Split("opendialkg-book", "test, catalogue movie+book")),
+        ("redial/uss-held-out", Split("redial", "uss-held-out")),
+        ("hackable/users", Split("hackable", "users")),
+        ("crs-response-ratings", Split("crs-response-ratings")),
+        ("debug, seed 0: world/validation", Split("debug, seed 0: world", "validation")),
+    ],
+)
+def test_a_split_is_a_value(text: str, split: Split):
+    assert Split.parse(text) == split and str(split) == text
+    assert split.drawn(None) == Split(split.corpus, split.part)
+
+
+def test_a_split_of_users_says_how_they_were_answered():
+    with pytest.raises(ValueError, match="split world/test: decoding None, expected one of greedy, sampled"):
+        Split("world", "test", users=True)
+    with pytest.raises(ValueError, match="decoding 'beam'"):
+        Split("world", "test").drawn("beam")
 
 
 def test_numbers_that_json_cannot_hold_become_null():

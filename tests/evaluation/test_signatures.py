@@ -7,11 +7,11 @@ import pytest
 from rlhf_jax.evaluation.signatures import SIGNATURES, Band, Warnings, band, departure, logged, warnings
 
 LINES = [
-    {"stage": "ppo-kl0", "step": 1, "ppo/loss": 0.1, "ppo/text/response_length": 8.0, "ppo/text/bleu4": 5.0},
-    {"stage": "ppo-kl0", "step": 2, "ppo/loss": 0.1, "ppo/text/response_length": 9.0},
-    {"stage": "ppo-kl0", "step": 2, "ppo/text/bleu4": 4.0},
-    {"stage": "ppo-kl0", "step": 3, "ppo/loss": 0.1, "ppo/text/response_length": None},
-    {"stage": "ppo-kl0-length", "step": 1, "ppo/loss": 0.1, "ppo/text/response_length": 7.0},
+    {"stage": "ppo-kl0", "step": 1, "loss": 0.1, "text/response_length": 8.0, "text/bleu4": 5.0},
+    {"stage": "ppo-kl0", "step": 2, "loss": 0.1, "text/response_length": 9.0},
+    {"stage": "ppo-kl0", "step": 2, "text/bleu4": 4.0},
+    {"stage": "ppo-kl0", "step": 3, "loss": 0.1, "text/response_length": None},
+    {"stage": "ppo-kl0-length", "step": 1, "loss": 0.1, "text/response_length": 7.0},
 ]
 
 
@@ -47,9 +47,9 @@ def test_warnings_by_seed() -> None:
     def run(longer_from: int) -> list[dict]:
         lines = []
         for step in range(1, 11):
-            values = {f"ppo/{metric}": 1.0 for metric in SIGNATURES}
-            values["ppo/text/response_length"] = 3.0 if step - 1 >= longer_from else 1.0
-            lines.append({"stage": "ppo-kl0", "step": step, "ppo/loss": 0.0, **values})
+            values: dict[str, float] = dict.fromkeys(SIGNATURES, 1.0)
+            values["text/response_length"] = 3.0 if step - 1 >= longer_from else 1.0
+            lines.append({"stage": "ppo-kl0", "step": step, "loss": 0.0, **values})
         return lines
 
     start = {metric: [0.9, 1.0, 1.1, 1.0] for metric in SIGNATURES}

@@ -48,12 +48,12 @@ def finished(config: reward_hacking.Config) -> Path:
 def test_the_way_is_measured_from_its_start_to_its_end(finished: Path) -> None:
     lines = [entry for entry in read_metrics(finished / "seed-0" / "metrics.jsonl") if entry["stage"] == STAGE]
     for name in {name for line in lines for name in line if name not in ("stage", "step")}:
-        metric_names.check(metric_names.qualified("ppo", name))
+        metric_names.check(STAGE, name)
     for metric in ("world/mean_utility", "world/kl_k1", "text/bleu4", "validation/score_raw"):
-        assert [line["step"] for line in lines if f"ppo/{metric}" in line] == [1, 1, 2, 3], metric
-    assert sum("ppo/objective/sentiment_reward_correlation" in line for line in lines) == 3
+        assert [line["step"] for line in lines if metric in line] == [1, 1, 2, 3], metric
+    assert sum("objective/sentiment_reward_correlation" in line for line in lines) == 3
     # The way begins at its own reference, and leaves it: the start's evaluation stands in the first update's line.
-    kl = {(line["step"], "ppo/loss" in line): line["ppo/world/kl_k3"] for line in lines if "ppo/world/kl_k3" in line}
+    kl = {(line["step"], "loss" in line): line["world/kl_k3"] for line in lines if "world/kl_k3" in line}
     assert abs(kl[1, True]) < 1e-6 < kl[3, False]
     before = read_json(finished / "seed-0" / "before_learning.json")[STAGE]
     assert set(before) == set(SIGNATURES) and all(len(values) == 3 for values in before.values())

@@ -87,9 +87,9 @@ def test_every_variant_is_paid_by_its_own_signals(ablation: ablate_reward.Config
     entries = read_metrics(ablation.run_dir / "seed-0" / "metrics.jsonl")
     assert {entry["stage"] for entry in entries} == {"ppo-full", "ppo-engagement"}
     for entry in entries:
-        parts = [entry[f"ppo/objective/{name}_raw"] for name in ("engagement", "relevance", "sentiment")]
+        parts = [entry[f"objective/{name}_raw"] for name in ("engagement", "relevance", "sentiment")]
         paid = np.mean(parts) if entry["stage"] == "ppo-full" else parts[0]
-        assert entry["ppo/objective/score_raw"] == pytest.approx(paid, abs=1e-4)
+        assert entry["objective/score_raw"] == pytest.approx(paid, abs=1e-4)
 
 
 def test_the_ablations_report_ends_with_verdicts(ablation: ablate_reward.Config) -> None:

@@ -121,7 +121,7 @@ def test_first_minibatch_has_ratio_one_and_every_metric_is_there(
     state, metrics, rollout = one_program(state, prompts(B), ref_params, jnp.asarray(REWARD))
     assert set(metrics) == NAMES
     for name in NAMES:
-        metric_names.check(metric_names.qualified("ppo", name))
+        metric_names.check("ppo", name)
     chex.assert_tree_all_finite(metrics)
     assert metrics["policy/first_ratio_max_deviation"] < 1e-5
     assert metrics["policy/sampler_mismatch"] < 1e-5

@@ -90,7 +90,7 @@ def main(names: list[str], meshes: list[str]) -> None:
                 "arrays": [[one.kind, "+".join(one.axes), list(one.shape), one.size] for one in arrays],
                 "seconds": time.process_time() - begin,
             }
-    if "reward" in names and "2x2x2" in meshes:
+    if "reward_model" in names and "2x2x2" in meshes:
         layout = Partition(make_mesh(MeshConfig(*MESHES["2x2x2"])))
         alone, spread = steps("unrolled", ONE_DEVICE), steps("scan", layout)
         found["scan"] = {

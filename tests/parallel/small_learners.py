@@ -178,7 +178,11 @@ def ppo_learner(layout: Layout, config: PPOConfig = PPO) -> Learner:
     return Learner(state, iteration, lambda index: (prompts(index), *fixed))
 
 
-LEARNERS: dict[str, Callable[[Layout], Learner]] = {"sft": sft_learner, "reward": reward_learner, "ppo": ppo_learner}
+LEARNERS: dict[str, Callable[[Layout], Learner]] = {
+    "sft": sft_learner,
+    "reward_model": reward_learner,
+    "ppo": ppo_learner,
+}
 DEEP = {
     "unrolled": functools.partial(reward_learner, n_layer=3),
     "scan": functools.partial(reward_learner, n_layer=3, layers="scan", remat="full"),

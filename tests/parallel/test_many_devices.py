@@ -90,8 +90,8 @@ def arrays(facts: dict[str, Any], kind: str, axes: str, least: int = 0) -> list[
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_reward_models_step_talks_no_more_than_the_textbook(eight_devices: Facts, mesh: str) -> None:
     """L = 1; the table in docs/scaling.md."""
-    facts, (data, fsdp, tensor) = eight_devices["reward"][mesh], MESHES[mesh]
-    params = LEARNERS["reward"](ONE_DEVICE).state.params
+    facts, (data, fsdp, tensor) = eight_devices["reward_model"][mesh], MESHES[mesh]
+    params = LEARNERS["reward_model"](ONE_DEVICE).state.params
     row_axes = "+".join(axis for axis, size in (("data", data), ("fsdp", fsdp)) if size > 1)
     rows = ROWS // (data * fsdp)
     # Every gradient is summed over the rows once.

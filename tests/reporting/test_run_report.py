@@ -8,18 +8,20 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import DIFFERENCE, Result, sides_of
 from rlhf_jax.reporting import diagnostics, plots, result_tables, run_figures, run_report
 
 
 def result(name: str, value: float, *, protocol: str = "full", half: float = 0.01, **changes) -> Result:
     fields = {"n": 100, "split": "toy/test", "interval": (value - half, value + half), "seeds": (0, 1, 2)}
-    fields |= {"definition": f"definition of {name.split('/')[1]}"} | changes
+    system, metric = name.split("/")
+    text = f"definition of {metric}"
+    fields |= {"definition": text if sides_of(system) is None else f"{DIFFERENCE}: {text}"} | changes
     return Result(name, value, protocol=protocol, **fields)
 
 
 def metric_lines(n_updates: int = 8) -> list[dict]:
-    lines = [{"stage": "sft", "step": step, "loss": 5.0 / step, "token_nll": 4.0 / step} for step in (1, 2, 3)]
+    lines = [{"stage": "sft", "step": step, "loss": 5.0 / step, "word_nll": 4.0 / step} for step in (1, 2, 3)]
     for update in range(1, n_updates + 1):
         line = {
             "stage": "ppo",
@@ -168,10 +170,10 @@ def test_results_round_trip_and_refuse_doubles(tmp_path: Path):
         run_report.read_results(tmp_path)
 
 
-def test_series_takes_names_with_and_without_the_stage():
+def test_series_are_of_one_stage_and_null_is_a_gap():
     lines = [
         {"stage": "ppo", "step": 1, "objective/kl_k1": 1.0},
-        {"stage": "ppo", "step": 2, "ppo/objective/kl_k1": None},
+        {"stage": "ppo", "step": 2, "objective/kl_k1": None},
         {"stage": "sft", "step": 3, "objective/kl_k1": 3.0},
     ]
     steps, values = run_figures.series(lines, "ppo", "objective/kl_k1")
@@ -214,8 +216,7 @@ def test_a_study_without_a_known_truth_has_no_panel_of_it():
 
 def test_stages_of_one_kind_have_pages_of_their_own(tmp_path: Path):
     lines = metric_lines()
-    named = [{"ppo/" + name if "/" in name else name: value for name, value in line.items()} for line in lines]
-    variants = [line | {"stage": f"ppo-{name}"} for name in ("kl0", "kl1") for line in named if line["stage"] == "ppo"]
+    variants = [line | {"stage": f"ppo-{name}"} for name in ("kl0", "kl1") for line in lines if line["stage"] == "ppo"]
     models = [{"stage": "reward_model-shift", "step": 1, "loss": 1.0, "loss/sentiment": 0.5}]
     titles = [section.title for section in run_figures.sections([*models, *variants], [])]
     assert titles[1:4] == ["Reward model training: reward_model-shift", "PPO: ppo-kl0", "PPO: ppo-kl1"]

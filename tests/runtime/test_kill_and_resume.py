@@ -68,9 +68,9 @@ def test_signal_saves_and_exits_with_75(
         toy_stage.main(str(folder), 0.0, int(number), 6)
     assert exit_info.value.code == 75
     assert "stopped and saved at step 7 of 12" in capfd.readouterr().err
-    assert (folder / "checkpoints" / "first" / "7").is_dir()
+    assert (folder / "checkpoints" / "sft-first" / "7").is_dir()
     toy_stage.main(str(folder))
-    assert "first: continues at step 7 of 12" in capfd.readouterr().err
+    assert "sft-first: continues at step 7 of 12" in capfd.readouterr().err
     same_end(folder)
 
 
@@ -79,8 +79,8 @@ def test_signal_in_the_last_update_finishes_the_stage_first(tmp_path: Path, same
     with pytest.raises(SystemExit) as exit_info:
         toy_stage.main(str(folder), 0.0, int(signal.SIGTERM), toy_stage.N_STEPS - 1)
     assert exit_info.value.code == 75
-    assert (folder / "checkpoints" / "first" / "done.json").exists()
-    assert not (folder / "checkpoints" / "second").exists()
+    assert (folder / "checkpoints" / "sft-first" / "done.json").exists()
+    assert not (folder / "checkpoints" / "sft-second").exists()
     toy_stage.main(str(folder))
     same_end(folder)
 

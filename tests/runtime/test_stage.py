@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.runtime import files, run
-from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.metrics import Window, read_metrics
 from rlhf_jax.runtime.stage import Best, NonFiniteError, StagePlan, run_stage, stage_arrays
 
 QUIET: dict[str, Any] = {"save_every": 2}
@@ -27,7 +27,7 @@ def directory(tmp_path: Path) -> Iterator[run.RunDirectory]:
 
 
 def add_one(state: dict, step: int) -> tuple[dict, dict]:
-    return {"w": state["w"] + 1}, {"sft/loss": np.float32(step)}
+    return {"w": state["w"] + 1}, {"loss": np.float32(step)}
 
 
 def start() -> dict[str, jax.Array]:
@@ -79,17 +79,17 @@ def test_donated_states_leave_the_callers_arrays_alive(directory: run.RunDirecto
 
 def test_the_best_state_comes_out_and_patience_stops(directory: run.RunDirectory) -> None:
     losses = {2: 3.0, 4: 1.0, 6: float("nan"), 8: 2.0, 10: 0.5}
-    arguments = {"eval_every": 2, "best": Best("validation_loss", patience=2), "keep": 1, "log_every": 3}
+    arguments = {"eval_every": 2, "best": Best("validation/loss", patience=2), "keep": 1, "log_every": 3}
 
     def on_eval(state: dict, step: int) -> dict:
-        return {"validation_loss": losses[step]}
+        return {"validation/loss": losses[step]}
 
     for _ in range(2):
         state = run_stage(directory, start(), add_one, StagePlan("sft", 10, on_eval=on_eval, **arguments, **QUIET))
         assert state["w"].tolist() == [4.0, 4.0]
     done = json.loads((directory.checkpoints / "sft" / "done.json").read_text())
     assert (done["step"], done["last_step"], done["best_value"], done["stopped_early"]) == (4, 8, 1.0, True)
-    assert [line["validation_loss"] for line in lines(directory) if "validation_loss" in line] == [3.0, 1.0, None, 2.0]
+    assert [line["validation/loss"] for line in lines(directory) if "validation/loss" in line] == [3.0, 1.0, None, 2.0]
     assert [line["step"] for line in lines(directory) if "loss" in line] == [3, 6, 8]
 
 
@@ -165,6 +165,58 @@ def test_updates_that_could_not_be_continued_are_refused(
         run_stage(directory, start(), update, StagePlan("sft", 2, **QUIET))
 
 
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_an_unknown_metric_stops_the_run_at_its_first_line(directory: run.RunDirectory, evaluates: bool) -> None:
+    def update(state: dict, step: int) -> tuple[dict, dict]:
+        return state, {"loss": 1.0} if evaluates else {"loss": 1.0, "objective/kl_k2": 1.0}
+
+    on_eval = (lambda state, step: {"validation/score": 1.0}) if evaluates else None
+    name, close = ("validation/score", "validation/score_raw") if evaluates else ("objective/kl_k2", "")
+    with pytest.raises(ValueError, match=f"stage 'ppo-full' logs '{name}', which is not in the table.*{close}"):
+        every = 1 if evaluates else None
+        run_stage(directory, start(), update, StagePlan("ppo-full", 3, on_eval=on_eval, eval_every=every, **QUIET))
+    assert lines(directory) == []
+
+
+def test_what_an_older_version_logged_is_read_by_bare_names(directory: run.RunDirectory) -> None:
+    old = {"stage": "ppo-full", "step": 1, "ppo/objective/kl_k1": 2.0, "skipped": 0}
+    file = directory.path / "metrics.jsonl"
+    file.write_text(json.dumps(old) + "\n")
+    run_stage(
+        directory, start(), lambda state, step: (state, {"objective/kl_k1": 3.0}), StagePlan("ppo-full", 2, **QUIET)
+    )
+    # The stage began anew, so that its old lines are gone; those of another stage stay as they were written.
+    assert [(line["step"], line["objective/kl_k1"]) for line in lines(directory)] == [(1, 3.0), (2, 3.0)]
+    other = json.dumps(old | {"stage": "ppo-other"}) + "\n"
+    file.write_text(other)
+    run_stage(directory, start(), add_one, StagePlan("sft", 1, **QUIET))
+    assert file.read_text().startswith(other)
+    assert lines(directory)[0] == {"stage": "ppo-other", "step": 1, "objective/kl_k1": 2.0, "skipped": 0}
+
+
+def test_a_window_that_an_older_version_began_goes_on(
+    directory: run.RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def update(state: dict, step: int) -> tuple[dict, dict]:
+        if step == 2 and not (directory.path / "failed").exists():
+            (directory.path / "failed").touch()
+            raise OSError("a cable")
+        return state, {"objective/kl_k1": float(step)}
+
+    stored = Window.stored
+
+    def old_names(window: Window) -> dict[str, Any]:
+        found = stored(window)
+        return found | {"sums": {f"ppo/{name}": pair for name, pair in found["sums"].items()}}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Window, "stored", old_names)
+        with pytest.raises(OSError, match="a cable"):
+            run_stage(directory, start(), update, StagePlan("ppo-full", 4, log_every=4, **QUIET))
+    run_stage(directory, start(), update, StagePlan("ppo-full", 4, log_every=4, **QUIET))
+    assert lines(directory) == [{"stage": "ppo-full", "step": 4, "objective/kl_k1": 1.5, "skipped": 0}]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -191,4 +243,4 @@ def test_tensorboard_gets_the_numbers(directory: run.RunDirectory) -> None:
     directory = dataclasses.replace(directory, trackers=("tensorboard",))
     run_stage(directory, start(), add_one, StagePlan("sft", 2, save_every=2))
     (events,) = (directory.path / "tensorboard" / "sft").iterdir()
-    assert b"loss" in events.read_bytes()
+    assert b"sft/loss" in events.read_bytes()

@@ -36,8 +36,8 @@ def test_wandb_gets_every_line_and_the_same_id_when_continued(tmp_path: Path, mo
             run.open_run(tmp_path / "run", {"seed": 3}, trackers=("wandb",)) as directory,
             metrics.MetricsLog(directory, "sft", step) as log,
         ):
-            log.write(step + 1, {"sft/loss": 0.5})
-    assert fake.logged == [(1, {"loss": 0.5}), (2, {"loss": 0.5})]
+            log.write(step + 1, {"loss": 0.5})
+    assert fake.logged == [(1, {"sft/loss": 0.5}), (2, {"sft/loss": 0.5})]
     assert fake.finished == 2
     first, second = fake.started
     assert first["id"] == second["id"] and first["resume"] == "allow" and first["config"] == {"seed": 3}

@@ -52,11 +52,11 @@ def main(path: str, pause: float = 0.0, signal_number: int = 0, signal_step: int
         return learn(state, DATA[step * 8 : (step + 1) * 8], keys.stream_key(root, "noise", step))
 
     def on_eval(state: dict, step: int) -> dict:
-        return {"validation_loss": float(jnp.sum(state["weights"] ** 2) * (1000 if step == 4 else 1))}
+        return {"validation/loss": float(jnp.sum(state["weights"] ** 2) * (1000 if step == 4 else 1))}
 
     with run.open_run(path, {"steps": N_STEPS}, trackers=()) as directory, signals.exits_on_signals():
         state = start(7)
-        for name in ("first", "second"):
+        for name in ("sft-first", "sft-second"):
             state = stage.run_stage(
                 directory,
                 state,
@@ -68,7 +68,7 @@ def main(path: str, pause: float = 0.0, signal_number: int = 0, signal_step: int
                     log_every=3,
                     on_eval=on_eval,
                     eval_every=4,
-                    best=stage.Best("validation_loss", "max"),
+                    best=stage.Best("validation/loss", "max"),
                 ),
             )
         result = {"weights": state["weights"], "key": jax.random.key_data(state["key"])}

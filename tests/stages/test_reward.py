@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.interfaces import COMPONENTS
-from rlhf_jax.stages.reward import correlations, results
+from rlhf_jax.stages.reward import correlations, labels_folder, results
 
 N = 40
 
@@ -63,3 +63,17 @@ def test_the_gates_numbers_become_results() -> None:
     found = results(report, split="world/validation", seed=3)
     assert [r.name for r in found] == ["reward_model/pearson", *(f"reward_model/pearson_{name}" for name in COMPONENTS)]
     assert all(r.n == 7 and r.seeds == (3,) and r.interval == (0.4, 0.6) for r in found)
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder"),
+    [("reward_model", "labels"), ("reward_model-shift", "labels-shift"), ("reward_model-level-2", "labels-level-2")],
+)
+def test_labels_lie_beside_the_stage_that_reads_them(stage: str, folder: str) -> None:
+    assert labels_folder(stage) == folder
+
+
+@pytest.mark.parametrize("stage", ["ppo-shift", "reward_models"])
+def test_another_stage_has_no_labels(stage: str) -> None:
+    with pytest.raises(ValueError, match=f"stage '{stage}' trains no reward model"):
+        labels_folder(stage)

@@ -29,7 +29,9 @@ def difference(
     name: str, value: float, interval: tuple[float, float], seeds=(0, 1, 2), place: str = "", **other
 ) -> Result:
     protocol = other.get("protocol", "full")
-    return Result(f"{name}", value, 10, protocol, f"toy/test{place}", interval, seeds, "a number", std=0.01)
+    return Result(
+        f"{name}", value, 10, protocol, f"toy/test{place}", interval, seeds, "difference of: a number", std=0.01
+    )
 
 
 def test_verdicts_claim_no_more_than_the_numbers() -> None:
@@ -143,7 +145,7 @@ def test_seeds_are_done_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_a_table_has_only_columns_that_were_measured() -> None:
     found = [difference("full-sft/hr@5", 0.1, (0.05, 0.15)), difference("level-sft/hr@5", 0.0, (-0.05, 0.05))]
-    measures = (Measure("HR@5", "full", "hr@5"), Measure("judge", "sampled", "judge", "-sampled"))
+    measures = (Measure("HR@5", "full", "hr@5"), Measure("judge", "sampled", "judge", "sampled"))
     lines = tables.table(found, ["full-sft", "level-sft", "sentiment-sft"], measures, "toy/test").splitlines()
     assert lines[0] == "|  | HR@5 |"
     assert lines[2] == "| full − sft | +0.100 ± 0.010 [+0.050, +0.150] **▲** |"
@@ -190,6 +192,15 @@ def test_prompts_are_as_long_as_the_window_asks_for(tiny: Tiny) -> None:
     network = dataclasses.replace(tiny.setup.network, n_positions=20)
     smaller = tiny.setup._replace(agent=dataclasses.replace(tiny.agent, network=network))
     assert windows.fitted_data(smaller, 4, max_cut=0.0).context_tokens == 12
+
+
+def test_a_seed_is_done_when_all_it_ends_with_is_there(tmp_path: Path) -> None:
+    written = ("diagnostics.md", "cases/truth-shift.npz")
+    (tmp_path / "cases").mkdir()
+    for name in written:
+        assert not common.is_done(tmp_path, written)
+        (tmp_path / name).touch()
+    assert common.is_done(tmp_path, written)
 
 
 def test_a_seed_that_is_done_belongs_to_its_foundation(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_report_and_figures(study: Study, tmp_path: Path) -> None:
     fitted = [line for line in text.splitlines() if line.startswith("| KL 0.2 | ")][1]
     assert fitted.count("not reached [") == 2
     way = next(iter(study.ways))
-    lines = [[{"stage": way.stage, "step": s, "ppo/objective/entropy": 1.0 / s} for s in (1, 2)] for _ in study.seeds]
+    lines = [[{"stage": way.stage, "step": s, "objective/entropy": 1.0 / s} for s in (1, 2)] for _ in study.seeds]
     hacking_report.figures(study, tmp_path, lines)
     assert {file.name for file in tmp_path.iterdir()} == {
         f"{name}.{kind}" for name in ("along_the_path", "signatures", "ppo") for kind in ("svg", "png")

@@ -59,14 +59,14 @@ def test_distance_is_the_log_ratio_of_the_reply(tiny: Tiny) -> None:
 def test_measured_once_and_read_back(probe: PathProbe, tiny: Tiny) -> None:
     measure = probe.probe("ppo-kl0")
     start, later = measure(tiny.reference, 0), measure(tiny.policy, 4)
-    assert start["ppo/validation/kl_k1"] == pytest.approx(0.0, abs=1e-4) and later["ppo/validation/kl_k1"] > 0.1
+    assert start["validation/kl_k1"] == pytest.approx(0.0, abs=1e-4) and later["validation/kl_k1"] > 0.1
     assert set(start) == {
-        "ppo/validation/score_raw",
-        "ppo/validation/kl_k1",
-        "ppo/validation/response_length",
-        "ppo/text/bleu4",
-        "ppo/text/bleu4_one_hot",
-        "ppo/judge/score",
+        "validation/score_raw",
+        "validation/kl_k1",
+        "validation/response_length",
+        "text/bleu4",
+        "text/bleu4_one_hot",
+        "judge/score",
     }
     # Stored: other parameters are not looked at, and every way begins where the first did.
     assert measure(tiny.reference, 4) == later
@@ -77,7 +77,7 @@ def test_measured_once_and_read_back(probe: PathProbe, tiny: Tiny) -> None:
     answers = probe.answers("ppo-kl0", tiny.policy, 4)
     np.testing.assert_array_equal(walk.kl[1], answers.kl)
     np.testing.assert_array_equal(walk.truth[1], answers.judge)
-    assert walk.proxy[1].mean() == pytest.approx(later["ppo/validation/score_raw"])
+    assert walk.proxy[1].mean() == pytest.approx(later["validation/score_raw"])
     assert walk.units == tuple(f"seed 3, {turn.dialogue}" for turn in answers.turns)
     assert read_walk(probe.folder, "ppo-kl0", seed=3, same_cases=True).units[0] == answers.turns[0].dialogue
     with pytest.raises(RunError, match="no measurements of ppo-kl1"):
@@ -87,7 +87,7 @@ def test_measured_once_and_read_back(probe: PathProbe, tiny: Tiny) -> None:
 def test_bleu_before_learning_is_drawn_again_each_time(probe: PathProbe) -> None:
     scores = probe.bleu_before_learning()
     assert len(scores) == 3 and probe.bleu_before_learning() == scores
-    replies = [probe.answers("x", probe.reference, 0, repeat=repeat).replies for repeat in range(4)]
+    replies = [probe.answers("x", probe.against.reference, 0, repeat=repeat).replies for repeat in range(4)]
     assert any(said != replies[0] for said in replies[1:])
 
 

@@ -25,7 +25,7 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import supervised
 from rlhf_jax.stages.agent import make_agent
 from rlhf_jax.stages.items import compose, item_knowledge
-from rlhf_jax.stages.setup import DataConfig
+from rlhf_jax.stages.setup import DataConfig, Setup
 from rlhf_jax.stages.supervised import SupervisedConfig
 from studies.foundation import FoundationConfig
 from studies.transfer import measure as transfer
@@ -168,10 +168,11 @@ def test_imitation_with_separate_embeddings_is_stored_and_read_again(plain: Path
     vocab = Vocabulary.train(training_texts(corpus.train), corpus.items, 300)
     network = GPT2Config(vocab_size=vocab.size, n_positions=64, n_embd=8, n_layer=1, n_head=1)
     agent = make_agent(vocab, network, max_items=2, response_tokens=8)
+    setup = Setup(config.data, corpus, vocab, agent, seed=0)
     found = []
     for _ in range(2):
         with open_run(tmp_path / "run", {}, trackers=()) as run:
-            found.append(supervised.train(run, corpus, vocab, agent, config.sft, seed=0))
+            found.append(supervised.train(run, setup, config.sft))
     assert all(map(np.array_equal, jax.tree.leaves(found[0]), jax.tree.leaves(found[1])))
 
 

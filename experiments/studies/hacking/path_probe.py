@@ -64,18 +64,18 @@ class PathProbe:
             answers = self.answers(way, params, updates)
             texts, references = zip(*((turn.text, turn.reference) for turn in answers.turns), strict=True)
             found = {
-                "ppo/validation/score_raw": float(answers.proxy.mean()),
-                "ppo/validation/kl_k1": float(answers.kl.mean()),
-                "ppo/validation/response_length": float(np.mean([turn.n_tokens for turn in answers.turns])),
-                "ppo/text/bleu4": corpus_bleu(texts, references)[0],
-                "ppo/text/bleu4_one_hot": float(
+                "validation/score_raw": float(answers.proxy.mean()),
+                "validation/kl_k1": float(answers.kl.mean()),
+                "validation/response_length": float(np.mean([turn.n_tokens for turn in answers.turns])),
+                "text/bleu4": corpus_bleu(texts, references)[0],
+                "text/bleu4_one_hot": float(
                     np.mean([one_hot_bleu(*pair) for pair in zip(texts, references, strict=True)])
                 ),
             }
             if answers.judge is not None:
-                found["ppo/judge/score"] = float(answers.judge.mean())
+                found["judge/score"] = float(answers.judge.mean())
             users = self.users(way, params, updates)
-            return found | {f"ppo/world/{metric}": float(np.mean(values)) for metric, values in users.items()}
+            return found | {f"world/{metric}": float(np.mean(values)) for metric, values in users.items()}
 
         return measure
 

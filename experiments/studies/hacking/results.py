@@ -10,7 +10,7 @@ import numpy as np
 from rlhf_jax.evaluation import over_optimisation
 from rlhf_jax.evaluation import signatures as failure_signatures
 from rlhf_jax.evaluation.over_optimisation import FORMS, Fit, Floats, Form, Means, Onset
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import DIFFERENCE, Result, difference_name
 from rlhf_jax.evaluation.signatures import SIGNATURES, Warnings
 from rlhf_jax.runtime.files import RunError, read_json
 from rlhf_jax.runtime.metrics import read_metrics
@@ -159,8 +159,8 @@ def results(study: Study, *, split: str, truth: str) -> list[Result]:
         n, system = one.means.n, way.system
         for metric, values in (("proxy_score", one.means.proxy), (truth, one.means.truth)):
             value, interval, std = gain(one.means, values)
-            text = f"difference of: {metric} of sampled replies, after the last update minus before the first"
-            add(f"{system}-sft/{metric}", value, n, text, interval, std)
+            text = f"{DIFFERENCE}: {metric} of sampled replies, after the last update minus before the first"
+            add(f"{difference_name(system, 'sft')}/{metric}", value, n, text, interval, std)
         distance = float(one.means.over_seeds(one.means.distance)[0, -1])
         add(f"{system}/sqrt_kl", distance, n, "√KL to the reference after the last update, nats^½ per reply")
         for form, fit in one.fits.items():

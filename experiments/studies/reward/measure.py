@@ -101,11 +101,11 @@ def measure(
         _held_out(foundation, params, training, held_out, n).save(path)
 
 
-def stored(folder: Path, *, sentiments: Sequence[Sentiment], fractions: Sequence[float], kinds: Sequence[str]) -> bool:
-    """Whether a seed's run directory holds all cases."""
+def case_files(*, sentiments: Sequence[Sentiment], fractions: Sequence[float], kinds: Sequence[str]) -> list[str]:
+    """What the run directory of a seed that is done holds."""
     names = [f"{kind}-{form}" for kind in kinds for form in sentiments]
     names += [f"curve-{sentiments[0]}-{number}" for number in range(len(fractions))]
-    return all((folder / "cases" / f"{name}.npz").exists() for name in names)
+    return [f"cases/{name}.npz" for name in names]
 
 
 def read_labels(foundation: Foundation, form: Sentiment) -> tuple[_LabelledSplit, _LabelledSplit]:
@@ -119,7 +119,7 @@ def read_labels(foundation: Foundation, form: Sentiment) -> tuple[_LabelledSplit
         ("validation", corpus.validation, config.reward.validation_turns),
     )
     for name, dialogues, limit in splits:
-        path = foundation.path / f"labels-{form}" / f"{name}.npz"
+        path = foundation.path / reward.labels_folder(f"{reward.STAGE}-{form}") / f"{name}.npz"
         if not path.exists():
             raise RunError(f"{path} is missing: the foundation was laid without labels of the sentiment {form}")
         table = LabelTable.load(path)

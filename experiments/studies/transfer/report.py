@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf_jax.data.opendialkg_sources import DOMAINS, DomainName
 from rlhf_jax.evaluation import ranking, text
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, difference_name, shown_system
 from rlhf_jax.interfaces import Corpus
 from rlhf_jax.reporting import plots, result_tables
 from rlhf_jax.reporting.run_figures import Entries
@@ -51,7 +51,7 @@ def results(measured: Measurements, references: References) -> list[Result]:
                 found += ranking.ranking_results(name, tables, split=split, metrics=METRICS)
             for a, b in pairs(list(runs)) + [(name, "copy") for name in runs if name.startswith(TRANSFERRED)]:
                 sides = rankings[a], (known | rankings)[b]
-                found += ranking.difference_results(f"{a}-{b}", *sides, split=split, metrics=METRICS)
+                found += ranking.difference_results(difference_name(a, b), *sides, split=split, metrics=METRICS)
         found += _text(runs, split=split_name(tested, "both"))
     return found
 
@@ -66,7 +66,7 @@ def _text(runs: Mapping[str, Mapping[int, DomainTest]], *, split: str) -> list[R
     for name, answers in turns.items():
         found += text.text_results(name, answers, split=split, seeds=sorted(runs[name]))
     for a, b in pairs(list(runs)):
-        found += text.text_differences(f"{a}-{b}", turns[a], turns[b], split=split, seeds=sorted(runs[a]))
+        found += text.text_differences(difference_name(a, b), turns[a], turns[b], split=split, seeds=sorted(runs[a]))
     return [result for result in found if result.metric in TEXT]
 
 
@@ -88,11 +88,12 @@ def cell_of(found: Sequence[Result], name: str, protocol: str, split: str) -> Re
 
 def verdicts(found: Sequence[Result]) -> list[str]:
     """One line a direction and question, from HR@5 in the tested domain's catalogue; claims as `report_tables.claim`."""
+    shared = f"{TRANSFERRED}, shared, SFT"
     questions = (
-        ("SFT with shared embeddings − copying the context", f"{TRANSFERRED}, shared, SFT-copy"),
-        ("transferred − in domain, SFT with shared embeddings", f"{TRANSFERRED}, shared, SFT-{IN_DOMAIN}, shared, SFT"),
-        ("shared − separate embeddings, SFT", f"{TRANSFERRED}, shared, SFT-{TRANSFERRED}, separate, SFT"),
-        ("PPO − SFT with shared embeddings", f"{TRANSFERRED}, shared, PPO-{TRANSFERRED}, shared, SFT"),
+        ("SFT with shared embeddings − copying the context", difference_name(shared, "copy")),
+        ("transferred − in domain, SFT with shared embeddings", difference_name(shared, f"{IN_DOMAIN}, shared, SFT")),
+        ("shared − separate embeddings, SFT", difference_name(shared, f"{TRANSFERRED}, separate, SFT")),
+        ("PPO − SFT with shared embeddings", difference_name(f"{TRANSFERRED}, shared, PPO", shared)),
     )
     lines = []
     for tested in DOMAINS:
@@ -160,9 +161,9 @@ def report_text(found: Sequence[Result], corpus: Corpus, chapters: Sequence[str]
 
 def _table(found: Sequence[Result], split: str, *, differences: bool) -> str:
     here = [r for r in found if r.split == split and r.protocol != "text"]
-    systems = [name for name in dict.fromkeys(r.system for r in here) if ("-" in name) == differences]
+    systems = list(dict.fromkeys(r.system for r in here if r.is_difference == differences))
     rows = [
-        [_shown(name), *(result_tables.cell(cell_of(here, f"{name}/{m}", p, split)) for p, m in SHOWN)]
+        [shown_system(name), *(result_tables.cell(cell_of(here, f"{name}/{m}", p, split)) for p, m in SHOWN)]
         for name in systems
     ]
     n = " / ".join(str(next(r.n for r in here if r.protocol == protocol)) for protocol in ("full", "fresh"))
@@ -173,15 +174,10 @@ def _table(found: Sequence[Result], split: str, *, differences: bool) -> str:
 def _text_table(found: Sequence[Result], split: str) -> str:
     here = [r for r in found if r.split == split and r.protocol == "text"]
     rows = [
-        [_shown(name), *(result_tables.cell(cell_of(here, f"{name}/{metric}", "text", split)) for metric in TEXT)]
+        [shown_system(name), *(result_tables.cell(cell_of(here, f"{name}/{metric}", "text", split)) for metric in TEXT)]
         for name in dict.fromkeys(r.system for r in here)
     ]
     return result_tables.markdown_table([f"n = {here[0].n}", "BLEU-4", "tokens", "repetition"], rows)
-
-
-def _shown(name: str) -> str:
-    left, minus, right = name.partition("-")
-    return f"{left} − {right}" if minus else left
 
 
 def figures(found: Sequence[Result], folder: Path, curves: Mapping[str, Sequence[Entries]]) -> None:
@@ -191,7 +187,7 @@ def figures(found: Sequence[Result], folder: Path, curves: Mapping[str, Sequence
       curves: the `metrics.jsonl` lines of every seed's PPO, by model, for the page of diagnostics.
     """
     plots.save(diagnostics({name: ("ppo", entries) for name, entries in curves.items()}), folder, "ppo")
-    alone = [r for r in found if "-" not in r.system]
+    alone = [r for r in found if not r.is_difference]
     systems = sorted(dict.fromkeys(r.system for r in alone), key=_order)
     kinds = {name: _kind(name) for name in systems}
     panels: dict[str, list[tuple[str, Result]]] = {}
