@@ -46,7 +46,9 @@ def section(gates: Mapping[str, Sequence[Gate]]) -> list[str]:
     """
     if not gates:
         return []
-    names = dict.fromkeys([SUM, *(name for of_seeds in gates.values() for gate in of_seeds for name in gate["pearson"])])
+    names = dict.fromkeys(
+        [SUM, *(name for of_seeds in gates.values() for gate in of_seeds for name in gate["pearson"])]
+    )
     rows = []
     for label, of_seeds in gates.items():
         values = {name: [float(gate["pearson"].get(name, np.nan)) for gate in of_seeds] for name in names}

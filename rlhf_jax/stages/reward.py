@@ -293,9 +293,7 @@ def correlations(
     Returns: correlation by component name, and under `reward` the weighted sum's; 0 where a side does not vary.
     """
     predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
-    found = {
-        name: _gated(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(names)
-    }
+    found = {name: _gated(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(names)}
     needed = [index for index, weight in enumerate(weights) if weight != 0]
     whole = label_mask[:, needed].all(axis=1)
     return found | {"reward": _gated(weighted_sum(predicted[whole], weights), weighted_sum(labels[whole], weights))}
