@@ -23,12 +23,14 @@ import miniature
 from command_line import preset_and_options, start
 from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
+from rlhf_jax.feedback.components import weights_of
+from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.launch import StartConfig, prepare, started
-from rlhf_jax.stages.reward import LabelOptions, RewardConfig
+from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
@@ -66,6 +68,9 @@ class Config(StartConfig):
     # Relevance pays for saying more of the same: an endless reply scores as a bad one, and length has a price.
     ppo: PPOConfig = PPOConfig(kl_coef=0.1, missing_eos_mode="replace", length_coef=0.05, length_free=12)
     assess: AssessmentConfig = AssessmentConfig(text_turns=1000)
+
+    def __post_init__(self) -> None:
+        weights_of(self.reward.components, self.ppo.component_weights)
 
 
 PRESETS = {

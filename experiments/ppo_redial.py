@@ -23,13 +23,15 @@ from command_line import preset_and_options, start
 from rlhf_jax.assessment import users
 from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
+from rlhf_jax.feedback.components import weights_of
+from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.simulators.world import WorldConfig, hackable
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.launch import StartConfig, prepare, started
-from rlhf_jax.stages.reward import LabelOptions, RewardConfig
+from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
@@ -49,6 +51,9 @@ class Config(StartConfig):
     align: AlignmentConfig = AlignmentConfig()
     ppo: PPOConfig = PPOConfig()
     assess: AssessmentConfig = AssessmentConfig()
+
+    def __post_init__(self) -> None:
+        weights_of(self.reward.components, self.ppo.component_weights)
 
 
 DEMO = Config(

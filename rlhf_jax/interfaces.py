@@ -18,8 +18,6 @@ Params = Any
 Role = Literal["seeker", "recommender"]
 UNKNOWN = 2
 """ReDial's third answer, "did not say", in `ItemLabel`."""
-COMPONENTS = ("engagement", "relevance", "sentiment")
-"""Order of the reward components in every `[..., C]` array."""
 
 
 class ItemLabel(NamedTuple):
@@ -157,6 +155,6 @@ class Sample(Protocol):
 
 @runtime_checkable
 class Score(Protocol):
-    """Raw reward components of finished responses, in the reward model's z-units, order `COMPONENTS`."""
+    """Raw reward components of finished responses, in the reward model's z-units, in the order of its components' names."""
 
     def __call__(self, params: Params, rollout: Rollout) -> Float[Array, "B C"]: ...

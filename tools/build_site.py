@@ -194,6 +194,7 @@ def page_groups() -> dict[str, list[Path]]:
     found = {
         "Start": [DOCS / "index.md"],
         "Course": [*sorted(NOTEBOOKS.glob("*.py")), *sorted((DOCS / "course").glob("*.md"))],
+        "How to": sorted((DOCS / "howto").glob("*.md")),
         "Algorithms": sorted((DOCS / "algorithms").glob("*.md")),
         "Results": [DOCS / "RESULTS.md", *sorted((DOCS / "results").glob("*.md"))],
         "Decisions": sorted((DOCS / "decisions").glob("*.md")),

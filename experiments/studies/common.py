@@ -19,7 +19,7 @@ from rlhf_jax.assessment.sampled import SampledAnswers, answers_file, load
 from rlhf_jax.evaluation import closed_loop, ranking, text
 from rlhf_jax.evaluation.ranking import RankTable
 from rlhf_jax.evaluation.results import Result, Split
-from rlhf_jax.interfaces import COMPONENTS
+from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.reporting import plots, result_tables, run_figures
 from rlhf_jax.reporting.plots import Line, Panel
 from rlhf_jax.reporting.run_figures import Entries

@@ -8,7 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rlhf_jax.interfaces import COMPONENTS, Params
+from rlhf_jax.feedback.components import COMPONENTS, equal_weights
+from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting import gates
 from rlhf_jax.runtime.files import RunError, as_json, read_json
 from rlhf_jax.runtime.run import RunDirectory, open_run
@@ -19,7 +20,7 @@ from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 Sentiment = Literal["shift", "level"]
-EQUAL = (1 / len(COMPONENTS),) * len(COMPONENTS)
+EQUAL = equal_weights(COMPONENTS)
 """α = β = γ: the weights a reward model's early stopping and gate look at."""
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import miniature
 from rlhf_jax.assessment.assess import AssessmentConfig
-from rlhf_jax.feedback.weak_labels import LabelOptions
+from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.simulators.world import WorldConfig, hackable
 from rlhf_jax.stages.alignment import AlignmentConfig

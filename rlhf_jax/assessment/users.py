@@ -48,7 +48,7 @@ class Responder:
             raise ValueError("best-of-n chooses among sampled replies, by a reward model")
         self._vocab, self._data = setup.vocab, setup.data
         self._params, self._reference = params, reference
-        self._reward_model, weights = (None, ()) if proxy is None else proxy
+        self._reward_model, weights = (None, ()) if proxy is None else (proxy.model, proxy.weights)
         self._key, self._calls = jax.random.key(setup.seed), 0
         self._moments = best_of and best_of.moments
         self._measured: dict[int, list[dict[str, float]]] = {}

@@ -34,6 +34,28 @@ class Turn(NamedTuple):
         return self.messages[0].time_offset
 
 
+class AnsweredTurn(NamedTuple):
+    """A system message that got an answer: what a weak label judges."""
+
+    dialogue: Dialogue
+    message_index: int
+    """Place of the system message in its dialogue."""
+    reply: Turn
+    """The user's next turn."""
+    dialogue_index: int = 0
+    """Place of the dialogue among those that are looked at."""
+
+    @property
+    def message(self) -> Message:
+        """The system message."""
+        return self.dialogue.messages[self.message_index]
+
+    @property
+    def context(self) -> tuple[Message, ...]:
+        """All messages before it."""
+        return self.dialogue.messages[: self.message_index]
+
+
 def turns(dialogue: Dialogue) -> tuple[Turn, ...]:
     """All turns of a dialogue in order; neighbouring turns have different speakers."""
     runs: list[list[int]] = []
@@ -77,6 +99,16 @@ def next_user_turn(dialogue: Dialogue, message_index: int) -> Turn | None:
         elif found:
             break
     return Turn("seeker", tuple(messages[index] for index in found), tuple(found)) if found else None
+
+
+def answered_turns(dialogues: Sequence[Dialogue]) -> list[AnsweredTurn]:
+    """Every system message that got an answer, in order of dialogues and messages."""
+    return [
+        AnsweredTurn(dialogue, index, reply, number)
+        for number, dialogue in enumerate(dialogues)
+        for index, message in enumerate(dialogue.messages)
+        if message.role == "recommender" and (reply := next_user_turn(dialogue, index)) is not None
+    ]
 
 
 def spell(parts: Sequence[str | int], titles: Mapping[int, str] | None = None, *, placeholder: str = "<movie>") -> str:

@@ -7,16 +7,30 @@ the literature's proxy, not as a good one.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from rlhf_jax.data.turns import Turn
+from rlhf_jax.data.turns import AnsweredTurn, Turn, spell
+from rlhf_jax.feedback.labelling import Signal, Training
 from rlhf_jax.interfaces import Dialogue
 
 Floats = NDArray[np.float64]
+
+
+def fit(training: Training) -> Signal:
+    """The form of the options; `latency` is fitted on the training turns."""
+    if training.options.engagement == "continuation":
+        return lambda turns: np.array(
+            [continuation(turn.dialogue, turn.message_index, turn.reply) for turn in turns], float
+        )
+    if training.options.engagement == "latency":
+        scale = fit_latency(*_times(training.turns))
+        return lambda turns: scale(*_times(turns))
+    return lambda turns: dwell_sim(_times(turns)[0])
 
 
 def reply_gap(dialogue: Dialogue, message_index: int, reply: Turn) -> float:
@@ -70,6 +84,14 @@ def fit_latency(gaps: Floats, message_words: Floats, reply_words: Floats) -> Lat
     scores = _normal_scores(sorted_gaps, gaps[known])
     coefficients, *_ = np.linalg.lstsq(_lengths(message_words[known], reply_words[known]), scores, rcond=None)
     return LatencyScale(sorted_gaps, coefficients)
+
+
+def _times(turns: Sequence[AnsweredTurn]) -> tuple[Floats, Floats, Floats]:
+    """Gaps in seconds, words of the messages, words of the replies. [N] each"""
+    gaps = [reply_gap(turn.dialogue, turn.message_index, turn.reply) for turn in turns]
+    words = [len(spell(turn.message.parts).split()) for turn in turns]
+    reply_words = [len(spell(turn.reply.parts).split()) for turn in turns]
+    return np.array(gaps, float), np.array(words, float), np.array(reply_words, float)
 
 
 def _normal_scores(sorted_gaps: Floats, gaps: Floats) -> Floats:

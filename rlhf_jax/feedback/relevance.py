@@ -15,12 +15,31 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rlhf_jax.data.items import spoken_decade
-from rlhf_jax.data.turns import spell
+from rlhf_jax.data.turns import AnsweredTurn, spell
+from rlhf_jax.feedback.encoders import default_cache, minilm_encoder
+from rlhf_jax.feedback.labelling import Signal, Training
 from rlhf_jax.interfaces import Item, Message
 
 Floats = NDArray[np.float64]
 Encoder = Callable[[Sequence[str]], Floats]
 """Texts to vectors, one row a text; a zero row means that nothing is known about the text."""
+
+
+def fit(training: Training) -> Signal:
+    """Cosines by the encoder of the options; TF-IDF is fitted on the training turns, MiniLM comes as it is."""
+    options, texts = training.options, item_texts(training.items, metadata=training.options.item_metadata)
+
+    def pairs(turns: Sequence[AnsweredTurn]) -> tuple[list[str], list[str]]:
+        contexts = [context_text(turn.context, texts, window=options.window) for turn in turns]
+        return contexts, [spell(turn.message.parts, texts, placeholder="") for turn in turns]
+
+    encoder = training.encoder
+    if encoder is None and options.relevance == "minilm":
+        encoder = minilm_encoder(options.minilm, cache=default_cache())
+    elif encoder is None:
+        contexts, responses = pairs(training.turns)
+        encoder = fit_tfidf([*contexts, *responses], n_components=options.n_components)
+    return lambda turns: cosine_relevance(encoder, *pairs(turns))
 
 
 def item_texts(items: Mapping[int, Item], *, metadata: bool) -> dict[int, str]:

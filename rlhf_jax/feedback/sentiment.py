@@ -12,13 +12,34 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from rlhf_jax.data.turns import next_user_turn
+from rlhf_jax.data.turns import AnsweredTurn, next_user_turn
+from rlhf_jax.feedback.encoders import RobertaScorer, default_cache, roberta_scorer
+from rlhf_jax.feedback.labelling import Signal, Training
 from rlhf_jax.interfaces import Dialogue
 
 Scorer = Callable[[str], float]
 """Sentiment of a text in [-1, 1]; 0 is neutral."""
+
+
+def fit(training: Training) -> Signal:
+    """The form and scorer of the options; nothing is fitted."""
+    options, scorer = training.options, training.scorer
+    if scorer is None and options.roberta is not None and options.scorer == "roberta":
+        scorer = roberta_scorer(options.roberta, cache=default_cache())
+    scorer = scorer or vader_scorer()
+
+    def signal(turns: Sequence[AnsweredTurn]) -> NDArray[np.float64]:
+        if isinstance(scorer, RobertaScorer):
+            around = (spoken_around(turn.dialogue, turn.message_index) for turn in turns)
+            scorer.prepare(text for pair in around for text in pair if text is not None)
+        felt = [sentiment(turn.dialogue, turn.message_index, scorer=scorer, form=options.sentiment) for turn in turns]
+        return np.array(felt, float)
+
+    return signal
 
 
 def vader_scorer() -> Scorer:

@@ -1,100 +1,69 @@
-"""Weak labels: engagement, relevance and sentiment of every system message that got an answer, z-scored on train.
+"""Weak labels: what the signals of a run say of every system message that got an answer, z-scored on train.
 
     R = α·z(engagement) + β·z(relevance) + γ·z(sentiment),   z(x) = (x − mean_train)/std_train
 
-Source: arXiv:2508.05289, its reward; the z-scores are ours, so that the weights compare like with like.
+Source: arXiv:2508.05289, its reward; the z-scores are ours, so that the weights compare like with like. These three are
+the default; which signals there are, and whether functions from outside join them, a run decides (`feedback.signals`).
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_jax.data.turns import Turn, next_user_turn, spell
-from rlhf_jax.feedback import engagement, relevance
-from rlhf_jax.feedback.encoders import RobertaScorer, default_cache, minilm_encoder, roberta_scorer
-from rlhf_jax.feedback.sentiment import Scorer, sentiment, spoken_around, vader_scorer
-from rlhf_jax.interfaces import COMPONENTS, Dialogue, Item
-
-Floats = NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelOptions:
-    """Which form of each signal is used."""
-
-    engagement: Literal["dwell_sim", "latency", "continuation"] = "dwell_sim"
-    """Simulated dwell, real reply latency, or whether the user goes on."""
-    sentiment: Literal["shift", "level"] = "shift"
-    """Change of the user's sentiment, or its level after the message."""
-    relevance: Literal["tfidf", "minilm"] = "tfidf"
-    """Encoder of relevance: TF-IDF fitted on the training split, or MiniLM's sentence vectors."""
-    scorer: Literal["vader", "roberta"] = "vader"
-    """Scorer of sentiment: VADER's lexicon, or a RoBERTa classifier's p(positive) − p(negative)."""
-    minilm: Path | None = None
-    """Hugging Face folder of MiniLM; None takes the package of the extra `minilm`."""
-    roberta: Path | None = None
-    """Hugging Face folder of the sentiment classifier; needed where `scorer` is roberta."""
-    window: int = 6
-    """Messages of context relevance compares with."""
-    n_components: int | None = 64
-    """Dimensions of the SVD after TF-IDF; None keeps the words. Not used by MiniLM."""
-    item_metadata: bool = True
-    """Whether an item is spelled out with genres, people and decade besides its title."""
-
-    def __post_init__(self) -> None:
-        if self.engagement not in ("dwell_sim", "latency", "continuation"):
-            raise ValueError(f"engagement must be dwell_sim, latency or continuation, got {self.engagement!r}")
-        if self.sentiment not in ("shift", "level"):
-            raise ValueError(f"sentiment must be shift or level, got {self.sentiment!r}")
-        if self.relevance not in ("tfidf", "minilm") or self.scorer not in ("vader", "roberta"):
-            raise ValueError(
-                f"relevance must be tfidf or minilm and scorer vader or roberta, got {self.relevance!r}, {self.scorer!r}"
-            )
-        if self.scorer == "roberta" and self.roberta is None:
-            raise ValueError("scorer roberta needs a Hugging Face folder with the classifier in `roberta`")
-        if self.window < 1:
-            raise ValueError(f"window must be positive, got {self.window}")
+from rlhf_jax.data.turns import AnsweredTurn, answered_turns
+from rlhf_jax.feedback import outside, relevance
+from rlhf_jax.feedback.components import COMPONENTS
+from rlhf_jax.feedback.labelling import Floats, LabelOptions, Signal, Training
+from rlhf_jax.feedback.sentiment import Scorer
+from rlhf_jax.feedback.signals import SIGNALS, check_signals
+from rlhf_jax.interfaces import Dialogue, Item
 
 
 class Standardiser(NamedTuple):
     """Mean and standard deviation of each component on the training split, NaN left out."""
 
     mean: Floats
-    """[3]"""
+    """[C]"""
     std: Floats
-    """[3]; 1 where a component never varies."""
+    """[C]; 1 where a component never varies."""
+    names: tuple[str, ...] = COMPONENTS
+    """Of the components, in their order."""
 
     def __call__(self, raw: Floats) -> Floats:
-        """z-scores; NaN stays NaN. [N, 3] -> [N, 3]"""
+        """z-scores; NaN stays NaN. [N, C] -> [N, C]"""
         return (raw - self.mean) / self.std
 
     def save(self, path: Path) -> None:
         """Writes JSON with the components' names."""
-        fields = {"components": list(COMPONENTS), "mean": self.mean.tolist(), "std": self.std.tolist()}
+        fields = {"components": list(self.names), "mean": self.mean.tolist(), "std": self.std.tolist()}
         path.write_text(json.dumps(fields, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Standardiser":
-        """Reads what `save` wrote. Raises ValueError for another order of components."""
+        """Reads what `save` wrote. Raises ValueError naming the file where it is something else."""
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.get("components") != list(COMPONENTS):
-            raise ValueError(f"{path}: components are {fields.get('components')}, expected {list(COMPONENTS)}")
-        return cls(np.array(fields["mean"], float), np.array(fields["std"], float))
+        try:
+            names, mean, std = fields["components"], np.array(fields["mean"], float), np.array(fields["std"], float)
+        except KeyError as error:
+            raise ValueError(f"{path}: {error} is missing") from error
+        if not len(names) == len(mean) == len(std):
+            raise ValueError(f"{path}: components are {names}, with {len(mean)} means and {len(std)} deviations")
+        return cls(mean, std, tuple(names))
 
 
-def fit_standardiser(raw: Floats) -> Standardiser:
+def fit_standardiser(raw: Floats, names: Sequence[str] = COMPONENTS) -> Standardiser:
     """Statistics of the known values of each component. Raises ValueError if a component has none."""
     known = np.isfinite(raw).sum(0)
     if not known.all():
-        missing = [name for name, n in zip(COMPONENTS, known, strict=True) if n == 0]
+        missing = [name for name, n in zip(names, known, strict=True) if n == 0]
         raise ValueError(f"no training row has a value for {', '.join(missing)} ({len(raw)} rows)")
     std = np.nanstd(raw, 0)
-    return Standardiser(np.nanmean(raw, 0), np.where(std > 1e-8, std, 1.0))
+    return Standardiser(np.nanmean(raw, 0), np.where(std > 1e-8, std, 1.0), tuple(names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,48 +77,53 @@ class LabelTable:
     message_indices: NDArray[np.int64]
     """Place of the system message in its dialogue. [N]"""
     raw: Floats
-    """Components in their own units, order COMPONENTS; NaN where undefined. [N, 3]"""
+    """Components in their own units, in the order of `names`; NaN where undefined. [N, C]"""
     z: Floats
-    """Standardised components, 0 where undefined. [N, 3]"""
+    """Standardised components, 0 where undefined. [N, C]"""
+    names: tuple[str, ...] = COMPONENTS
+    """Of the components."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """True where a component is defined. [N, 3]"""
+        """True where a component is defined. [N, C]"""
         return np.isfinite(self.raw)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is stored of it, for an npz file."""
-        return dataclasses.asdict(self)
+        """What is stored of it, for an npz file; names are in it where they are not the default three."""
+        arrays = dataclasses.asdict(self)
+        if self.names == COMPONENTS:
+            del arrays["names"]
+        else:
+            arrays["names"] = np.array(self.names)
+        return arrays
 
     @classmethod
     def load(cls, path: Path) -> "LabelTable":
         """Reads an npz file of `arrays`."""
-        with np.load(path) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        return cls(**arrays | {"names": tuple(map(str, arrays.get("names", COMPONENTS)))})
 
 
 @dataclasses.dataclass(frozen=True)
 class WeakLabeller:
     """Everything fitted on the training split; calling it labels any dialogues."""
 
-    options: LabelOptions
-    texts: Mapping[int, str]
-    """What stands for an item in a text."""
-    encoder: relevance.Encoder
-    scorer: Scorer
-    latency: engagement.LatencyScale | None
+    signals: Mapping[str, Signal]
+    """By the component's name, in the order of components."""
     standardiser: Standardiser
 
     def __call__(self, dialogues: Sequence[Dialogue]) -> LabelTable:
         """Labels every system message that got an answer."""
-        rows = list(_rows(dialogues))
-        raw = _raw(rows, self.options, self.texts, self.encoder, self.scorer, self.latency)
+        turns = answered_turns(dialogues)
+        raw = _raw(self.signals, turns)
         return LabelTable(
-            np.array([row.dialogue.dialogue_id for row in rows], dtype=np.str_),
-            np.array([row.dialogue_index for row in rows], dtype=np.int64),
-            np.array([row.message_index for row in rows], dtype=np.int64),
+            np.array([turn.dialogue.dialogue_id for turn in turns], dtype=np.str_),
+            np.array([turn.dialogue_index for turn in turns], dtype=np.int64),
+            np.array([turn.message_index for turn in turns], dtype=np.int64),
             raw,
             np.nan_to_num(self.standardiser(raw)),
+            tuple(self.signals),
         )
 
 
@@ -160,91 +134,37 @@ def fit_weak_labels(
     *,
     encoder: relevance.Encoder | None = None,
     scorer: Scorer | None = None,
+    functions: Sequence[str] = (),
 ) -> WeakLabeller:
-    """Fits TF-IDF, the latency scale and the standardiser on the training dialogues; MiniLM and RoBERTa come as they are.
+    """Fits the signals of the options, and the standardiser, on the training dialogues.
 
     Args:
       train: training split; nothing else is looked at.
       items: catalogue, for titles.
-      options: which form of each signal; what MiniLM and RoBERTa say is computed once and kept (`encoders.default_cache`).
+      options: which signals, and which form of each; what MiniLM and RoBERTa say is computed once and kept
+        (`encoders.default_cache`).
       encoder: replaces the encoder of the options.
       scorer: replaces the scorer of the options.
+      functions: `package.module:name` of rewards from outside, after the signals (`feedback.outside`).
     Returns: the labeller.
-    Raises: ValueError if a component has no value in any training row.
+    Raises: ValueError if a component has no value in any training row, or a function does not answer as it should.
     """
     options = options or LabelOptions()
-    texts = relevance.item_texts(items, metadata=options.item_metadata)
-    rows = list(_rows(train))
-    if not rows:
+    check_signals(options.signals)
+    turns = answered_turns(train)
+    if not turns:
         raise ValueError(f"none of the {len(train)} training dialogues has an answered system message")
-    if encoder is None and options.relevance == "minilm":
-        encoder = minilm_encoder(options.minilm, cache=default_cache())
-    elif encoder is None:
-        contexts, responses = _texts(rows, options, texts)
-        encoder = relevance.fit_tfidf([*contexts, *responses], n_components=options.n_components)
-    if scorer is None and options.roberta is not None and options.scorer == "roberta":
-        scorer = roberta_scorer(options.roberta, cache=default_cache())
-    scorer = scorer or vader_scorer()
-    latency = engagement.fit_latency(*_times(rows)) if options.engagement == "latency" else None
-    raw = _raw(rows, options, texts, encoder, scorer, latency)
-    return WeakLabeller(options, texts, encoder, scorer, latency, fit_standardiser(raw))
+    training = Training(turns, items, options, encoder, scorer)
+    signals = {name: SIGNALS[name](training) for name in options.signals}
+    signals |= {outside.parse(text).name: outside.as_signal(text, outside.load(text), items) for text in functions}
+    return WeakLabeller(signals, fit_standardiser(_raw(signals, turns), tuple(signals)))
 
 
 def weighted_sum(z: Floats, weights: Sequence[float]) -> Floats:
-    """α·engagement + β·relevance + γ·sentiment; [N, 3] -> [N]."""
+    """Σ_c weight · component, α·engagement + β·relevance + γ·sentiment by default; [N, C] -> [N]."""
     return z @ np.asarray(weights, float)
 
 
-class _Row(NamedTuple):
-    dialogue_index: int
-    dialogue: Dialogue
-    message_index: int
-    reply: Turn
-
-
-def _rows(dialogues: Sequence[Dialogue]) -> Iterator[_Row]:
-    for number, dialogue in enumerate(dialogues):
-        for index, message in enumerate(dialogue.messages):
-            if message.role == "recommender" and (reply := next_user_turn(dialogue, index)) is not None:
-                yield _Row(number, dialogue, index, reply)
-
-
-def _texts(rows: Sequence[_Row], options: LabelOptions, texts: Mapping[int, str]) -> tuple[list[str], list[str]]:
-    contexts = [
-        relevance.context_text(row.dialogue.messages[: row.message_index], texts, window=options.window) for row in rows
-    ]
-    return contexts, [spell(row.dialogue.messages[row.message_index].parts, texts, placeholder="") for row in rows]
-
-
-def _times(rows: Sequence[_Row]) -> tuple[Floats, Floats, Floats]:
-    """Gaps in seconds, words of the messages, words of the replies. [N] each"""
-    gaps = [engagement.reply_gap(row.dialogue, row.message_index, row.reply) for row in rows]
-    words = [len(spell(row.dialogue.messages[row.message_index].parts).split()) for row in rows]
-    reply_words = [len(spell(row.reply.parts).split()) for row in rows]
-    return np.array(gaps, float), np.array(words, float), np.array(reply_words, float)
-
-
-def _raw(
-    rows: Sequence[_Row],
-    options: LabelOptions,
-    texts: Mapping[int, str],
-    encoder: relevance.Encoder,
-    scorer: Scorer,
-    latency: engagement.LatencyScale | None,
-) -> Floats:
-    """Raw components of the rows. [N, 3]"""
-    if options.engagement == "continuation":
-        held = np.array([engagement.continuation(row.dialogue, row.message_index, row.reply) for row in rows], float)
-    elif latency is not None:
-        held = latency(*_times(rows))
-    else:
-        held = engagement.dwell_sim(_times(rows)[0])
-    contexts, responses = _texts(rows, options, texts)
-    near = relevance.cosine_relevance(encoder, contexts, responses)
-    if isinstance(scorer, RobertaScorer):
-        around = (spoken_around(row.dialogue, row.message_index) for row in rows)
-        scorer.prepare(text for pair in around for text in pair if text is not None)
-    felt = np.array(
-        [sentiment(row.dialogue, row.message_index, scorer=scorer, form=options.sentiment) for row in rows], float
-    )
-    return np.stack([held, near, felt], axis=1)
+def _raw(signals: Mapping[str, Signal], turns: Sequence[AnsweredTurn]) -> Floats:
+    """Raw components of the turns. [N, C]"""
+    return np.stack([signal(turns) for signal in signals.values()], axis=1)

@@ -56,6 +56,7 @@ class PPOState:
 
 def init(params: Params, optimizer: optax.GradientTransformation, config: PPOConfig, key: Key[Array, ""]) -> PPOState:
     """Before the first update. Copies `params`: the state is donated, and the reference often is the same arrays."""
+    config.check_components()
     params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     return PPOState(
         update=jnp.zeros((), jnp.int32),

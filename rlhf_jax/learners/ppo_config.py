@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from rlhf_jax.interfaces import COMPONENTS
+from rlhf_jax.feedback.components import COMPONENTS, equal_weights
 from rlhf_jax.learners.minibatch import PPOLossConfig
 
 MissingEosMode = Literal["subtract", "replace"]
@@ -35,10 +35,10 @@ class PPOConfig:
     """Nats per response."""
     kl_horizon: float = 10_000.0
     """Responses over which the coefficient may change by a fifth: at most by 1 ± 0.2·n/horizon in an update of n."""
-    component_weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
-    """α, β, γ of the reward components."""
+    component_weights: tuple[float, ...] = equal_weights(COMPONENTS)
+    """α, β, γ of the reward components, one each. A run whose reward has others than three takes the default as equal weights."""
     component_names: tuple[str, ...] = COMPONENTS
-    """Names the components are logged under."""
+    """Names the components are logged under; left as they are, a run takes those of its reward model."""
     normalise_components: bool = True
     """Running mean 0 and deviation 1 for each component before it is weighted."""
     normalise_score: bool = True
@@ -85,11 +85,8 @@ class PPOConfig:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip must be above 1: got {self.dual_clip}")
-        if len(self.component_weights) != len(self.component_names):
-            raise ValueError(
-                f"{len(self.component_weights)} component_weights for {len(self.component_names)} component_names: "
-                f"{self.component_weights} for {self.component_names}"
-            )
+        if self.component_names != COMPONENTS:  # The default gives way to the names of a run's reward model.
+            self.check_components()
         for name, allowed in (
             ("kl_control", ("fixed", "adaptive")),
             ("missing_eos_mode", ("subtract", "replace")),
@@ -97,6 +94,14 @@ class PPOConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}: got {getattr(self, name)!r}")
+
+    def check_components(self) -> None:
+        """Raises ValueError where a component has no name or no weight."""
+        if len(self.component_weights) != len(self.component_names):
+            raise ValueError(
+                f"{len(self.component_weights)} component_weights for {len(self.component_names)} component_names: "
+                f"{self.component_weights} for {self.component_names}"
+            )
 
     @property
     def loss(self) -> PPOLossConfig:

@@ -7,7 +7,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from rlhf_jax.equations.preference import regression_loss
-from rlhf_jax.interfaces import COMPONENTS, Params
+from rlhf_jax.feedback.components import COMPONENTS
+from rlhf_jax.interfaces import Params
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import TrainState
@@ -20,7 +21,7 @@ class RewardBatch:
     inputs: Any
     """Whatever `score_fn` reads (tokens and masks); rows on the first axis of every leaf."""
     labels: Float[Array, "B C"]
-    """Weak labels in z-units, order `COMPONENTS`; anything where the mask is False."""
+    """Weak labels in z-units, in the order of the components; anything where the mask is False."""
     label_mask: Bool[Array, "B C"]
 
 
@@ -45,16 +46,19 @@ def update(
     optimizer: optax.GradientTransformation,
     microbatches: int = 1,
     average_decay: float = 0.999,
+    names: tuple[str, ...] = COMPONENTS,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One step down the mean squared error over the labels that exist.
 
         loss = Σ m (R_φ − label)² / Σ m
 
+    Args:
+      names: of the components, in the order of the labels.
     Returns: the next state; the metrics of `sft.update` and `loss/<component>`, each over its own labels.
     """
 
     def loss_fn(params: Params, batch: RewardBatch, key: Key[Array, ""]) -> LossSums:
-        return regression_sums(score_fn(params, batch.inputs, key), batch.labels, batch.label_mask)
+        return regression_sums(score_fn(params, batch.inputs, key), batch.labels, batch.label_mask, names)
 
     return sft.update(
         state,
@@ -67,10 +71,16 @@ def update(
     )
 
 
-def regression_sums(scores: Float[Array, "B C"], labels: Float[Array, "B C"], mask: Bool[Array, "B C"]) -> LossSums:
+def regression_sums(
+    scores: Float[Array, "B C"],
+    labels: Float[Array, "B C"],
+    mask: Bool[Array, "B C"],
+    names: tuple[str, ...] = COMPONENTS,
+) -> LossSums:
     """Squared errors as sums over the labels that exist, together and by component."""
     errors = regression_loss(scores, labels, mask)
     loss, count = sft.sum_and_count(errors, mask)
-    names = COMPONENTS if scores.shape[1] == len(COMPONENTS) else tuple(str(c) for c in range(scores.shape[1]))
+    if len(names) != scores.shape[1]:
+        raise ValueError(f"{scores.shape[1]} components have the names {names}")
     parts = {f"loss/{name}": sft.sum_and_count(errors[:, c], mask[:, c]) for c, name in enumerate(names)}
     return LossSums(loss=loss, count=count, parts=parts, maxima={})

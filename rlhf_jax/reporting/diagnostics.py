@@ -17,9 +17,7 @@ LAST = 5
 """Log lines at the end that the table averages."""
 SHOWN: Mapping[str, str] = {
     "objective/score_raw": "score, raw",
-    "objective/engagement_raw": "engagement",
-    "objective/relevance_raw": "relevance",
-    "objective/sentiment_raw": "sentiment",
+    "objective/*_raw": "*",
     "objective/kl_k1": "KL, nats",
     "objective/entropy": "entropy, nats",
     "policy/clip_fraction": "clip fraction",
@@ -53,8 +51,11 @@ def write_diagnostics(run_dir: Path, *, title: str) -> Path:
 
 def _table(entries: Entries) -> str:
     stages = dict.fromkeys(entry["stage"] for entry in entries if kind(entry["stage"]) == "ppo")
-    rows = [[stage, *(_last(entries, stage, metric) for metric in SHOWN)] for stage in stages]
-    return result_tables.markdown_table(["stage", *SHOWN.values()], rows)
+    shown: dict[str, str] = {}
+    for stage in stages:
+        shown |= run_figures.spelled_out(SHOWN, entries, stage)
+    rows = [[stage, *(_last(entries, stage, metric) for metric in shown)] for stage in stages]
+    return result_tables.markdown_table(["stage", *shown.values()], rows)
 
 
 def _last(entries: Entries, stage: str, metric: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evaluation.results import Result, exclude_zero
-from rlhf_jax.interfaces import COMPONENTS
 from rlhf_jax.reporting.result_tables import cell, markdown_table
 from rlhf_jax.runtime.files import read_json, write_json
 from rlhf_jax.runtime.run import RunDirectory
@@ -47,10 +46,12 @@ def section(gates: Mapping[str, Sequence[Gate]]) -> list[str]:
     """
     if not gates:
         return []
-    names = (SUM, *COMPONENTS)
+    names = dict.fromkeys(
+        [SUM, *(name for of_seeds in gates.values() for gate in of_seeds for name in gate["pearson"])]
+    )
     rows = []
     for label, of_seeds in gates.items():
-        values = {name: [float(gate["pearson"][name]) for gate in of_seeds] for name in names}
+        values = {name: [float(gate["pearson"].get(name, np.nan)) for gate in of_seeds] for name in names}
         failed = [
             f"{called(name)} in {count} of {len(of_seeds)}"
             for name in names

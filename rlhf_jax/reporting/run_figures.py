@@ -1,13 +1,14 @@
 """Which curves stand on which page of a report."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from rlhf_jax.evaluation.results import Result, Sides
-from rlhf_jax.interfaces import COMPONENTS
+from rlhf_jax.feedback.components import COMPONENTS, RESERVED
 from rlhf_jax.reporting import gates, plots, result_tables
 from rlhf_jax.reporting.plots import Line, Panel
 from rlhf_jax.runtime.metric_names import kind
@@ -27,7 +28,7 @@ class Section(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What a panel shows: names of metrics without the stage, with the labels they get."""
+    """What a panel shows: names of metrics without the stage, with the labels they get; `*` is any component."""
 
     title: str
     metrics: Mapping[str, str]
@@ -45,13 +46,13 @@ LEARNING = (
 )
 CORRELATION = Curve(
     "Correlation, validation",
-    {f"validation/pearson_{name}": name for name in COMPONENTS} | {"validation/pearson": "sum"},
+    {"validation/pearson_*": "*", "validation/pearson": "sum"},
 )
-COMPONENT_LOSS = Curve("Loss by component", {f"loss/{name}": name for name in COMPONENTS}, bottom=0.0)
+COMPONENT_LOSS = Curve("Loss by component", {"loss/*": "*"}, bottom=0.0)
 PPO = (
     Curve("Score, raw", {"objective/score_raw": "α·E + β·R + γ·S"}, "z"),
     Curve("Score, as paid", {"objective/score_normalised": "score", "objective/non_score_reward": "KL penalty"}),
-    Curve("Components, raw", {f"objective/{name}_raw": name for name in COMPONENTS}, "z"),
+    Curve("Components, raw", {"objective/*_raw": "*"}, "z"),
     Curve("KL to the reference", {"objective/kl_k1": "k1", "objective/kl_k3": "k3"}, "nats per response"),
     Curve("KL coefficient", {"objective/kl_coef": "coefficient"}, "1/nat", 0.0),
     Curve("Entropy", {"objective/entropy": "entropy"}, "nats per token", 0.0),
@@ -65,7 +66,7 @@ PPO = (
     Curve("Response length", {"text/response_length": "tokens"}, "tokens", 0.0),
     Curve("Responses that end", {"text/eos_fraction": "share"}, bottom=0.0),
     Curve("Repetition and distinct-2", {"text/repetition": "repetition", "text/distinct_2": "distinct-2"}, bottom=0.0),
-    Curve("Correlation with the score as paid", {f"objective/{name}_reward_correlation": name for name in COMPONENTS}),
+    Curve("Correlation with the score as paid", {"objective/*_reward_correlation": "*"}),
     Curve("BLEU-4, evaluations", {"text/bleu4": "sacreBLEU"}, bottom=0.0),
 )
 TRUTH = ("world/mean_utility", "judge/score")
@@ -80,6 +81,30 @@ def series(entries: Entries, stage: str, metric: str) -> tuple[list[float], list
             steps.append(float(entry["step"]))
             values.append(math.nan if entry[metric] is None else float(entry[metric]))
     return steps, values
+
+
+def components(entries: Entries, stage: str, metric: str) -> list[str]:
+    """Components that a stage logged as `metric`, where `*` stands for the name: the default three first, then the others.
+
+    Examples:
+      >>> lines = [{"stage": "ppo", "step": 1, "objective/score_raw": 1.0, "objective/wit_raw": 2.0}]
+      >>> components(lines, "ppo", "objective/*_raw")
+      ['wit']
+    """
+    before, after = metric.split("*")
+    logged = dict.fromkeys(name for entry in entries if entry["stage"] == stage for name in entry)
+    pattern = re.compile(f"({kind(stage)}/)?{re.escape(before)}([^\\W\\d]\\w*){re.escape(after)}")
+    found = {match[2] for name in logged if (match := pattern.fullmatch(name))} - set(RESERVED)
+    return [*(name for name in COMPONENTS if name in found), *sorted(found - set(COMPONENTS))]
+
+
+def spelled_out(metrics: Mapping[str, str], entries: Entries, stage: str) -> dict[str, str]:
+    """Metrics and labels with every `*` replaced by the components that the stage logged."""
+    return {
+        metric.replace("*", name): label.replace("*", name)
+        for metric, label in metrics.items()
+        for name in (components(entries, stage, metric) if "*" in metric else [""])
+    }
 
 
 def sections(entries: Entries, results: Sequence[Result], *, gate: float = gates.GATE) -> list[Section]:
@@ -240,7 +265,8 @@ def _along_the_path(entries: Entries, truth: str) -> list[tuple[float, float, fl
 def _page(entries: Entries, stage: str, curves: Sequence[Curve]) -> Figures:
     panels = []
     for curve in curves:
-        drawn = [(label, series(entries, stage, metric)) for metric, label in curve.metrics.items()]
+        metrics = spelled_out(curve.metrics, entries, stage)
+        drawn = [(label, series(entries, stage, metric)) for metric, label in metrics.items()]
         lines = [Line(label, *xy) for label, xy in drawn if any(map(math.isfinite, xy[1]))]
         if lines:
             x_label = "update" if kind(stage) == "ppo" else "step"

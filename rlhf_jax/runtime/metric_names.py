@@ -6,7 +6,7 @@ the kinds that log it, then run
 
     python -m rlhf_jax.runtime.metric_names > docs/metrics.md
 
-`<component>` stands for each reward component, `<k>` for any cutoff, turn or other whole number.
+`<component>` stands for the name of any reward component, `<k>` for any cutoff, turn or other whole number.
 """
 
 import functools
@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rlhf_jax.interfaces import COMPONENTS
+from rlhf_jax.feedback.components import COMPONENTS
 
 
 class Metric(NamedTuple):
@@ -175,9 +175,10 @@ def markdown() -> str:
         "",
         'Every line of `metrics.jsonl` is `{"stage", "step", name: value, ...}`; TensorBoard and W&B call a value `stage/name`.',
         "Stages of one kind log the same names: `ppo-full` those of `ppo`. A name that is not in this table stops the run at its",
-        "first line. Values are means over the updates since the last line. `<component>` is one of "
+        "first line. Values are means over the updates since the last line. `<component>` is the name of a component of the run's",
+        "reward: "
         + ", ".join(f"`{component}`" for component in COMPONENTS)
-        + "; `<k>` any whole",
+        + ", or one of `--reward.function`; `<k>` any whole",
         "number; `<closed_loop>` one of " + ", ".join(f"`{name}`" for name in _CLOSED_LOOP) + ".",
     ]
     titles = (
@@ -206,7 +207,7 @@ def _patterns(kind: str) -> list[tuple[re.Pattern[str], Metric]]:
 def _pattern(name: str) -> re.Pattern[str]:
     text = re.escape(name)
     text = text.replace("<closed_loop>", f"({'|'.join(re.escape(metric) for metric in _CLOSED_LOOP)})")
-    text = text.replace("<component>", f"({'|'.join(COMPONENTS)})")
+    text = text.replace("<component>", r"[^\W\d]\w*")
     return re.compile(text.replace("<k>", "[0-9]+"))
 
 

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rlhf_jax.interfaces import COMPONENTS, Params, Rollout
+from rlhf_jax.interfaces import Params, Rollout
 
+N_COMPONENTS = 3
+"""As many as PPO weighs by default."""
 ScoreRollout = Callable[[Rollout], Float[Array, " B"]]
 
 
@@ -41,9 +43,9 @@ class Probe:
     """Optimal token at each place; None where every token is as good. T entries."""
 
     def score(self, params: Params, rollout: Rollout) -> Float[Array, "B C"]:
-        """The rule as a `Score`: every component carries it, so that weights of sum 1 return it. `params` is unused."""
+        """The rule as a `Score`: each of three components carries it, so that weights of sum 1 return it. `params` is unused."""
         del params
-        return jnp.broadcast_to(self.reward(rollout)[:, None], (rollout.finished.shape[0], len(COMPONENTS)))
+        return jnp.broadcast_to(self.reward(rollout)[:, None], (rollout.finished.shape[0], N_COMPONENTS))
 
 
 def constant_reward(value: float = 1.0, *, vocab_size: int = 4, response_length: int = 3) -> Probe:

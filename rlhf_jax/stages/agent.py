@@ -15,7 +15,8 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply, make_sample, make_score
 from rlhf_jax.decoding.sampler import Decoding
-from rlhf_jax.interfaces import COMPONENTS, Params, PolicyApply, PromptBatch, Sample, Score
+from rlhf_jax.feedback.components import COMPONENTS
+from rlhf_jax.interfaces import Params, PolicyApply, PromptBatch, Sample, Score
 from rlhf_jax.models import gpt2, heads
 from rlhf_jax.parallel.partition import Layout, OneDevice
 
@@ -145,9 +146,9 @@ def policy_params(trunk: Params, width: int) -> Params:
     return {"trunk": trunk, "value": value}
 
 
-def reward_params(trunk: Params, width: int, key: Key[Array, ""]) -> Params:
+def reward_params(trunk: Params, width: int, key: Key[Array, ""], n_components: int = len(COMPONENTS)) -> Params:
     """A reward model on a trained trunk, one head per component."""
-    return {"trunk": trunk, "reward": heads.init_reward_heads(key, width, len(COMPONENTS))}
+    return {"trunk": trunk, "reward": heads.init_reward_heads(key, width, n_components)}
 
 
 def copied(params: Params) -> Params:

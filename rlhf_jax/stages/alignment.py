@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.evaluation.text import repetition
+from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
@@ -83,13 +84,16 @@ def align(
 
     Args:
       trunk: supervised GPT-2: the policy's start and, frozen, the reference.
-      proxy: R_φ and what its components weigh, whatever weights `ppo_config` names.
+      proxy: R_φ and what its components weigh, whatever weights `ppo_config` names; also their names, where it leaves them
+        at the default.
       truth: a measurement the policy is not trained on, taken before the first update and then at most
         `config.evaluations` times, the last time at the end.
       stage: names the checkpoints and the lines of `metrics.jsonl`; a run with several PPO stages names each.
     """
     agent, seed, layout = setup.agent, setup.seed, setup.layout
     ppo_config = dataclasses.replace(ppo_config, component_weights=proxy.weights)
+    if ppo_config.component_names == COMPONENTS:
+        ppo_config = dataclasses.replace(ppo_config, component_names=proxy.names)
     windows = Windows(setup.vocab, setup.corpus.train, setup.data)
     dealt = PromptBatches(
         *windows.prompts(windows.turns()),

@@ -16,7 +16,7 @@ from rlhf_jax.parallel.processes import ProcessConfig, join, several
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
 from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.reward import RewardConfig
+from rlhf_jax.stages.reward import RewardConfig, check_functions
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up
 from rlhf_jax.stages.supervised import SupervisedConfig
 
@@ -83,8 +83,12 @@ class Pipeline(Protocol):
 
 
 def prepare(run: RunDirectory, config: Pipeline) -> Setup:
-    """Dialogues, vocabulary, network and the devices that train, checked against the sizes of every stage."""
+    """Dialogues, vocabulary, network and the devices that train, checked against the sizes of every stage.
+
+    Functions of the reward from outside are tried here. Raises: ValueError in one line, before anything is trained.
+    """
     setup = set_up(run, config.data, config.model, seed=config.seed, temperature=config.align.temperature)
+    check_functions(setup.corpus, config.reward)
     return setup._replace(
         layout=lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, config.ppo)
     )

@@ -15,11 +15,16 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
+from rlhf_jax.data.turns import answered_turns
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.association import pearson
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.feedback.weak_labels import LabelOptions, LabelTable, WeakLabeller, fit_weak_labels, weighted_sum
-from rlhf_jax.interfaces import COMPONENTS, Corpus, Dialogue, Params
+from rlhf_jax.feedback import outside
+from rlhf_jax.feedback.components import COMPONENTS, check_names, weights_of
+from rlhf_jax.feedback.labelling import LabelOptions
+from rlhf_jax.feedback.signals import check_signals
+from rlhf_jax.feedback.weak_labels import LabelTable, WeakLabeller, fit_weak_labels, weighted_sum
+from rlhf_jax.interfaces import Corpus, Dialogue, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
@@ -45,6 +50,8 @@ class RewardConfig:
 
     labels: LabelOptions = LabelOptions()
     """Which form of engagement, relevance and sentiment."""
+    function: tuple[str, ...] = ()
+    """Rewards of your own, `package.module:name`, each one more component; see docs/howto/your_own_reward.md."""
     epochs: int = 3
     """Passes over the labelled turns."""
     max_turns: int | None = None
@@ -71,6 +78,13 @@ class RewardConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--reward.{name.replace('_', '-')} must be at least 1: got {value}")
+        check_signals(self.labels.signals)
+        check_names(self.components)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the reward's components: signals of the package, then functions from outside."""
+        return (*self.labels.signals, *(outside.parse(text).name for text in self.function))
 
 
 class LabelledTurns:
@@ -83,6 +97,7 @@ class LabelledTurns:
         self.labels = table.z[rows].astype(np.float32)
         self.label_mask = table.mask[rows]
         self.dialogues = table.dialogue_ids[rows].tolist()
+        self.names = table.names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,12 +112,18 @@ class LabelledTurns:
             label_mask=jnp.asarray(self.label_mask[rows]),
         )
 
+    def correlations(
+        self, predicted: np.ndarray, weights: tuple[float, ...], rows: np.ndarray | slice = slice(None)
+    ) -> dict[str, float]:
+        """`correlations` of predictions with the labels of some turns."""
+        return correlations(predicted[rows], self.labels[rows], self.label_mask[rows], weights, self.names)
+
 
 def label(
-    run: RunDirectory, corpus: Corpus, options: LabelOptions, *, folder_name: str = "labels"
+    run: RunDirectory, corpus: Corpus, config: RewardConfig, *, folder_name: str = "labels"
 ) -> tuple[LabelTable, LabelTable, WeakLabeller]:
     """Weak labels of the training and validation split; raw values and statistics are stored with the run."""
-    labeller = fit_weak_labels(corpus.train, corpus.items, options)
+    labeller = fit_weak_labels(corpus.train, corpus.items, config.labels, functions=config.function)
     tables = []
     folder = run.path / folder_name
     folder.mkdir(exist_ok=True)
@@ -138,6 +159,19 @@ class Proxy(NamedTuple):
     """R_φ's tree."""
     weights: tuple[float, ...]
     """α, β, γ. [C]"""
+    names: tuple[str, ...] = COMPONENTS
+    """Of its components. C entries"""
+
+
+def check_functions(corpus: Corpus, config: RewardConfig) -> None:
+    """Tries the functions from outside on turns of the training split, before anything is trained.
+
+    Raises: ValueError in one line.
+    """
+    if config.function:
+        turns = answered_turns(corpus.train)
+        for text in config.function:
+            outside.probe(text, turns, corpus.items)
 
 
 def train(
@@ -153,17 +187,19 @@ def train(
 
     Args:
       trunk: supervised GPT-2, where R_φ starts.
-      weights: α, β, γ.
+      weights: α, β, γ; the default, a third each, stands for equal weights of whatever components `config` has.
       stage: names checkpoints, report and labels; a run with several reward models names each.
     Returns: the reward model (its tree whole, on one device) with the weights, and the gate's report (also in `STAGE.json`).
     Raises: GateError where the gate is `stop` and a held-out correlation is too low.
     """
+    names = config.components
+    weights = weights_of(names, weights)
     agent, seed, layout = setup.agent, setup.seed, setup.layout
-    train_table, held_out_table, _ = label(run, setup.corpus, config.labels, folder_name=labels_folder(stage))
+    train_table, held_out_table, _ = label(run, setup.corpus, config, folder_name=labels_folder(stage))
     training = _turns(setup, setup.corpus.train, train_table, config.max_turns)
     held_out = _turns(setup, setup.corpus.validation, held_out_table, config.validation_turns)
     key = jax.random.key(seed)
-    params = reward_params(trunk, agent.network.n_embd, stream_key(key, "reward_model/init", 0))
+    params = reward_params(trunk, agent.network.n_embd, stream_key(key, "reward_model/init", 0), len(names))
     per_epoch = -(-len(training) // config.batch_size)
     steps = per_epoch * config.epochs
     schedule = functools.partial(
@@ -189,7 +225,7 @@ def train(
         return spread.score_tokens(params, tokens, mask, key)
 
     state = layout.place(reward_model.init(params, optimizer, averaged=True))
-    learn = functools.partial(reward_model.update, score_fn=score, optimizer=optimizer)
+    learn = functools.partial(reward_model.update, score_fn=score, optimizer=optimizer, names=names)
     step = layout.together(layout.step(learn, state), STAGE)
 
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
@@ -202,9 +238,7 @@ def train(
 
     def evaluate(state: TrainState, index: int) -> Mapping[str, float]:
         del index
-        report = correlations(
-            _predictions(predict, layout.fetch(state.average), held_out), held_out.labels, held_out.label_mask, weights
-        )
+        report = held_out.correlations(_predictions(predict, layout.fetch(state.average), held_out), weights)
         return {f"validation/{_metric(name)}": value for name, value in report.items()}
 
     final = run_stage(
@@ -228,8 +262,8 @@ def train(
         "training_turns": len(training),
         "interval": _intervals(predicted, held_out, weights),
     }
-    found = correlations(predicted, held_out.labels, held_out.label_mask, weights)
-    return Proxy(trained, weights), _gate(run.path / f"{stage}.json", found, report, config, weights)
+    found = held_out.correlations(predicted, weights)
+    return Proxy(trained, weights, names), _gate(run.path / f"{stage}.json", found, report, config, weights)
 
 
 def _turns(setup: Setup, dialogues: tuple[Dialogue, ...], table: LabelTable, limit: int | None) -> LabelledTurns:
@@ -257,7 +291,11 @@ def _metric(name: str) -> str:
 
 
 def correlations(
-    predicted: np.ndarray, labels: np.ndarray, label_mask: np.ndarray, weights: tuple[float, ...]
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    label_mask: np.ndarray,
+    weights: tuple[float, ...],
+    names: tuple[str, ...] = COMPONENTS,
 ) -> dict[str, float]:
     """Pearson of every component over the rows that have it, and of the weighted sum where all weighted ones exist.
 
@@ -268,9 +306,7 @@ def correlations(
     Returns: correlation by component name, and under `reward` the weighted sum's; 0 where a side does not vary.
     """
     predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
-    found = {
-        name: _gated(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(COMPONENTS)
-    }
+    found = {name: _gated(predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(names)}
     needed = [index for index, weight in enumerate(weights) if weight != 0]
     whole = label_mask[:, needed].all(axis=1)
     return found | {"reward": _gated(weighted_sum(predicted[whole], weights), weighted_sum(labels[whole], weights))}
@@ -288,12 +324,10 @@ def _intervals(
     """95 % bootstrap intervals of `correlations`, resampling dialogues."""
 
     def compute(name: str) -> Any:
-        return lambda cases, _: correlations(predicted[cases], turns.labels[cases], turns.label_mask[cases], weights)[
-            name
-        ]
+        return lambda cases, _: turns.correlations(predicted, weights, cases)[name]
 
     return {
-        name: bootstrap.statistic(turns.dialogues, compute(name), replicates=200) for name in ("reward", *COMPONENTS)
+        name: bootstrap.statistic(turns.dialogues, compute(name), replicates=200) for name in ("reward", *turns.names)
     }
 
 
@@ -304,7 +338,7 @@ def _gate(
     config: RewardConfig,
     weights: tuple[float, ...],
 ) -> dict[str, Any]:
-    judged = ["reward", *(name for name, weight in zip(COMPONENTS, weights, strict=True) if weight != 0)]
+    judged = ["reward", *(name for name, weight in zip(config.components, weights, strict=True) if weight != 0)]
     failed = [name for name in judged if not found[name] > config.gate_pearson]
     report = report | {"pearson": found, "threshold": config.gate_pearson, "judged": judged, "failed": failed}
     write_json(path, report)

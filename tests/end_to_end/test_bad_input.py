@@ -134,6 +134,13 @@ def test_help_names_the_presets(start: Start) -> None:
         (["debug", "--data.dir", "somewhere"], "--data.dir somewhere is not read when --data.source is world"),
         (["debug", "--data.source", "redial"], "--data.dir must name the folder"),
         (["debug", "--sft.epochs", "0"], "epochs 0"),
+        (["debug", "--reward.function", "words"], "--reward.function words: expected package.module:name"),
+        (["debug", "--reward.labels.signals", "charm"], "there is no signal 'charm'"),
+        (["debug", "--ppo.component-weights", "1", "0"], "2 numbers for 3 components: give one each, in the order eng"),
+        (
+            ["debug", "--reward.function", "own:wit", "--ppo.component-weights", "1", "0", "0"],
+            "3 numbers for 4 components: give one each, in the order engagement, relevance, sentiment, wit",
+        ),
     ],
 )
 def test_wrong_flags(start: Start, arguments: list[str], message: str) -> None:
@@ -155,6 +162,17 @@ def test_data_that_are_not_there(start: Start, arguments: list[str], message: st
     assert code == 1
     assert message in " ".join(output.split())
     assert "Traceback" not in output
+
+
+def test_a_reward_from_outside_is_tried_before_anything_is_trained(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_wit.py").write_text("def wit(turns, items):\n    return [1.0 / 0 for _ in turns]\n")
+    code, output = start("debug", "--run-dir", str(tmp_path / "run"), "--reward.function", "own_wit:wit")
+    assert code == 1
+    assert "error: --reward.function own_wit:wit: it raised ZeroDivisionError" in output
+    assert "Traceback" not in output and not (tmp_path / "run" / "checkpoints").exists()
 
 
 def with_bad_line(release: Path, folder: Path, old: str, new: str) -> Path:

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from rlhf_jax.feedback import encoders
 from rlhf_jax.feedback.encoders import TextEncoder, minilm_encoder, roberta_scorer
-from rlhf_jax.feedback.weak_labels import LabelOptions, fit_weak_labels
+from rlhf_jax.feedback.labelling import LabelOptions
+from rlhf_jax.feedback.weak_labels import fit_weak_labels
 from rlhf_jax.interfaces import Dialogue, Item, Message
 from rlhf_jax.models import encoder
 

@@ -7,8 +7,8 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from rlhf_jax.data.redial import read_redial
+from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.feedback.weak_labels import (
-    LabelOptions,
     LabelTable,
     Standardiser,
     fit_standardiser,
@@ -123,8 +123,9 @@ def test_table_and_standardiser_come_back_from_disk(table, labeller, tmp_path):
     labeller.standardiser.save(tmp_path / "standardiser.json")
     again = Standardiser.load(tmp_path / "standardiser.json")
     np.testing.assert_array_equal(again(table.raw), labeller.standardiser(table.raw))
-    (tmp_path / "other.json").write_text('{"components": ["a"]}')
-    with pytest.raises(ValueError, match=r"other.json: components are \['a'\]"):
+    assert again.names == table.names == ("engagement", "relevance", "sentiment")
+    (tmp_path / "other.json").write_text('{"components": ["a"], "mean": [], "std": []}')
+    with pytest.raises(ValueError, match=r"other.json: components are \['a'\], with 0 means"):
         Standardiser.load(tmp_path / "other.json")
 
 

@@ -363,7 +363,7 @@ def test_minibatches_must_divide_the_batch(
         ({"epochs": 0}, "epochs must be at least 1: got 0"),
         ({"length_coef": -1.0}, "length_coef must not be negative: got -1.0"),
         ({"dual_clip": 1.0}, "dual_clip must be above 1: got 1.0"),
-        ({"component_weights": (1.0,)}, "1 component_weights for 3 component_names"),
+        ({"component_weights": (1.0,), "component_names": ("a", "b")}, "1 component_weights for 2 component_names"),
         ({"kl_control": "adaptve"}, "kl_control"),
     ],
 )

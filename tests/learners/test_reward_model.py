@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rlhf_jax.interfaces import Params
 from rlhf_jax.learners import reward_model
@@ -47,3 +48,10 @@ def test_components_are_averaged_over_their_own_labels() -> None:
     assert (float(sums.loss), float(sums.count)) == (14.0, 3.0)
     parts = {name: tuple(map(float, part)) for name, part in sums.parts.items()}
     assert parts == {"loss/engagement": (10.0, 2.0), "loss/relevance": (4.0, 1.0), "loss/sentiment": (0.0, 0.0)}
+
+
+def test_losses_have_the_names_of_the_components() -> None:
+    sums = reward_model.regression_sums(jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.ones((1, 2), bool), ("wit", "charm"))
+    assert set(sums.parts) == {"loss/wit", "loss/charm"}
+    with pytest.raises(ValueError, match="2 components have the names"):
+        reward_model.regression_sums(jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.ones((1, 2), bool))

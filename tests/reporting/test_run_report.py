@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation.results import DIFFERENCE, Result, sides_of
-from rlhf_jax.reporting import diagnostics, plots, result_tables, run_figures, run_report
+from rlhf_jax.reporting import diagnostics, gates, plots, result_tables, run_figures, run_report
 
 
 def result(name: str, value: float, *, protocol: str = "full", half: float = 0.01, **changes) -> Result:
@@ -223,7 +223,7 @@ def test_stages_of_one_kind_have_pages_of_their_own(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in variants))
     text = diagnostics.write_diagnostics(tmp_path, title="Toy").read_text(encoding="utf-8")
     # Means of the last five of eight updates: score .1 a step, KL 1 a step.
-    assert "| ppo-kl1 | 0.6 | – | – | – | 6 |" in text and "(plots/ppo-kl0.png)" in text
+    assert "| ppo-kl1 | 0.6 | 6 |" in text and "(plots/ppo-kl0.png)" in text
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         f"ppo-{name}.{form}" for name in ("kl0", "kl1") for form in ("png", "svg")
     }
@@ -237,3 +237,17 @@ def test_figures_are_reproducible(tmp_path: Path):
     for folder in ("a", "b"):
         plots.save(plots.small_multiples([panel]), tmp_path / folder, "x")
     assert (tmp_path / "a" / "x.svg").read_bytes() == (tmp_path / "b" / "x.svg").read_bytes()
+
+
+def test_curves_and_gates_follow_the_names_of_the_components():
+    lines = [{"stage": "ppo-own", "step": 1, "objective/wit_raw": 1.0, "ppo/objective/sentiment_raw": 2.0}]
+    lines[0]["objective/score_raw"] = 3.0
+    assert run_figures.components(lines, "ppo-own", "objective/*_raw") == ["sentiment", "wit"]
+    assert run_figures.spelled_out({"objective/*_raw": "*", "loss": "all"}, lines, "ppo-own") == {
+        "objective/sentiment_raw": "sentiment",
+        "objective/wit_raw": "wit",
+        "loss": "all",
+    }
+    gate = {"pearson": {"sentiment": 0.7, "wit": 0.2, "reward": 0.6}, "failed": ["wit"], "threshold": 0.6}
+    _, _, table = gates.section({"own": [gate]})
+    assert "weighted sum" in table and "| sentiment" in table and "wit in 1 of 1" in table

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.interfaces import COMPONENTS, Rollout
+from rlhf_jax.interfaces import Rollout
 from rlhf_jax.simulators.scripted import (
     constant_reward,
     delayed_reward,
@@ -35,7 +35,7 @@ def rollout_of(tokens):
 def test_optimum_is_what_the_probe_says(probe):
     every = np.array(list(itertools.product(range(probe.vocab_size), repeat=probe.response_length)))
     scores = np.asarray(probe.score(None, rollout_of(every)))
-    assert scores.shape == (len(every), len(COMPONENTS)) and scores.dtype == np.float32
+    assert scores.shape == (len(every), 3) and scores.dtype == np.float32
     assert (scores == scores[:, :1]).all() and scores.max() == probe.best_score
     best = np.array([all(b is None or t == b for t, b in zip(row, probe.best_tokens, strict=True)) for row in every])
     assert np.array_equal(scores[:, 0] == probe.best_score, best)

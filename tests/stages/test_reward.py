@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax.interfaces import COMPONENTS
+from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.stages.reward import correlations, labels_folder, results
 
 N = 40

@@ -18,7 +18,8 @@ from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.evaluation.text import GeneratedTurn
 from rlhf_jax.evaluation.user_centric import TopOne
-from rlhf_jax.feedback.weak_labels import LabelOptions, fit_weak_labels
+from rlhf_jax.feedback.labelling import LabelOptions
+from rlhf_jax.feedback.weak_labels import fit_weak_labels
 from rlhf_jax.interfaces import Corpus, Dialogue
 from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.runtime.run import open_run

@@ -27,7 +27,7 @@ from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.data.exchanges import satisfaction_cases
 from rlhf_jax.data.human_ratings import read_uss
 from rlhf_jax.feedback.weak_labels import LabelTable
-from rlhf_jax.interfaces import COMPONENTS, Dialogue, Params
+from rlhf_jax.interfaces import Dialogue, Params
 from rlhf_jax.runtime.files import RunError, notice, write_npz
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world_dialogues import logged_dialogues
@@ -139,7 +139,7 @@ def score_turns(
 ) -> Floats:
     """Components the reward model gives to logged turns. [N, C]"""
     if not places:
-        return np.zeros((0, len(COMPONENTS)))
+        return np.zeros((0, len(EQUAL)))
     # Only the dialogues that are needed are encoded.
     numbers = {old: new for new, old in enumerate(dict.fromkeys(number for number, _ in places))}
     windows = Windows(foundation.setup.vocab, [dialogues[old] for old in numbers], foundation.setup.data)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rlhf_jax.evaluation import association, bootstrap
 from rlhf_jax.evaluation.bootstrap import Estimate
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.feedback.weak_labels import weighted_sum
-from rlhf_jax.interfaces import COMPONENTS
 from rlhf_jax.reporting.gates import SUM, called
 from studies.foundation import EQUAL
 from studies.reward.cases import ScoredTurns, SeedCases

@@ -1,0 +1,23 @@
+"""The one table of signals. To add one: its module, with a function `fit` as those here, and a line in the table.
+
+A run has the signals that `--reward.labels.signals` names, and the functions that `--reward.function` names
+(`feedback.outside`); each is a component of the reward.
+"""
+
+from collections.abc import Mapping
+
+from rlhf_jax.feedback import engagement, relevance, sentiment
+from rlhf_jax.feedback.labelling import Fit
+
+SIGNALS: Mapping[str, Fit] = {
+    "engagement": engagement.fit,
+    "relevance": relevance.fit,
+    "sentiment": sentiment.fit,
+}
+
+
+def check_signals(names: tuple[str, ...]) -> None:
+    """Raises ValueError naming a signal that is not in the table."""
+    for name in names:
+        if name not in SIGNALS:
+            raise ValueError(f"--reward.labels.signals: there is no signal {name!r}; there are {', '.join(SIGNALS)}")

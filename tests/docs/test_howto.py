@@ -1,0 +1,104 @@
+"""The how-to pages do what they say: every `docs/howto/*.md` is executed, from top to bottom, in an empty folder.
+
+What a page may hold:
+- ```` ```python ````: run in order, all in one namespace. A block that begins with `# name.py` is written to that file instead.
+- ```` ```sh ````: lines `python experiments/SCRIPT.py …` are read by the script's own command line, so that a flag that is not
+  there fails; `python -m …` and other lines are left alone. ```` ```sh run ```` also runs them, in this process.
+- other fences (```` ```json name.json ````, with a file name after the language) are written to that file; without a name they
+  are left alone.
+"""
+
+import contextlib
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "howto"
+PAGES = sorted(FOLDER.glob("*.md"))
+QUICK = "jax_disable_most_optimizations"
+SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    line: int
+    """Of its first line of code, from 1."""
+    language: str
+    rest: str
+    """What follows the language: `run`, or a file's name."""
+    code: str
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """All fenced blocks in order."""
+    for match in re.finditer(r"^```(\w*) *(.*)\n((?:.*\n)*?)^```$", page, re.MULTILINE):
+        yield Block(page[: match.start(3)].count("\n") + 1, match[1], match[2].strip(), match[3])
+
+
+def commands(code: str) -> Iterator[tuple[str, list[str]]]:
+    """(script, arguments) of every `python experiments/SCRIPT.py …`; a backslash continues a line."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if len(words) > 1 and words[0] == "python" and words[1].startswith("experiments/"):
+            yield Path(words[1]).stem, words[2:]
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder, from which modules can be imported; nothing of it is left afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    modules, settings = set(sys.modules), {name: getattr(jax.config, name) for name in SETTINGS}
+    settings[QUICK] = jax.config.read(QUICK)
+    # Compiling is most of a miniature's time, and what is asked here does not depend on how well it is done.
+    jax.config.update(QUICK, True)
+    yield tmp_path
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+    for name, value in settings.items():
+        jax.config.update(name, value)
+
+
+def test_there_are_pages() -> None:
+    assert PAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page_does_what_it_says(page: Path, empty: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "howto"}
+    for block in blocks(page.read_text(encoding="utf-8")):
+        named = re.match(r"# ([\w/]+\.py)\n", block.code)
+        if block.language == "python" and named is None:
+            # Blank lines in front, so that a traceback names the page's own line.
+            exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)  # noqa: S102
+        elif block.language == "python" or (block.language not in ("sh", "") and block.rest):
+            file = empty / (named[1] if named else block.rest)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.code, encoding="utf-8")
+            importlib.invalidate_caches()
+        elif block.language == "sh":
+            for script, arguments in commands(block.code):
+                start(script, arguments, run=block.rest == "run", where=f"{page.name}, line {block.line}")
+
+
+def start(script: str, arguments: list[str], *, run: bool, where: str) -> None:
+    """Reads the command line as the script does, and runs it."""
+    module = importlib.import_module(script)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda argv: setattr(sys, "argv", argv), sys.argv)
+        sys.argv = [f"experiments/{script}.py", *arguments]
+        try:
+            config = module.command_line(arguments)
+        except SystemExit as error:
+            pytest.fail(f"{where}: {script}.py does not take {shlex.join(arguments)} ({error.code})")
+        if run:
+            module.main(config)
