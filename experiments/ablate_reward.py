@@ -17,7 +17,7 @@ The same command continues what was interrupted.
 
 Hardware: one CPU core; per seed, without the foundation (13 minutes for `world`, as many or fewer for the quick sizes), `world`
 takes 20 minutes, `world-quick` 7, `redial-quick` 10, `opendialkg-quick` 2, `redial` 30 (its foundation 36), `opendialkg` 5 (13).
-Expected: docs/RESULTS.md; all of OpenDialKG with one seed, the others with three. The judge was fitted on ReDial and is used there alone.
+Expected: docs/results/ablation_world.md, ablation_redial.md; all of OpenDialKG with one seed, the others with three. The judge was fitted on ReDial and is used there alone.
 """
 
 import dataclasses

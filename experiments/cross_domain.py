@@ -12,7 +12,7 @@ embeddings), supervised and then by PPO, and each is tested on both domains: whe
 reference, and where it never heard a dialogue. The same command continues a study that was interrupted.
 
 Hardware: one CPU core; four minutes a model for `opendialkg-quick`, nine for `opendialkg`; four models a seed. Expected:
-docs/RESULTS.md, "From movies to books" (`opendialkg-quick`, three seeds) and "All studies in one sitting" (`opendialkg`, one).
+docs/results/transfer.md (`opendialkg-quick` has three seeds, `opendialkg` one).
 
 Shared: an item's embedding is its own vector plus the mean of its title's words, its metadata's words and its features.
 Separate: its own vector alone. Vocabulary, TF-IDF, reward model and policy come from the training domain's dialogues; of

@@ -9,9 +9,9 @@ Paper: IUF-RLHF, arXiv:2508.05289 (its second data set). The stages are those of
 DIR holds `dialogues.jsonl` and `id2info.json`, or the official `opendialkg.csv` and `opendialkg_entities.txt`.
 Hardware: one CPU core, 38 minutes. The same command continues an interrupted run; `gather_seeds.py` joins seeds.
 
-Expected: docs/RESULTS.md, "OpenDialKG": imitation far above popularity and copying, PPO below imitation.
+Expected: docs/results/ranking_opendialkg.md: imitation far above popularity and copying, PPO below imitation.
 
-Deviations, beside those of the README: split by dialogue, 70/15/15 (the processed files that circulate split by turn, and
+Deviations, beside those of docs/deviations.md: split by dialogue, 70/15/15 (the processed files that circulate split by turn, and
 leak); sentiment is its level after the turn; no reply times, so engagement is `continuation`, which the movie dialogues cut
 short: they end at their last recommending turn, whose answer is not in the data.
 """

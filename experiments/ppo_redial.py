@@ -12,7 +12,7 @@ The same command continues a run that was interrupted (exit code 75: asked to st
 
 Expected: `demo` raises the proxy reward and the true utility over the supervised policy as it samples, not of
 its greedy choice (three seeds); `demo` and `hackable` pay for the level of sentiment after a turn, the others for the
-paper's shift. What was measured stands in docs/RESULTS.md, deviations from the paper in the README.
+paper's shift. What was measured stands in docs/RESULTS.md, deviations from the paper in docs/deviations.md.
 """
 
 import dataclasses

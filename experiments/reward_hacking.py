@@ -15,8 +15,8 @@ control, and stops now and then to measure sampled replies: proxy, truth and √
 without its foundation: `hackable` 35 minutes, `redial` 28, `hackable-quick` 11, `redial-quick` 6. A killed study
 continues with the same command. Writes `report.md`, `results.json` and `plots/` into the run directory, and `diagnostics.md` into each seed's.
 
-Expected: docs/RESULTS.md, "Where over-optimisation begins" (`hackable-quick`) and "Proxy against a judge" (`redial-quick`), three
-seeds and more; "All studies in one sitting" (`hackable`, `redial`), one.
+Expected: docs/results/over_optimisation.md (`hackable-quick`) and satisfaction_on_redial.md (`redial-quick`), three seeds and more; of
+the full sizes `hackable` and `redial` one.
 """
 
 import dataclasses

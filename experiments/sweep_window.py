@@ -13,8 +13,8 @@ DIR holds `redial/`. For every seed and k: a reward model and PPO of their own, 
 for; the report says which share of contexts is cut. The same command continues what was interrupted.
 
 Hardware: one CPU core; per seed, without the foundation, the quick sizes take a quarter of an hour for five windows, the
-full ones 18 (`redial`) to 40 (`world`) for three. Expected: docs/RESULTS.md, "How much of the conversation" (the quick sizes, three seeds) and "All studies in
-one sitting" (the full ones, one).
+full ones 18 (`redial`) to 40 (`world`) for three. Expected: docs/results/window.md (the quick sizes
+have three seeds, the full ones one).
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ Foundations (data, supervised policy, reward models) are laid in `runs/foundatio
 the same ones. Hardware: 2 CPU cores; beyond the foundation two or three minutes a seed for the quick sizes, six to
 eight for `world` and `redial`. Writes `results.json`, `report.md` and `plots/{calibration,learning_curve}.{svg,png}`; the same command continues a stopped one.
 
-Expected: docs/RESULTS.md, "What the reward model knows": three seeds of all four.
+Expected: docs/results/reward_model_world.md, reward_model_redial.md: three seeds of all four.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ DIR holds `redial/`, `uss/` and `crs-response-ratings/`. Hardware: one CPU core,
 takes longer (`--signals.minilm-dialogues` bounds it) and is computed once. Writes `results.json`, `report.md` with the
 table, and `plots/signals.{svg,png}`.
 
-Expected: docs/RESULTS.md, "Which signals carry information".
+Expected: docs/results/signals.md.
 
 Judgements: USS satisfaction of the answering user turn (998 ReDial dialogues, joined by id and message), `liked` in the seeker's
 form (test and validation dialogues; items the recommender named first), ratings of three systems' replies (raters who

@@ -72,7 +72,7 @@ class Abstract(NamedTuple):
     """A program and what it takes, as shapes."""
 
     iteration: Any
-    """Jitted, as `recipes.alignment` makes it: bfloat16, every block computed again in the backward pass."""
+    """Jitted, as `stages.alignment` makes it: bfloat16, every block computed again in the backward pass."""
     state: ppo.PPOState
     prompts: PromptBatch
     reference: Params

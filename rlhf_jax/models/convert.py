@@ -98,7 +98,7 @@ def save_hf(
     """Writes a folder that `transformers.GPT2LMHeadModel.from_pretrained` loads.
 
     Both files are replaced whole or not at all. Heads and other entries beside the trunk are not written; an item's
-    embedding must have been composed into its row of `wte` first (`recipes.supervised.compose`).
+    embedding must have been composed into its row of `wte` first (`stages.items.compose`).
 
     Args:
       folder: made if absent.

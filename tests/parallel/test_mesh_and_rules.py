@@ -44,7 +44,7 @@ def test_sizes_that_do_not_divide_are_all_named() -> None:
         check_sizes(MeshConfig(2, 2, 4), width=32, heads=6, vocabulary=60, rows={"rows": 9})
 
 
-def test_the_recipes_batches_are_checked_before_any_work() -> None:
+def test_the_stages_batches_are_checked_before_any_work() -> None:
     configs = (
         SupervisedConfig(max_tokens=128, buckets=(64, 128)),
         RewardConfig(batch_size=30),
