@@ -36,9 +36,9 @@ class PPOConfig:
     kl_horizon: float = 10_000.0
     """Responses over which the coefficient may change by a fifth: at most by 1 ± 0.2·n/horizon in an update of n."""
     component_weights: tuple[float, ...] = equal_weights(COMPONENTS)
-    """α, β, γ of the reward components, one each. A run whose reward has others than three takes the default as equal weights."""
+    """α, β, γ of the reward components."""
     component_names: tuple[str, ...] = COMPONENTS
-    """Names the components are logged under; left as they are, a run takes those of its reward model."""
+    """Names the components are logged under."""
     normalise_components: bool = True
     """Running mean 0 and deviation 1 for each component before it is weighted."""
     normalise_score: bool = True

@@ -51,7 +51,8 @@ class RewardConfig:
     labels: LabelOptions = LabelOptions()
     """Which form of engagement, relevance and sentiment."""
     function: tuple[str, ...] = ()
-    """Rewards of your own, `package.module:name`, each one more component; see docs/howto/your_own_reward.md."""
+    """Rewards of your own, `package.module:name`: each is one more component, called by its name. `--ppo.component-weights`
+    then has a number for each; left as they are, all weigh the same. See docs/howto/your_own_reward.md."""
     epochs: int = 3
     """Passes over the labelled turns."""
     max_turns: int | None = None
