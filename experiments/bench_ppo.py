@@ -30,7 +30,7 @@ from benchmark.interleaving import Implementation, Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, Workload
 from command_line import options, start
 from rlhf_jax.reporting import plots
-from rlhf_jax.runtime.environment import environment
+from rlhf_jax.runtime.machine import environment
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate")
 

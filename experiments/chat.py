@@ -17,7 +17,7 @@ import tyro
 
 from command_line import options, start
 from rlhf_jax.assessment.conversation import Conversation
-from rlhf_jax.assessment.finished import open_finished, stage_policy
+from rlhf_jax.assessment.finished_run import open_finished, stage_policy
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import enable_compilation_cache
 

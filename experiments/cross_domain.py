@@ -31,9 +31,9 @@ from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.reporting import diagnostics, gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, read_json, write_text
+from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
-from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment, reward
 from studies.common import check_seeds, is_done
 from studies.foundation import FoundationConfig, Sentiment, lay, stored_config

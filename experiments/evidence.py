@@ -25,9 +25,9 @@ import tyro
 
 from command_line import options, start
 from rlhf_jax.runtime.files import RunError, notice
+from rlhf_jax.runtime.interrupts import INTERRUPTED
+from rlhf_jax.runtime.job_slots import find_slots
 from rlhf_jax.runtime.jobs import Job, Outcome, run_jobs
-from rlhf_jax.runtime.signals import INTERRUPTED
-from rlhf_jax.runtime.slots import find_slots
 from studies.evidence_page import Chapter, write_evidence
 from studies.settings import Setting, Size, foundation_folder
 

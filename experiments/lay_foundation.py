@@ -18,8 +18,8 @@ from typing import Annotated
 import tyro
 
 from command_line import options, start
+from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import enable_compilation_cache
-from rlhf_jax.runtime.signals import exits_on_signals
 from studies.foundation import lay
 from studies.settings import Setting, Size, foundation_folder, study_setting
 

@@ -23,7 +23,7 @@ from benchmark.workload import Workload
 from command_line import options, start
 from rlhf_jax.parallel.mesh import AXES, MeshConfig, check_sizes
 from rlhf_jax.parallel.partition import Partition
-from rlhf_jax.runtime.environment import environment
+from rlhf_jax.runtime.machine import environment
 from scale import plan as scale_plan
 from scale.plan import PHASES, Fleet, Seconds, Work
 from scale.program import Program, abstract, compiled_apart

@@ -31,8 +31,8 @@ from rlhf_jax.data.human_ratings import read_uss
 from rlhf_jax.reporting import diagnostics, gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_json, write_text
+from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
-from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment
 from studies.common import check_seeds, is_done, seed_entries
 from studies.foundation import Sentiment, facts, lay_for

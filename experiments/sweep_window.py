@@ -28,8 +28,8 @@ from rlhf_jax.assessment.sampled import Against, SampledConfig, sampled_answers
 from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.runtime.files import write_json
+from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache
-from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages import alignment, reward
 from studies import common, windows
 from studies.foundation import EQUAL, lay_for

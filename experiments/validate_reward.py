@@ -30,8 +30,8 @@ from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_text
+from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
-from rlhf_jax.runtime.signals import exits_on_signals
 from studies.common import check_seeds, is_done
 from studies.foundation import Sentiment, facts, lay_for
 from studies.reward import cases

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.assessment.finished import Finished
+from rlhf_jax.assessment.finished_run import Finished
 from rlhf_jax.data.batching import pad_left
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.titles import TitleIndex

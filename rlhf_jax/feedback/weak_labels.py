@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_jax.data.turns import AnsweredTurn, answered_turns
-from rlhf_jax.feedback import outside, relevance
+from rlhf_jax.feedback import custom, relevance
 from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.feedback.labelling import Floats, LabelOptions, Signal, Training
 from rlhf_jax.feedback.sentiment import Scorer
@@ -156,7 +156,7 @@ def fit_weak_labels(
         raise ValueError(f"none of the {len(train)} training dialogues has an answered system message")
     training = Training(turns, items, options, encoder, scorer)
     signals = {name: SIGNALS[name](training) for name in options.signals}
-    signals |= {outside.parse(text).name: outside.as_signal(text, outside.load(text), items) for text in functions}
+    signals |= {custom.parse(text).name: custom.as_signal(text, custom.load(text), items) for text in functions}
     return WeakLabeller(signals, fit_standardiser(_raw(signals, turns), tuple(signals)))
 
 

@@ -93,8 +93,8 @@ def components(entries: Entries, stage: str, metric: str) -> list[str]:
     """
     before, after = metric.split("*")
     logged = dict.fromkeys(name for entry in entries if entry["stage"] == stage for name in entry)
-    pattern = re.compile(f"({kind(stage)}/)?{re.escape(before)}([^\\W\\d]\\w*){re.escape(after)}")
-    found = {match[2] for name in logged if (match := pattern.fullmatch(name))} - set(RESERVED)
+    pattern = re.compile(f"{re.escape(before)}([^\\W\\d]\\w*){re.escape(after)}")
+    found = {match[1] for name in logged if (match := pattern.fullmatch(name))} - set(RESERVED)
     return [*(name for name in COMPONENTS if name in found), *sorted(found - set(COMPONENTS))]
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhf_jax.runtime.files import read_json, write_json
-from rlhf_jax.runtime.signals import stop_signals
-from rlhf_jax.runtime.slots import Slot, on_cores
+from rlhf_jax.runtime.interrupts import stop_signals
+from rlhf_jax.runtime.job_slots import Slot, on_cores
 
 POLL_SECONDS = 0.2
 SAVE_SECONDS = 180.0

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import jax
 
 from rlhf_jax.parallel import processes
-from rlhf_jax.runtime.environment import environment
 from rlhf_jax.runtime.files import RunError, as_json, notice, read_json, storage_errors, write_json
+from rlhf_jax.runtime.machine import environment
 
 Tracker = Literal["tensorboard", "wandb"]
 

@@ -19,9 +19,9 @@ from jax.profiler import TraceAnnotation
 from rlhf_jax.parallel import processes
 from rlhf_jax.runtime import files, metric_names, run
 from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime.interrupts import INTERRUPTED, stop_signals
 from rlhf_jax.runtime.metrics import MetricsLog, Window
 from rlhf_jax.runtime.progress import Progress
-from rlhf_jax.runtime.signals import INTERRUPTED, stop_signals
 from rlhf_jax.runtime.step_trace import StepTrace
 
 State = TypeVar("State")

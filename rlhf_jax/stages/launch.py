@@ -13,8 +13,8 @@ from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.mesh import MeshConfig, check_sizes, make_mesh
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
 from rlhf_jax.parallel.processes import ProcessConfig, join, several
+from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
-from rlhf_jax.runtime.signals import exits_on_signals
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.reward import RewardConfig, check_functions
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up

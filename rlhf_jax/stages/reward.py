@@ -19,7 +19,7 @@ from rlhf_jax.data.turns import answered_turns
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.association import pearson
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.feedback import outside
+from rlhf_jax.feedback import custom
 from rlhf_jax.feedback.components import COMPONENTS, check_names, weights_of
 from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.feedback.signals import check_signals
@@ -85,7 +85,7 @@ class RewardConfig:
     @property
     def components(self) -> tuple[str, ...]:
         """Names of the reward's components: signals of the package, then functions from outside."""
-        return (*self.labels.signals, *(outside.parse(text).name for text in self.function))
+        return (*self.labels.signals, *(custom.parse(text).name for text in self.function))
 
 
 class LabelledTurns:
@@ -172,7 +172,7 @@ def check_functions(corpus: Corpus, config: RewardConfig) -> None:
     if config.function:
         turns = answered_turns(corpus.train)
         for text in config.function:
-            outside.probe(text, turns, corpus.items)
+            custom.probe(text, turns, corpus.items)
 
 
 def train(

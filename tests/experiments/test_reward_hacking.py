@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import reward_hacking
-from rlhf_jax.evaluation.signatures import SIGNATURES
+from rlhf_jax.evaluation.failure_signatures import SIGNATURES
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime import metric_names
 from rlhf_jax.runtime.files import RunError, read_json

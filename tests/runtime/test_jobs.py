@@ -12,8 +12,8 @@ import toy_jobs
 
 from rlhf_jax.runtime import jobs as module
 from rlhf_jax.runtime.files import RunError, read_json
+from rlhf_jax.runtime.job_slots import Slot, find_slots
 from rlhf_jax.runtime.jobs import Job, run_jobs, seconds_left
-from rlhf_jax.runtime.slots import Slot, find_slots
 
 ONE = [Slot(None, {})]
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.runtime import environment, files, run
+from rlhf_jax.runtime import files, machine, run
 
 
 class Kind(enum.Enum):
@@ -77,12 +77,12 @@ def test_another_configuration_is_refused_by_field_and_nothing_changes(tmp_path:
 
 def test_the_processor_is_known_by_family_and_model(tmp_path: Path) -> None:
     """Two machines with one name compile other programs where the model differs."""
-    assert environment.environment()["cpu"]
+    assert machine.environment()["cpu"]
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: Some CPU\n\nflags: x\n"
     )
-    assert environment._cpu(tmp_path / "cpuinfo") == "Some CPU, cpu family 25, model 17"
-    assert isinstance(environment._cpu(tmp_path / "nowhere"), str)
+    assert machine._cpu(tmp_path / "cpuinfo") == "Some CPU, cpu family 25, model 17"
+    assert isinstance(machine._cpu(tmp_path / "nowhere"), str)
 
 
 def test_another_environment_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
+from rlhf_jax.runtime.job_slots import Slot
 from rlhf_jax.runtime.jobs import Job, run_jobs
-from rlhf_jax.runtime.slots import Slot
 
 WORK = """
 import signal, sys, time

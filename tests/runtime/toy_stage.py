@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from rlhf_jax import keys
-from rlhf_jax.runtime import files, run, signals, stage
+from rlhf_jax.runtime import files, interrupts, run, stage
 
 N_STEPS = 12
 DATA = np.random.default_rng(0).normal(size=(N_STEPS * 8, 5)).astype(np.float32)
@@ -54,7 +54,7 @@ def main(path: str, pause: float = 0.0, signal_number: int = 0, signal_step: int
     def on_eval(state: dict, step: int) -> dict:
         return {"validation/loss": float(jnp.sum(state["weights"] ** 2) * (1000 if step == 4 else 1))}
 
-    with run.open_run(path, {"steps": N_STEPS}, trackers=()) as directory, signals.exits_on_signals():
+    with run.open_run(path, {"steps": N_STEPS}, trackers=()) as directory, interrupts.exits_on_signals():
         state = start(7)
         for name in ("sft-first", "sft-second"):
             state = stage.run_stage(

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_jax.evaluation.failure_signatures import SIGNATURES, Warnings
 from rlhf_jax.evaluation.over_optimisation import FORMS, Walk, fit, onset, resample
-from rlhf_jax.evaluation.signatures import SIGNATURES, Warnings
 from studies.hacking import report as hacking_report
 from studies.hacking import results as hacking_study
 from studies.hacking.results import Findings, Study, Way

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax.data.batching import batch_indices
-from rlhf_jax.evaluation.signatures import SIGNATURES
+from rlhf_jax.evaluation.failure_signatures import SIGNATURES
 from rlhf_jax.interfaces import Params, PromptBatch
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo

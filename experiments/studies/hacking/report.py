@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_jax.evaluation.failure_signatures import SIGNATURES, Warnings
 from rlhf_jax.evaluation.over_optimisation import Fit, Floats, Means
-from rlhf_jax.evaluation.signatures import SIGNATURES, Warnings
 from rlhf_jax.reporting import plots
 from rlhf_jax.reporting.result_tables import markdown_table
 from rlhf_jax.reporting.run_figures import Entries

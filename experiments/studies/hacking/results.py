@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.evaluation import over_optimisation
-from rlhf_jax.evaluation import signatures as failure_signatures
+from rlhf_jax.evaluation import failure_signatures, over_optimisation
+from rlhf_jax.evaluation.failure_signatures import SIGNATURES, Warnings
 from rlhf_jax.evaluation.over_optimisation import FORMS, Fit, Floats, Form, Means, Onset
 from rlhf_jax.evaluation.results import DIFFERENCE, Result, difference_name
-from rlhf_jax.evaluation.signatures import SIGNATURES, Warnings
 from rlhf_jax.runtime.files import RunError, read_json
 from rlhf_jax.runtime.metrics import read_metrics
 from studies.hacking import path_probe

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.turns import answered_turns
-from rlhf_jax.feedback import outside
+from rlhf_jax.feedback import custom
 from rlhf_jax.feedback.components import COMPONENTS, check_names, weights_of
 from rlhf_jax.feedback.labelling import LabelOptions, Signal, Training
 from rlhf_jax.feedback.signals import SIGNALS
@@ -58,7 +58,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["titles", "words", "some"])
 def test_what_answers_as_it_should_passes(name: str) -> None:
-    outside.probe(f"own_signals:{name}", answered_turns(dialogues()), ITEMS)
+    custom.probe(f"own_signals:{name}", answered_turns(dialogues()), ITEMS)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_answers_as_it_should_passes(name: str) -> None:
 )
 def test_each_mistake_is_one_line(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        outside.probe(text, answered_turns(dialogues()), ITEMS)
+        custom.probe(text, answered_turns(dialogues()), ITEMS)
     assert "\n" not in str(error.value) and str(error.value).startswith(f"--reward.function {text}: ")
 
 

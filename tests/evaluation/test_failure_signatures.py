@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlhf_jax.evaluation.signatures import SIGNATURES, Band, Warnings, band, departure, logged, warnings
+from rlhf_jax.evaluation.failure_signatures import SIGNATURES, Band, Warnings, band, departure, logged, warnings
 
 LINES = [
     {"stage": "ppo-kl0", "step": 1, "loss": 0.1, "text/response_length": 8.0, "text/bleu4": 5.0},
