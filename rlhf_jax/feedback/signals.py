@@ -1,7 +1,7 @@
 """The one table of signals. To add one: its module, with a function `fit` as those here, and a line in the table.
 
 A run has the signals that `--reward.labels.signals` names, and the functions that `--reward.function` names
-(`feedback.outside`); each is a component of the reward.
+(`feedback.custom`); each is a component of the reward.
 """
 
 from collections.abc import Mapping

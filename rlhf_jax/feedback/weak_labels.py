@@ -145,7 +145,7 @@ def fit_weak_labels(
         (`encoders.default_cache`).
       encoder: replaces the encoder of the options.
       scorer: replaces the scorer of the options.
-      functions: `package.module:name` of rewards from outside, after the signals (`feedback.outside`).
+      functions: `package.module:name` of rewards from outside, after the signals (`feedback.custom`).
     Returns: the labeller.
     Raises: ValueError if a component has no value in any training row, or a function does not answer as it should.
     """
