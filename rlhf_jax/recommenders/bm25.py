@@ -76,9 +76,9 @@ def scores(fitted: Bm25, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
 
     Examples:
       >>> items = {1: Item(item_id=1, title="Heat"), 2: Item(item_id=2, title="Cold Heat"), 3: Item(item_id=3, title="Cold")}
-      >>> contexts = Contexts(3, np.zeros(0, np.int32), np.array([0, 0]), ("like heat",), np.array([-1]))
-      >>> scores(fit(items, [1, 2, 3]), contexts).round(2).tolist()
-      [[0.52, 0.4, 0.0]]
+      >>> contexts = Contexts(3, np.zeros(0, np.int32), np.array([0, 0]), ("",), ("like heat",), np.array([-1]))
+      >>> scores(fit(items, [1, 2, 3]), contexts).round(2)
+      array([[0.52, 0.39, 0.  ]], dtype=float32)
     """
 
     def block(part: Contexts) -> Float[np.ndarray, "n I"]:

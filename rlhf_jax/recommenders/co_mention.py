@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy.sparse import csr_array
 
-from rlhf_jax.recommenders.contexts import Contexts, Training, in_blocks, own_rows, recency
+from rlhf_jax.recommenders.contexts import Contexts, Training, entries_at, in_blocks, own_rows, recency
 
 
 class CoMention(NamedTuple):
@@ -70,9 +70,9 @@ def scores(fitted: CoMention, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
     Examples:
       >>> pairs = csr_array(np.array([[0., 2., 0.], [2., 0., 1.], [0., 1., 0.]]))
       >>> fitted = CoMention(pairs, np.array([2., 4., 1.]), csr_array((1, 3)), shrinkage=0., decay=.5)
-      >>> contexts = Contexts(3, np.array([0], np.int32), np.array([0, 1]), ("",), np.array([-1]))
-      >>> scores(fitted, contexts).round(3).tolist()
-      [[0.0, 0.707, 0.0]]
+      >>> contexts = Contexts(3, np.array([0], np.int32), np.array([0, 1]), ("",), ("",), np.array([-1]))
+      >>> scores(fitted, contexts).round(3)
+      array([[0.   , 0.707, 0.   ]], dtype=float32)
     """
 
     def block(part: Contexts) -> Float[np.ndarray, "n I"]:
@@ -98,21 +98,6 @@ def _left(fitted: CoMention, weights: csr_array, own: csr_array) -> Float[np.nda
     present = csr_array((np.ones(weights.nnz), weights.indices, weights.indptr), weights.shape)
     both = entries_at(own, present)
     return fitted.dialogues[weights.indices] - both
-
-
-def entries_at(values: csr_array, places: csr_array) -> Float[np.ndarray, " K"]:
-    """Entries of one matrix at the stored places of another, in their order; 0 where nothing is stored. [K]"""
-    columns = values.shape[1]
-    rows = np.repeat(np.arange(values.shape[0], dtype=np.int64), np.diff(values.indptr))
-    keys = rows * columns + values.indices
-    order = np.argsort(keys)
-    keys, data = keys[order], values.data[order]
-    asked = np.repeat(np.arange(places.shape[0], dtype=np.int64), np.diff(places.indptr)) * columns + places.indices
-    found = np.searchsorted(keys, asked)
-    hit = (found < len(keys)) & (keys[np.minimum(found, len(keys) - 1)] == asked) if len(keys) else np.zeros(len(asked), bool)
-    out = np.zeros(len(asked))
-    out[hit] = data[found[hit]]
-    return out
 
 
 def _correct_own(fitted: CoMention, out: Float[np.ndarray, "n I"], weights: csr_array, own: csr_array) -> None:

@@ -2,7 +2,7 @@
 
     s(j | q) = Σ_{r in the K nearest} cos(q, r)^p [j is fresh gold of r],   K = 200, p = 2
 
-A context is the TF-IDF vector of its last 60 words, titles spelled out, v_w = (1 + log c_w)·idf_w with
+A context is the TF-IDF vector of its last 60 words, titles left out (or spelled), v_w = (1 + log c_w)·idf_w with
 idf_w = 1 + log((1 + D) / (1 + D_w)); c_w counts word w in it, D_w the training dialogues that have w in a context. Or it is
 a sentence vector (MiniLM) by an encoder that is not fitted here. Training contexts without fresh gold are left out. Of
 contexts that are equally near those earlier in the training split come first, and only those with a cosine above 0 count.
@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 from scipy.sparse import csr_array
 
-from rlhf_jax.recommenders.contexts import Contexts, Training, in_blocks, own_rows
+from rlhf_jax.recommenders.contexts import Contexts, Training, entries_at, in_blocks, own_rows
 from rlhf_jax.recommenders.words import Words, count_words, learn_words, with_data
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
@@ -62,10 +62,16 @@ class ContextKnn(NamedTuple):
     """Training dialogue of each context. int32 [R]"""
     neighbours: int
     power: float
+    titles: bool
 
 
 def fit(
-    training: Training, *, neighbours: int = 200, power: float = 2.0, encoder: Encoder | None = None
+    training: Training,
+    *,
+    neighbours: int = 200,
+    power: float = 2.0,
+    titles: bool = False,
+    encoder: Encoder | None = None,
 ) -> ContextKnn:
     """Vectors of the training contexts.
 
@@ -73,6 +79,8 @@ def fit(
       training: the training split.
       neighbours: K, at least 1.
       power: p, above 0.
+      titles: whether the titles of mentioned items are among the words; alone this ranks better, beside scores that read
+        the items it adds less.
       encoder: texts to vectors; None takes TF-IDF.
     Raises: ValueError for a number outside its range.
     """
@@ -81,10 +89,16 @@ def fit(
     if not power > 0:
         raise ValueError(f"power is {power}; it must be above 0")
     used = np.flatnonzero(np.diff(training.fresh.indptr))
-    texts = [training.rows.texts[row] for row in used]
+    found = texts_of(training.rows, titles)
+    texts = [found[row] for row in used]
     own = training.rows.own[used]
     space = _fit_tfidf(texts, own, len(training.numbers)) if encoder is None else Encoded(encoder, _unit(encoder(texts)))
-    return ContextKnn(space, csr_array(training.fresh[used]), own, neighbours, power)
+    return ContextKnn(space, csr_array(training.fresh[used]), own, neighbours, power, titles)
+
+
+def texts_of(contexts: Contexts, titles: bool) -> tuple[str, ...]:
+    """The words that are compared."""
+    return contexts.texts if titles else contexts.words
 
 
 def _fit_tfidf(texts: Sequence[str], own: np.ndarray, n_dialogues: int) -> TfIdf:
@@ -101,7 +115,9 @@ def _fit_tfidf(texts: Sequence[str], own: np.ndarray, n_dialogues: int) -> TfIdf
     return TfIdf(words, csr_array(values.T), csr_array(squares.T), moments, dialogues, by_dialogue)
 
 
-def _idf(dialogues: Float[np.ndarray, " K"], n_dialogues: int) -> Float[np.ndarray, " K"]:
+def _idf(
+    dialogues: Float[np.ndarray, " K"], n_dialogues: int | Int[np.ndarray, " K"]
+) -> Float[np.ndarray, " K"]:
     """1 + log((1 + D) / (1 + D_w)); 0 for a word of no dialogue, which is unknown."""
     return np.where(dialogues > 0, 1.0 + np.log((1.0 + n_dialogues) / (1.0 + dialogues)), 0.0)
 
@@ -124,17 +140,19 @@ def scores(fitted: ContextKnn, contexts: Contexts) -> Float32[np.ndarray, "N I"]
       ...     Dialogue(name, (Message("seeker", (text,), 0), Message("recommender", (item,), 1)), {}, {})
       ...     for (name, text), item in zip(said.items(), (7, 8))]
       >>> fitted = fit(read_training(dialogues, Catalogue((7, 8))))
-      >>> contexts = Contexts(2, np.zeros(0, np.int32), np.array([0, 0]), ("very scary",), np.array([-1]))
-      >>> scores(fitted, contexts).round(2).tolist()
-      [[0.5, 0.0]]
+      >>> contexts = Contexts(2, np.zeros(0, np.int32), np.array([0, 0]), ("very scary",), ("",), np.array([-1]))
+      >>> scores(fitted, contexts).round(2)
+      array([[0.5, 0. ]], dtype=float32)
     """
     return in_blocks(lambda part: _block(fitted, part), contexts, contexts.n_items + 6 * fitted.fresh.shape[0])
 
 
 def _block(fitted: ContextKnn, contexts: Contexts) -> Float[np.ndarray, "n I"]:
-    similarity = _tfidf_cosines if isinstance(fitted.space, TfIdf) else _encoded_cosines
+    texts = texts_of(contexts, fitted.titles)
+    space = fitted.space
+    cosines = _tfidf_cosines(space, texts, contexts.own) if isinstance(space, TfIdf) else _encoded_cosines(space, texts)
     # Rounded: contexts of the same words are equally near, however their lengths were computed.
-    cosines = np.round(similarity(fitted.space, contexts), 9)
+    cosines = np.round(cosines, 9)
     cosines[(contexts.own[:, None] == fitted.own[None, :])] = 0.0
     cosines[~nearest(cosines, fitted.neighbours)] = 0.0
     weights = csr_array(cosines)
@@ -157,40 +175,42 @@ def nearest(cosines: Float[np.ndarray, "n R"], neighbours: int) -> Bool[np.ndarr
     return (above | (equal & (np.cumsum(equal, axis=1) <= room))) & (cosines > 0)
 
 
-def _tfidf_cosines(space: TfIdf, contexts: Contexts) -> Float[np.ndarray, "n R"]:
+def _tfidf_cosines(space: TfIdf, texts: Sequence[str], own: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n R"]:
     n_dialogues = space.by_dialogue.shape[0]
-    plain = _idf(space.dialogues, n_dialogues)
-    asked = count_words(space.words, contexts.texts)
-    values = with_data(asked, 1.0 + np.log(asked.data.astype(np.float64)))
-    rows = np.repeat(np.arange(len(contexts)), np.diff(asked.indptr))
+    asked = count_words(space.words, texts)
+    idf = _query_idf(space, own, asked)
+    values = (1.0 + np.log(asked.data.astype(np.float64))) * idf
+    query = with_data(asked, values)
+    lengths = np.sqrt(np.asarray(query.multiply(query).sum(1)))
+    found = (with_data(query, values * idf) @ space.by_word).toarray()
     # Contexts of one dialogue share what leaving it out changes.
-    owners, owner = np.unique(contexts.own, return_inverse=True)
-    out = np.zeros((len(contexts), space.by_word.shape[1]))
-    for place, number in enumerate(owners):
-        chosen = owner == place
-        shift = 0.0 if number < 0 else np.log(n_dialogues / (1.0 + n_dialogues))
-        idf = np.where(plain > 0, plain + shift, 0.0)
-        squares = space.moments[2] + 2 * shift * space.moments[1] + shift**2 * space.moments[0]
-        if number >= 0:
-            held = slice(space.by_dialogue.indptr[number], space.by_dialogue.indptr[number + 1])
-            own = space.by_dialogue.indices[held]
-            now = _idf(space.dialogues[own] - 1.0, n_dialogues - 1)
-            change = csr_array((now**2 - idf[own] ** 2, own, np.array([0, len(own)])), (1, len(idf)))
-            squares = squares + (change @ space.squares).toarray()[0]
-            idf[own] = now
-        of_query = chosen[rows]
-        query = with_data(asked, np.where(of_query, values.data * idf[asked.indices], 0.0))
-        lengths = np.sqrt(np.asarray(query.multiply(query).sum(1)))[chosen]
-        query = with_data(query, query.data * idf[asked.indices])
-        found = (csr_array(query[np.flatnonzero(chosen)]) @ space.by_word).toarray()
-        scale = lengths[:, None] * np.sqrt(np.maximum(squares, 0.0))[None, :]
-        known = scale > 1e-9
-        out[chosen] = np.where(known, found / np.where(known, scale, 1.0), 0.0)
-    return out
+    owners, owner = np.unique(own, return_inverse=True)
+    shift = np.where(owners < 0, 0.0, np.log(n_dialogues / (1.0 + n_dialogues)))[:, None]
+    squares = space.moments[2] + 2 * shift * space.moments[1] + shift**2 * space.moments[0]
+    squares += (_own_change(space, owners) @ space.squares).toarray()
+    scale = lengths[:, None] * np.sqrt(np.maximum(squares, 0.0))[owner]
+    return np.divide(found, scale, out=np.zeros_like(found), where=scale > 1e-9)
 
 
-def _encoded_cosines(space: Encoded, contexts: Contexts) -> Float[np.ndarray, "n R"]:
-    return (_unit(space.encoder(contexts.texts)) @ space.vectors.T).astype(np.float64)
+def _query_idf(space: TfIdf, own: Int[np.ndarray, " n"], asked: csr_array) -> Float[np.ndarray, " K"]:
+    """idf of every word of the contexts without their own dialogues. [K]"""
+    own_words = entries_at(own_rows(space.by_dialogue, own), asked)
+    outside = np.repeat(own < 0, np.diff(asked.indptr))
+    n_dialogues = space.by_dialogue.shape[0] - np.where(outside, 0, 1)
+    return _idf(space.dialogues[asked.indices] - own_words, n_dialogues)
+
+
+def _own_change(space: TfIdf, owners: Int[np.ndarray, " n"]) -> csr_array:
+    """idf'_w² − (idf_w + c)² for the words of each dialogue, empty for −1. [n, V]"""
+    words = own_rows(space.by_dialogue, owners)
+    having = space.dialogues[words.indices]
+    now = _idf(having - 1.0, space.by_dialogue.shape[0] - 1)
+    shifted = _idf(having, space.by_dialogue.shape[0] - 1)
+    return with_data(words, now**2 - shifted**2)
+
+
+def _encoded_cosines(space: Encoded, texts: Sequence[str]) -> Float[np.ndarray, "n R"]:
+    return (_unit(space.encoder(texts)) @ space.vectors.T).astype(np.float64)
 
 
 def _unit(vectors: np.ndarray) -> Float32[np.ndarray, "n E"]:

@@ -9,7 +9,7 @@ been fitted without that dialogue (leave-own-dialogue-out), else a recommender w
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -44,8 +44,10 @@ class Contexts:
     """Columns of the items mentioned, context after context, oldest first, repeats included."""
     starts: Int[np.ndarray, " N1"]
     """Place in `items` where each context begins, and the end of the last: N + 1 numbers."""
+    words: tuple[str, ...]
+    """The last words of each context, items left out."""
     texts: tuple[str, ...]
-    """The last words of each context."""
+    """The same with the items' titles among the words."""
     own: Int[np.ndarray, " N"]
     """Number of the training dialogue a context is from, −1 if from none."""
 
@@ -60,6 +62,7 @@ class Contexts:
             self.n_items,
             self.items[starts[0] : starts[-1]],
             starts - starts[0],
+            self.words[start:stop],
             self.texts[start:stop],
             self.own[start:stop],
         )
@@ -89,6 +92,7 @@ class Training:
     """1 where an item is fresh gold of a row: named by the recommender there and not before. float32 [R, I]"""
 
 
+@runtime_checkable
 class Recommender(Protocol):
     """A fitted recommender with its scoring function."""
 
@@ -121,18 +125,19 @@ def contexts_before(
     Examples:
       >>> said = (Message("seeker", ("I liked ", 7, " a lot"), 0), Message("recommender", (9,), 1))
       >>> found = contexts_before([(Dialogue("a", said, {}, {}), 1)], Catalogue((7, 8, 9), {7: "Heat (1995)"}))
-      >>> found.items.tolist(), found.texts, found.own.tolist()
-      ([0], ('i liked heat (1995) a lot',), [-1])
+      >>> found.items.tolist(), found.words, found.texts, found.own.tolist()
+      ([0], ('i liked a lot',), ('i liked heat (1995) a lot',), [-1])
     """
     columns = columns_of(catalogue.item_ids)
     items: list[int] = []
-    starts, texts, own = [0], [], []
+    starts, words, texts, own = [0], [], [], []
     for dialogue, index in places:
         if not 0 <= index < len(dialogue.messages):
             raise ValueError(f"dialogue {dialogue.dialogue_id} has {len(dialogue.messages)} messages, none at {index}")
         before = dialogue.messages[:index]
         items.extend(columns[item] for message in before for item in message.items if item in columns)
         starts.append(len(items))
+        words.append(last_words(before, {}))
         texts.append(last_words(before, catalogue.titles))
         if numbers is not None and dialogue.dialogue_id not in numbers:
             raise ValueError(f"dialogue {dialogue.dialogue_id} is not among the {len(numbers)} training dialogues")
@@ -141,6 +146,7 @@ def contexts_before(
         len(columns),
         np.array(items, np.int32),
         np.array(starts, np.int64),
+        tuple(words),
         tuple(texts),
         np.array(own, np.int32),
     )
@@ -166,8 +172,8 @@ def last_words(messages: Sequence[Message], titles: Mapping[int, str], n_words: 
 def read_training(dialogues: Sequence[Dialogue], catalogue: Catalogue) -> Training:
     """Counts of the training split.
 
-    Memory: 8 bytes per (dialogue, item) and per (row, gold item), and the last words of every row, about 350 bytes: for a
-    million dialogues like ReDial's some 1.5 GB, most of it text.
+    Memory: 8 bytes per (dialogue, item) and per (row, gold item), and the last words of every row, twice about 350 bytes: for
+    a million dialogues like ReDial's (3.5 million rows) 2.5 GB, nearly all of it text.
 
     Args:
       dialogues: the training split and nothing else.
@@ -206,7 +212,7 @@ def recency(contexts: Contexts, decay: float) -> csr_array:
 
     Raises: ValueError unless decay is in (0, 1].
     Examples:
-      >>> contexts = Contexts(4, np.array([2, 0, 2, 3], np.int32), np.array([0, 4]), ("",), np.array([-1]))
+      >>> contexts = Contexts(4, np.array([2, 0, 2, 3], np.int32), np.array([0, 4]), ("",), ("",), np.array([-1]))
       >>> recency(contexts, .5).toarray().tolist()
       [[0.25, 0.0, 0.5, 1.0]]
     """
@@ -229,6 +235,26 @@ def own_rows(matrix: csr_array, own: Int[np.ndarray, " N"]) -> csr_array:
     picked = np.flatnonzero(own >= 0)
     choose = csr_array((np.ones(len(picked)), (picked, own[picked])), shape=(len(own), matrix.shape[0]))
     return csr_array(choose @ matrix)
+
+
+def entries_at(values: csr_array, places: csr_array) -> Float[np.ndarray, " K"]:
+    """Entries of one matrix at the stored places of another, in their order; 0 where nothing is stored. [K]"""
+    keys, asked = _keys(values), _keys(places)
+    out = np.zeros(len(asked))
+    if not len(keys):
+        return out
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    found = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    hit = keys[found] == asked
+    out[hit] = values.data[order[found[hit]]]
+    return out
+
+
+def _keys(matrix: csr_array) -> Int[np.ndarray, " K"]:
+    """One number for the place of every stored entry."""
+    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+    return rows * matrix.shape[1] + matrix.indices
 
 
 def in_blocks(

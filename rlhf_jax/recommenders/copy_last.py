@@ -21,7 +21,7 @@ def scores(fitted: Popularity, contexts: Contexts) -> Float32[np.ndarray, "N I"]
       contexts: what to score; a context's own dialogue is left out of the counts.
     Examples:
       >>> from scipy.sparse import csr_array
-      >>> contexts = Contexts(3, np.array([2, 1], np.int32), np.array([0, 2]), ("",), np.array([-1]))
+      >>> contexts = Contexts(3, np.array([2, 1], np.int32), np.array([0, 2]), ("",), ("",), np.array([-1]))
       >>> scores(Popularity(np.array([3., 1., 0.]), csr_array((1, 3)), log=False), contexts).tolist()
       [[3.0, 5.0, 4.0]]
     """

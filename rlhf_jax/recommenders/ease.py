@@ -102,9 +102,9 @@ def scores(fitted: Ease, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
       >>> found = csr_array(np.array([[1., 1., 0.], [1., 1., 0.], [0., 1., 1.]], np.float32))
       >>> inverse = np.linalg.inv(found.toarray().T @ found.toarray() + np.eye(3)).astype(np.float32)
       >>> fitted = Ease(np.arange(3), inverse, found, np.array([2, 3, 1]), min_dialogues=1, decay=.85)
-      >>> contexts = Contexts(3, np.array([0], np.int32), np.array([0, 1]), ("",), np.array([-1]))
-      >>> scores(fitted, contexts).round(3).tolist()
-      [[0.0, 0.571, -0.286]]
+      >>> contexts = Contexts(3, np.array([0], np.int32), np.array([0, 1]), ("",), ("",), np.array([-1]))
+      >>> scores(fitted, contexts).round(3)
+      array([[ 0.   ,  0.667, -0.25 ]], dtype=float32)
     """
     return in_blocks(lambda part: _block(fitted, part), contexts, contexts.n_items + 6 * len(fitted.kept))
 

@@ -68,9 +68,9 @@ def scores(fitted: Knowledge, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
 
     Examples:
       >>> fitted = Knowledge(csr_array(np.array([[1., 0.], [0.6, 0.8], [0., 0.]])), decay=.85)
-      >>> contexts = Contexts(3, np.array([0], np.int32), np.array([0, 1]), ("",), np.array([-1]))
-      >>> scores(fitted, contexts).round(3).tolist()
-      [[0.0, 0.6, 0.0]]
+      >>> contexts = Contexts(3, np.array([0], np.int32), np.array([0, 1]), ("",), ("",), np.array([-1]))
+      >>> scores(fitted, contexts).round(3)
+      array([[0. , 0.6, 0. ]], dtype=float32)
     """
     by_attribute = csr_array(fitted.features.T)
 

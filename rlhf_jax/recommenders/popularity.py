@@ -44,7 +44,7 @@ def scores(fitted: Popularity, contexts: Contexts) -> Float32[np.ndarray, "N I"]
 
     Examples:
       >>> fitted = Popularity(np.array([3., 1.]), csr_array(np.array([[1., 1.]])), log=False)
-      >>> contexts = Contexts(2, np.array([0], np.int32), np.array([0, 0, 1]), ("", ""), np.array([-1, 0]))
+      >>> contexts = Contexts(2, np.array([0], np.int32), np.array([0, 0, 1]), ("", ""), ("", ""), np.array([-1, 0]))
       >>> scores(fitted, contexts).tolist()
       [[3.0, 1.0], [2.0, 0.0]]
     """
