@@ -50,8 +50,7 @@ def fit(items: Mapping[int, Item], item_ids: Sequence[int], *, k1: float = 1.2, 
     if unknown:
         raise ValueError(f"item {unknown[0]} is not in the catalogue of {len(items)} items")
     texts = [item_text(items[item_id]) for item_id in item_ids]
-    words = learn_words(texts)
-    found = count_words(words, texts)
+    words, found = learn_words(texts)
     lengths = np.asarray(found.sum(1), np.float64)
     having = np.bincount(found.indices, minlength=words.size)
     idf = np.log1p((len(texts) - having + 0.5) / (having + 0.5))

@@ -92,7 +92,9 @@ def fit(
     found = texts_of(training.rows, titles)
     texts = [found[row] for row in used]
     own = training.rows.own[used]
-    space = _fit_tfidf(texts, own, len(training.numbers)) if encoder is None else Encoded(encoder, _unit(encoder(texts)))
+    space = (
+        _fit_tfidf(texts, own, len(training.numbers)) if encoder is None else Encoded(encoder, _unit(encoder(texts)))
+    )
     return ContextKnn(space, csr_array(training.fresh[used]), own, neighbours, power, titles)
 
 
@@ -102,8 +104,7 @@ def texts_of(contexts: Contexts, titles: bool) -> tuple[str, ...]:
 
 
 def _fit_tfidf(texts: Sequence[str], own: np.ndarray, n_dialogues: int) -> TfIdf:
-    words = learn_words(texts)
-    found = count_words(words, texts)
+    words, found = learn_words(texts)
     gather = csr_array((np.ones(len(own), np.float32), (own, np.arange(len(own)))), (n_dialogues, len(own)))
     by_dialogue = csr_array(gather @ found)
     by_dialogue = with_data(by_dialogue, np.ones(by_dialogue.nnz, np.float32))
@@ -115,9 +116,7 @@ def _fit_tfidf(texts: Sequence[str], own: np.ndarray, n_dialogues: int) -> TfIdf
     return TfIdf(words, csr_array(values.T), csr_array(squares.T), moments, dialogues, by_dialogue)
 
 
-def _idf(
-    dialogues: Float[np.ndarray, " K"], n_dialogues: int | Int[np.ndarray, " K"]
-) -> Float[np.ndarray, " K"]:
+def _idf(dialogues: Float[np.ndarray, " K"], n_dialogues: int | Int[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
     """1 + log((1 + D) / (1 + D_w)); 0 for a word of no dialogue, which is unknown."""
     return np.where(dialogues > 0, 1.0 + np.log((1.0 + n_dialogues) / (1.0 + dialogues)), 0.0)
 

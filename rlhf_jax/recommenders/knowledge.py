@@ -48,7 +48,9 @@ def fit(items: Mapping[int, Item], item_ids: Sequence[int], *, decay: float = 0.
         return Knowledge(csr_array((len(item_ids), 1)), decay)
     present = counts([[index[name] for name in found] for found in names], {place: place for place in index.values()})
     idf = np.log(len(item_ids) / np.asarray(present.sum(0), np.float64))
-    return Knowledge(unit_rows(csr_array((idf[present.indices], present.indices, present.indptr), present.shape)), decay)
+    return Knowledge(
+        unit_rows(csr_array((idf[present.indices], present.indices, present.indptr), present.shape)), decay
+    )
 
 
 def attributes(item: Item) -> tuple[str, ...]:

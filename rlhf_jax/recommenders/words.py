@@ -17,14 +17,18 @@ class Words(NamedTuple):
     """V, at least 1."""
 
 
-def learn_words(texts: Sequence[str]) -> Words:
-    """The words of texts: runs of two or more letters or digits in lower case, without English stop words."""
+def learn_words(texts: Sequence[str]) -> tuple[Words, csr_array]:
+    """The words of texts, and how often each text has each: float32 [N, V].
+
+    Words are runs of two or more letters or digits in lower case; English stop words are left out.
+    """
     vectorizer = CountVectorizer(stop_words="english", dtype=np.float32)
     try:
-        vectorizer.fit(texts)
+        matrix = csr_array(vectorizer.fit_transform(texts))
     except ValueError:  # No word is left.
-        return Words(None, 1)
-    return Words(vectorizer, len(vectorizer.vocabulary_))
+        return Words(None, 1), csr_array((len(texts), 1), dtype=np.float32)
+    matrix.sort_indices()
+    return Words(vectorizer, matrix.shape[1]), matrix
 
 
 def count_words(words: Words, texts: Sequence[str]) -> csr_array:
