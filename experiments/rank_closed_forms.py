@@ -122,9 +122,7 @@ def main(config: Config) -> Path:
             tables[name] = ranks(run, name, rows, recommender, contexts, catalogue)
             results += ranking.ranking_results(name, tables[name], split=split, metrics=config.metrics)
         for a, b in (("mixture", "copy"), ("mixture_fitted", "mixture"), ("mixture_titles", "mixture")):
-            results += ranking.difference_results(
-                f"{a}-{b}", tables[a], tables[b], split=split, metrics=config.metrics
-            )
+            results += ranking.difference_results(f"{a}-{b}", tables[a], tables[b], split=split, metrics=config.metrics)
         # 5. Table.
         write_results(run.path, results)
         report = run.path / "report.md"
@@ -210,7 +208,10 @@ def number(result: Result) -> str:
 
 def report_text(results: list[Result], fitted: dict[str, mixture.FittedWeights]) -> str:
     """A table a protocol, systems down and metrics across, and the fitted weights."""
-    parts = ["# Closed forms", "95 % bootstrap intervals over dialogues; nothing was fitted or chosen on the test split."]
+    parts = [
+        "# Closed forms",
+        "95 % bootstrap intervals over dialogues; nothing was fitted or chosen on the test split.",
+    ]
     for (split, protocol), found in by_protocol(results).items():
         cells = {(r.system, r.metric): r for r in found}
         metrics = list(dict.fromkeys(r.metric for r in found))

@@ -82,7 +82,7 @@ def scores(fitted: Bm25, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
 
     def block(part: Contexts) -> Float[np.ndarray, "n I"]:
         asked = count_words(fitted.words, part.texts)
-        out = (with_data(asked, np.ones(asked.nnz)) @ fitted.worth).toarray()
+        out = csr_array(with_data(asked, np.ones(asked.nnz)) @ fitted.worth).toarray()
         # Their titles stand in the context.
         out[part.rows, part.items] = 0.0
         return out

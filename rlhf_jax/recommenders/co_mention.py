@@ -82,7 +82,7 @@ def scores(fitted: CoMention, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
         weights = csr_array(
             (weights.data * _factor(left, fitted.shrinkage), weights.indices, weights.indptr), weights.shape
         )
-        out = (weights @ fitted.pairs).toarray() * _factor(fitted.dialogues, fitted.shrinkage)[None, :]
+        out = csr_array(weights @ fitted.pairs).toarray() * _factor(fitted.dialogues, fitted.shrinkage)[None, :]
         _correct_own(fitted, out, weights, own)
         return out
 

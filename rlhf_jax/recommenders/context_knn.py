@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from scipy.sparse import csr_array
 
-from rlhf_jax.recommenders.contexts import Contexts, Training, entries_at, in_blocks, own_rows
+from rlhf_jax.recommenders.contexts import Contexts, Training, entries_at, in_blocks, own_rows, shape_of
 from rlhf_jax.recommenders.words import Words, count_words, learn_words, with_data
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
@@ -143,7 +143,7 @@ def scores(fitted: ContextKnn, contexts: Contexts) -> Float32[np.ndarray, "N I"]
       >>> scores(fitted, contexts).round(2)
       array([[0.5, 0. ]], dtype=float32)
     """
-    return in_blocks(lambda part: _block(fitted, part), contexts, contexts.n_items + 6 * fitted.fresh.shape[0])
+    return in_blocks(lambda part: _block(fitted, part), contexts, contexts.n_items + 6 * shape_of(fitted.fresh)[0])
 
 
 def _block(fitted: ContextKnn, contexts: Contexts) -> Float[np.ndarray, "n I"]:
@@ -155,7 +155,7 @@ def _block(fitted: ContextKnn, contexts: Contexts) -> Float[np.ndarray, "n I"]:
     cosines[(contexts.own[:, None] == fitted.own[None, :])] = 0.0
     cosines[~nearest(cosines, fitted.neighbours)] = 0.0
     weights = csr_array(cosines)
-    return (with_data(weights, weights.data**fitted.power) @ fitted.fresh).toarray()
+    return csr_array(with_data(weights, weights.data**fitted.power) @ fitted.fresh).toarray()
 
 
 def nearest(cosines: Float[np.ndarray, "n R"], neighbours: int) -> Bool[np.ndarray, "n R"]:
@@ -175,18 +175,18 @@ def nearest(cosines: Float[np.ndarray, "n R"], neighbours: int) -> Bool[np.ndarr
 
 
 def _tfidf_cosines(space: TfIdf, texts: Sequence[str], own: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n R"]:
-    n_dialogues = space.by_dialogue.shape[0]
+    n_dialogues = shape_of(space.by_dialogue)[0]
     asked = count_words(space.words, texts)
     idf = _query_idf(space, own, asked)
     values = (1.0 + np.log(asked.data.astype(np.float64))) * idf
     query = with_data(asked, values)
     lengths = np.sqrt(np.asarray(query.multiply(query).sum(1)))
-    found = (with_data(query, values * idf) @ space.by_word).toarray()
+    found = csr_array(with_data(query, values * idf) @ space.by_word).toarray()
     # Contexts of one dialogue share what leaving it out changes.
     owners, owner = np.unique(own, return_inverse=True)
     shift = np.where(owners < 0, 0.0, np.log(n_dialogues / (1.0 + n_dialogues)))[:, None]
     squares = space.moments[2] + 2 * shift * space.moments[1] + shift**2 * space.moments[0]
-    squares += (_own_change(space, owners) @ space.squares).toarray()
+    squares += csr_array(_own_change(space, owners) @ space.squares).toarray()
     scale = lengths[:, None] * np.sqrt(np.maximum(squares, 0.0))[owner]
     return np.divide(found, scale, out=np.zeros_like(found), where=scale > 1e-9)
 
@@ -195,7 +195,7 @@ def _query_idf(space: TfIdf, own: Int[np.ndarray, " n"], asked: csr_array) -> Fl
     """idf of every word of the contexts without their own dialogues. [K]"""
     own_words = entries_at(own_rows(space.by_dialogue, own), asked)
     outside = np.repeat(own < 0, np.diff(asked.indptr))
-    n_dialogues = space.by_dialogue.shape[0] - np.where(outside, 0, 1)
+    n_dialogues = shape_of(space.by_dialogue)[0] - np.where(outside, 0, 1)
     return _idf(space.dialogues[asked.indices] - own_words, n_dialogues)
 
 
@@ -203,8 +203,8 @@ def _own_change(space: TfIdf, owners: Int[np.ndarray, " n"]) -> csr_array:
     """idf'_w² − (idf_w + c)² for the words of each dialogue, empty for −1. [n, V]"""
     words = own_rows(space.by_dialogue, owners)
     having = space.dialogues[words.indices]
-    now = _idf(having - 1.0, space.by_dialogue.shape[0] - 1)
-    shifted = _idf(having, space.by_dialogue.shape[0] - 1)
+    now = _idf(having - 1.0, shape_of(space.by_dialogue)[0] - 1)
+    shifted = _idf(having, shape_of(space.by_dialogue)[0] - 1)
     return with_data(words, now**2 - shifted**2)
 
 

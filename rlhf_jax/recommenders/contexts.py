@@ -230,10 +230,16 @@ def recency(contexts: Contexts, decay: float) -> csr_array:
     return csr_array((decay**ages, (rows, backwards)), shape=(len(contexts), contexts.n_items))
 
 
+def shape_of(matrix: csr_array) -> tuple[int, int]:
+    """Rows and columns; scipy's own annotation allows for none."""
+    rows, columns = matrix.shape or (0, 0)
+    return rows, columns
+
+
 def own_rows(matrix: csr_array, own: Int[np.ndarray, " N"]) -> csr_array:
     """The row of each context's own dialogue, empty where it has none. [N, I]"""
     picked = np.flatnonzero(own >= 0)
-    choose = csr_array((np.ones(len(picked)), (picked, own[picked])), shape=(len(own), matrix.shape[0]))
+    choose = csr_array((np.ones(len(picked)), (picked, own[picked])), shape=(len(own), shape_of(matrix)[0]))
     return csr_array(choose @ matrix)
 
 
@@ -253,8 +259,8 @@ def entries_at(values: csr_array, places: csr_array) -> Float[np.ndarray, " K"]:
 
 def _keys(matrix: csr_array) -> Int[np.ndarray, " K"]:
     """One number for the place of every stored entry."""
-    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
-    return rows * matrix.shape[1] + matrix.indices
+    rows = np.repeat(np.arange(shape_of(matrix)[0], dtype=np.int64), np.diff(matrix.indptr))
+    return rows * shape_of(matrix)[1] + matrix.indices
 
 
 def in_blocks(

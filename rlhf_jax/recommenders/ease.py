@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 from scipy.sparse import csr_array
 
 from rlhf_jax.recommenders.co_mention import presence
-from rlhf_jax.recommenders.contexts import Contexts, Training, in_blocks, own_rows, recency
+from rlhf_jax.recommenders.contexts import Contexts, Training, in_blocks, own_rows, recency, shape_of
 
 
 class Ease(NamedTuple):
@@ -67,7 +67,7 @@ def fit(
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}; it must lie in (0, 1]")
     present = presence(training)
-    dialogues = np.bincount(present.indices, minlength=present.shape[1])
+    dialogues = np.bincount(present.indices, minlength=shape_of(present)[1])
     order = np.argsort(-dialogues, kind="stable")[:max_items]
     kept = np.sort(order[dialogues[order] >= min_dialogues])
     by_dialogue = csr_array(present[:, kept])
@@ -80,8 +80,9 @@ def _inverse(gram: Float[np.ndarray, "J J"]) -> Float32[np.ndarray, "J J"]:
     """Inverse of a positive definite matrix by Cholesky, in place. [J, J]"""
     if not len(gram):
         return np.zeros((0, 0), np.float32)
-    factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
-    inverse, singular = lapack.dpotri(factor, lower=True, overwrite_c=True)
+    factorise, invert = get_lapack_funcs(("potrf", "potri"), (gram,))
+    factor, failed = factorise(gram, lower=True, overwrite_a=True)
+    inverse, singular = invert(factor, lower=True, overwrite_c=True)
     if failed or singular:
         raise ValueError(f"the regularised co-mention matrix of {len(gram)} items is not positive definite")
     lower = np.tril(inverse.astype(np.float32))

@@ -78,7 +78,7 @@ def scores(fitted: Knowledge, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
 
     def block(part: Contexts) -> Float[np.ndarray, "n I"]:
         profiles = unit_rows(csr_array(recency(part, fitted.decay) @ fitted.features))
-        out = (profiles @ by_attribute).toarray()
+        out = csr_array(profiles @ by_attribute).toarray()
         # An item is its own nearest neighbour, which says nothing about what to suggest next.
         out[part.rows, part.items] = 0.0
         return out

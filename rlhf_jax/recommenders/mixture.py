@@ -22,6 +22,7 @@ from scipy.sparse import csr_array
 from rlhf_jax.interfaces import Item
 from rlhf_jax.recommenders import bm25, co_mention, context_knn, ease, knowledge, popularity
 from rlhf_jax.recommenders.contexts import BLOCK_ENTRIES, Contexts, Recommender, Training, entries_at, in_blocks
+from rlhf_jax.recommenders.words import with_data
 
 WEIGHTS: Mapping[str, float] = {
     "popularity": 1.0,
@@ -200,7 +201,7 @@ class _Blocks:
         self._parts, self._contexts, self._form = parts, contexts, form
         ones = np.ones(len(contexts.items), np.float32)
         self._named = csr_array((ones, contexts.items, contexts.starts), (len(contexts), contexts.n_items))
-        self._gold = csr_array((gold != 0).astype(np.float32))
+        self._gold = with_data(gold, (gold.data != 0).astype(np.float32))
         self._gold.data[entries_at(self._named, self._gold) > 0] = 0.0
         self._gold.eliminate_zeros()
         self.n = self._gold.nnz

@@ -7,6 +7,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import CountVectorizer
 
+from rlhf_jax.recommenders.contexts import shape_of
+
 
 class Words(NamedTuple):
     """Which words are known."""
@@ -28,7 +30,7 @@ def learn_words(texts: Sequence[str]) -> tuple[Words, csr_array]:
     except ValueError:  # No word is left.
         return Words(None, 1), csr_array((len(texts), 1), dtype=np.float32)
     matrix.sort_indices()
-    return Words(vectorizer, matrix.shape[1]), matrix
+    return Words(vectorizer, shape_of(matrix)[1]), matrix
 
 
 def count_words(words: Words, texts: Sequence[str]) -> csr_array:
