@@ -79,9 +79,9 @@ def scores(fitted: CoMention, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
         weights = recency(part, fitted.decay)
         own = own_rows(fitted.by_dialogue, part.own)
         left = _left(fitted, weights, own)
-        weights = csr_array(
-            (weights.data * _factor(left, fitted.shrinkage), weights.indices, weights.indptr), weights.shape
-        )
+        # In float32 as C is: another type would have scipy copy all of C.
+        values = (weights.data * _factor(left, fitted.shrinkage)).astype(np.float32)
+        weights = csr_array((values, weights.indices, weights.indptr), weights.shape)
         out = csr_array(weights @ fitted.pairs).toarray() * _factor(fitted.dialogues, fitted.shrinkage)[None, :]
         _correct_own(fitted, out, weights, own)
         return out

@@ -8,13 +8,13 @@ a sentence vector (MiniLM) by an encoder that is not fitted here. Training conte
 contexts that are equally near those earlier in the training split come first, and only those with a cosine above 0 count.
 Source: session kNN, Jannach and Ludewig 2017, doi:10.1145/3109859.3109872, with texts in place of sessions.
 
-Cost, for R training contexts of W different words: 24 bytes per (context, word), scoring a context adds over the training
-contexts that share a word with it, at worst R·W, and holds R numbers. For a million dialogues (3.3 million contexts of 20
-words without stop words) 1.6 GB. With an encoder of E dimensions 4·E bytes a context (MiniLM: 5 GB for 3.3 million) and R·E
+Cost, for R training contexts of W different words: 20 bytes per (context, word); scoring a context adds over the training
+contexts that share a word with it, at worst R·W, `PIECE` training contexts at a time. For a million dialogues (3.3 million
+contexts of 20 words without stop words) 1.3 GB, and twice that while fitting. With an encoder of E dimensions 4·E bytes a context (MiniLM: 5 GB for 3.3 million) and R·E
 operations a context.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ from scipy.sparse import csr_array
 from rlhf_jax.recommenders.contexts import Contexts, Training, entries_at, in_blocks, own_rows, shape_of
 from rlhf_jax.recommenders.words import Words, count_words, learn_words, with_data
 
+PIECE = 2**15
+"""Training contexts that are compared at once: their similarities stay in the processor's cache."""
 Encoder = Callable[[Sequence[str]], np.ndarray]
 """Texts to vectors, one row a text, zeros for an empty one (`feedback.encoders.minilm_encoder`)."""
 
@@ -32,10 +34,10 @@ class TfIdf(NamedTuple):
     """Training contexts as words."""
 
     words: Words
-    by_word: csr_array
-    """1 + log c. float64 [V, R]"""
-    squares: csr_array
-    """Its squares. float64 [V, R]"""
+    by_word: tuple[csr_array, ...]
+    """1 + log c, in pieces of the training contexts. float64 [V, PIECE] each"""
+    squares: tuple[csr_array, ...]
+    """Its squares, in the same pieces."""
     moments: np.ndarray
     """Σ_w (1 + log c_w)² idf_w^m of every training context, m = 0, 1, 2. float64 [3, R]"""
     dialogues: np.ndarray
@@ -113,7 +115,15 @@ def _fit_tfidf(texts: Sequence[str], own: np.ndarray, n_dialogues: int) -> TfIdf
     squares = with_data(found, values.data**2)
     idf = _idf(dialogues, n_dialogues)
     moments = np.stack([squares @ idf**power for power in range(3)])
-    return TfIdf(words, csr_array(values.T), csr_array(squares.T), moments, dialogues, by_dialogue)
+    pieces = [csr_array(values[start : start + PIECE].T) for start in range(0, len(texts), PIECE)]
+    return TfIdf(
+        words,
+        tuple(pieces),
+        tuple(with_data(piece, piece.data**2) for piece in pieces),
+        moments,
+        dialogues,
+        by_dialogue,
+    )
 
 
 def _idf(dialogues: Float[np.ndarray, " K"], n_dialogues: int | Int[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
@@ -143,19 +153,45 @@ def scores(fitted: ContextKnn, contexts: Contexts) -> Float32[np.ndarray, "N I"]
       >>> scores(fitted, contexts).round(2)
       array([[0.5, 0. ]], dtype=float32)
     """
-    return in_blocks(lambda part: _block(fitted, part), contexts, contexts.n_items + 6 * shape_of(fitted.fresh)[0])
+    return in_blocks(lambda part: _block(fitted, part), contexts, 2 * contexts.n_items + 8 * PIECE)
 
 
 def _block(fitted: ContextKnn, contexts: Contexts) -> Float[np.ndarray, "n I"]:
     texts = texts_of(contexts, fitted.titles)
     space = fitted.space
-    cosines = _tfidf_cosines(space, texts, contexts.own) if isinstance(space, TfIdf) else _encoded_cosines(space, texts)
-    # Rounded: contexts of the same words are equally near, however their lengths were computed.
-    cosines = np.round(cosines, 9)
-    cosines[(contexts.own[:, None] == fitted.own[None, :])] = 0.0
-    cosines[~nearest(cosines, fitted.neighbours)] = 0.0
-    weights = csr_array(cosines)
-    return csr_array(with_data(weights, weights.data**fitted.power) @ fitted.fresh).toarray()
+    pieces = _tfidf_cosines(space, texts, contexts.own) if isinstance(space, TfIdf) else _encoded_cosines(space, texts)
+    cosines = np.zeros((len(contexts), 0))
+    places = np.zeros((len(contexts), 0), np.int64)
+    start = 0
+    for piece in pieces:
+        own = fitted.own[start : start + piece.shape[1]]
+        # Rounded: contexts of the same words are equally near, however their lengths were computed.
+        piece = np.round(piece, 9)
+        piece[contexts.own[:, None] == own[None, :]] = 0.0
+        found, columns = _chosen(piece, None, fitted.neighbours)
+        # Those of earlier pieces stand before, so that of equal ones the first stay.
+        cosines, places = np.hstack([cosines, found]), np.hstack([places, columns + start])
+        cosines, places = _chosen(cosines, places, fitted.neighbours)
+        start += len(own)
+    rows = np.repeat(np.arange(len(contexts)), places.shape[1])
+    shape = (len(contexts), shape_of(fitted.fresh)[0])
+    weights = csr_array((np.maximum(cosines.ravel(), 0.0) ** fitted.power, (rows, places.ravel())), shape=shape)
+    return csr_array(weights @ fitted.fresh).toarray()
+
+
+def _chosen(
+    cosines: Float[np.ndarray, "n R"], places: Int[np.ndarray, "n R"] | None, neighbours: int
+) -> tuple[Float[np.ndarray, "n K"], Int[np.ndarray, "n K"]]:
+    """The nearest of every row with their places (None: their columns), in order of place; 0 where there are fewer."""
+    rows, columns = np.nonzero(nearest(cosines, neighbours))
+    first = np.searchsorted(rows, rows)
+    order = np.arange(len(rows)) - first
+    width = min(neighbours, cosines.shape[1])
+    values = np.zeros((len(cosines), width))
+    where = np.zeros((len(cosines), width), np.int64)
+    values[rows, order] = cosines[rows, columns]
+    where[rows, order] = columns if places is None else places[rows, columns]
+    return values, where
 
 
 def nearest(cosines: Float[np.ndarray, "n R"], neighbours: int) -> Bool[np.ndarray, "n R"]:
@@ -174,21 +210,32 @@ def nearest(cosines: Float[np.ndarray, "n R"], neighbours: int) -> Bool[np.ndarr
     return (above | (equal & (np.cumsum(equal, axis=1) <= room))) & (cosines > 0)
 
 
-def _tfidf_cosines(space: TfIdf, texts: Sequence[str], own: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n R"]:
+def _tfidf_cosines(
+    space: TfIdf, texts: Sequence[str], own: Int[np.ndarray, " n"]
+) -> Iterator[Float[np.ndarray, "n R"]]:
+    """Cosines with the training contexts of one piece after another, each without the context's own dialogue."""
     n_dialogues = shape_of(space.by_dialogue)[0]
     asked = count_words(space.words, texts)
     idf = _query_idf(space, own, asked)
     values = (1.0 + np.log(asked.data.astype(np.float64))) * idf
     query = with_data(asked, values)
     lengths = np.sqrt(np.asarray(query.multiply(query).sum(1)))
-    found = csr_array(with_data(query, values * idf) @ space.by_word).toarray()
+    query = with_data(asked, values * idf)
     # Contexts of one dialogue share what leaving it out changes.
     owners, owner = np.unique(own, return_inverse=True)
     shift = np.where(owners < 0, 0.0, np.log(n_dialogues / (1.0 + n_dialogues)))[:, None]
-    squares = space.moments[2] + 2 * shift * space.moments[1] + shift**2 * space.moments[0]
-    squares += csr_array(_own_change(space, owners) @ space.squares).toarray()
-    scale = lengths[:, None] * np.sqrt(np.maximum(squares, 0.0))[owner]
-    return np.divide(found, scale, out=np.zeros_like(found), where=scale > 1e-9)
+    change = _own_change(space, owners)
+    start = 0
+    for by_word, by_word_squared in zip(space.by_word, space.squares, strict=True):
+        stop = start + shape_of(by_word)[1]
+        none, one, two = space.moments[:, start:stop]
+        squares = two + 2 * shift * one + shift**2 * none
+        if change.nnz:
+            squares += csr_array(change @ by_word_squared).toarray()
+        scale = lengths[:, None] * np.sqrt(np.maximum(squares, 0.0))[owner]
+        found = csr_array(query @ by_word).toarray()
+        yield np.divide(found, scale, out=np.zeros_like(found), where=scale > 1e-9)
+        start = stop
 
 
 def _query_idf(space: TfIdf, own: Int[np.ndarray, " n"], asked: csr_array) -> Float[np.ndarray, " K"]:
@@ -208,8 +255,11 @@ def _own_change(space: TfIdf, owners: Int[np.ndarray, " n"]) -> csr_array:
     return with_data(words, now**2 - shifted**2)
 
 
-def _encoded_cosines(space: Encoded, texts: Sequence[str]) -> Float[np.ndarray, "n R"]:
-    return (_unit(space.encoder(texts)) @ space.vectors.T).astype(np.float64)
+def _encoded_cosines(space: Encoded, texts: Sequence[str]) -> Iterator[Float[np.ndarray, "n R"]]:
+    """The same by sentence vectors, which know no dialogue."""
+    asked = _unit(space.encoder(texts))
+    for start in range(0, len(space.vectors), PIECE):
+        yield (asked @ space.vectors[start : start + PIECE].T).astype(np.float64)
 
 
 def _unit(vectors: np.ndarray) -> Float32[np.ndarray, "n E"]:

@@ -114,14 +114,15 @@ def _block(fitted: Ease, contexts: Contexts) -> Float[np.ndarray, "n I"]:
     out = np.zeros((len(contexts), contexts.n_items))
     if not len(fitted.kept):
         return out
-    weights = csr_array(recency(contexts, fitted.decay)[:, fitted.kept])
-    own = own_rows(fitted.by_dialogue, contexts.own)
-    weighted = weights @ fitted.inverse
+    # In float32 as P is: another type would have scipy copy all of P.
+    weights = csr_array(recency(contexts, fitted.decay)[:, fitted.kept]).astype(np.float32)
+    own = own_rows(fitted.by_dialogue, contexts.own).astype(np.float32)
+    weighted = (weights @ fitted.inverse).astype(np.float64)
     diagonal = np.diagonal(fitted.inverse).astype(np.float64)
     if not own.nnz:
         out[:, fitted.kept] = weights.toarray() - weighted / diagonal
         return out
-    change = own @ fitted.inverse  # u of every context. [n, J]
+    change = (own @ fitted.inverse).astype(np.float64)  # u of every context. [n, J]
     left = 1.0 - np.asarray(own.multiply(change).sum(1))
     weighted = weighted + change * (np.asarray(weights.multiply(change).sum(1)) / left)[:, None]
     diagonals = diagonal + change**2 / left[:, None]

@@ -129,8 +129,10 @@ def test_blocks_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     at_once = form(training.rows)
     monkeypatch.setattr(contexts, "BLOCK_ENTRIES", 1)
     np.testing.assert_array_equal(form(training.rows), at_once)
+    monkeypatch.setattr(context_knn, "PIECE", 4)
+    np.testing.assert_allclose(FORMS[name](training)(training.rows), at_once, atol=1e-6)
     chunks = list(contexts.score_chunks(form, training.rows, chunk=3))
-    np.testing.assert_array_equal(np.concatenate(chunks), at_once)
+    np.testing.assert_allclose(np.concatenate(chunks), at_once, atol=1e-6)
     assert {len(chunk) for chunk in chunks[:-1]} == {3}
 
 
