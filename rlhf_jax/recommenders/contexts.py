@@ -128,27 +128,38 @@ def contexts_before(
       >>> found.items.tolist(), found.words, found.texts, found.own.tolist()
       ([0], ('i liked a lot',), ('i liked heat (1995) a lot',), [-1])
     """
-    columns = columns_of(catalogue.item_ids)
-    items: list[int] = []
-    starts, words, texts, own = [0], [], [], []
+    own = []
     for dialogue, index in places:
         if not 0 <= index < len(dialogue.messages):
             raise ValueError(f"dialogue {dialogue.dialogue_id} has {len(dialogue.messages)} messages, none at {index}")
-        before = dialogue.messages[:index]
-        items.extend(columns[item] for message in before for item in message.items if item in columns)
-        starts.append(len(items))
-        words.append(last_words(before, {}))
-        texts.append(last_words(before, catalogue.titles))
         if numbers is not None and dialogue.dialogue_id not in numbers:
             raise ValueError(f"dialogue {dialogue.dialogue_id} is not among the {len(numbers)} training dialogues")
         own.append(-1 if numbers is None else numbers[dialogue.dialogue_id])
+    return contexts_of([dialogue.messages[:index] for dialogue, index in places], catalogue, own=own)
+
+
+def contexts_of(
+    histories: Sequence[Sequence[Message]], catalogue: Catalogue, *, own: Sequence[int] | None = None
+) -> Contexts:
+    """Contexts of conversations so far, as a policy in conversation has them; see `contexts_before`.
+
+    Args:
+      histories: messages of each, oldest first; may be empty. [N]
+      catalogue: the items, the same as the training split was read with.
+      own: number of the training dialogue each is from, −1 for none; None is −1 for all. [N]
+    Raises: ValueError if `own` is not as long, or items are repeated or missing.
+    """
+    if own is not None and len(own) != len(histories):
+        raise ValueError(f"{len(own)} numbers of dialogues for {len(histories)} histories")
+    columns = columns_of(catalogue.item_ids)
+    mentioned = [[columns[i] for message in history for i in message.items if i in columns] for history in histories]
     return Contexts(
         len(columns),
-        np.array(items, np.int32),
-        np.array(starts, np.int64),
-        tuple(words),
-        tuple(texts),
-        np.array(own, np.int32),
+        np.array([column for found in mentioned for column in found], np.int32),
+        np.cumsum([0, *map(len, mentioned)], dtype=np.int64),
+        tuple(last_words(history, {}) for history in histories),
+        tuple(last_words(history, catalogue.titles) for history in histories),
+        np.full(len(histories), -1, np.int32) if own is None else np.array(own, np.int32),
     )
 
 

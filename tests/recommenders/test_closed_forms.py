@@ -238,6 +238,7 @@ def test_training_counts_both_speakers_and_repeats() -> None:
             lambda t: row_contexts(list(ranking_rows(random_dialogues(1, first=50))), CATALOGUE, numbers=t.numbers),
             "is not among the 14 training dialogues",
         ),
+        (lambda t: contexts.contexts_of([()], CATALOGUE, own=[0, 1]), "2 numbers of dialogues for 1 histories"),
         (lambda t: contexts.contexts_before([(random_dialogues()[0], 99)], CATALOGUE), "none at 99"),
     ],
 )
