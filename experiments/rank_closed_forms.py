@@ -12,7 +12,8 @@ the cases of each system in `assessments/`.
 
 Systems: `popularity` and `copy` as in every ranking table; each form alone; `mixture` with the fixed weights of
 `recommenders/mixture.py`; `mixture_fitted` with weights of the same six by maximum likelihood on validation; and
-`mixture_titles`, the same with a seventh, `context_knn_titles`.
+`mixture_titles`, the same with a seventh, `context_knn_titles`; `mixture_tuned`, those seven with numbers (shrinkage, ridge,
+neighbours) that were chosen on ReDial's validation split.
 
 Expected, ReDial, `fresh`, R@1/10/50: mixture .044/.199/.381 (docs/recommenders.md has the whole table).
 """
@@ -109,19 +110,30 @@ def main(config: Config) -> Path:
         catalogue = Catalogue(tuple(corpus.items), titles)
         training = read_training(corpus.train, catalogue)
         parts = mixture.fit_parts(training, corpus.items, SEVEN)
+        tuned = mixture.fit_parts(training, corpus.items, SEVEN, numbers=mixture.REDIAL_NUMBERS)
+        mixtures = {
+            "mixture_fitted": {name: parts[name] for name in SIX},
+            "mixture_titles": parts,
+            "mixture_tuned": tuned,
+        }
         notice(f"{len(training.numbers)} training dialogues, {len(training.rows)} rows, {len(titles)} items")
         # 3. Weights, on the validation split.
-        fitted = fit_on_validation(run, corpus, catalogue, parts)
+        fitted = fit_on_validation(run, corpus, catalogue, mixtures)
         # 4. Ranks of the test split.
         rows = list(ranking_rows(corpus.test))
         contexts = row_contexts(rows, catalogue)
         split = f"{config.source}/test"
         results: list[Result] = []
         tables = {}
-        for name, recommender in systems(config, training, parts, fitted).items():
+        for name, recommender in systems(config, training, parts, mixtures, fitted).items():
             tables[name] = ranks(run, name, rows, recommender, contexts, catalogue)
             results += ranking.ranking_results(name, tables[name], split=split, metrics=config.metrics)
-        for a, b in (("mixture", "copy"), ("mixture_fitted", "mixture"), ("mixture_titles", "mixture")):
+        for a, b in (
+            ("mixture", "copy"),
+            ("mixture_fitted", "mixture"),
+            ("mixture_titles", "mixture"),
+            ("mixture_tuned", "mixture"),
+        ):
             results += ranking.difference_results(f"{a}-{b}", tables[a], tables[b], split=split, metrics=config.metrics)
         # 5. Table.
         write_results(run.path, results)
@@ -144,22 +156,23 @@ def read_dialogues(run: RunDirectory, config: Config) -> Corpus:
 
 
 def fit_on_validation(
-    run: RunDirectory, corpus: Corpus, catalogue: Catalogue, parts: dict[str, Recommender]
+    run: RunDirectory, corpus: Corpus, catalogue: Catalogue, mixtures: dict[str, dict[str, Recommender]]
 ) -> dict[str, mixture.FittedWeights]:
     """Weights of the mixtures by maximum likelihood of the fresh gold items of the validation split."""
     rows = [row for row in ranking_rows(corpus.validation) if row.fresh_gold]
     contexts = row_contexts(rows, catalogue)
     gold = counts([row.fresh_gold for row in rows], columns_of(catalogue.item_ids))
-    fitted = {
-        name: mixture.fit_weights({part: parts[part] for part in used}, contexts, gold)
-        for name, used in (("mixture_fitted", SIX), ("mixture_titles", SEVEN))
-    }
+    fitted = {name: mixture.fit_weights(parts, contexts, gold) for name, parts in mixtures.items()}
     write_json(run.path / "weights.json", {name: found._asdict() for name, found in fitted.items()})
     return fitted
 
 
 def systems(
-    config: Config, training: Training, parts: dict[str, Recommender], fitted: dict[str, mixture.FittedWeights]
+    config: Config,
+    training: Training,
+    parts: dict[str, Recommender],
+    mixtures: dict[str, dict[str, Recommender]],
+    fitted: dict[str, mixture.FittedWeights],
 ) -> dict[str, Recommender]:
     """Everything that is ranked, in the order to show."""
     counted = popularity.fit(training)
@@ -175,8 +188,7 @@ def systems(
     six = {name: parts[name] for name in SIX}
     found["mixture"] = partial(mixture.scores, mixture.mix(six))
     for name, weights in fitted.items():
-        used = {part: parts[part] for part in weights.weights}
-        found[name] = partial(mixture.scores, mixture.mix(used, weights.weights))
+        found[name] = partial(mixture.scores, mixture.mix(mixtures[name], weights.weights))
     return found
 
 

@@ -25,7 +25,7 @@ def test_debug_ranks_every_form(repository: Path, tmp_path: Path) -> None:
     assert code == 0, output
     results = {(r.system, r.metric, r.protocol): r for r in read_results(run)}
     alone = ("co_mention", "ease", "knowledge", "context_knn", "bm25", "context_knn_titles", "popularity_fresh")
-    mixtures = ("mixture", "mixture_fitted", "mixture_titles")
+    mixtures = ("mixture", "mixture_fitted", "mixture_titles", "mixture_tuned")
     for system in ("popularity", "copy", *alone, *mixtures):
         found = results[system, "hr@10", "fresh"]
         assert found.interval is not None and found.n > 100
