@@ -115,8 +115,8 @@ def _block(fitted: Ease, contexts: Contexts) -> Float[np.ndarray, "n I"]:
     if not len(fitted.kept):
         return out
     # In float32 as P is: another type would have scipy copy all of P.
-    weights = csr_array(recency(contexts, fitted.decay)[:, fitted.kept]).astype(np.float32)
-    own = own_rows(fitted.by_dialogue, contexts.own).astype(np.float32)
+    weights = csr_array(recency(contexts, fitted.decay)[:, fitted.kept], dtype=np.float32)
+    own = csr_array(own_rows(fitted.by_dialogue, contexts.own), dtype=np.float32)
     weighted = (weights @ fitted.inverse).astype(np.float64)
     diagonal = np.diagonal(fitted.inverse).astype(np.float64)
     if not own.nnz:
