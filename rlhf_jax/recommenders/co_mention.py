@@ -8,8 +8,8 @@ Source: item-based collaborative filtering by cosine, Sarwar et al. 2001, doi:10
 dialogues, takes weight from rare pairs (Bell and Koren 2007, doi:10.1109/ICDM.2007.90, shrink C by λ instead).
 
 Cost: C has at most Σ_d k_d² entries for dialogues of k_d items, 8 bytes each, and never more than I². Fitting is one
-sparse product of as many additions; scoring a context reads the rows of its items. A million dialogues of 5.3 items
-over 100,000 items leave about 20 million entries, 160 MB.
+sparse product of as many additions; scoring a context reads the rows of its items. A million simulated dialogues of
+5.3 items over 100,000 items keep 320 MB.
 """
 
 from typing import NamedTuple

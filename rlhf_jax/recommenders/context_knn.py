@@ -10,7 +10,7 @@ Source: session kNN, Jannach and Ludewig 2017, doi:10.1145/3109859.3109872, with
 
 Cost, for R training contexts of W different words: 20 bytes per (context, word); scoring a context adds over the training
 contexts that share a word with it, at worst R·W, `PIECE` training contexts at a time. For a million dialogues (3.3 million
-contexts of 20 words without stop words) 1.3 GB, and twice that while fitting. With an encoder of E dimensions 4·E bytes a context (MiniLM: 5 GB for 3.3 million) and R·E
+contexts of 20 words without stop words) 2 GB with what leaving out needs, and about twice that while fitting. With an encoder of E dimensions 4·E bytes a context (MiniLM: 5 GB for 3.3 million) and R·E
 operations a context.
 """
 

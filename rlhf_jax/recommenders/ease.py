@@ -6,12 +6,12 @@
 X [D, J] is 1 where a training dialogue mentions an item, J the items with at least `min_dialogues` dialogues.
 Source: Steck 2019, arXiv:1905.03375, eq. 8 (there users × items; the recency weights are ours).
 
-Cost: P is dense, 4·J² bytes kept and 16·J² while fitting, 2·J³ operations. Hence the limit `max_items`:
+Cost: P is dense, 4·J² bytes kept and up to 24·J² while fitting, about J³ operations. Hence the limit `max_items`:
 
     J          fitting, memory    kept
-    2,500      100 MB             25 MB        ReDial, at least 3 dialogues
-    10,000     1.6 GB             400 MB       the default limit
-    20,000     6.4 GB             1.6 GB
+    2,500      150 MB             25 MB        ReDial, at least 3 dialogues
+    10,000     2.4 GB             400 MB       the default limit, 22 s of one core
+    20,000     9.6 GB             1.6 GB
 
 Of a catalogue of 100,000 items the 10,000 that most dialogues mention are fitted; all others score 0.
 """
