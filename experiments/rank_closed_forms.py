@@ -5,7 +5,7 @@
     python experiments/rank_closed_forms.py world                           # the simulated world, no data needed
     python experiments/rank_closed_forms.py debug                           # a small world, some seconds, for tests
 
-DIR holds `redial/` and `opendialkg/`. Hardware: one CPU core, about two minutes for ReDial. Everything is counted on the
+DIR holds `redial/` and `opendialkg/`. Hardware: two CPU cores, about five minutes for ReDial. Everything is counted on the
 training split; weights of the mixtures are fitted on the validation split; the test split is ranked once, at the end.
 Writes `results.json` (every system under every protocol, 95 % intervals over dialogues), `weights.json`, `report.md`, and
 the cases of each system in `assessments/`.
@@ -15,7 +15,8 @@ Systems: `popularity` and `copy` as in every ranking table; each form alone; `mi
 `mixture_titles`, the same with a seventh, `context_knn_titles`; `mixture_tuned`, those seven with numbers (shrinkage, ridge,
 neighbours) that were chosen on ReDial's validation split.
 
-Expected, ReDial, `fresh`, R@1/10/50: mixture .044/.199/.381 (docs/recommenders.md has the whole table).
+Expected, ReDial, `fresh`, R@1/10/50: mixture .042/.196/.384, mixture_tuned .045/.202/.397 (docs/recommenders.md has the whole
+table).
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019, eq. 3.15; idf with 
 above 0. The context is the query with every word once, without English stop words.
 
 Nothing is counted on dialogues, so there is no own dialogue to leave out.
-Cost: 8 bytes per (item, word), about 40 an item: 30 MB for 100,000 items with a plot each. Scoring a context adds, for each
+Cost: 8 bytes per (item, word), about 40 an item: 40 MB for 100,000 items with a plot each. Scoring a context adds, for each
 word in it, over the items that have it.
 """
 

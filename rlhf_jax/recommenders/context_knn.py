@@ -81,7 +81,7 @@ def fit(
       training: the training split.
       neighbours: K, at least 1.
       power: p, above 0.
-      titles: whether the titles of mentioned items are among the words; alone this ranks better, beside scores that read
+      titles: whether the titles of mentioned items are among the words; alone this ranks better; beside scores that read
         the items it adds less.
       encoder: texts to vectors; None takes TF-IDF.
     Raises: ValueError for a number outside its range.
