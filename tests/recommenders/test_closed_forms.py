@@ -1,8 +1,9 @@
 """Every form against plain loops, without its own dialogue against fitting anew, in blocks against at once."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jaxtyping
 import numpy as np
 import pytest
 from toy_training import (
@@ -35,6 +36,14 @@ from rlhf_jax.recommenders import (
     popularity,
 )
 from rlhf_jax.recommenders.contexts import Contexts, Recommender, Training, read_training, row_contexts
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Types are not checked at run time: for arguments of the wrong kind."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def letters(texts) -> np.ndarray:
