@@ -1,0 +1,298 @@
+"""What recommenders read: the contexts to score, and the training split they are counted on.
+
+    D training dialogues, R their ranking rows, N contexts to score, M mentions in them, I items (catalogue columns)
+
+A recommender is a module with a record, `fit(…) -> record` and `scores(record, contexts) -> [N, I]`, float32, higher is
+better. Contexts that come from a training dialogue carry its number in `own`; they are scored as if the recommender had
+been fitted without that dialogue (leave-own-dialogue-out), else a recommender would be asked for what it was told.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from scipy.sparse import csr_array
+
+from rlhf_jax.data.turns import spell
+from rlhf_jax.data.windows import RankingRow, ranking_rows
+from rlhf_jax.interfaces import Dialogue, Message
+
+N_WORDS = 60
+"""Words of a context that are kept, the most recent ones."""
+BLOCK_ENTRIES = 2**24
+"""Float entries that a recommender works on at once: 128 MiB in float64."""
+
+
+class Catalogue(NamedTuple):
+    """The items that are scored, and how a text spells them."""
+
+    item_ids: tuple[int, ...]
+    """Order of the columns. [I]"""
+    titles: Mapping[int, str] = {}
+    """What stands for an item in a text; items without a title leave no words."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contexts:
+    """What was said before N recommender messages."""
+
+    n_items: int
+    """I, columns of the catalogue."""
+    items: Int[np.ndarray, " M"]
+    """Columns of the items mentioned, context after context, oldest first, repeats included."""
+    starts: Int[np.ndarray, " N1"]
+    """Place in `items` where each context begins, and the end of the last: N + 1 numbers."""
+    words: tuple[str, ...]
+    """The last words of each context, items left out."""
+    texts: tuple[str, ...]
+    """The same with the items' titles among the words."""
+    own: Int[np.ndarray, " N"]
+    """Number of the training dialogue a context is from, −1 if from none."""
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def part(self, start: int, stop: int) -> "Contexts":
+        """Contexts `start` to `stop`, the second left out."""
+        stop = min(stop, len(self))
+        starts = self.starts[start : stop + 1]
+        return Contexts(
+            self.n_items,
+            self.items[starts[0] : starts[-1]],
+            starts - starts[0],
+            self.words[start:stop],
+            self.texts[start:stop],
+            self.own[start:stop],
+        )
+
+    def left_in(self) -> "Contexts":
+        """The same contexts as if from no training dialogue: nothing is left out."""
+        return dataclasses.replace(self, own=np.full(len(self), -1, np.int32))
+
+    @property
+    def rows(self) -> Int[np.ndarray, " M"]:
+        """Number of the context of every mention."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+    """The training split as counts."""
+
+    catalogue: Catalogue
+    numbers: Mapping[str, int]
+    """Dialogue id to its number, 0 … D − 1."""
+    mentions: csr_array
+    """How often a dialogue mentions an item, by either speaker. float32 [D, I]"""
+    rows: Contexts
+    """Contexts of the training split's ranking rows, each with its own dialogue."""
+    fresh: csr_array
+    """1 where an item is fresh gold of a row: named by the recommender there and not before. float32 [R, I]"""
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """A fitted recommender with its scoring function."""
+
+    def __call__(self, contexts: Contexts) -> Float32[np.ndarray, "N I"]: ...
+
+
+def columns_of(item_ids: Sequence[int]) -> dict[int, int]:
+    """Item id to its column.
+
+    Raises: ValueError if an id is repeated or there is none.
+    """
+    columns = {item: column for column, item in enumerate(item_ids)}
+    if not columns:
+        raise ValueError("a catalogue without items")
+    if len(columns) != len(item_ids):
+        raise ValueError(f"item_ids has {len(item_ids) - len(columns)} repeated ids")
+    return columns
+
+
+def contexts_before(
+    places: Sequence[tuple[Dialogue, int]], catalogue: Catalogue, *, numbers: Mapping[str, int] | None = None
+) -> Contexts:
+    """Contexts of the given messages; items outside the catalogue are passed over.
+
+    Args:
+      places: dialogue and place of the message before which the context ends. [N]
+      catalogue: the items, the same as the training split was read with.
+      numbers: `Training.numbers`, for messages of training dialogues; None leaves nothing out.
+    Raises: ValueError if there is no such message, a dialogue is not in `numbers`, or items are repeated or missing.
+    Examples:
+      >>> said = (Message("seeker", ("I liked ", 7, " a lot"), 0), Message("recommender", (9,), 1))
+      >>> found = contexts_before([(Dialogue("a", said, {}, {}), 1)], Catalogue((7, 8, 9), {7: "Heat (1995)"}))
+      >>> found.items.tolist(), found.words, found.texts, found.own.tolist()
+      ([0], ('i liked a lot',), ('i liked heat (1995) a lot',), [-1])
+    """
+    own = []
+    for dialogue, index in places:
+        if not 0 <= index < len(dialogue.messages):
+            raise ValueError(f"dialogue {dialogue.dialogue_id} has {len(dialogue.messages)} messages, none at {index}")
+        if numbers is not None and dialogue.dialogue_id not in numbers:
+            raise ValueError(f"dialogue {dialogue.dialogue_id} is not among the {len(numbers)} training dialogues")
+        own.append(-1 if numbers is None else numbers[dialogue.dialogue_id])
+    return contexts_of([dialogue.messages[:index] for dialogue, index in places], catalogue, own=own)
+
+
+def contexts_of(
+    histories: Sequence[Sequence[Message]], catalogue: Catalogue, *, own: Sequence[int] | None = None
+) -> Contexts:
+    """Contexts of conversations so far, as a policy in conversation has them; see `contexts_before`.
+
+    Args:
+      histories: messages of each, oldest first; may be empty. [N]
+      catalogue: the items, the same as the training split was read with.
+      own: number of the training dialogue each is from, −1 for none; None is −1 for all. [N]
+    Raises: ValueError if `own` is not as long, or items are repeated or missing.
+    """
+    if own is not None and len(own) != len(histories):
+        raise ValueError(f"{len(own)} numbers of dialogues for {len(histories)} histories")
+    columns = columns_of(catalogue.item_ids)
+    mentioned = [[columns[i] for message in history for i in message.items if i in columns] for history in histories]
+    return Contexts(
+        len(columns),
+        np.array([column for found in mentioned for column in found], np.int32),
+        np.cumsum([0, *map(len, mentioned)], dtype=np.int64),
+        tuple(last_words(history, {}) for history in histories),
+        tuple(last_words(history, catalogue.titles) for history in histories),
+        np.full(len(histories), -1, np.int32) if own is None else np.array(own, np.int32),
+    )
+
+
+def row_contexts(
+    rows: Sequence[RankingRow], catalogue: Catalogue, *, numbers: Mapping[str, int] | None = None
+) -> Contexts:
+    """Contexts of ranking rows, in their order; `contexts_before` says more."""
+    return contexts_before([(row.dialogue, row.message_index) for row in rows], catalogue, numbers=numbers)
+
+
+def last_words(messages: Sequence[Message], titles: Mapping[int, str], n_words: int = N_WORDS) -> str:
+    """The last words of messages in lower case, titles spelled out."""
+    words: list[str] = []
+    for message in reversed(messages):
+        words = spell(message.parts, titles, placeholder="").lower().split() + words
+        if len(words) >= n_words:
+            break
+    return " ".join(words[-n_words:])
+
+
+def read_training(dialogues: Sequence[Dialogue], catalogue: Catalogue) -> Training:
+    """Counts of the training split.
+
+    Memory: 8 bytes per (dialogue, item) and per (row, gold item), and the last words of every row, twice about 350 bytes: for
+    a million dialogues like ReDial's (3.5 million rows) 2.5 GB, nearly all of it text.
+
+    Args:
+      dialogues: the training split and nothing else.
+      catalogue: the items; others are passed over.
+    Raises: ValueError without dialogues or items, or if two have the same id.
+    """
+    columns = columns_of(catalogue.item_ids)
+    numbers = {dialogue.dialogue_id: number for number, dialogue in enumerate(dialogues)}
+    if not numbers:
+        raise ValueError("a training split without dialogues")
+    if len(numbers) != len(dialogues):
+        raise ValueError(f"{len(dialogues) - len(numbers)} training dialogues have the id of another")
+    rows = list(ranking_rows(dialogues))
+    mentioned = [[item for message in dialogue.messages for item in message.items] for dialogue in dialogues]
+    return Training(
+        catalogue,
+        numbers,
+        counts(mentioned, columns),
+        row_contexts(rows, catalogue, numbers=numbers),
+        counts([row.fresh_gold for row in rows], columns),
+    )
+
+
+def counts(lists: Sequence[Sequence[int]], columns: Mapping[int, int]) -> csr_array:
+    """How often each list holds each item; items without a column are passed over. float32 [lists, I]"""
+    places = [[columns[item] for item in items if item in columns] for items in lists]
+    starts = np.cumsum([0, *map(len, places)])
+    flat = np.array([column for found in places for column in found], np.int32)
+    matrix = csr_array((np.ones(len(flat), np.float32), flat, starts), shape=(len(lists), len(columns)))
+    matrix.sum_duplicates()
+    return matrix
+
+
+def recency(contexts: Contexts, decay: float) -> csr_array:
+    """Weight of every item of a context by its age: decay^(different items mentioned after it last). float64 [N, I]
+
+    Raises: ValueError unless decay is in (0, 1].
+    Examples:
+      >>> contexts = Contexts(4, np.array([2, 0, 2, 3], np.int32), np.array([0, 4]), ("",), ("",), np.array([-1]))
+      >>> recency(contexts, .5).toarray().tolist()
+      [[0.25, 0.0, 0.5, 1.0]]
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay is {decay}; it must lie in (0, 1]")
+    # From the newest mention to the oldest: a later mention of the same item is the one that counts.
+    backwards = contexts.items[::-1].astype(np.int64)
+    rows = contexts.rows[::-1]
+    _, newest = np.unique(rows * contexts.n_items + backwards, return_index=True)
+    newest.sort()
+    rows, backwards = rows[newest], backwards[newest]
+    # Rows now descend; the age is the place within the row.
+    first = np.searchsorted(-rows, -rows, side="left")
+    ages = np.arange(len(rows)) - first
+    return csr_array((decay**ages, (rows, backwards)), shape=(len(contexts), contexts.n_items))
+
+
+def shape_of(matrix: csr_array) -> tuple[int, int]:
+    """Rows and columns; scipy's own annotation allows for none."""
+    rows, columns = matrix.shape or (0, 0)
+    return rows, columns
+
+
+def own_rows(matrix: csr_array, own: Int[np.ndarray, " N"]) -> csr_array:
+    """The row of each context's own dialogue, empty where it has none. [N, I]"""
+    picked = np.flatnonzero(own >= 0)
+    choose = csr_array((np.ones(len(picked)), (picked, own[picked])), shape=(len(own), shape_of(matrix)[0]))
+    return csr_array(choose @ matrix)
+
+
+def entries_at(values: csr_array, places: csr_array) -> Float[np.ndarray, " K"]:
+    """Entries of one matrix at the stored places of another, in their order; 0 where nothing is stored. [K]"""
+    keys, asked = _keys(values), _keys(places)
+    out = np.zeros(len(asked))
+    if not len(keys):
+        return out
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    found = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    hit = keys[found] == asked
+    out[hit] = values.data[order[found[hit]]]
+    return out
+
+
+def _keys(matrix: csr_array) -> Int[np.ndarray, " K"]:
+    """One number for the place of every stored entry."""
+    rows = np.repeat(np.arange(shape_of(matrix)[0], dtype=np.int64), np.diff(matrix.indptr))
+    return rows * shape_of(matrix)[1] + matrix.indices
+
+
+def in_blocks(
+    score: Callable[[Contexts], Float[np.ndarray, "n I"]], contexts: Contexts, entries_per_row: int
+) -> Float32[np.ndarray, "N I"]:
+    """Scores computed for so many contexts at once as `BLOCK_ENTRIES` allows, written into one array.
+
+    Args:
+      score: of a few contexts.
+      entries_per_row: float entries that scoring one context takes.
+    """
+    size = max(1, BLOCK_ENTRIES // max(entries_per_row, 1))
+    out = np.empty((len(contexts), contexts.n_items), np.float32)
+    for start in range(0, len(contexts), size):
+        out[start : start + size] = score(contexts.part(start, start + size))
+    return out
+
+
+def score_chunks(
+    recommender: Recommender, contexts: Contexts, *, chunk: int = 256
+) -> Iterator[Float32[np.ndarray, "n I"]]:
+    """Scores of consecutive contexts, as `evaluation.ranking.rank_rows` takes them: never more than a chunk in memory."""
+    for start in range(0, len(contexts), chunk):
+        yield recommender(contexts.part(start, start + chunk))
