@@ -20,11 +20,18 @@ Floats = NDArray[np.float64]
 
 
 def spearman(x: Floats, y: Floats) -> float:
-    """Rank correlation, ties at their mean rank; NaN where a side does not vary. [N], [N]"""
-    left, right = rankdata(x), rankdata(y)
-    if len(left) < 2 or left.std() == 0 or right.std() == 0:
+    """Rank correlation, ties at their mean rank; NaN where a side does not vary, or holds a NaN. [N], [N]"""
+    return pearson(rankdata(x), rankdata(y))
+
+
+def pearson(x: Floats, y: Floats) -> float:
+    """Linear correlation; NaN for fewer than two cases, where a side does not vary, or holds a NaN. [N], [N]
+
+    Whether a side varies is asked of its numbers: the standard deviation of equal ones is not always 0 (ten times 0.1).
+    """
+    if len(x) < 2 or not np.ptp(x) > 0 or not np.ptp(y) > 0:
         return float("nan")
-    return float(np.corrcoef(left, right)[0, 1])
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def auc(x: Floats, positive: NDArray[np.bool_]) -> float:

@@ -15,6 +15,7 @@ from typing import Literal
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rlhf_jax.data.turns import next_user_turn
+from rlhf_jax.data.typography import plain
 from rlhf_jax.interfaces import Dialogue
 
 Scorer = Callable[[str], float]
@@ -22,9 +23,12 @@ Scorer = Callable[[str], float]
 
 
 def vader_scorer() -> Scorer:
-    """VADER's compound score, remembered per text; loading the lexicon takes some tens of milliseconds."""
+    """VADER's compound score, remembered per text; loading the lexicon takes some tens of milliseconds.
+
+    Punctuation is read as plain, whoever made the text: the lexicon's negations are in ASCII.
+    """
     analyzer = SentimentIntensityAnalyzer()
-    return functools.lru_cache(maxsize=65_536)(lambda text: float(analyzer.polarity_scores(text)["compound"]))
+    return functools.lru_cache(maxsize=65_536)(lambda text: float(analyzer.polarity_scores(plain(text))["compound"]))
 
 
 def opinion_text(parts: Sequence[str | int]) -> str:

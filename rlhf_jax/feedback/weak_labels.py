@@ -7,6 +7,8 @@ Source: arXiv:2508.05289, its reward; the z-scores are ours, so that the weights
 
 import dataclasses
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +21,7 @@ from rlhf_jax.feedback import engagement, relevance
 from rlhf_jax.feedback.encoders import RobertaScorer, default_cache, minilm_encoder, roberta_scorer
 from rlhf_jax.feedback.sentiment import Scorer, sentiment, spoken_around, vader_scorer
 from rlhf_jax.interfaces import COMPONENTS, Dialogue, Item
+from rlhf_jax.pretrained import json_object
 
 Floats = NDArray[np.float64]
 
@@ -80,11 +83,17 @@ class Standardiser(NamedTuple):
 
     @classmethod
     def load(cls, path: Path) -> "Standardiser":
-        """Reads what `save` wrote. Raises ValueError for another order of components."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        """Reads what `save` wrote. Raises ValueError naming a damaged file, or another order of components."""
+        fields = json_object(path)
         if fields.get("components") != list(COMPONENTS):
             raise ValueError(f"{path}: components are {fields.get('components')}, expected {list(COMPONENTS)}")
-        return cls(np.array(fields["mean"], float), np.array(fields["std"], float))
+        try:
+            mean, std = (np.array(fields[name], float) for name in ("mean", "std"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: mean and std must be lists of numbers ({error!r})") from error
+        if not mean.shape == std.shape == (len(COMPONENTS),) or not np.isfinite(mean).all() or not (std > 0).all():
+            raise ValueError(f"{path}: mean {mean.tolist()} and std {std.tolist()} are no statistics of {COMPONENTS}")
+        return cls(mean, std)
 
 
 def fit_standardiser(raw: Floats) -> Standardiser:
@@ -94,7 +103,9 @@ def fit_standardiser(raw: Floats) -> Standardiser:
         missing = [name for name, n in zip(COMPONENTS, known, strict=True) if n == 0]
         raise ValueError(f"no training row has a value for {', '.join(missing)} ({len(raw)} rows)")
     std = np.nanstd(raw, 0)
-    return Standardiser(np.nanmean(raw, 0), np.where(std > 1e-8, std, 1.0))
+    # Of equal numbers the rounded mean may differ, and their deviation from it is no spread.
+    varies = (np.nanmax(raw, 0) > np.nanmin(raw, 0)) & (std > 1e-8)
+    return Standardiser(np.nanmean(raw, 0), np.where(varies, std, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +134,14 @@ class LabelTable:
 
     @classmethod
     def load(cls, path: Path) -> "LabelTable":
-        """Reads what `save` wrote."""
-        with np.load(path) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+        """Reads what `save` wrote. Raises ValueError naming a file that is damaged or lacks an array."""
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+        except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{path}: no readable table of labels ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True)
