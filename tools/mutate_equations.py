@@ -186,7 +186,9 @@ MUTANTS = [
     Mutant("ppo", "jnp.minimum(loss", "jnp.maximum(loss", "dual clip raises the loss"),
     Mutant("ppo", "loss, -dual_clip *", "loss, dual_clip *", "sign of the dual bound"),
     Mutant("ppo", "dual_clip <= 1", "dual_clip < 1", "dual clip of 1 accepted"),
-    Mutant("ppo", ") & ~grows", ") & grows", "an overflowing ratio is held where nothing clips"),
+    Mutant(
+        "ppo", "(grows, jnp.inf, LARGE", "(~grows, jnp.inf, LARGE", "an overflowing ratio is held where nothing clips"
+    ),
     Mutant(
         "ppo",
         "(advantages > 0) & never_clips",

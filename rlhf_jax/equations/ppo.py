@@ -77,7 +77,7 @@ def clipped_surrogate(
     # Where a clip acts the loss does not depend on ρ: held there, an overflowing ρ cannot make 0 · ∞ of the gradient.
     never_clips = jnp.log1p(clip_eps) >= LARGE_LOG_RATIO
     grows = ((advantages < 0) & (dual_clip is None)) | ((advantages > 0) & never_clips)
-    ratio = jnp.exp(jnp.where((log_ratio > LARGE_LOG_RATIO) & ~grows, LARGE_LOG_RATIO, log_ratio))
+    ratio = jnp.exp(jnp.minimum(log_ratio, jnp.where(grows, jnp.inf, LARGE_LOG_RATIO)))
     loss = jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps))
     if dual_clip is None:
         return loss
