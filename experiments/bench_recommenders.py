@@ -117,8 +117,8 @@ def simulated(config: Config, size: int) -> tuple[Training, dict[int, Item]]:
 def random_texts(generator: np.random.Generator, n: int, words: int) -> Iterable[str]:
     """Texts of words whose frequencies follow Zipf's law."""
     spelled = np.array([f"w{word}" for word in range(WORDS)])
-    for start in range(0, n, 10_000):
-        drawn = (WORDS ** generator.random((min(10_000, n - start), words))).astype(np.int64) - 1
+    for first in range(0, n, 10_000):
+        drawn = (WORDS ** generator.random((min(10_000, n - first), words))).astype(np.int64) - 1
         yield from (" ".join(row) for row in spelled[drawn])
 
 

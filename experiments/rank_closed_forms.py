@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from command_line import preset_and_options, start
+from rlhf_jax.assessment import assess
 from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.data.windows import RankingRow, ranking_rows
 from rlhf_jax.evaluation import ranking

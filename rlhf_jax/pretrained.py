@@ -31,12 +31,27 @@ def local_file(source: str | Path, name: str) -> Path:
     return Path(str(cached))
 
 
+def json_value(path: Path) -> Any:
+    """What a JSON file holds; ValueError names a file that is none, or has a field twice."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise ValueError(f"{path}: no readable JSON (nested too deep)") from None
+    except (OSError, ValueError) as error:  # ValueError: also bytes that are no text, and endless numbers.
+        raise ValueError(f"{path}: no readable JSON ({error})") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return fields
+
+
 def json_object(path: Path) -> dict[str, Any]:
     """The fields of a file such as `config.json`; ValueError names a file that is none."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: no readable JSON ({error})") from error
+    fields = json_value(path)
     if isinstance(fields, dict):
         return fields
     raise ValueError(f"{path}: must be a JSON object of fields, got {str(fields)[:60]!r}")

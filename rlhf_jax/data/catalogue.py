@@ -1,24 +1,21 @@
 """Reads what the ReDial release and its knowledge graph say about items: names, years, genres, people, plots."""
 
-import csv
 import html
-import json
 import re
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data.lines import malformed, number_of, read_json, read_table
+from rlhf_jax.data.typography import plain
+
 _YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
 _LIST_FIELDS = ("genre", "director", "writer", "star")
-
-
-def malformed(field: str, value: Any, expected: str) -> ValueError:
-    """The error about one field of a file; the caller's caller knows file and line."""
-    return ValueError(f"field '{field}' is {str(value)[:60]!r} ({type(value).__name__}), expected {expected}")
+_ESCAPES = {"%22": '"', "%3F": "?"}
+"""All that the release has; any other percent sign belongs to a title."""
 
 
 def clean_title(name: str) -> str:
-    """Name of an item as shown to people: single spaces, escapes of the release turned to characters.
+    """Name of an item as shown to people: single spaces, the release's escapes turned to characters, plain punctuation.
 
     Two items may share a title; only their ids tell them apart.
 
@@ -26,7 +23,9 @@ def clean_title(name: str) -> str:
       >>> clean_title("What About Bob%3F  (1991)")
       'What About Bob? (1991)'
     """
-    return " ".join(html.unescape(urllib.parse.unquote(name)).split())
+    for escape, character in _ESCAPES.items():
+        name = name.replace(escape, character)
+    return " ".join(plain(html.unescape(name)).split())
 
 
 def split_title(title: str) -> tuple[str, int | None]:
@@ -53,19 +52,16 @@ def read_csv_names(path: Path) -> dict[int, str]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: the table of items is missing")
-    names = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        missing = {"movieId", "movieName"} - set(rows.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path}, line 1: columns {sorted(missing)} are missing, found {rows.fieldnames}")
-        for row in rows:
-            item_id, name = row["movieId"], row["movieName"]
-            if not (item_id and item_id.isascii() and item_id.isdigit()):
-                raise ValueError(f"{path}, line {rows.line_num}: {malformed('movieId', item_id, 'an item id')}")
-            if name is None:
-                raise ValueError(f"{path}, line {rows.line_num}: field 'movieName' is missing")
-            names[int(item_id)] = name
+    names: dict[int, str] = {}
+    for line, row in read_table(path, ("movieId", "movieName")):
+        try:
+            item_id = number_of(row["movieId"], "movieId", "an item id")
+            if item_id in names:
+                raise malformed("movieId", item_id, "an id not seen before")
+            number_of(row.get("nbMentions", "0"), "nbMentions", "a count")
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from None
+        names[item_id] = row["movieName"]
     return names
 
 
@@ -75,22 +71,11 @@ def read_metadata(path: Path) -> dict[int, dict[str, Any]]:
     Raises:
       ValueError: naming file, field and value (the file is one JSON object, so there is no line).
     """
+    table = read_json(path, "one object keyed by item id")
     try:
-        table = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON object ({error})") from error
-    if not isinstance(table, dict):
-        raise malformed(str(path), table, "one object keyed by item id")
-    try:
-        return {int(_item_key(key)): _checked_info(key, info) for key, info in table.items()}
+        return {number_of(key, key, "an item id as key"): _checked_info(key, info) for key, info in table.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _item_key(key: str) -> str:
-    if not (key.isascii() and key.isdigit()):
-        raise malformed(key, key, "an item id as key")
-    return key
 
 
 def _checked_info(key: str, info: Any) -> dict[str, Any]:
@@ -103,4 +88,5 @@ def _checked_info(key: str, info: Any) -> dict[str, Any]:
     for field in ("name", "plot"):
         if not isinstance(info.get(field, ""), str):
             raise malformed(f"{key}.{field}", info[field], "a string")
-    return info
+    words = {field: plain(info[field]) for field in ("name", "plot") if field in info}
+    return info | words | {field: [plain(entry) for entry in info[field]] for field in _LIST_FIELDS if field in info}

@@ -8,12 +8,12 @@ Response ratings: `ratings.jsonl`, three systems' replies to one context, each r
 Source: Manzoor and Jannach 2021, 2022.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_jax.data.catalogue import malformed
+from rlhf_jax.data.lines import json_of, malformed, number_of, raw_lines, read_table, text_lines
+from rlhf_jax.data.typography import plain
 from rlhf_jax.interfaces import Role
 
 ROLES: dict[str, Role] = {"USER": "seeker", "SYSTEM": "recommender"}
@@ -51,20 +51,28 @@ def read_uss(folder: str | Path) -> dict[str, tuple[ScoredMessage, ...]]:
     folder = Path(folder)
     path, ids_path = folder / "ReDial.txt", folder / "ReDial_conversation_ids.tsv"
     dialogues = list(_uss_dialogues(path))
-    found = {}
-    for number, line in enumerate(ids_path.read_text(encoding="utf-8").splitlines()[1:], start=2):
-        place, _, rest = line.partition("\t")
-        conversation = rest.partition("\t")[0]
-        if not (place.isdigit() and int(place) < len(dialogues) and conversation.isdigit()):
-            raise ValueError(f"{ids_path}, line {number}: {malformed('dialogue, conversationId', line, 'two numbers')}")
-        found[conversation] = dialogues[int(place)]
+    found: dict[str, tuple[ScoredMessage, ...]] = {}
+    places: set[int] = set()
+    for line, row in read_table(ids_path, ("dialogue", "conversationId"), delimiter="\t", quoted=False):
+        conversation = row["conversationId"]
+        try:
+            place = number_of(row["dialogue"], "dialogue", "a number")
+            number_of(conversation, "conversationId", "a number")
+            if place >= len(dialogues) or place in places:
+                raise malformed("dialogue", place, f"one of {len(dialogues)} dialogues, each once")
+            if conversation in found:
+                raise malformed("conversationId", conversation, "an id not seen before")
+        except ValueError as error:
+            raise ValueError(f"{ids_path}, line {line}: {error}") from None
+        places.add(place)
+        found[conversation] = dialogues[place]
     return found
 
 
 def _uss_dialogues(path: Path) -> Iterator[tuple[ScoredMessage, ...]]:
     """Every dialogue in order, without its overall score."""
     messages: list[ScoredMessage] = []
-    for number, line in enumerate([*path.read_text(encoding="utf-8").split("\n"), ""], start=1):
+    for number, line in (*text_lines(path), (0, "")):
         if not line.strip():
             if messages:
                 yield tuple(messages)
@@ -82,7 +90,7 @@ def _uss_dialogues(path: Path) -> Iterator[tuple[ScoredMessage, ...]]:
         if any(value not in ("1", "2", "3", "4", "5") for value in values):
             raise ValueError(f"{path}, line {number}: {malformed('scores', scores, 'numbers from 1 to 5')}")
         mean = sum(map(int, values)) / len(values) if values else None
-        messages.append(ScoredMessage(ROLES[role], text, mean))
+        messages.append(ScoredMessage(ROLES[role], plain(text), mean))
 
 
 def read_response_ratings(path: str | Path, *, passed_check: bool = True) -> list[RatedReply]:
@@ -96,12 +104,17 @@ def read_response_ratings(path: str | Path, *, passed_check: bool = True) -> lis
       ValueError: naming file, line, field and value.
     """
     path, found = Path(path), []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in raw_lines(path):
+        if not line.strip():
+            continue
         try:
-            record = json.loads(line)
+            record = json_of(line)
+            if not isinstance(record, dict):
+                raise malformed("(the whole line)", record, "an object")
             found += _replies(record, number) if record["rater_passed_check"] is True or not passed_check else []
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: field {error} is missing or malformed: {line[:60]!r}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            start = line[:60].decode("utf-8", "replace")
+            raise ValueError(f"{path}, line {number}: field {error} is missing or malformed: {start!r}") from error
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return found
@@ -109,9 +122,19 @@ def read_response_ratings(path: str | Path, *, passed_check: bool = True) -> lis
 
 def _replies(record: dict[str, Any], line: int) -> Iterator[RatedReply]:
     roles: dict[str, Role] = {"user": "seeker", "assistant": "recommender"}
-    context = tuple((roles[message["role"]], str(message["text"])) for message in record["context"])
+    context = tuple(
+        (roles[message["role"]], _text(message["text"], f"context[{place}].text"))
+        for place, message in enumerate(record["context"])
+    )
     for system, response in record["responses"].items():
-        if response["rating"] not in (1, 2, 3, 4, 5):
+        if type(response["rating"]) is not int or not 1 <= response["rating"] <= 5:
             raise malformed(f"responses.{system}.rating", response["rating"], "1 to 5")
         fragment = f"{record['study']}/{record['dialog_id']}"
-        yield RatedReply(fragment, line, system, context, str(response["text"]), response["rating"])
+        text = _text(response["text"], f"responses.{system}.text")
+        yield RatedReply(fragment, line, system, context, text, response["rating"])
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise malformed(field, value, "a string")
+    return plain(value)

@@ -13,14 +13,13 @@ A film and the book of the same name are two items: item id = 2·(number of the 
 """
 
 import hashlib
-import html
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from rlhf_jax.data.catalogue import malformed
+from rlhf_jax.data.lines import malformed
 from rlhf_jax.data.opendialkg_sources import (
     DOMAINS,
     DomainName,
@@ -158,8 +157,8 @@ def _dialogue(session: Session, entities: Mapping[str, Entity]) -> tuple[Dialogu
     messages, inside = [], 0
     for place, (role, text, titles) in enumerate(session.messages):
         # The same title may be spelt as an entity with a remark in brackets; people write it without.
-        ids = {html.unescape(entities[title].title): item_id(entities[title], session.domain) for title in titles}
-        clean = _SPACES.sub(" ", html.unescape(text))
+        ids = {entities[title].title: item_id(entities[title], session.domain) for title in titles}
+        clean = _SPACES.sub(" ", text)
         try:
             parts, n_inside = _place(clean, ids)
         except KeyError as error:
@@ -206,7 +205,7 @@ def _catalogue(dialogues: Iterable[Dialogue], entities: Mapping[str, Entity]) ->
         entity = by_number[number // 2]
         items[number] = Item(
             item_id=number,
-            title=html.unescape(entity.title),
+            title=entity.title,
             year=entity.year,
             genres=tuple(dict.fromkeys(_REMARK.sub("", genre) for genre in entity.genres)),
             people=tuple(dict.fromkeys(entity.people)),

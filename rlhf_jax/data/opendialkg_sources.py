@@ -18,14 +18,14 @@ Source: Moon et al. 2019, "OpenDialKG", ACL, P19-1081, and the format notes of i
 """
 
 import collections
-import csv
-import json
+import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rlhf_jax.data.catalogue import malformed
+from rlhf_jax.data.lines import INT64, json_of, malformed, number_of, raw_lines, read_json, read_table, text_lines
+from rlhf_jax.data.typography import plain
 
 DomainName = Literal["movie", "book"]
 DOMAINS: tuple[DomainName, ...] = ("movie", "book")
@@ -48,7 +48,7 @@ class Entity(NamedTuple):
 
     number: int
     title: str
-    """As people write it, without a remark in brackets."""
+    """As people write it: without a remark in brackets, entities decoded, punctuation plain."""
     year: int | None
     genres: tuple[str, ...]
     people: tuple[str, ...]
@@ -60,6 +60,7 @@ class Said(NamedTuple):
 
     role: str
     text: str
+    """Entities of HTML decoded, punctuation plain."""
     entities: tuple[str, ...]
 
 
@@ -102,23 +103,16 @@ class ProcessedFiles:
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """Numbered lines from 1 on, empty ones left out."""
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
+        yield from ((number, line) for number, line in raw_lines(self._path) if line.strip())
 
     def session(self, line: bytes) -> Session:
         """One line, checked."""
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            start = line[:60].decode("utf-8", "replace").strip()
-            raise ValueError(f"not a JSON object ({error}): {start!r}") from error
+        record = json_of(line)
         if not isinstance(record, dict):
             raise malformed("(the whole line)", record, "an object")
         number = record.get("dialog_id")
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise malformed("dialog_id", number, "an int")
+        if not isinstance(number, int) or isinstance(number, bool) or not -INT64 <= number < INT64:
+            raise malformed("dialog_id", number, "an int of 64 bits")
         if record.get("domain") not in DOMAINS:
             raise malformed("domain", record.get("domain"), f"one of {DOMAINS}")
         messages = record.get("messages")
@@ -140,20 +134,25 @@ class ProcessedFiles:
         for title in titles:
             if not isinstance(title, str) or title not in self.entities:
                 raise malformed(f"{place}.item", title, "a title of id2info.json")
-        return Said(entry["role"], entry["text"], tuple(titles))
+        return Said(entry["role"], spelled(entry["text"]), tuple(titles))
+
+
+def spelled(text: str) -> str:
+    """The text as it is shown: entities of HTML decoded, punctuation plain."""
+    return plain(html.unescape(text) if "&" in text else text)
 
 
 def _read_info(path: Path) -> dict[str, Entity]:
-    try:
-        table = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON object ({error})") from error
-    if not isinstance(table, dict):
-        raise malformed(str(path), table, "one object keyed by item id")
-    found = {}
+    table = read_json(path, "one object keyed by item id")
+    found: dict[str, Entity] = {}
     for key, info in table.items():
-        if not (key.isascii() and key.isdigit()) or not isinstance(info, dict):
-            raise ValueError(f"{path}: {malformed(key, info, 'an object keyed by an item id')}")
+        try:
+            number = number_of(key, key, "an item id as key")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        # An item's id is twice this number, or one more.
+        if not isinstance(info, dict) or number >= INT64 // 2:
+            raise ValueError(f"{path}: {malformed(key, info, 'an object keyed by an item id below 2^62')}")
         name, year = info.get("name"), info.get("year", "")
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{path}: {malformed(f'{key}.name', name, 'a title')}")
@@ -163,8 +162,8 @@ def _read_info(path: Path) -> dict[str, Entity]:
             value = info.get(field, [])
             if not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
                 raise ValueError(f"{path}: {malformed(f'{key}.{field}', value, 'a list of strings')}")
-        people = (*info.get("director", ()), *info.get("actor", ()), *info.get("writer", ()))
-        found[name] = Entity(int(key), name, _year([year]), tuple(info.get("genre", ())), people)
+        people = tuple(plain(one) for field in ("director", "actor", "writer") for one in info.get(field, ()))
+        found[name] = Entity(number, spelled(name), _year([year]), tuple(map(plain, info.get("genre", ()))), people)
     return found
 
 
@@ -180,7 +179,7 @@ class OfficialRelease:
         if not names.exists():
             raise FileNotFoundError(f"{names}: the list of entities is missing")
         self.files = (path, names, triples) if triples.exists() else (path, names)
-        numbers = {name: line for line, name in enumerate(names.read_text(encoding="utf-8").split("\n")) if name}
+        numbers = _numbered(names)
         self._numbers = numbers
         facts = _facts(_file_triples(triples) if triples.exists() else self._path_triples())
         self._kinds = {name: kind for name, known in facts.items() if (kind := _kind(known)) is not None}
@@ -189,14 +188,10 @@ class OfficialRelease:
     def records(self) -> Iterator[tuple[int, tuple[int, str]]]:
         """Rows as (line of the file, (number of the row, its messages)).
 
-        Raises: ValueError if the column is missing.
+        Raises: ValueError if the column is missing, or the table is none: then no row after the fault can be trusted.
         """
-        with self._path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if "Messages" not in (rows.fieldnames or ()):
-                raise ValueError(f"{self._path}, line 1: column 'Messages' is missing, found {rows.fieldnames}")
-            for number, row in enumerate(rows):
-                yield rows.line_num, (number, row["Messages"])
+        for number, (line, row) in enumerate(read_table(self._path, ("Messages",), spans_lines=True)):
+            yield line, (number, row["Messages"])
 
     def session(self, record: tuple[int, str]) -> Session | None:
         """One row, checked; None for a session that names no movie and no book."""
@@ -230,11 +225,22 @@ class OfficialRelease:
                 continue  # Reported when the row itself is read.
 
 
+def _numbered(path: Path) -> dict[str, int]:
+    """Numbers of the names of a list, one a line, from 0 on."""
+    numbers: dict[str, int] = {}
+    for line, name in text_lines(path):
+        if name in numbers:
+            raise ValueError(f"{path}, line {line}: {name[:60]!r} is there twice, first in line {numbers[name] + 1}")
+        if name:
+            numbers[name] = line - 1
+    return numbers
+
+
 def _actions(text: Any) -> tuple[list[tuple[str, str]], list[Triple]]:
     """Chats as (sender, message) and the triples of all paths of one session."""
     try:
-        actions = json.loads(text)
-    except (json.JSONDecodeError, TypeError) as error:
+        actions = json_of(text)
+    except ValueError as error:
         raise ValueError(f"field 'Messages' is {str(text)[:60]!r}, no JSON ({error})") from error
     if not isinstance(actions, list):
         raise malformed("Messages", actions, "a list of actions")
@@ -250,8 +256,10 @@ def _actions(text: Any) -> tuple[list[tuple[str, str]], list[Triple]]:
                 raise malformed(f"{prefix}.sender", action.get("sender"), f"one of {SENDERS}")
             if not isinstance(action.get("message"), str):
                 raise malformed(f"{prefix}.message", action.get("message"), "a string")
-            chats.append((action["sender"], action["message"]))
-        elif "path" in (metadata := action.get("metadata") or {}):
+            chats.append((action["sender"], spelled(action["message"])))
+        elif not isinstance(metadata := action.get("metadata") or {}, dict):
+            raise malformed(f"{prefix}.metadata", metadata, "an object")
+        elif "path" in metadata:
             triples += _path(metadata["path"], f"{prefix}.metadata.path")
     if not chats:
         raise ValueError("field 'Messages' holds no chat, a dialogue has at least one message")
@@ -268,11 +276,11 @@ def _path(path: Any, prefix: str) -> list[Triple]:
 
 
 def _file_triples(path: Path) -> Iterator[Triple]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            fields = line.rstrip("\n").split("\t")
-            if len(fields) != 3:
-                raise ValueError(f"{path}, line {number}: {malformed('(the whole line)', line, 'three fields')}")
+    for number, line in text_lines(path):
+        fields = line.split("\t")
+        if line and len(fields) != 3:
+            raise ValueError(f"{path}, line {number}: {malformed('(the whole line)', line, 'three fields')}")
+        if line:
             yield fields[0], fields[1], fields[2]
 
 
@@ -297,10 +305,10 @@ def _entity(name: str, number: int, known: Mapping[str, list[str]]) -> Entity:
     people = [person for field in ("director", "actor", "writer") for person in known.get(field, ())]
     return Entity(
         number,
-        _REMARK.sub("", name) or name,
+        spelled(_REMARK.sub("", name) or name),
         _year(known.get("year", ())),
-        tuple(known.get("genre", ())),
-        tuple(people),
+        tuple(map(plain, known.get("genre", ()))),
+        tuple(map(plain, people)),
     )
 
 

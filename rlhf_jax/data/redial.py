@@ -4,22 +4,21 @@ Source: Li et al. 2018, arXiv:1812.07617 (release notes of the data set). Every 
 tolerated is named at the function that tolerates it; anything else is a malformed line, reported by file and line.
 """
 
-import gzip
 import hashlib
 import html
-import json
 import logging
 import re
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rlhf_jax.data.catalogue import clean_title, malformed, read_csv_names, read_metadata, split_title
+from rlhf_jax.data.catalogue import clean_title, read_csv_names, read_metadata, split_title
+from rlhf_jax.data.lines import INT64, json_of, malformed, number_of, raw_lines, read_table
+from rlhf_jax.data.titles import mentions
+from rlhf_jax.data.typography import plain
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message, Role
 
 PROVENANCES = ("official", "verbatim", "forms", "rebuilt", "world")
-_MENTION = re.compile(r"@(\d+)")
 _LINE_BREAKS = re.compile(r"[\r\n]+")
 _LOG = logging.getLogger(__name__)
 
@@ -75,7 +74,9 @@ def read_redial(
             provenance = _read_provenance(provenance_path)
             files.append(provenance_path)
         parsed[split] = []
-        for number, line in _lines(path):
+        for number, line in raw_lines(path):
+            if not line.strip():
+                continue
             if len(parsed[split]) == max_dialogues:
                 break
             place = f"{path.name} line {number}"
@@ -133,39 +134,28 @@ def _find(folder: Path, name: str) -> Path:
     raise FileNotFoundError(f"{folder / name}: neither this file nor {name}.gz exists")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines from 1 on, empty ones left out; a truncated or damaged archive is a `ValueError`."""
-    number = 0
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}, after line {number}: the archive is damaged or cut short ({error})") from error
-
-
 def _read_provenance(path: Path) -> dict[str, str]:
-    provenance = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
-        dialogue_id, _, kind = line.partition("\t")
-        if kind not in PROVENANCES:
-            raise ValueError(f"{path}, line {number}: field 'provenance' is {kind!r}, not one of {PROVENANCES}")
+    provenance: dict[str, str] = {}
+    for number, row in read_table(path, ("conversationId", "provenance"), delimiter="\t", quoted=False):
+        dialogue_id, kind = row["conversationId"], row["provenance"]
+        try:
+            number_of(dialogue_id, "conversationId", "digits")
+            if dialogue_id in provenance:
+                raise malformed("conversationId", dialogue_id, "an id not seen before")
+            if kind not in PROVENANCES:
+                raise malformed("provenance", kind, f"one of {PROVENANCES}")
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
         provenance[dialogue_id] = kind
     return provenance
 
 
 def _dialogue(line: bytes, csv_names: Mapping[int, str], provenance: Mapping[str, str]) -> _Parsed:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        start = line[:60].decode("utf-8", "replace").strip()
-        raise ValueError(f"not a JSON object ({error}): {start!r}") from error
+    record = json_of(line)
     if not isinstance(record, dict):
         raise malformed("(the whole line)", record, "an object")
     dialogue_id = str(_field(record, "conversationId", (str, int)))
-    if not (dialogue_id.isascii() and dialogue_id.isdigit()):
-        raise malformed("conversationId", dialogue_id, "digits")
+    number_of(dialogue_id, "conversationId", "digits")
     seeker, recommender = (_field(record, f"{who}WorkerId", (int,)) for who in ("initiator", "respondent"))
     if seeker == recommender:
         raise ValueError(f"field 'respondentWorkerId' is {recommender}, the same as 'initiatorWorkerId'")
@@ -193,6 +183,8 @@ def _field(record: Mapping[str, Any], name: str, kinds: tuple[type, ...], prefix
     value = record[name]
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise malformed(f"{prefix}{name}", value, " or ".join(kind.__name__ for kind in kinds))
+    if isinstance(value, int) and not -INT64 <= value < INT64:
+        raise malformed(f"{prefix}{name}", value, "a number of 64 bits")
     return value
 
 
@@ -204,8 +196,7 @@ def _table(record: Mapping[str, Any], name: str) -> dict[str, Any]:
             raise malformed(name, value, "an object or []")
         return {}
     for key in value:
-        if not (key.isascii() and key.isdigit()):
-            raise ValueError(f"field '{name}' has the key {key!r}, expected an item id")
+        number_of(key, name, "an item id as key")
     return value
 
 
@@ -255,14 +246,14 @@ def _message(
 
 
 def _parts(text: str, names: Mapping[int, Any], csv_names: Mapping[int, str]) -> tuple[str | int, ...]:
-    """Words and items: HTML entities decoded, line breaks turned to spaces, `@id` of an unknown item left as words."""
-    text = _LINE_BREAKS.sub(" ", html.unescape(text) if "&" in text else text)
+    """Words and items: HTML entities decoded, punctuation plain, line breaks turned to spaces, `@id` of an unknown item and
+    e-mail addresses left as words."""
+    text = _LINE_BREAKS.sub(" ", plain(html.unescape(text) if "&" in text else text))
     if "@" not in text:
         return (text,) if text else ()
     parts: list[str | int] = []
     begin = 0
-    for match in _MENTION.finditer(text):
-        item_id = int(match[1])
+    for match, item_id in mentions(text):
         if item_id not in names and item_id not in csv_names:
             continue
         if match.start() > begin:
@@ -278,8 +269,8 @@ def _catalogue(
     parsed: list[_Parsed], csv_names: Mapping[int, str], metadata: Mapping[int, Mapping[str, Any]]
 ) -> dict[int, Item]:
     names: dict[int, str | None] = {}
-    for dialogue, mentions in parsed:
-        for item_id, name in mentions.items():
+    for dialogue, named in parsed:
+        for item_id, name in named.items():
             names[item_id] = names.get(item_id) or name
         for message in dialogue.messages:
             for item_id in message.items:

@@ -41,7 +41,8 @@ _UNKNOWN = -1
 class _CorpusBuilder(tfds.core.GeneratorBasedBuilder):
     """What the builders share: features, splits and records; where the files come from is the subclass's."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {"1.1.0": "Punctuation is plain: curly quotes, dashes and ellipses are written in ASCII."}
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name="dialogues", description="One record per dialogue."),
         tfds.core.BuilderConfig(name="items", description="One record per item mentioned in any split."),

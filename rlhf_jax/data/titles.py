@@ -1,13 +1,30 @@
-"""Finds items in what a person types: `@id`, or a title as the catalogue has it, longest first."""
+"""Finds items in texts: `@id`, and in what a person types also a title as the catalogue has it, longest first."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rlhf_jax.data.catalogue import split_title
+from rlhf_jax.data.lines import INT64
+from rlhf_jax.data.typography import plain
 from rlhf_jax.interfaces import Item
 
-_WORD = re.compile(r"@\d+|\w+(?:['’]\w+)*")
+_ADDRESS = r"(?<![@\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[^\W\d_]{2,}"
+"""An e-mail address: a name before the @, a domain after it."""
+_MENTION = re.compile(rf"{_ADDRESS}|@([0-9]+)")
+_WORD = re.compile(rf"{_ADDRESS}|@[0-9]+|\w+(?:'\w+)*")
 _YEAR_AFTER = re.compile(r"\s*\((\d{4})\)")
+
+
+def mentions(text: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Every `@id` with its id, those inside an e-mail address left out.
+
+    Examples:
+      >>> [(match[0], number) for match, number in mentions("@10@20's, but bob@1.com and @30.")]
+      [('@10', 10), ('@20', 20), ('@30', 30)]
+    """
+    for match in _MENTION.finditer(text):
+        if match[1] and len(match[1]) < 20 and int(match[1]) < INT64:
+            yield match, int(match[1])
 
 
 class TitleIndex:
@@ -29,13 +46,14 @@ class TitleIndex:
         self._items = items
         self._by_words: dict[tuple[str, ...], list[int]] = {}
         for item_id, item in items.items():
-            words = tuple(word.casefold() for word in _WORD.findall(split_title(item.title)[0]))
+            words = tuple(word.casefold() for word in _WORD.findall(split_title(plain(item.title))[0]))
             if words:
                 self._by_words.setdefault(words, []).append(item_id)
         self._longest = max(map(len, self._by_words), default=0)
 
     def parts(self, text: str) -> tuple[str | int, ...]:
-        """The text as a message: words, and ids where an item is meant."""
+        """The text as a message: words with plain punctuation, and ids where an item is meant."""
+        text = plain(text)
         found = list(_WORD.finditer(text))
         parts: list[str | int] = []
         place = end = 0
@@ -57,8 +75,8 @@ class TitleIndex:
         """Item that begins at word `place`, how many words it takes, and where in the text it ends."""
         first = found[place]
         if first[0].startswith("@"):
-            item_id = int(first[0][1:])
-            return (item_id, 1, first.end()) if item_id in self._items else (None, 1, first.end())
+            item_id = int(first[0][1:20])  # More digits than any id has are no id.
+            return (item_id if len(first[0]) < 20 and item_id in self._items else None), 1, first.end()
         for n_words in range(min(self._longest, len(found) - place), 0, -1):
             words = tuple(match[0].casefold() for match in found[place : place + n_words])
             candidates = self._by_words.get(words)
@@ -70,7 +88,7 @@ class TitleIndex:
             if dated and year:
                 return dated[0], n_words, year.end()
             chosen = max(candidates, key=lambda i: (self._year(i) or 0, -i))
-            if n_words > 1 or len(found) == 1 or first[0] in self._items[chosen].title:
+            if n_words > 1 or len(found) == 1 or first[0] in plain(self._items[chosen].title):
                 return chosen, n_words, end
         return None, 1, first.end()
 

@@ -17,7 +17,8 @@ from typing import NamedTuple, SupportsInt
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from rlhf_jax.pretrained import local_file
+from rlhf_jax.data.bpe import read_gpt2, read_tokenizer_file
+from rlhf_jax.data.lines import INT64, read_json
 
 SPECIALS = ("<pad>", "<eos>", "<seeker>", "<recommender>", "<rec>", "<say>", "<pref>")
 _TOKENIZER_FILE = "tokenizer.json"
@@ -155,11 +156,17 @@ class Vocabulary:
 
     def encode_text(self, text: str) -> list[int]:
         """Word tokens of a text, exactly as given (but lower-cased where the vocabulary is)."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.encode_texts([text])[0]
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_text` of many texts at once, in parallel."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """`encode_text` of many texts at once, in parallel. ValueError shows a text that holds half of a surrogate pair."""
+        texts = list(texts)
+        try:
+            found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            _refuse_halves(texts)
+            raise
+        return [encoding.ids for encoding in found]
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """Tokens of words and items in order.
@@ -252,15 +259,26 @@ class Vocabulary:
         Raises:
           ValueError: naming the file that is missing or damaged.
         """
-        folder = Path(folder)
+        path, tokenizer_path = Path(folder) / _VOCABULARY_FILE, Path(folder) / _TOKENIZER_FILE
+        for file in (path, tokenizer_path):
+            if not file.is_file():
+                raise ValueError(f"{file}: missing; {folder} holds no saved vocabulary")
+        fields = read_json(path, "an object of fields")
+        item_ids, lower_case, multiple = (fields.get(name) for name in ("item_ids", "lower_case", "multiple"))
+        if (
+            not isinstance(item_ids, list)
+            or any(type(one) is not int or not 0 <= one < INT64 for one in item_ids)
+            or not isinstance(lower_case, bool)
+            or type(multiple) is not int
+        ):
+            raise ValueError(f"{path}: damaged, it must hold item_ids, lower_case and multiple: {str(fields)[:60]!r}")
+        tokenizer = read_tokenizer_file(tokenizer_path)
+        if sorted(tokenizer.get_vocab().values()) != list(range(tokenizer.get_vocab_size())):
+            raise ValueError(f"{tokenizer_path}: the ids of the tokens are not 0 … {tokenizer.get_vocab_size() - 1}")
         try:
-            fields = json.loads((folder / _VOCABULARY_FILE).read_text(encoding="utf-8"))
-            tokenizer_json = (folder / _TOKENIZER_FILE).read_text(encoding="utf-8")
-            return cls(tokenizer_json, tuple(fields["item_ids"]), fields["lower_case"], fields["multiple"])
-        except FileNotFoundError as error:
-            raise ValueError(f"{error.filename}: missing; {folder} holds no saved vocabulary") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / _VOCABULARY_FILE}: damaged ({error!r})") from error
+            return cls(tokenizer_path.read_text(encoding="utf-8"), tuple(item_ids), lower_case, multiple)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def train(
@@ -282,19 +300,30 @@ class Vocabulary:
             show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )
-        tokenizer.train_from_iterator((spaced(f" {text}") for text in texts), trainer)
+        given = [spaced(f" {text}") for text in texts]
+        _refuse_halves(given)
+        tokenizer.train_from_iterator(given, trainer)
         return cls(tokenizer.to_str(), tuple(item_ids), lower_case, multiple)
 
     @classmethod
     def from_gpt2(cls, source: str | Path, item_ids: Iterable[int], *, multiple: int = 64) -> "Vocabulary":
-        """GPT-2's own BPE: a folder with `vocab.json` and `merges.txt`, or a hub name already in the local cache.
+        """GPT-2's own BPE: a folder with `vocab.json` and `merges.txt`, or `tokenizer.json`, or a hub name already in the
+        local cache.
 
         Raises:
-          ValueError: naming what was looked for; nothing is downloaded.
+          ValueError: naming what was looked for, or is damaged; nothing is downloaded.
         """
-        vocab, merges = (str(local_file(source, name)) for name in ("vocab.json", "merges.txt"))
-        tokenizer = _byte_level(models.BPE.from_file(vocab, merges))
+        tokenizer = _byte_level(read_gpt2(source))
         return cls(tokenizer.to_str(), tuple(item_ids), lower_case=False, multiple=multiple)
+
+
+def _refuse_halves(texts: Iterable[str]) -> None:
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            shown = ascii(text[max(0, error.start - 20) : error.end + 20])
+            raise ValueError(f"a text holds half of a surrogate pair, which is no character: {shown}") from None
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:

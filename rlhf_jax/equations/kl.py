@@ -81,7 +81,8 @@ def kl_k3(logprobs: Float[Array, "*shape"], ref_logprobs: Float[Array, "*shape"]
     Args:
       logprobs: of the sampled tokens under π, nats. [*shape]
       ref_logprobs: of the same tokens under π_ref, nats. [*shape]
-    Returns: nats; gradient 1 − exp(−d) with respect to `logprobs`. [*shape]
+    Returns: nats; gradient 1 − exp(−d) with respect to `logprobs`. Where d < −88.7 they are +∞ and −∞: exp(−d) is beyond
+      float32. [*shape]
     Raises: AssertionError at trace time if the shapes differ.
     Examples:
       >>> [round(x, 6) for x in kl_k3(jnp.array([0.1, -0.3, 0.0, 1.0]), jnp.zeros(4)).tolist()]
@@ -101,8 +102,9 @@ def kl_exact(logits: Float[Array, "T V"], ref_logits: Float[Array, "T V"]) -> Fl
     Args:
       logits: of π, temperature and grammar mask already applied (−∞ for a token that may not be said). [T, V]
       ref_logits: of π_ref, likewise. [T, V]
-    Returns: nats, not negative up to rounding; +∞ where π allows what π_ref does not. The gradient with respect to
-      the logits is π_v (log π_v − log π_ref,v − KL). [T]
+    Returns: nats, not negative up to rounding; +∞ where π allows what π_ref does not, however rarely π says it. The
+      gradient with respect to the logits is π_v (log π_v − log π_ref,v − KL); where KL is +∞ it is finite and means
+      nothing. [T]
     Raises: AssertionError at trace time if the shapes differ.
     Examples:
       >>> kl = kl_exact(jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.75]])))
@@ -115,5 +117,9 @@ def kl_exact(logits: Float[Array, "T V"], ref_logits: Float[Array, "T V"]) -> Fl
     ref_logprobs = jax.nn.log_softmax(ref_logits.astype(dtype), axis=-1)
     # 0·(−∞) = 0 for tokens π never says, in value and gradient.
     possible = jnp.isfinite(logprobs)
-    logprobs, ref_logprobs = jnp.where(possible, logprobs, 0), jnp.where(possible, ref_logprobs, 0)
-    return jnp.where(possible, jnp.exp(logprobs) * (logprobs - ref_logprobs), 0).sum(axis=-1)
+    # exp(log π) may be 0 in float32 for a token that π allows: 0·∞ there would be NaN.
+    forbidden = possible & jnp.isneginf(ref_logprobs)
+    defined = possible & ~forbidden
+    logprobs, ref_logprobs = jnp.where(defined, logprobs, 0), jnp.where(defined, ref_logprobs, 0)
+    terms = jnp.where(defined, jnp.exp(logprobs) * (logprobs - ref_logprobs), 0)
+    return jnp.where(forbidden, jnp.inf, terms).sum(axis=-1)

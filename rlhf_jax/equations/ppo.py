@@ -8,6 +8,9 @@ import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+LARGE_LOG_RATIO = 60.0
+"""Nats. A token e^60 times likelier than when it was sampled is beyond every clip, and e^60 times an advantage is finite."""
+
 
 def importance_ratio(logprobs: Float[Array, "*shape"], old_logprobs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """How much likelier the sampled token has become since it was sampled.
@@ -19,16 +22,22 @@ def importance_ratio(logprobs: Float[Array, "*shape"], old_logprobs: Float[Array
     Args:
       logprobs: under the policy being learned, nats. [*shape]
       old_logprobs: under the policy that sampled, nats. [*shape]
-    Returns: ρ > 0, without unit, 1 on the first minibatch; the gradient with respect to `logprobs` is ρ. [*shape]
+    Returns: ρ ≥ 0, without unit, 1 on the first minibatch; the gradient with respect to `logprobs` is ρ. Both are +∞ where
+      the log-ratio exceeds 88.7 nats, the range of float32. [*shape]
     Raises: AssertionError at trace time if the shapes differ.
     Examples:
       >>> ratio = importance_ratio(jnp.array([-1.0, -2.0, -0.5]), jnp.array([-1.2, -1.5, -0.5]))
       >>> [round(x, 6) for x in ratio.tolist()]
       [1.221403, 0.606531, 1.0]
     """
+    return jnp.exp(_log_ratio(logprobs, old_logprobs))
+
+
+def _log_ratio(logprobs: Array, old_logprobs: Array) -> Array:
+    """log ρ in at least float32."""
     chex.assert_equal_shape([logprobs, old_logprobs])
     dtype = jnp.promote_types(jnp.promote_types(logprobs.dtype, old_logprobs.dtype), jnp.float32)
-    return jnp.exp(logprobs.astype(dtype) - old_logprobs.astype(dtype))
+    return logprobs.astype(dtype) - old_logprobs.astype(dtype)
 
 
 def clipped_surrogate(
@@ -55,8 +64,9 @@ def clipped_surrogate(
       advantages: A, usually whitened; data. [*shape]
       clip_eps: ε ≥ 0; infinity does not clip.
       dual_clip: c > 1, or None.
-    Returns: loss in units of A. The gradient with respect to `logprobs` is −A ρ, and exactly 0 where (ρ > 1 + ε and
-      A > 0), (ρ < 1 − ε and A < 0) or the dual clip acts. [*shape]
+    Returns: loss in units of A. The gradient with respect to `logprobs` is −A ρ, and exactly 0 where A = 0, (ρ > 1 + ε and
+      A > 0), (ρ < 1 − ε and A < 0) or the dual clip acts. Where no clip acts and ρ is beyond float32 (a log-ratio above
+      88.7 nats), loss and gradient are infinite, with the sign of −A; never NaN. [*shape]
     Raises: AssertionError at trace time if the shapes differ; ValueError if `dual_clip` ≤ 1.
     Examples:
       >>> new, old, adv = jnp.array([-1.0, -2.0, -0.5]), jnp.array([-1.2, -1.5, -0.5]), jnp.array([1.0, -1.0, 0.5])
@@ -64,12 +74,16 @@ def clipped_surrogate(
       [-1.2, 0.8, -0.5]
     """
     chex.assert_equal_shape([logprobs, advantages])
-    ratio = importance_ratio(logprobs, old_logprobs)
+    if dual_clip is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip must exceed 1, got {dual_clip}")
+    log_ratio = _log_ratio(logprobs, old_logprobs)
+    # Where a clip acts the loss does not depend on ρ: held there, an overflowing ρ cannot make 0 · ∞ of the gradient.
+    never_clips = jnp.log1p(clip_eps) >= LARGE_LOG_RATIO
+    grows = ((advantages < 0) & (dual_clip is None)) | ((advantages > 0) & never_clips)
+    ratio = jnp.exp(jnp.minimum(log_ratio, jnp.where(grows, jnp.inf, LARGE_LOG_RATIO)))
     loss = jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps))
     if dual_clip is None:
         return loss
-    if dual_clip <= 1:
-        raise ValueError(f"dual_clip must exceed 1, got {dual_clip}")
     return jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
 
 
@@ -188,4 +202,7 @@ def explained_variance(
         return jnp.where(mask, jnp.square(x - x.sum() / n_tokens), 0).sum() / n_tokens
 
     total = variance(returns)
+    # Not by the variance alone: the rounded mean of equal numbers differs from them (ten times 0.1 in float32).
+    varies = jnp.where(mask, returns, -jnp.inf).max() > jnp.where(mask, returns, jnp.inf).min()
+    total = jnp.where(varies, total, 0)
     return jnp.where(total > 0, 1 - variance(returns - values) / jnp.where(total > 0, total, 1), 0)

@@ -17,6 +17,8 @@ import dataclasses
 import functools
 import itertools
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -27,6 +29,7 @@ from scipy.sparse import csr_array, hstack
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.linear_model import Ridge
 
+from rlhf_jax.data.typography import plain
 from rlhf_jax.evaluation.association import spearman
 from rlhf_jax.interfaces import Message
 
@@ -139,8 +142,17 @@ class SatisfactionJudge:
 
     @classmethod
     def load(cls, path: Path) -> "SatisfactionJudge":
-        """Reads an npz file of `arrays`. Raises ValueError for a file that holds no judge."""
-        with np.load(path, allow_pickle=False) as arrays:
+        """Reads an npz file of `arrays`. Raises ValueError naming a file that is damaged or holds no judge."""
+        try:
+            return cls._read(path)
+        except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            if isinstance(error, FileNotFoundError) or str(error).startswith(str(path)):
+                raise
+            raise ValueError(f"{path}: no readable satisfaction judge ({error})") from error
+
+    @classmethod
+    def _read(cls, path: Path) -> "SatisfactionJudge":
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             parts = [name.removesuffix("/terms") for name in arrays if name.endswith("/terms")]
             if not parts or "intercept" not in arrays or "fitted_on" not in arrays:
                 raise ValueError(f"{path}: no satisfaction judge, it holds {', '.join(arrays) or 'nothing'}")
@@ -301,13 +313,14 @@ def _tokens(messages: Sequence[Message], titles: Mapping[int, str], *, marked: b
     for message in messages:
         mark = f"{message.role[0]}:" if marked else ""
         for part in message.parts:
-            words = _WORD.findall(part.lower()) if isinstance(part, str) else [_ITEM, *titles.get(part, "").split()]
+            titled = [_ITEM, *titles.get(part, "").split()] if isinstance(part, int) else []
+            words = _WORD.findall(plain(part).lower()) if isinstance(part, str) else titled
             found.extend(mark + word for word in words)
     return " ".join(found)
 
 
 def _title_tokens(title: str) -> str:
-    return " ".join(f"t:{word}" for word in _WORD.findall(title.lower()))
+    return " ".join(f"t:{word}" for word in _WORD.findall(plain(title).lower()))
 
 
 def _terms(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
+from rlhf_jax.data.typography import plain
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.results import DIFFERENCE, Result
 from rlhf_jax.interfaces import Message
@@ -53,13 +54,13 @@ def words_of(message: Message) -> str:
 
 
 def tokenise(text: str) -> list[str]:
-    """Lower-cased words, punctuation marks and `<movie>`; what all but sacreBLEU count.
+    """Lower-cased words, plain punctuation marks and `<movie>`; what all but sacreBLEU count.
 
     Examples:
-      >>> tokenise("Have you seen <movie>? I didn't.")
+      >>> tokenise("Have you seen <movie>? I didn\u2019t.")
       ['have', 'you', 'seen', '<movie>', '?', 'i', "didn't", '.']
     """
-    return _TOKEN.findall(text.lower())
+    return _TOKEN.findall(plain(text).lower())
 
 
 def corpus_bleu(texts: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
@@ -277,8 +278,8 @@ def _bleu_of(statistics: np.ndarray) -> float:
 
 
 def _one_word(text: str) -> str:
-    """sacreBLEU's tokeniser would make three words of `<movie>`, and three easy matches."""
-    return text.replace(ITEM, "itemplaceholder")
+    """Plain, with one word for an item: sacreBLEU's tokeniser would make three of `<movie>`, and three easy matches."""
+    return plain(text).replace(ITEM, "itemplaceholder")
 
 
 def _entry(name: str, estimate: bootstrap.Estimate, split: str, seeds: Sequence[int], text: str) -> Result:

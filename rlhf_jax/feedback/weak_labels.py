@@ -8,6 +8,8 @@ the default; which signals there are, and whether functions from outside join th
 
 import dataclasses
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from rlhf_jax.feedback.labelling import Floats, LabelOptions, Signal, Training
 from rlhf_jax.feedback.sentiment import Scorer
 from rlhf_jax.feedback.signals import SIGNALS, check_signals
 from rlhf_jax.interfaces import Dialogue, Item
+from rlhf_jax.pretrained import json_object
 
 
 class Standardiser(NamedTuple):
@@ -45,14 +48,17 @@ class Standardiser(NamedTuple):
 
     @classmethod
     def load(cls, path: Path) -> "Standardiser":
-        """Reads what `save` wrote. Raises ValueError naming the file where it is something else."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        """Reads what `save` wrote. Raises ValueError naming the file where it is damaged or something else."""
+        fields = json_object(path)
+        names = fields.get("components")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path}: components are {names!r}, a list of names is needed")
         try:
-            names, mean, std = fields["components"], np.array(fields["mean"], float), np.array(fields["std"], float)
-        except KeyError as error:
-            raise ValueError(f"{path}: {error} is missing") from error
-        if not len(names) == len(mean) == len(std):
-            raise ValueError(f"{path}: components are {names}, with {len(mean)} means and {len(std)} deviations")
+            mean, std = (np.array(fields[name], float) for name in ("mean", "std"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: mean and std must be lists of numbers ({error!r})") from error
+        if not mean.shape == std.shape == (len(names),) or not np.isfinite(mean).all() or not (std > 0).all():
+            raise ValueError(f"{path}: mean {mean.tolist()} and std {std.tolist()} are no statistics of {names}")
         return cls(mean, std, tuple(names))
 
 
@@ -63,7 +69,9 @@ def fit_standardiser(raw: Floats, names: Sequence[str] = COMPONENTS) -> Standard
         missing = [name for name, n in zip(names, known, strict=True) if n == 0]
         raise ValueError(f"no training row has a value for {', '.join(missing)} ({len(raw)} rows)")
     std = np.nanstd(raw, 0)
-    return Standardiser(np.nanmean(raw, 0), np.where(std > 1e-8, std, 1.0), tuple(names))
+    # Of equal numbers the rounded mean may differ, and their deviation from it is no spread.
+    varies = (np.nanmax(raw, 0) > np.nanmin(raw, 0)) & (std > 1e-8)
+    return Standardiser(np.nanmean(raw, 0), np.where(varies, std, 1.0), tuple(names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +107,15 @@ class LabelTable:
 
     @classmethod
     def load(cls, path: Path) -> "LabelTable":
-        """Reads an npz file of `arrays`."""
-        with np.load(path) as stored:
-            arrays = dict(stored)
-        return cls(**arrays | {"names": tuple(map(str, arrays.get("names", COMPONENTS)))})
+        """Reads an npz file of `arrays`. Raises ValueError naming a file that is damaged or lacks an array."""
+        try:
+            with path.open("rb") as file, np.load(file) as stored:
+                arrays = dict(stored)
+            return cls(**arrays | {"names": tuple(map(str, arrays.get("names", COMPONENTS)))})
+        except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{path}: no readable table of labels ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from rlhf_jax.interfaces import Params
 from rlhf_jax.models import gpt2
 from rlhf_jax.models.gpt2 import GPT2Config
+from rlhf_jax.models.stored import check_numbers, read_weights, refuse_quantised
 from rlhf_jax.pretrained import json_object, local_file
 
 PREFIX = "transformer."
@@ -39,52 +39,53 @@ def load_hf(folder: str | Path) -> tuple[GPT2Config, Params]:
     """Reads a GPT-2 folder as `transformers` writes it: configuration and float32 parameters on the default device.
 
     Args:
-      folder: holds `config.json` and `model.safetensors`, with or without the `transformer.` prefix; or a hub name
-        whose files are in the local cache. Nothing is downloaded.
+      folder: holds `config.json` and `model.safetensors` (or its shards and their index), with or without the
+        `transformer.` prefix; or a hub name whose files are in the local cache. Nothing is downloaded.
     Returns: our configuration (dropout is their `resid_pdrop`) and tree.
     Raises: ValueError naming file and field or tensor where one is missing, malformed, of another shape, or describes
-      a network this GPT-2 is not (another activation, an untied head …).
+      a network this GPT-2 is not (another activation, an untied head, more layers than the configuration, adapters …).
     """
     config = read_config(local_file(folder, "config.json"))
-    path = local_file(folder, "model.safetensors")
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: no readable safetensors file ({error})") from error
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
-    head = tensors.get("lm_head.weight")
-    if head is not None and not np.array_equal(head, tensors.get("wte.weight", head)):
-        raise ValueError(f"{path}: lm_head.weight differs from wte.weight; only tied heads are supported")
+    stored = read_weights(folder, PREFIX)
+    head = stored.tensors.get("lm_head.weight")
+    if head is not None and not np.array_equal(head, stored.tensors.get("wte.weight", head)):
+        raise ValueError(f"{stored.path}: lm_head.weight differs from wte.weight; only tied heads are supported")
     shapes = jax.eval_shape(lambda key: gpt2.init(config, key), jax.random.key(0))
+    names = {tensor_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    # Old exports store the causal mask of every layer.
+    layers = "|".join(map(str, range(config.n_layer)))
+    masks = rf"lm_head\.weight|h\.({layers})\.attn\.(masked_)?bias"
 
     def leaf(tree_path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Array:
-        name = tensor_name(tree_path)
-        if name not in tensors:
-            raise ValueError(f"{path}: tensor {name!r} is missing")
-        if tensors[name].shape != shape.shape:
-            raise ValueError(f"{path}: tensor {name!r} has shape {tensors[name].shape}, config.json says {shape.shape}")
-        return jnp.asarray(tensors[name].astype(np.float32))
+        return jnp.asarray(stored.take(tensor_name(tree_path), shape.shape))
 
-    return config, jax.tree_util.tree_map_with_path(leaf, shapes)
+    params = jax.tree_util.tree_map_with_path(leaf, shapes)
+    stored.refuse_unread(names, masks)
+    return config, params
 
 
 def read_config(path: Path) -> GPT2Config:
     """Our configuration from their `config.json`; ValueError names file, field and value of what does not fit."""
-    fields = json_object(path)
+    fields = {"layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, **json_object(path)}
+    refuse_quantised(path, fields)
     for name, values in FIXED_FIELDS.items():
         if fields.get(name, values[0]) not in values:
             raise ValueError(f"{path}: field {name!r} is {fields[name]!r}, supported: {values}")
     sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-    wrong = {name: fields.get(name) for name in sizes if not isinstance(fields.get(name), int)}
+    wrong = {name: fields.get(name) for name in sizes if type(fields.get(name)) is not int}
     if wrong:
         raise ValueError(f"{path}: these fields must be integers: {wrong}")
     if fields.get("n_inner") not in (None, 4 * fields["n_embd"]):
         raise ValueError(f"{path}: field 'n_inner' is {fields['n_inner']!r}, supported: {4 * fields['n_embd']}")
-    return GPT2Config(
-        **{name: fields[name] for name in sizes},
-        layer_norm_epsilon=fields.get("layer_norm_epsilon", 1e-5),
-        dropout=fields.get("resid_pdrop", 0.1),
-    )
+    check_numbers(path, fields, {"layer_norm_epsilon": (1e-30, 1.0), "resid_pdrop": (0.0, 1.0)})
+    try:
+        return GPT2Config(
+            **{name: fields[name] for name in sizes},
+            layer_norm_epsilon=float(fields["layer_norm_epsilon"]),
+            dropout=float(fields["resid_pdrop"]),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def save_hf(

@@ -18,12 +18,10 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from rlhf_jax.interfaces import Params
+from rlhf_jax.models.stored import check_numbers, read_weights, refuse_quantised
 from rlhf_jax.pretrained import json_object
 
 FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
@@ -66,6 +64,12 @@ _HEADS = {
 }
 
 
+_OTHER_HEADS = r"(cls|lm_head)\..*|pooler\.dense\.(weight|bias)|embeddings\.(position|token_type)_ids"
+"""Heads for other tasks, and buffers: they change neither hidden states nor classes."""
+_CLASSIFIER = r"classifier\.((dense|out_proj)\.)?(weight|bias)"
+"""Where no classifier is asked for, its head is one of the others."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """Size and kind of an encoder; hashable, so that it can be a static argument of `jax.jit`."""
@@ -89,6 +93,10 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         wrong = {name: getattr(self, name) for name in SIZES.values() if getattr(self, name) < 1}
+        if not wrong and self.max_tokens < 1:
+            raise ValueError(
+                f"EncoderConfig: {self.n_positions} positions leave none after padding, which is {self.pad}"
+            )
         if wrong or self.width % self.n_head:
             raise ValueError(
                 f"EncoderConfig: sizes must be at least 1 (wrong: {wrong}) and width {self.width} a multiple of "
@@ -226,33 +234,28 @@ def load_hf(folder: str | Path) -> tuple[EncoderConfig, Params]:
     """Reads a BERT or RoBERTa folder as `transformers` writes it, with the classifier where it is one.
 
     Args:
-      folder: holds `config.json` and `model.safetensors`, with or without the prefix `bert.` or `roberta.`.
+      folder: holds `config.json` and `model.safetensors` (or its shards and their index), with or without the prefix
+        `bert.` or `roberta.`. A head for another task (masked words, pooling) is not read.
     Returns: our configuration and float32 tree.
     Raises: ValueError naming file and field or tensor where one is missing, malformed, of another shape, or describes a
       network that this encoder is not.
     """
     folder = Path(folder)
     config = read_config(folder / "config.json")
-    path = folder / "model.safetensors"
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: no readable safetensors file ({error})") from error
-    tensors = {name.removeprefix(f"{config.kind}."): tensor for name, tensor in stored.items()}
+    stored = read_weights(folder, f"{config.kind}.")
     shapes = jax.eval_shape(partial(init, config), jax.random.key(0))
 
     def leaf(tree_path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Array:
         keys = [entry.key for entry in tree_path]
-        name = tensor_name(config, keys)
-        if name not in tensors:
-            raise ValueError(f"{path}: tensor {name!r} is missing")
         # Their dense layers store kernels as (out, in).
-        tensor = tensors[name].T if keys[-1] == "kernel" else tensors[name]
-        if tensor.shape != shape.shape:
-            raise ValueError(f"{path}: tensor {name!r} has shape {tensors[name].shape}, config.json says {shape.shape}")
-        return jnp.asarray(np.asarray(tensor, np.float32))
+        transposed = keys[-1] == "kernel"
+        return jnp.asarray(stored.take(tensor_name(config, keys), shape.shape, transposed=transposed))
 
-    return config, jax.tree_util.tree_map_with_path(leaf, shapes)
+    params = jax.tree_util.tree_map_with_path(leaf, shapes)
+    paths = jax.tree_util.tree_leaves_with_path(shapes)
+    read = {tensor_name(config, [entry.key for entry in path]) for path, _ in paths}
+    stored.refuse_unread(read, _OTHER_HEADS if config.labels else f"{_OTHER_HEADS}|{_CLASSIFIER}")
+    return config, params
 
 
 def read_config(path: Path) -> EncoderConfig:
@@ -267,8 +270,12 @@ def read_config(path: Path) -> EncoderConfig:
     fields |= {name: fields.get(name) or default for name, default in _UNLESS_NAMED.items()}
     fields = {"layer_norm_eps": 1e-12, "pad_token_id": 1 if kind == "roberta" else 0, **fields}
     for names, accepted, what in _TYPES:
-        if wrong := {name: fields.get(name) for name in names if not isinstance(fields.get(name), accepted)}:
+        # To Python true is a whole number.
+        given = {name: fields.get(name) for name in names}
+        if wrong := {n: one for n, one in given.items() if not isinstance(one, accepted) or isinstance(one, bool)}:
             raise ValueError(f"{path}: these fields must be {what}: {wrong}")
+    refuse_quantised(path, fields)
+    check_numbers(path, fields, {"layer_norm_eps": (1e-30, 1.0), "pad_token_id": (0, fields["vocab_size"])})
     labels = _labels(path, fields)
     sizes = {ours: fields[theirs] for theirs, ours in SIZES.items()}
     epsilon, pad = float(fields["layer_norm_eps"]), fields["pad_token_id"]

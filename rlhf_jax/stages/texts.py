@@ -6,6 +6,7 @@ Everything is a pure function of (seed, step), so that a resumed run sees the sa
 import dataclasses
 import functools
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from rlhf_jax.decoding.grammar_loss import FIRST, FREE_ITEM, FREE_WORD, LIST, NO
 from rlhf_jax.interfaces import Dialogue, Item
 
 ITEM_POSITIONS_PER_TOKEN = 1 / 5
-"""Room for item targets, as a share of a bucket's length; ReDial's densest dialogue in a bucket stays below it."""
+"""Room for item targets, as a share of a bucket's length; where a text of the bucket holds more, the room is larger."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +33,40 @@ class Text:
 
 
 def dialogue_texts(vocab: Vocabulary, dialogues: Sequence[Dialogue], *, max_tokens: int, max_listed: int) -> list[Text]:
-    """Whole dialogues; one longer than `max_tokens` is cut into pieces at utterances (a longer utterance is cut)."""
+    """Whole dialogues; one longer than `max_tokens` is cut into pieces at utterances.
+
+    What cannot be learnt is counted in a warning: suggestions beyond the first `max_listed` of a message, and the end of an
+    utterance that is longer than `max_tokens` by itself.
+    """
     texts = []
+    unlisted = cut = cut_items = 0
     for dialogue, words in zip(dialogues, encode_words(vocab, dialogues), strict=True):
         piece: list[int] = []
         for message, message_words in zip(dialogue.messages, words, strict=True):
             if is_empty(message):
                 continue
-            utterance = utterance_tokens(vocab, message, message_words, max_items=max_listed)[:max_tokens]
+            whole = utterance_tokens(vocab, message, message_words, max_items=max_listed)
+            utterance = whole[:max_tokens]
+            if message.role == "recommender":
+                unlisted += max(0, len(set(message.items)) - max_listed)
+            cut += len(whole) > max_tokens
+            cut_items += sum(map(vocab.is_item, whole[max_tokens:]))
             if len(piece) + len(utterance) > max_tokens:
                 texts.append(Text(tuple(piece)))
                 piece = []
             piece.extend(utterance)
         if len(piece) > 1:
             texts.append(Text(tuple(piece)))
+    if unlisted:
+        _LOG.warning(
+            "%d suggestions come after the first %d of their message and are not learnt (max_items)",
+            unlisted,
+            max_listed,
+        )
+    if cut:
+        _LOG.warning(
+            "%d utterances are longer than %d tokens and lose their end, %d items in it", cut, max_tokens, cut_items
+        )
     return texts
 
 
@@ -72,6 +94,18 @@ class TextBatches:
     def rows(self, bucket: int) -> int:
         """Texts in one batch of this bucket."""
         return max(2, self.tokens_per_batch // bucket)
+
+    @functools.cached_property
+    def rooms(self) -> dict[int, int]:
+        """Item targets that a row of each bucket has room for: a share of its length, or what its densest text needs."""
+        rooms = {bucket: max(4, int(bucket * ITEM_POSITIONS_PER_TOKEN)) for bucket in self.buckets}
+        for text in self.texts:
+            bucket = next((bucket for bucket in self.buckets if len(text.tokens) <= bucket), None)
+            # Every item is one target, and so is the end of every list: no more can there be.
+            most = sum(self.vocab.is_item(token) or token == self.vocab.rec for token in text.tokens)
+            if bucket is not None and most > rooms[bucket]:
+                rooms[bucket] = max(rooms[bucket], len(item_places(text.tokens, self.vocab, self.max_listed)))
+        return rooms
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - two epochs of plans; the object lives as long as its stage
     def plan(self, epoch: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -115,8 +149,12 @@ class TextBatches:
     def pack(
         self, texts: Sequence[Sequence[int]], bucket: int, order: np.random.Generator | None
     ) -> tuple[np.ndarray, np.ndarray, GrammarTargets]:
-        """Arrays of one batch; `order`, where given, shuffles the items inside every suggestion list."""
-        rows, room = self.rows(bucket), max(4, int(bucket * ITEM_POSITIONS_PER_TOKEN))
+        """Arrays of one batch; `order`, where given, shuffles the items inside every suggestion list.
+
+        Texts that are not among `texts` may need more room than `rooms` has; then the arrays are larger.
+        """
+        needed = [len(item_places(text, self.vocab, self.max_listed)) for text in texts]
+        rows, room = self.rows(bucket), max(self.rooms[bucket], *needed)
         tokens = np.full((rows, bucket), self.vocab.pad, np.int32)
         targets = np.full((rows, bucket), self.vocab.pad, np.int32)
         kinds = np.zeros((rows, bucket), np.int32)
@@ -131,10 +169,9 @@ class TextBatches:
             used = 0
             for position, (kind, so_far) in enumerate(target_kinds(text, self.vocab, self.max_listed)):
                 if kind in (FREE_ITEM, LIST):
-                    if used < room:
-                        item_positions[row, used], item_kinds[row, used] = position, kind
-                        item_listed[row, used, : len(so_far)] = so_far
-                        used += 1
+                    item_positions[row, used], item_kinds[row, used] = position, kind
+                    item_listed[row, used, : len(so_far)] = so_far
+                    used += 1
                 elif kind != NO_TARGET:
                     kinds[row, position] = kind
                     listed[row, position, : len(so_far)] = so_far
@@ -160,6 +197,12 @@ def shuffled_lists(tokens: Sequence[int], vocab: Vocabulary, order: np.random.Ge
             if end - start > 2:
                 out[start + 1 : end] = [out[start + 1 + i] for i in order.permutation(end - start - 1)]
     return out
+
+
+def item_places(tokens: Sequence[int], vocab: Vocabulary, max_listed: int) -> list[int]:
+    """Positions whose next token the items' head judges; their number does not depend on the order of a list."""
+    kinds = target_kinds(tokens, vocab, max_listed)
+    return [place for place, (kind, _) in enumerate(kinds) if kind in (FREE_ITEM, LIST)]
 
 
 def target_kinds(tokens: Sequence[int], vocab: Vocabulary, max_listed: int) -> list[tuple[int, tuple[int, ...]]]:

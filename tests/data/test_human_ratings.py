@@ -36,7 +36,12 @@ def test_satisfaction_by_conversation_and_message(tmp_path: Path) -> None:
         (USS.replace("3,4", "3,9"), IDS, r"ReDial\.txt, line 2: field 'scores' is '3,9'"),
         (USS.replace("USER\tgood", "JUDGE\tgood"), IDS, r"ReDial\.txt, line 4: field 'role'"),
         (USS.replace("\t\t5,5,4", ""), IDS, r"ReDial\.txt, line 4: .*three more fields"),
-        (USS, IDS + "9\t5\t1\t1\n", r"conversation_ids\.tsv, line 4: .*two numbers"),
+        (USS, IDS + "9\t5\t1\t1\n", r"conversation_ids\.tsv, line 4: field 'dialogue' is '9' .*one of 2 dialogues"),
+        (USS, IDS + "1\t5\t1\t1\n", r"conversation_ids\.tsv, line 4: field 'dialogue' is '1' .*each once"),
+        (USS + "\nUSER\ta\t\t1\n", IDS + "2\t77\t1\t1\n", r"line 4: field 'conversationId' is '77'"),
+        (USS, IDS + "1\t5\t1\n", r"conversation_ids\.tsv, line 4: 3 fields for the 4 columns"),
+        (USS, IDS + "\N{SUPERSCRIPT TWO}\t5\t1\t1\n", r"line 4: field 'dialogue'"),
+        (USS, IDS.replace("dialogue", "place"), r"line 1: columns \['dialogue'\] are missing"),
         (USS, IDS + "x\t5\t1\t1\n", r"conversation_ids\.tsv, line 4"),
     ],
 )
@@ -72,6 +77,19 @@ def test_ratings_of_raters_who_passed(tmp_path: Path) -> None:
         (json.dumps({"study": "s"}), "line 1: field 'rater_passed_check' is missing"),
         (json.dumps(record(responses={"kbrd": {"text": "a", "rating": 7}})), "field 'responses.kbrd.rating' is '7'"),
         (json.dumps(record(context=[{"role": "bot", "text": ""}])), "line 1: field 'bot'"),
+        (json.dumps(record(context=[{"role": "user", "text": None}])), r"line 1: field 'context\[0\].text' is 'None'"),
+        (
+            json.dumps(record(responses={"kbrd": {"text": "a", "rating": True}})),
+            "line 1: field 'responses.kbrd.rating'",
+        ),
+        (
+            json.dumps(record(responses={"kbrd": {"text": 3, "rating": 1}})),
+            "line 1: field 'responses.kbrd.text' is '3'",
+        ),
+        (json.dumps(record(responses=[])), "line 1: field"),
+        (json.dumps([1]), r"line 1: field '\(the whole line\)'"),
+        (json.dumps(record(study="\ud83d")), "line 1: half of a surrogate pair"),
+        ("[" * 100_000, "line 1: .*nested too deep"),
     ],
 )
 def test_malformed_ratings_are_named(tmp_path: Path, line: str, message: str) -> None:
@@ -80,6 +98,26 @@ def test_malformed_ratings_are_named(tmp_path: Path, line: str, message: str) ->
     with pytest.raises(ValueError, match=message) as caught:
         read_response_ratings(path)
     assert str(path) in str(caught.value)
+
+
+def test_lines_in_every_dress_and_punctuation(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.jsonl"
+    context = [{"role": "user", "text": "I don\u2019t\u2028know\x85"}]
+    line = json.dumps(record(context=context), ensure_ascii=False)
+    path.write_bytes(f"\ufeff{line}\r\n{line}\r\n\r\n".encode())
+    found = read_response_ratings(path)
+    assert [one.line for one in found] == [1, 1, 2, 2]
+    assert found[0].context == (("seeker", "I don't know "),)
+    folder = write_uss(
+        tmp_path, "\ufeff" + USS.replace("hi", "it\u2019s\u2028") + "\n", "\ufeff" + IDS.replace("\n", "\r\n") + "\r\n"
+    )
+    assert read_uss(folder)["77"][0].text == "it's "
+    path.write_bytes(line.encode() + b'\n{"study": "\xe9"}\n')
+    with pytest.raises(ValueError, match=r"ratings\.jsonl, line 2: not a JSON object .*utf-8"):
+        read_response_ratings(path)
+    (tmp_path / "ReDial.txt").write_bytes(USS.encode() + b"USER\tcaf\xe9\t\t1\n")
+    with pytest.raises(ValueError, match=r"ReDial\.txt, line 9: not UTF-8"):
+        read_uss(tmp_path)
 
 
 @pytest.mark.usefixtures("unchecked")

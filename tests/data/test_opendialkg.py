@@ -19,6 +19,7 @@ INFO = {
     "2": {"name": "It", "year": "-500"},
     "3": {"name": "The Ring"},
     "4": {"name": "The Ring Two", "year": ""},
+    "5": {"name": "Ocean\u2019s"},
 }
 N = 40
 
@@ -84,6 +85,8 @@ def test_roles_items_and_domains(corpus_of: Callable[..., Corpus]) -> None:
         ("The Ring Two, after The Ring", ["The Ring", "The Ring Two"], (8, ", after ", 6)),
         ("The Ring Two", ["The Ring", "The Ring Two"], (8,)),
         ("R&amp;B in\nTurbo", ["Turbo"], ("R&B in ", 0)),
+        ("don\u2019t \u201cTurbo\u201d", ["Turbo"], ("don't \"", 0, '"')),
+        ("Ocean's then Ocean\u2019s", ["Ocean\u2019s"], (10, " then ", 10)),
         ("no titles", [], ("no titles",)),
         ("", [], ()),
     ],
@@ -127,6 +130,9 @@ BAD_LINES = [
     (dialogue(1, dialog_id="x"), "field 'dialog_id'", "'x' (str)"),
     (dialogue(0), "field 'dialog_id'", "'0'"),
     (dialogue(1, domain="sports"), "field 'domain'", "'sports'"),
+    (dialogue(2**63), "field 'dialog_id'", f"'{2**63}'"),
+    (dialogue(1, said("user", "half \ud83d")), "half of a surrogate pair", "'half \\ud83d'"),
+    ('{"dialog_id": ' + "[" * 100_000, "nested too deep", "dialog_id"),
     (dialogue(1, messages=[]), "field 'messages'", "'[]'"),
     (dialogue(1, messages=["hi"]), "field 'messages[0]'", "'hi'"),
     (dialogue(1, said("user", "hi"), said("system", "hi")), "field 'messages[1].role'", "'system'"),
@@ -171,6 +177,10 @@ def test_skipping_counts_and_reports(tmp_path: Path, caplog: pytest.LogCaptureFi
         ("[]", "one object keyed by item id"),
         ({"x": {}}, "field 'x'"),
         ({"0": {}}, "field '0.name'"),
+        ({"00": {"name": "a"}}, "field '00'"),
+        ({str(2**62): {"name": "a"}}, f"field '{2**62}'"),
+        ('{"0": {"name": "a"}, "0": {"name": "b"}}', "the key '0' is there twice"),
+        ("[" * 100_000, "nested too deep"),
         ({"0": {"name": "a", "year": 3}}, "field '0.year' is '3' (int)"),
         ({"0": {"name": "a", "genre": "drama"}}, "field '0.genre' is 'drama'"),
     ],
@@ -280,6 +290,7 @@ def test_triples_beside_the_csv_say_more(tmp_path: Path) -> None:
         ([{"type": "chat", "sender": "judge"}], r"field 'Messages[0].sender' is 'judge'"),
         ([{"type": "chat", "sender": "user"}], r"field 'Messages[0].message' is 'None'"),
         ([], "holds no chat"),
+        ([{"type": "action", "metadata": [1]}], r"field 'Messages[0].metadata' is '[1]'"),
         ([{"type": "action", "metadata": {"path": 1}}], r"field 'Messages[0].metadata.path' is '1'"),
         ([{"type": "action", "metadata": {"path": [0, [["a"]]]}}], "expected a triple of strings"),
         (
@@ -296,10 +307,36 @@ def test_malformed_rows_of_the_csv_are_named(tmp_path: Path, row: Any, message: 
     assert read_opendialkg(tmp_path, on_bad_line="skip").provenance["n_skipped"] == 1
 
 
+def test_faults_of_the_csv_s_tables_are_named(tmp_path: Path) -> None:
+    folder = write_csv(tmp_path, [MOVIE, BOOK] * 15)
+    good = read_opendialkg(folder)
+    table, names = folder / "opendialkg.csv", folder / "opendialkg_entities.txt"
+    rows = table.read_bytes()
+    table.write_bytes(b"\xef\xbb\xbf" + rows + b"\r\n\r\n")
+    assert read_opendialkg(folder).train == good.train
+    for changed, message in (
+        (rows + b'"[]",5\r\n', "line 32: 2 fields for the 3 columns"),
+        (rows.replace(b'"', b"", 1), "line 2: "),
+        (rows[: rows.rindex(b'"')], "line 31: no row of a table"),
+        (rows + b'"\xff",5,4\r\n', "line 32: not UTF-8"),
+    ):
+        table.write_bytes(changed)
+        with pytest.raises(ValueError, match=rf"opendialkg\.csv, {message}"):
+            read_opendialkg(folder)
+    # A quoted field may go on on the next line; the row is named by the line it begins on.
+    table.write_bytes(rows.replace(b"[{", b"[\r\n{", 1) + b'"{\n}",5,4\r\n')
+    with pytest.raises(ValueError, match=r"opendialkg\.csv, line 33: field 'Messages'"):
+        read_opendialkg(folder)
+    table.write_bytes(rows)
+    names.write_text(names.read_text() + "It\n")
+    with pytest.raises(ValueError, match=r"opendialkg_entities\.txt, line 8: 'It' is there twice, first in line 5"):
+        read_opendialkg(folder)
+
+
 def test_a_csv_without_its_column_or_entities(tmp_path: Path) -> None:
     write_csv(tmp_path, [MOVIE])
     (tmp_path / "opendialkg.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"line 1: column 'Messages' is missing, found \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"line 1: columns \['Messages'\] are missing, found \['a', 'b'\]"):
         read_opendialkg(tmp_path)
     (tmp_path / "opendialkg_entities.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"opendialkg_entities\.txt"):

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,11 @@ def test_metadata_is_optional(tmp_path: Path) -> None:
         ("@10", (10,)),
         ("@10@20's", (10, 20, "'s")),
         ("see @999999 and @60.", ("see @999999 and ", 60, ".")),
-        ("\u201csmart\u201d \N{PILE OF POO}", ("\u201csmart\u201d \N{PILE OF POO}",)),
+        ("\u201csmart\u201d \N{PILE OF POO}", ('"smart" \N{PILE OF POO}',)),
+        ("I don\u2019t, it&rsquo;s @10\u2019s caf\u00e9", ("I don't, it's ", 10, "'s caf\u00e9")),
+        ("bob@10.com or b.o+b@mail10.co.uk; @10.", ("bob@10.com or b.o+b@mail10.co.uk; ", 10, ".")),
+        ("seen@10 and @20.I liked", ("seen", 10, " and ", 20, ".I liked")),
+        (f"@{10**19 + 10} @{'1' * 5000} @\u0661\u0660", (f"@{10**19 + 10} @{'1' * 5000} @\u0661\u0660",)),
         ("<eos> <rec>", ("<eos> <rec>",)),
     ],
 )
@@ -187,6 +192,17 @@ BAD_LINES = [
     (dialogue(100, respondentQuestions={"10": {**LIKED, "liked": 3}}), "field 'respondentQuestions.10.liked'", "'3'"),
     (dialogue(100, initiatorQuestions={"10": {"seen": 1}}), "field 'initiatorQuestions.10.suggested'", "'None'"),
     (dialogue(1), "field 'conversationId'", "'1', seen before in train_data.jsonl line 1"),
+    (dialogue(2**63), "field 'conversationId'", f"'{2**63}'"),
+    (dialogue(100, conversationId="1" * 5000), "field 'conversationId'", "'111"),
+    (dialogue(100, movieMentions={str(2**63): "x"}), "field 'movieMentions'", f"'{2**63}'"),
+    (dialogue(100, initiatorQuestions={"-1": LIKED}), "field 'initiatorQuestions'", "'-1'"),
+    (dialogue(100, messages=[message(SEEKER, "a", timeOffset=2**63)]), "field 'messages[0].timeOffset'", f"'{2**63}'"),
+    (dialogue(100, [(SEEKER, "half \ud83d an emoji")]), "half of a surrogate pair", "'half \\ud83d an emoji'"),
+    (dialogue(100, movieMentions={"10": "\udfff"}), "half of a surrogate pair", "'\\udfff'"),
+    ('{"conversationId": ' + "[" * 100_000, "nested too deep", "conversationId"),
+    ('{"conversationId": 1, "conversationId": 2}', "not a JSON object", "the key 'conversationId' is there twice"),
+    ('{"conversationId": NaN}', "not a JSON object", "NaN is no number"),
+    ('{"conversationId": ' + "1" * 5000 + "}", "not a JSON object", "conversationId"),
 ]
 
 
@@ -233,7 +249,29 @@ def test_nothing_left_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     [
         ("movies_with_mentions.csv", "id,movieName\r\n1,a\r\n", "line 1: columns ['movieId'] are missing"),
         ("movies_with_mentions.csv", "movieId,movieName\r\n1,a\r\nx,b\r\n", "line 3: field 'movieId' is 'x'"),
-        ("movies_with_mentions.csv", "movieId,movieName\r\n1\r\n", "line 2: field 'movieName' is missing"),
+        ("movies_with_mentions.csv", "movieId,movieName\r\n1\r\n", "line 2: 1 fields for the 2 columns"),
+        ("movies_with_mentions.csv", "movieId,movieName\n1,a\n2,b,c\n", "line 3: 3 fields for the 2 columns"),
+        ("movies_with_mentions.csv", 'movieId,movieName\n1,"a\n2,b\n3,c\n', "line 2: no row of a table"),
+        ("movies_with_mentions.csv", 'movieId,movieName\n1,"a\n2,b",c\n', "line 2: no row of a table"),
+        ("movies_with_mentions.csv", 'movieId,movieName\n1,a"\n', "line 2: a double quote without its other one"),
+        (
+            "movies_with_mentions.csv",
+            f"movieId,movieName\n1,{'a' * 200_000}\n",
+            "line 2: no row of a table (field larger",
+        ),
+        ("movies_with_mentions.csv", "movieId,movieName\n1,a\n2,b\n1,c\n", "line 4: field 'movieId' is '1'"),
+        ("movies_with_mentions.csv", "movieId,movieName\n1,a\n01,b\n", "line 3: field 'movieId' is '01'"),
+        ("movies_with_mentions.csv", f"movieId,movieName\n{2**63},a\n", f"line 2: field 'movieId' is '{2**63}'"),
+        ("movies_with_mentions.csv", f"movieId,movieName\n{'1' * 5000},a\n", "line 2: field 'movieId' is '11"),
+        ("movies_with_mentions.csv", "movieId,movieName,nbMentions\n1,a,-3\n", "line 2: field 'nbMentions' is '-3'"),
+        ("movies_with_mentions.csv", "movieId,movieName,movieId\n1,a,2\n", "line 1: a column is there twice"),
+        ("movies_with_mentions.csv", "", "line 1: columns ['movieId', 'movieName'] are missing"),
+        ("train_provenance.tsv", "conversationId\tprovenance\n1\tworld\tx\n", "line 2: 3 fields for the 2 columns"),
+        ("train_provenance.tsv", "conversationId\tprovenance\n1\tworld\n1\tforms\n", "line 3: field 'conversationId'"),
+        ("train_provenance.tsv", "1\tworld\n", "line 1: columns ['conversationId', 'provenance'] are missing"),
+        ("kg/id2info.json", '{"10": {}, "10": {}}', "the key '10' is there twice"),
+        ("kg/id2info.json", "[" * 100_000, "nested too deep"),
+        ("kg/id2info.json", '{"10": {"plot": "\\ud83d"}}', "half of a surrogate pair"),
         ("train_provenance.tsv", "conversationId\tprovenance\n1\tguess\n", "line 2: field 'provenance' is 'guess'"),
         ("kg/id2info.json", "{", "not a JSON object"),
         ("kg/id2info.json", "[]", "expected one object"),
@@ -249,6 +287,57 @@ def test_malformed_side_files_are_named(tmp_path: Path, name: str, content: str,
     with pytest.raises(ValueError) as caught:
         read_redial(tmp_path)
     assert str(path) in str(caught.value) and expected in str(caught.value)
+
+
+def test_one_set_of_lines_is_read_in_every_dress(tmp_path: Path, toy_corpus: Corpus) -> None:
+    """A byte-order mark, CRLF, no line end or blank lines at the end of any file change nothing."""
+    write_release(tmp_path, provenance={"1": "rebuilt"})
+    plain_read = read_redial(tmp_path)
+    assert plain_read.items == toy_corpus.items
+    dresses: list[Callable[[bytes], bytes]] = [
+        lambda data: b"\xef\xbb\xbf" + data,
+        lambda data: data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"),
+        lambda data: data.rstrip(b"\r\n"),
+        lambda data: data + b"\n\r\n\n",
+    ]
+    names = [*plain_read.provenance["files"]]
+    contents = {name: (tmp_path / name).read_bytes() for name in names}
+    for dress in dresses:
+        for name in names:
+            (tmp_path / name).write_bytes(dress(contents[name]))
+        found = read_redial(tmp_path)
+        assert (found.train, found.test, found.items) == (plain_read.train, plain_read.test, plain_read.items)
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, character: str) -> None:
+    escaped = json.dumps(dialogue(100, [(SEEKER, "one@two")]), ensure_ascii=False).replace("@", character)
+    if (
+        ord(character) < 0x20
+    ):  # JSON wants these escaped inside a string; between two values they are no line end either.
+        with pytest.raises(ValueError, match=r"test_data\.jsonl, line 1: not a JSON object"):
+            read_one(tmp_path, escaped)
+        return
+    assert read_one(tmp_path, escaped).test[0].messages[0].parts == ("one two",)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("train_provenance.tsv", 2), ("movies_with_mentions.csv", 7), ("test_data.jsonl", 3)]
+)
+def test_another_encoding_is_named_with_its_line(tmp_path: Path, name: str, line: int) -> None:
+    path = write_release(tmp_path, provenance={}) / name
+    path.write_bytes(path.read_bytes() + "80,caf\u00e9,1\n".encode("latin-1"))
+    if name.endswith(".csv"):
+        line = path.read_bytes().count(b"\n")
+    with pytest.raises(ValueError, match=rf"{name}, line {line}: not (UTF-8|a JSON object) .*utf-8"):
+        read_redial(tmp_path)
+
+
+def test_a_percent_sign_of_a_title_stays(tmp_path: Path) -> None:
+    names = {"50": "Caf%E9 100%25 (2009)", "70": "%22Crocodile%22 \u2013 What\u2019s Up%3F  (1986)"}
+    items = read_one(tmp_path, dialogue(100, [(SEEKER, "@50 @70")], movieMentions=names)).items
+    assert items[50].title == "Caf%E9 100%25 (2009)"
+    assert items[70].title == '"Crocodile" - What\'s Up? (1986)'
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ ITEMS = {
     4: Item(item_id=4, title="It (2017)", year=2017),
     5: Item(item_id=5, title="What About Bob? (1991)", year=1991),
     6: Item(item_id=6, title=""),
+    7: Item(item_id=7, title="What's Up"),
+    8: Item(item_id=8, title="Ocean\u2019s Eleven"),
 }
 
 
@@ -29,6 +31,13 @@ ITEMS = {
         ("the matrix (2021)", (1, " (2021)")),
         ("", ()),
         ("   ", ()),
+        ("bob@2.com", ("bob@2.com",)),
+        ("write to bob@2.com about @2.", ("write to bob@2.com about ", 2, ".")),
+        (f"@{'2' * 5000}", (f"@{'2' * 5000}",)),
+        (f"@{2**63}", (f"@{2**63}",)),
+        ("don\u2019t \u201cthe matrix\u201d", ("don't \"", 1, '"')),
+        ("what\u2019s up, ocean\u2019s eleven", (7, ", ", 8)),
+        ("caf\udce9", ("caf\ufffd",)),
         ("What about what About Bob?!", ("What about ", 5, "?!")),
     ],
 )

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import encode_words, training_texts
@@ -117,6 +120,141 @@ def test_a_damaged_save_is_named(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.json").write_text(json.dumps({"item_ids": [1]}))
     with pytest.raises(ValueError, match=r"vocabulary\.json: damaged"):
         Vocabulary.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"item_ids": [5, 2**63]}, "damaged"),
+        ({"item_ids": [5, -1]}, "damaged"),
+        ({"item_ids": [5, True]}, "damaged"),
+        ({"item_ids": "57"}, "damaged"),
+        ({"item_ids": [5, 5]}, "2 item ids hold only 1"),
+        ({"lower_case": 1}, "damaged"),
+        ({"multiple": 64.0}, "damaged"),
+        ({"multiple": 0}, "multiple is 0"),
+    ],
+)
+def test_a_save_with_other_kinds_of_values_is_named(tmp_path: Path, changes: dict, message: str) -> None:
+    WORDS.save(tmp_path)
+    path = tmp_path / "vocabulary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=rf"vocabulary\.json: .*{message}"):
+        Vocabulary.load(tmp_path)
+
+
+def test_a_tokenizer_that_is_cut_short_or_has_a_gap_is_named(tmp_path: Path) -> None:
+    WORDS.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole[: len(whole) // 2], encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no readable tokenizer"):
+        Vocabulary.load(tmp_path)
+    fields = json.loads(whole)
+    fields["model"]["vocab"] = {name: number + (number > 9) for name, number in fields["model"]["vocab"].items()}
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: the ids of the tokens are not 0"):
+        Vocabulary.load(tmp_path)
+
+
+def test_half_of_a_surrogate_pair_is_shown() -> None:
+    with pytest.raises(ValueError, match=r"half of a surrogate pair, .*'nice \\ud83d film'"):
+        WORDS.encode_texts(["fine", "nice \ud83d film"])
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        WORDS.encode_parts(("caf\udce9", 5))
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        Vocabulary.train(["fine", "nice \ud83d film"], (), 300)
+
+
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def write_byte_pairs(folder: Path, vocab: dict | None = None, merges: bytes = b"#version: 0.2\nh i\n") -> Path:
+    vocab = {name: number for number, name in enumerate([*BYTES, "hi", "<|endoftext|>"])} if vocab is None else vocab
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_bytes(merges)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("merges", "message"),
+    [
+        (b"#version: 0.2\nh i\nh", r"merges\.txt, .*vocab\.json: no readable byte pairs"),
+        (b"\xef\xbb\xbf#version: 0.2\nh i\n", r"merges\.txt, .*no readable byte pairs"),
+        (b"#version: 0.2\nh \xff\n", r"merges\.txt, .*no readable byte pairs"),
+        (b"#version: 0.2\n", r"merges\.txt: no merge makes 1 of the tokens, the first is 'hi'"),
+    ],
+)
+def test_damaged_merges_are_named(tmp_path: Path, merges: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.from_gpt2(write_byte_pairs(tmp_path, merges=merges), ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda vocab: vocab | {"hi": 300}, "no token has the id 256; the 258 tokens must be 0 … 257"),
+        (lambda vocab: vocab | {"hi": 3}, "two of the 258 tokens have one id"),
+        (lambda vocab: vocab | {"hi": -1}, "token 'hi' has the id -1"),
+        (lambda vocab: vocab | {"hi": True}, "token 'hi' has the id True"),
+        (lambda vocab: vocab | {"hi": "256"}, "token 'hi' has the id '256'"),
+        (
+            lambda vocab: {name: place for place, name in enumerate(sorted(set(vocab) - {"z"}))},
+            "1 of the 256 bytes have no token, the first is 'z'",
+        ),
+        (lambda vocab: [], "must be a JSON object"),
+    ],
+)
+def test_a_vocabulary_with_other_ids_is_named(tmp_path: Path, change: Callable, message: str) -> None:
+    vocab = {name: number for number, name in enumerate([*BYTES, "hi", "<|endoftext|>"])}
+    with pytest.raises(ValueError, match=rf"vocab\.json: {message}"):
+        Vocabulary.from_gpt2(write_byte_pairs(tmp_path, change(vocab)), ())
+
+
+def single_file(folder: Path, target: Path, **changes: Any) -> Path:
+    """`tokenizer.json` alone, as today's transformers saves it; pairs of merges as lists."""
+    tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    fields = json.loads(tokenizer.to_str())
+    for name, value in changes.items():
+        outer, _, inner = name.partition("__")
+        fields = fields | {outer: fields[outer] | {inner: value} if inner else value}
+    target.mkdir()
+    (target / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    return target
+
+
+def test_the_single_file_of_todays_transformers_is_the_same_tokenizer(data_dir: Path, tmp_path: Path) -> None:
+    folder = data_dir / "gpt2-tokenizer"
+    assert Vocabulary.from_gpt2(single_file(folder, tmp_path / "a"), (5, 9)) == Vocabulary.from_gpt2(folder, (5, 9))
+    small = write_byte_pairs(tmp_path)
+    assert Vocabulary.from_gpt2(single_file(small, tmp_path / "b"), ()) == Vocabulary.from_gpt2(small, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalizer": {"type": "Lowercase"}}, "field 'normalizer' is {'type': 'Lowercase'}, GPT-2's is None"),
+        ({"pre_tokenizer__add_prefix_space": True}, "field 'pre_tokenizer.add_prefix_space' is True"),
+        ({"pre_tokenizer": {"type": "WhitespaceSplit"}}, "field 'pre_tokenizer.type' is 'WhitespaceSplit'"),
+        ({"model__merges": []}, "no merge makes 1 of the tokens, the first is 'hi'"),
+        ({"model__dropout": 0.1}, "field 'model.dropout' is 0.1"),
+    ],
+)
+def test_a_single_file_of_another_tokenizer_is_named(tmp_path: Path, changes: dict, message: str) -> None:
+    folder = single_file(write_byte_pairs(tmp_path), tmp_path / "single", **changes)
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: {message}"):
+        Vocabulary.from_gpt2(folder, ())
+
+
+def test_a_single_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    folder = single_file(write_byte_pairs(tmp_path), tmp_path / "single")
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8")[:900], encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no readable tokenizer"):
+        Vocabulary.from_gpt2(folder, ())
 
 
 def test_gpt2(data_dir: Path, tmp_path: Path) -> None:

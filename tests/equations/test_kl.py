@@ -86,6 +86,8 @@ def test_impossible_tokens() -> None:
     assert all(np.all(np.isfinite(g)) for g in gradient)
     assert exact_kl(jnp.array([[0.0, -inf]]), jnp.array([[0.0, 0.0]]))[0] == pytest.approx(np.log(2), rel=1e-6)
     assert exact_kl(jnp.array([[0.0, 0.0]]), jnp.array([[0.0, -inf]]))[0] == inf
+    # π allows the token, although float32 has no number for its probability.
+    assert exact_kl(jnp.array([[0.0, -1000.0]]), jnp.array([[0.0, -inf]]))[0] == inf
 
 
 def test_gradients(assert_gradients) -> None:

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_jax.equations.kl_control import adaptive_kl_coef
+from rlhf_jax.equations.kl_control import RANGE, adaptive_kl_coef
 
 control = jax.jit(adaptive_kl_coef, static_argnames="n_responses")
 SETTINGS = {"target": 6.0, "horizon": 10_000.0, "n_responses": 512}
@@ -31,6 +32,22 @@ def test_fixed_point_and_limits() -> None:
     # A full error over a whole horizon: 20 %.
     assert control(1.0, 60.0, target=6.0, horizon=512.0, n_responses=512) == pytest.approx(1.2)
     assert control(1.0, 0.0, target=6.0, horizon=1024.0, n_responses=512) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("observed", [0.0, 6.0, 1e30, -1e30, jnp.inf, -jnp.inf, jnp.nan])
+@pytest.mark.parametrize("n", [1, 512, 50_000, 10**7])
+def test_the_coefficient_stays_positive_and_finite(observed: float, n: int) -> None:
+    low, high = RANGE
+    for kl_coef in (low, 1e-6, 0.15, 1e6, high):
+        found = float(control(kl_coef, observed, target=6.0, horizon=10_000.0, n_responses=n))
+        assert np.float32(low) <= found <= np.float32(high)
+    assert control(0.0, observed, target=6.0, horizon=10_000.0, n_responses=n) == 0
+
+
+def test_a_batch_of_many_horizons_lowers_by_a_bounded_factor_and_an_unknown_kl_does_nothing() -> None:
+    assert control(0.15, 0.0, target=6.0, horizon=100.0, n_responses=1000) == pytest.approx(0.015)
+    assert control(0.15, 0.0, target=6.0, horizon=100.0, n_responses=400) == pytest.approx(0.15 * 0.2)
+    assert control(0.15, jnp.nan, **SETTINGS) == pytest.approx(0.15)
 
 
 def test_float32() -> None:

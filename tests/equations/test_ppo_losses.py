@@ -131,6 +131,37 @@ def test_explained_variance() -> None:
     assert explained(half, returns, mask) == pytest.approx(1 - 0.5 / 1.25, rel=1e-6)
 
 
+@pytest.mark.parametrize("level", [0.1, 0.3, -0.7, 1.3, 5.1, 1e6 / 3, 1e-30])
+def test_returns_that_do_not_vary_explain_nothing(level: float) -> None:
+    """Exactly 0, also where the mean of equal numbers is rounded to another number; padding does not vary them."""
+    for n in (7, 10, 100, 1000):
+        values = jnp.asarray(np.random.default_rng(n).normal(size=n), jnp.float32)
+        mask = jnp.arange(n) < n - 2
+        assert explained(values, jnp.where(mask, level, jnp.nan), mask) == 0
+        assert explained(jnp.full(n, level), jnp.where(mask, level, jnp.inf), mask) == 0
+    barely = jnp.full(8, 1.3).at[0].add(1e-3)
+    assert explained(barely, barely, jnp.ones(8, bool)) == 1
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+def test_a_ratio_beyond_float32(advantage: float) -> None:
+    """Docstring's values: the clip's, and without a clip infinities that have a sign."""
+
+    def both(eps: float, dual: float | None) -> tuple[float, float]:
+        value, gradient = jax.value_and_grad(
+            lambda x: clipped_surrogate(x, jnp.zeros(1), jnp.array([advantage]), clip_eps=eps, dual_clip=dual).sum()
+        )(jnp.array([100.0]))
+        return float(value), float(gradient[0])
+
+    clipped, bad, free = both(0.2, None), both(0.2, 3.0), both(np.inf, None)
+    if advantage == 0:
+        assert clipped == bad == free == (0, 0)
+    elif advantage > 0:
+        assert clipped == bad == (pytest.approx(-1.2), 0) and free == (-np.inf, -np.inf)
+    else:
+        assert clipped == free == (np.inf, np.inf) and bad == (3, 0)
+
+
 def test_cleared_padding_reaches_no_gradient(assert_padding_unread) -> None:
     mask = jnp.array([True, True, False, True, True, False])
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_jax.evaluation.association import auc, auc_estimate, concordance_estimate, spearman, spearman_estimate
+from rlhf_jax.evaluation.association import (
+    auc,
+    auc_estimate,
+    concordance_estimate,
+    pearson,
+    spearman,
+    spearman_estimate,
+)
 
 
 def draws(n: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -20,6 +27,24 @@ def test_spearman_is_scipys() -> None:
     x, y = draws()
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
     assert np.isnan(spearman(x, np.ones(60)))
+
+
+def test_pearson_is_scipys() -> None:
+    x, y = draws()
+    assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
+
+
+@pytest.mark.parametrize("level", [0.1, 0.3, -0.7, 1.3, 5.1, 1e30, 1e-30, 0.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_numbers_correlate_with_nothing(level: float, dtype: type) -> None:
+    """NumPy's deviation of equal numbers is not always 0, and two such sides would correlate by 1."""
+    for n in (1, 2, 7, 10, 100, 1000):
+        same = np.full(n, level).astype(dtype).astype(np.float64)
+        other = np.random.default_rng(n).normal(size=n)
+        for left, right in ((same, same), (same, other), (other, same), (same, 3 * same)):
+            assert np.isnan(pearson(left, right)) and np.isnan(spearman(left, right))
+    assert any(np.full(n, 0.1).std() for n in range(2, 100))  # What the standard deviation would say.
+    assert np.isnan(pearson(np.array([1.0, np.nan, 2.0]), np.arange(3.0)))
 
 
 def test_auc_is_the_share_of_pairs() -> None:

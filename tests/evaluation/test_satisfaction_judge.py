@@ -113,6 +113,18 @@ def test_comes_back_from_the_disk(tmp_path: Path, planted: list[JudgedTurn], jud
         SatisfactionJudge.load(tmp_path / "other.npz")
 
 
+def test_a_damaged_file_is_named(tmp_path: Path, judge: SatisfactionJudge) -> None:
+    path = tmp_path / "judge.npz"
+    judge.save(path)
+    whole = path.read_bytes()
+    for content in (b"", b"no archive", whole[:-60], whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"judge\.npz: no readable satisfaction judge"):
+            SatisfactionJudge.load(path)
+    with pytest.raises(FileNotFoundError):
+        SatisfactionJudge.load(tmp_path / "none.npz")
+
+
 def test_the_penalty_is_chosen_on_dialogues_left_out() -> None:
     # A dialogue's own word tells its score, and nothing about other dialogues; three turns each, so that it is learnt.
     draw = np.random.default_rng(3)

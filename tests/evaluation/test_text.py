@@ -15,6 +15,14 @@ def turn(said: str, reference: str, dialogue: str = "d", **changes) -> Generated
     return GeneratedTurn(dialogue, said, reference, **fields)
 
 
+def test_typography_is_no_difference():
+    """A reference with U+2019 is met by a reply with an apostrophe, in tokens and in both BLEUs."""
+    curly, straight = "don\u2019t say \u201cgood\u201d \u2013 ever\u2026", 'don\'t say "good" - ever...'
+    assert text.tokenise(curly) == text.tokenise(straight)
+    assert text.one_hot_bleu(straight, curly) == 1
+    assert text.corpus_bleu([straight], [curly])[0] == pytest.approx(100)
+
+
 def test_one_hot_bleu_by_hand():
     # Five of six 4-grams… of "a b c d e f" against "a b c d x f": only "a b c d" matches, of three.
     assert text.one_hot_bleu("a b c d e f", "a b c d x f") == pytest.approx(1 / 3)

@@ -1,8 +1,12 @@
 """Pretrained encoders behind the signals: what they say, that it is computed once, and how mistakes are named."""
 
+import contextlib
+import hashlib
 import importlib.util
 import json
+import logging
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +207,124 @@ def test_a_byte_pair_tokenizer_without_its_single_file(roberta: Path, tmp_path: 
     tokenizer = encoders.read_tokenizer(folder, encoder.read_config(folder / "config.json"))
     assert tokenizer.encode("go go").ids == [0, 7, 8, 2]
     assert np.isfinite(roberta_scorer(folder)("go go"))
+
+
+def damage(file: Path, how: str) -> None:
+    """A cache that is no database, is cut or overwritten inside, or has other columns."""
+    if how == "other file":
+        file.write_bytes(b"half a file" * 500)
+    elif how == "cut":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif how == "overwritten":
+        data = bytearray(file.read_bytes())
+        data[100:] = b"\x5a" * (len(data) - 100)
+        file.write_bytes(data)
+    else:
+        file.unlink()
+        with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute("CREATE TABLE kept (name TEXT)")
+
+
+@pytest.mark.parametrize("how", ["other file", "cut", "overwritten", "other columns"])
+def test_a_damaged_cache_is_made_again_with_a_notice(
+    bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    file = tmp_path / "signals.sqlite"
+    texts = [f"w{number}" for number in range(4, 40)]
+    right = TextEncoder(bert, "vector", file)(texts)
+    damage(file, how)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(TextEncoder(bert, "vector", file)(texts), right, atol=1e-6)
+    assert f"{file} is damaged" in caplog.text and "made again" in caplog.text
+    assert file.with_name("signals.sqlite.damaged").exists()
+    caplog.clear()
+    again = TextEncoder(bert, "vector", file)
+    assert len(again._kept([hashlib.sha256(text.encode()).digest() for text in texts])) == len(texts)
+    assert not caplog.text
+
+
+def test_damaged_rows_are_computed_again(bert: Path, tmp_path: Path) -> None:
+    file = tmp_path / "signals.sqlite"
+    texts = ["w4", "w5", "w6", "w7"]
+    right = TextEncoder(bert, "vector", file)(texts)
+    blobs = [b"short", np.full(24, np.nan, np.float32).tobytes(), "text"]
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        for text, blob in zip(texts, blobs, strict=False):
+            key = hashlib.sha256(text.encode()).digest()
+            connection.execute("UPDATE kept SET row = ? WHERE text = ?", (blob, key))
+    np.testing.assert_allclose(TextEncoder(bert, "vector", file)(texts), right, atol=1e-6)
+
+
+def test_a_cache_that_cannot_be_used_is_done_without(
+    bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with caplog.at_level(logging.WARNING):
+        rows = TextEncoder(bert, "vector", tmp_path / "file" / "signals.sqlite")(["w4"])
+    np.testing.assert_allclose(rows, TextEncoder(bert, "vector")(["w4"]), atol=1e-6)
+    assert "cannot be used" in caplog.text and "is not kept" in caplog.text
+
+
+def write_json(name: str, fields: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(fields))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            write_json("1_Pooling/config.json", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}),
+            r"1_Pooling/config\.json: the fields 'pooling_mode…' say {'pooling_mode_cls_token': True}",
+        ),
+        (
+            write_json("1_Pooling/config.json", {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}),
+            r"1_Pooling/config\.json: the fields 'pooling_mode…' say",
+        ),
+        (write_json("1_Pooling/config.json", {"pooling_mode": "cls"}), "say {'pooling_mode': 'cls'}"),
+        (
+            write_json("1_Pooling/config.json", {"pooling_mode": "mean", "word_embedding_dimension": 384}),
+            "field 'word_embedding_dimension' is 384, config.json says 24",
+        ),
+        (write_json("modules.json", [{"type": "sentence_transformers.models.Dense"}]), "modules.json: module 'Dense'"),
+        (write_json("modules.json", {}), "modules.json: expected a list of modules"),
+        (write_json("sentence_bert_config.json", {"max_seq_length": "128"}), "field 'max_seq_length' is '128'"),
+        (write_json("sentence_bert_config.json", {"max_seq_length": True}), "field 'max_seq_length' is True"),
+        (write_json("sentence_bert_config.json", {"do_lower_case": True}), "field 'do_lower_case' is True"),
+        (write_json("sentence_bert_config.json", []), "sentence_bert_config.json: must be a JSON object"),
+        (write_json("tokenizer.json", {"model": {}}), "tokenizer.json: no readable tokenizer"),
+    ],
+)
+def test_folders_that_say_something_else_are_named(
+    bert: Path, tmp_path: Path, change: Callable[[Path], None], message: str
+) -> None:
+    folder = Path(shutil.copytree(bert, tmp_path / "model"))
+    change(folder)
+    with pytest.raises(ValueError, match=message):
+        minilm_encoder(folder)
+
+
+def test_mean_pooling_is_accepted_in_both_spellings(bert: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bert, tmp_path / "model"))
+    kinds = ("Transformer", "Pooling", "Normalize")
+    write_json("modules.json", [{"type": f"st.models.{kind}", "path": f"{n}_{kind}"} for n, kind in enumerate(kinds)])(
+        folder
+    )
+    for fields in ({"pooling_mode": "mean"}, {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}):
+        write_json("1_Pooling/config.json", fields)(folder)
+        np.testing.assert_array_equal(minilm_encoder(folder)(["w4 w5"]), minilm_encoder(bert)(["w4 w5"]))
+
+
+def test_a_token_beyond_the_embedding_is_named(roberta: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(roberta, tmp_path / "model"))
+    fields = json.loads((folder / "tokenizer.json").read_text())
+    fields["model"]["vocab"]["w60"] = 60
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: a token has the id 60, config\.json has vocab_size 60"):
+        roberta_scorer(folder)
 
 
 @pytest.mark.skipif(

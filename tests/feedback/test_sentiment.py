@@ -33,6 +33,18 @@ def test_consecutive_messages_are_one_turn():
     assert sentiment(dialogue, 2, scorer=SCORES.__getitem__) == -0.375
 
 
+@pytest.mark.parametrize(
+    ("said", "sign"), [("I don't like it", -1), ("It wasn't good", -1), ("I can't recommend that", -1), ("good", 1)]
+)
+def test_typography_does_not_turn_the_sign(said: str, sign: int):
+    """VADER's negations are in ASCII; phones write another apostrophe, and end a word with one character for three dots."""
+    scorer = vader_scorer()
+    for apostrophe in ("'", "\u2019", "\u2018", "\u02bc", "\u00b4"):
+        written = said.replace("'", apostrophe)
+        assert sign * scorer(written) > 0 and scorer(written) == scorer(said)
+    assert scorer(f"{said}\u2026") == scorer(f"{said}...") and sign * scorer(f"\u201c{said}\u201d") > 0
+
+
 def test_undefined_where_nobody_speaks():
     dialogue = talk(("recommender", ("hello",)), ("seeker", ("fine",)), ("recommender", ("bye",)))
     assert sentiment(dialogue, 0, scorer=SCORES.__getitem__, form="level") == 0.25

@@ -129,6 +129,52 @@ def test_table_and_standardiser_come_back_from_disk(table, labeller, tmp_path):
         Standardiser.load(tmp_path / "other.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no readable JSON"),
+        (b"\xff", "no readable JSON"),
+        (b'{"components": ["engagement", "relevance", "sentiment"]}', "mean and std must be lists"),
+        (
+            b'{"components": ["engagement", "relevance", "sentiment"], "mean": [0, "x", 0], "std": [1, 1, 1]}',
+            "mean and std must be lists",
+        ),
+        (
+            b'{"components": ["engagement", "relevance", "sentiment"], "mean": [0, 0, 0], "std": [1, 0, 1]}',
+            "no statistics",
+        ),
+        (b'{"components": ["engagement", "relevance", "sentiment"], "mean": [0], "std": [1]}', "no statistics"),
+    ],
+)
+def test_a_damaged_standardiser_is_named(tmp_path, content, message):
+    path = tmp_path / "standardiser.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"standardiser\.json: .*{message}"):
+        Standardiser.load(path)
+
+
+def test_a_damaged_table_is_named(table, tmp_path):
+    path = tmp_path / "labels.npz"
+    table.save(path)
+    whole = path.read_bytes()
+    for content in (b"", b"no archive", whole[:-60], whole[: len(whole) // 2], b"\0" * 200 + whole[200:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"labels\.npz: no readable table"):
+            LabelTable.load(path)
+    np.savez(path, dialogue_ids=np.array(["1"]))
+    with pytest.raises(ValueError, match=r"labels\.npz: no readable table of labels .*dialogue_indices"):
+        LabelTable.load(path)
+
+
+@pytest.mark.parametrize("level", [0.1, 1.3, 1e9 / 3, -1e12 / 7])
+def test_a_component_of_equal_numbers_has_no_spread(level):
+    """Their deviation from the rounded mean is rounding: dividing by it would make labels of it."""
+    for n in (7, 10, 100, 1000):
+        raw = np.stack([np.full(n, level), np.arange(n), np.where(np.arange(n) % 2, level, np.nan)], 1)
+        std = fit_standardiser(raw).std
+        assert std[0] == std[2] == 1 and std[1] > 1
+
+
 def test_own_encoder_and_scorer(train):
     dialogues = [entry.dialogue for entry in train[:20]]
     labeller = fit_weak_labels(

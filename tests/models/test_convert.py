@@ -71,6 +71,31 @@ def copy_with(folder: Path, target: Path, *, fields: dict | None = None, tensors
         ({"activation_function": "relu"}, {}, "config.json: field 'activation_function' is 'relu'"),
         ({"n_embd": None}, {}, "config.json: these fields must be integers: {'n_embd': None}"),
         ({"n_inner": 20}, {}, "config.json: field 'n_inner' is 20, supported: 32"),
+        ({"n_head": True}, {}, "config.json: these fields must be integers: {'n_head': True}"),
+        ({"n_head": 3}, {}, "config.json: GPT2Config: n_embd 8 is not a multiple of n_head 3"),
+        ({"n_layer": -1}, {}, "config.json: GPT2Config: sizes must be at least 1, got {'n_layer': -1}"),
+        ({"layer_norm_epsilon": "1e-5"}, {}, "config.json: field 'layer_norm_epsilon' is '1e-5'"),
+        ({"layer_norm_epsilon": None}, {}, "config.json: field 'layer_norm_epsilon' is None"),
+        ({"layer_norm_epsilon": True}, {}, "config.json: field 'layer_norm_epsilon' is True"),
+        ({"layer_norm_epsilon": -1}, {}, "config.json: field 'layer_norm_epsilon' is -1"),
+        ({"layer_norm_epsilon": float("nan")}, {}, "config.json: field 'layer_norm_epsilon' is nan"),
+        ({"resid_pdrop": 1}, {}, "config.json: field 'resid_pdrop' is 1, it must lie in"),
+        ({"resid_pdrop": None}, {}, "config.json: field 'resid_pdrop' is None"),
+        ({"quantization_config": {}}, {}, "config.json: field 'quantization_config' is set"),
+        (
+            {"n_layer": 1},
+            {},
+            "model.safetensors: 12 tensors have no place in the network of config.json .*: h.1.attn.c_attn.bias",
+        ),
+        (
+            {},
+            {"transformer.h.0.attn.c_attn.lora_A.default.weight": np.ones((2, 8), np.float32)},
+            "model.safetensors: 1 tensors have no place .*: h.0.attn.c_attn.lora_A",
+        ),
+        ({}, {"h.2.attn.bias": np.ones((1, 1, 8, 8), np.float32)}, "1 tensors have no place .*: h.2.attn.bias"),
+        ({}, {"transformer.wpe.weight": np.ones((8, 8), np.int8)}, "tensor 'wpe.weight' is int8"),
+        ({}, {"transformer.wpe.weight": np.full((8, 8), np.nan, np.float32)}, "tensor 'wpe.weight' holds NaN"),
+        ({}, {"wpe.weight": np.ones((8, 8), np.float32)}, "there twice, with and without 'transformer.'"),
         ({}, {"transformer.wpe.weight": None}, "model.safetensors: tensor 'wpe.weight' is missing"),
         (
             {},
@@ -113,6 +138,71 @@ def test_old_names_without_prefix_and_half_precision_are_read(folder: Path, tmp_
     _, params = convert.load_hf(tmp_path)
     assert params["wte"].dtype == jnp.float32
     np.testing.assert_allclose(params["wte"], stored["transformer.wte.weight"], atol=1e-4)
+
+
+def write_shards(folder: Path, target: Path) -> dict[str, str]:
+    """The exported folder with its weights in two files; returns which tensor is where."""
+    stored = load_file(folder / "model.safetensors")
+    (target / "config.json").write_bytes((folder / "config.json").read_bytes())
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    places = {name: files[number % 2] for number, name in enumerate(sorted(stored))}
+    for file in files:
+        save_file({name: stored[name] for name, place in places.items() if place == file}, target / file)
+    (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return places
+
+
+def test_shards_are_read_as_one_file(folder: Path, tmp_path: Path) -> None:
+    write_shards(folder, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, convert.load_hf(tmp_path), convert.load_hf(folder))
+
+
+def test_shards_that_are_not_all_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    places = write_shards(folder, tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    first, second = sorted(set(places.values()))
+    for changed, words in (
+        ({**places, "h.9.ln_1.bias": first}, "index.json: field 'weight_map' and the shards differ in 1 tensors"),
+        (
+            {name: place for name, place in places.items() if place == first} | {"x": "y"},
+            "field 'weight_map' must give",
+        ),
+        ({name: first for name in places}, "index.json: field 'weight_map' and the shards differ in"),
+        ({**places, "x": "../model.safetensors"}, "field 'weight_map' must give the file of every tensor"),
+        ([], "field 'weight_map' must give the file of every tensor"),
+    ):
+        index.write_text(json.dumps({"weight_map": changed}))
+        with pytest.raises(ValueError, match=words):
+            convert.load_hf(tmp_path)
+    index.write_text(json.dumps({"weight_map": places}))
+    twice = load_file(tmp_path / first) | {"transformer.wpe.weight": np.ones((8, 8), np.float32)}
+    save_file(load_file(tmp_path / second) | twice, tmp_path / second)
+    with pytest.raises(ValueError, match=f"{second}: tensor .* is in another shard too"):
+        convert.load_hf(tmp_path)
+    (tmp_path / second).unlink()
+    with pytest.raises(ValueError, match=f"{second}: missing"):
+        convert.load_hf(tmp_path)
+
+
+def test_bfloat16_is_read_and_what_numpy_does_not_know_refused(folder: Path, tmp_path: Path) -> None:
+    copy_with(folder, tmp_path)
+    stored = load_file(folder / "model.safetensors")
+    narrow = {name: np.asarray(jnp.asarray(tensor, jnp.bfloat16)) for name, tensor in stored.items()}
+    save_file(narrow, tmp_path / "model.safetensors")
+    _, params = convert.load_hf(tmp_path)
+    assert params["wte"].dtype == jnp.float32
+    np.testing.assert_array_equal(params["wte"], jnp.asarray(stored["transformer.wte.weight"], jnp.bfloat16))
+    data = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(data.replace(b'"BF16"', b'"BF17"'))
+    with pytest.raises(ValueError, match="model.safetensors: no readable safetensors"):
+        convert.load_hf(tmp_path)
+
+
+def test_adapters_beside_the_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    copy_with(folder, tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="adapter_config.json: adapters lie beside the weights"):
+        convert.load_hf(tmp_path)
 
 
 def test_a_larger_vocabulary_keeps_words_and_starts_items_at_their_titles() -> None:

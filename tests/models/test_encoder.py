@@ -87,6 +87,7 @@ def test_prefix_and_half_precision_do_not_matter(tmp_path: Path) -> None:
         ({"hidden_size": None}, {}, "these fields must be integers: {'hidden_size': None}"),
         ({"num_attention_heads": 5}, {}, "width 24 a multiple of n_head 5"),
         ({}, {"classifier.dense.bias": None}, "model.safetensors: tensor 'classifier.dense.bias' is missing"),
+        ({"num_hidden_layers": 1}, {}, "model.safetensors: 16 tensors have no place .*: encoder.layer.1.attention"),
         (
             {"num_hidden_layers": 3},
             {},
@@ -111,6 +112,34 @@ def test_foreign_folders_are_refused_by_name(tmp_path: Path, fields: dict, tenso
 
 
 @pytest.mark.parametrize(
+    ("kind", "name", "harmless"),
+    [
+        ("bert", "cls.predictions.bias", True),
+        ("bert", "pooler.dense.weight", True),
+        ("bert", "embeddings.position_ids", True),
+        ("bert", "classifier.weight", True),
+        ("roberta", "roberta.pooler.dense.bias", True),
+        ("roberta", "classifier.weight", False),
+        ("roberta", "classifier.out_proj.lora_A.default.weight", False),
+        ("bert_classifier", "bert.pooler.dense.lora_A.default.weight", False),
+        ("bert", "encoder.layer.0.attention.self.query.lora_A.default.weight", False),
+    ],
+)
+def test_heads_for_other_tasks_are_left_and_adapters_refused(
+    tmp_path: Path, kind: str, name: str, harmless: bool
+) -> None:
+    shutil.copy(GOLDEN / kind / "config.json", tmp_path)
+    stored = load_file(GOLDEN / kind / "model.safetensors") | {name: np.ones((2, 24), np.float32)}
+    save_file(stored, tmp_path / "model.safetensors")
+    if harmless:
+        loaded, known = encoder.load_hf(tmp_path)[1], encoder.load_hf(GOLDEN / kind)[1]
+        jax.tree.map(np.testing.assert_array_equal, loaded, known)
+        return
+    with pytest.raises(ValueError, match="1 tensors have no place in the network"):
+        encoder.load_hf(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("stored", "words"),
     [
         (["bert"], r"config.json: must be a JSON object of fields, got .\['bert'\]"),
@@ -121,6 +150,15 @@ def test_foreign_folders_are_refused_by_name(tmp_path: Path, fields: dict, tenso
         ({"model_type": ["bert"]}, r"config.json: field 'model_type' is \['bert'\]"),
         ({"pad_token_id": None}, "config.json: these fields must be integers: {'pad_token_id': None}"),
         ({"layer_norm_eps": "tiny"}, "config.json: these fields must be numbers: {'layer_norm_eps': 'tiny'}"),
+        ({"layer_norm_eps": -1}, "config.json: field 'layer_norm_eps' is -1"),
+        ({"layer_norm_eps": None}, "config.json: these fields must be numbers: {'layer_norm_eps': None}"),
+        ({"layer_norm_eps": True}, "config.json: these fields must be numbers: {'layer_norm_eps': True}"),
+        ({"layer_norm_eps": float("nan")}, "config.json: field 'layer_norm_eps' is nan"),
+        ({"num_hidden_layers": True}, "config.json: these fields must be integers: {'num_hidden_layers': True}"),
+        ({"pad_token_id": -1}, "config.json: field 'pad_token_id' is -1"),
+        ({"pad_token_id": 60}, "config.json: field 'pad_token_id' is 60"),
+        ({"pad_token_id": 19}, "config.json: EncoderConfig: 20 positions leave none after padding, which is 19"),
+        ({"quantization_config": {"bits": 4}}, "config.json: field 'quantization_config' is set"),
         ({"num_hidden_layers": 0}, "config.json: EncoderConfig: sizes must be at least 1 .*'n_layer': 0"),
     ],
 )
@@ -142,7 +180,7 @@ def test_missing_files_and_wrong_uses_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="config.json: no readable JSON"):
         encoder.load_hf(tmp_path)
     shutil.copy(GOLDEN / "bert" / "config.json", tmp_path)
-    with pytest.raises(ValueError, match="model.safetensors: no readable safetensors"):
+    with pytest.raises(ValueError, match="model.safetensors: missing"):
         encoder.load_hf(tmp_path)
     config, params = encoder.load_hf(GOLDEN / "bert")
     tokens, mask = jnp.zeros((1, 19), jnp.int32), jnp.ones((1, 19), bool)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.decoding.grammar_loss import FIRST, FREE_ITEM, FREE_WORD, LIST, NO_TARGET, SAY
-from rlhf_jax.interfaces import Dialogue
+from rlhf_jax.decoding.grammar_loss import FIRST, FREE_ITEM, FREE_WORD, LIST, NO_TARGET, SAY, GrammarTargets
+from rlhf_jax.interfaces import Dialogue, Message
 from rlhf_jax.stages.texts import Text, TextBatches, dialogue_texts, shuffled_lists, target_kinds
 
 BUCKETS = (8, 16)
@@ -116,6 +116,53 @@ def test_epochs_shuffle_lists_differently(vocab: Vocabulary) -> None:
     first = {tuple(row) for step in range(per_epoch) for row in batches.batch(step)[0].tolist()}
     second = {tuple(row) for step in range(per_epoch, 2 * per_epoch) for row in batches.batch(step)[0].tolist()}
     assert first != second
+
+
+def learnt_items(batch: GrammarTargets, row: int, vocab: Vocabulary) -> list[int]:
+    """Items among the targets of the items' head, read off the arrays as the loss reads them."""
+    targets, places, kinds = (np.asarray(x)[row] for x in (batch.targets, batch.item_positions, batch.item_kinds))
+    found = [int(targets[place]) for place, kind in zip(places, kinds, strict=True) if kind != NO_TARGET]
+    return [token for token in found if vocab.is_item(token)]
+
+
+@pytest.mark.parametrize("n_items", [1, 3, 12, 13, 40, 60])
+@pytest.mark.parametrize("known", [True, False])
+def test_no_item_target_is_dropped(n_items: int, known: bool) -> None:
+    """A user lists many films, then comes the suggestion; texts of the plan, and others that are packed."""
+    vocab = Vocabulary.train(["i liked", "then see"] * 5, range(1, 80), 300)
+    listed, suggestion = [vocab.item_token(number) for number in range(1, n_items + 1)], vocab.item_token(70)
+    dense = (
+        *(vocab.seeker, *listed, vocab.eos),
+        *(vocab.recommender, vocab.rec, suggestion, vocab.say, suggestion, vocab.eos),
+    )
+    sparse = (vocab.seeker, 5, listed[0], vocab.eos)
+    texts = tuple(map(Text, (sparse, dense) if known else (sparse,)))
+    batches = TextBatches(texts, vocab, (64, 128), 256, 0)
+    bucket = 64 if len(dense) <= 64 else 128
+    _, _, batch = batches.pack([dense, sparse], bucket, np.random.default_rng(0))
+    assert learnt_items(batch, 0, vocab) == [*listed, suggestion]
+    assert learnt_items(batch, 1, vocab) == [listed[0]]
+    # A bucket whose texts fit has its share of the length, whatever the other bucket needs.
+    needed = n_items + 2  # And the end of the list.
+    share = {64: 12, 128: 25}
+    assert batches.rooms == (share | {bucket: max(share[bucket], needed)} if known else share)
+    assert batch.item_positions.shape[1] == max(share[bucket], needed)
+
+
+def test_what_cannot_be_learnt_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    vocab = Vocabulary.train(["i liked", "then see"] * 5, range(1, 41), 300)
+    said = (
+        Message("seeker", tuple(range(1, 31)), 0),
+        Message("recommender", ("then see ", 31, 32, 33, " ", 33), 1),
+        Message("recommender", ("or ", 34), 2),
+    )
+    dialogue = Dialogue("1", said, {}, {})
+    dialogue_texts(vocab, [dialogue], max_tokens=64, max_listed=3)
+    assert not caplog.text
+    dialogue_texts(vocab, [dialogue, dialogue], max_tokens=21, max_listed=2)
+    assert "2 suggestions come after the first 2 of their message" in caplog.text
+    # Marker and twenty items fit; ten items and <eos> do not.
+    assert "2 utterances are longer than 21 tokens and lose their end, 20 items in it" in caplog.text
 
 
 def test_long_dialogues_are_cut_at_utterances(vocab: Vocabulary, dialogues: tuple[Dialogue, ...]) -> None:
