@@ -153,7 +153,8 @@ def gather(config: Config, setting: StudySetting) -> Path:
     """All seeds from their stored cases: results, tables, figures."""
     measured = {
         (model, policy, domain): {
-            seed: transfer.stored(model_folder(config, model, seed) / "ppo", policy, domain) for seed in config.seeds
+            seed: transfer.read_stored(model_folder(config, model, seed) / "ppo", policy, domain)
+            for seed in config.seeds
         }
         for model in transfer.models(config.embeddings)
         for policy in transfer.POLICIES

@@ -132,7 +132,7 @@ def split_of(name: str, folders: list[Path]) -> str:
     return f"{name}: {first}"
 
 
-def gathered(name: str, folders: list[Path]) -> list[Result]:
+def gather_setting(name: str, folders: list[Path]) -> list[Result]:
     """Entries over all seeds of one setting."""
     runs = runs_by_seed(name, folders)
     split = split_of(name, folders)
@@ -150,7 +150,7 @@ def gathered(name: str, folders: list[Path]) -> list[Result]:
 def in_the_worlds(name: str, runs: Mapping[int, Path], split: str) -> list[Result]:
     """Policies, and recommenders that need no training, with the users of each run's world."""
     # The world is drawn from the seed, so every seed has test dialogues of its own.
-    found = comparison.results(assessed(name, runs, []), {}, split=split, compared=COMPARED, same_test=False)
+    found = comparison.results(read_assessments(name, runs, []), {}, split=split, compared=COMPARED, same_test=False)
     return found + untrained_in_the_world(runs, split)
 
 
@@ -158,7 +158,7 @@ def on_real_data(name: str, runs: Mapping[int, Path], split: str) -> list[Result
     """Policies, and recommenders that need no training, on the test dialogues that all runs share."""
     folder = next(iter(runs.values()))
     rows, items = ranked_rows(name, folder)
-    systems = assessed(name, runs, rows)
+    systems = read_assessments(name, runs, rows)
     untrained = [result for result in read_results(folder) if result.system in ("popularity", "copy")]
     found = comparison.results(systems, {}, split=split, compared=COMPARED)
     found += [dataclasses.replace(result, split=split) for result in untrained]
@@ -183,7 +183,9 @@ def ranked_rows(name: str, folder: Path) -> tuple[list[RankingRow], Mapping[int,
     return list(ranking_rows(corpus.test[: config["assess"]["test_dialogues"]])), corpus.items
 
 
-def assessed(name: str, runs: Mapping[int, Path], rows: Sequence[RankingRow]) -> dict[str, dict[int, Assessment]]:
+def read_assessments(
+    name: str, runs: Mapping[int, Path], rows: Sequence[RankingRow]
+) -> dict[str, dict[int, Assessment]]:
     """What the runs stored of each trained system, by seed; `rows` are what was ranked, which SR and RDL need.
 
     Raises: RunError where the runs ranked other rows: their dialogues have changed since.
@@ -248,7 +250,7 @@ def main(config: Config) -> Path:
         for name, _, folders in (setting.partition("=") for setting in config.settings)
     }
     config.out.mkdir(parents=True, exist_ok=True)
-    results = [result for name, folders in settings.items() for result in gathered(name, folders)]
+    results = [result for name, folders in settings.items() for result in gather_setting(name, folders)]
     write_results(config.out, results)
     lines = {name: [read_metrics(run / "metrics.jsonl") for run in folders] for name, folders in settings.items()}
     plots.save(run_figures.study(lines), config.out / "plots", "study")

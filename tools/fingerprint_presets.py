@@ -144,11 +144,13 @@ def main() -> int:
             print(f"{name}: exit code {code}", flush=True)
         lines |= of_folder(out)
         for script in sorted((options.tree / "experiments").glob("*.py")):
-            if "__main__" not in script.read_text():
+            text = script.read_text()
+            reads = any(word in text for word in ("tyro.cli", "overridable", "command_line"))
+            if not reads or "__main__" not in text:
                 continue
             for arguments in (["--help"], ["debug", "--help"]):
-                _, text = run(options.tree.resolve(), script.stem, arguments, out)
-                lines[f"{script.stem} {' '.join(arguments)}"] = text
+                _, said = run(options.tree.resolve(), script.stem, arguments, out)
+                lines[f"{script.stem} {' '.join(arguments)}"] = said
     options.file.write_text(json.dumps(lines, indent=1, sort_keys=True))
     print(f"{len(lines)} lines: {options.file}")
     if options.against is None:

@@ -77,7 +77,7 @@ def values(results: list[Result], system: str) -> dict[tuple[str, str], float]:
 
 def test_trained_systems_keep_their_user_centric_metrics(redial: DataConfig, tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"run-{seed}", redial, seed=seed, split="redial/test") for seed in (0, 1)]
-    found = gather_seeds.gathered("plain", runs)
+    found = gather_seeds.gather_setting("plain", runs)
     for system in ("sft", "ppo"):
         alone = [values(read_results(run), system) for run in runs]
         mean = {key: pytest.approx((value + alone[1][key]) / 2) for key, value in alone[0].items()}
@@ -87,7 +87,7 @@ def test_trained_systems_keep_their_user_centric_metrics(redial: DataConfig, tmp
 
 def test_runs_of_one_domain_share_the_table_of_their_own_split(books: DataConfig, tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"run-{seed}", books, seed=seed, split="opendialkg-book/test") for seed in (0, 1)]
-    found = gather_seeds.gathered("books", runs)
+    found = gather_seeds.gather_setting("books", runs)
     assert {r.split for r in found} == {"books: opendialkg-book/test"}
     systems = {"sft", "ppo", "ppo-sft"}
     assert {r.system for r in found if r.protocol == "full"} == systems | {"popularity", "copy"}
@@ -103,7 +103,7 @@ def test_runs_on_different_splits_are_not_gathered(books: DataConfig, tmp_path: 
     with pytest.raises(
         RunError, match=rf"setting books: {runs[1]} was measured on {splits[1]}, {runs[0]} on {splits[0]}"
     ):
-        gather_seeds.gathered("books", runs)
+        gather_seeds.gather_setting("books", runs)
 
 
 def test_without_the_dialogues_what_needs_them_is_left_out(
@@ -117,7 +117,7 @@ def test_without_the_dialogues_what_needs_them_is_left_out(
         run = write_run(tmp_path / name, data, seed=0, split=f"{name}/test")
         folder = Path(str(data.dir))
         folder.rename(tmp_path / f"{name}, moved")
-        found = gather_seeds.gathered(name, [run])
+        found = gather_seeds.gather_setting(name, [run])
         assert {"sft", "ppo", "copy"} <= {r.system for r in found}
         assert not values(found, "sft") and not any("named" in r.protocol for r in found)
         notice = capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_dialogues_that_changed_since_are_refused(redial: DataConfig, tmp_path: 
     file = Path(str(redial.dir)) / "test_data.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(RunError, match=r"sft.npz ranks other rows than the dialogues now have"):
-        gather_seeds.gathered("plain", [run])
+        gather_seeds.gather_setting("plain", [run])
 
 
 def test_a_name_is_given_once() -> None:

@@ -240,7 +240,7 @@ def test_figures_are_reproducible(tmp_path: Path):
 
 
 def test_curves_and_gates_follow_the_names_of_the_components():
-    lines = [{"stage": "ppo-own", "step": 1, "objective/wit_raw": 1.0, "ppo/objective/sentiment_raw": 2.0}]
+    lines = [{"stage": "ppo-own", "step": 1, "objective/wit_raw": 1.0, "objective/sentiment_raw": 2.0}]
     lines[0]["objective/score_raw"] = 3.0
     assert run_figures.components(lines, "ppo-own", "objective/*_raw") == ["sentiment", "wit"]
     assert run_figures.spelled_out({"objective/*_raw": "*", "loss": "all"}, lines, "ppo-own") == {

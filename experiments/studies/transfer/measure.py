@@ -117,7 +117,7 @@ def rank(
     )
 
 
-def stored(folder: Path, policy: str, domain: DomainName) -> DomainTest:
+def read_stored(folder: Path, policy: str, domain: DomainName) -> DomainTest:
     """Reads what `assess` wrote into the run directory `folder`."""
     union, own = _files(folder, policy, domain)
     return DomainTest(load(union), load(own))
