@@ -4,8 +4,8 @@ What a page may hold:
 - ```` ```python ````: run in order, all in one namespace. A block that begins with `# name.py` is written to that file instead.
 - ```` ```sh ````: lines `python experiments/SCRIPT.py …` are read by the script's own command line, so that a flag that is not
   there fails; `python -m …` and other lines are left alone. ```` ```sh run ```` also runs them, in this process.
-- ```` ```diff rlhf_jax/… ````: an edit of the package, made in a copy of it, as is a ```` ```python ```` file in `rlhf_jax/`.
-  ```` ```python edited ```` runs with this copy, in a process of its own.
+- ```` ```diff rlhf_jax/… ````: an edit of the package, made in a copy of it, as is a ```` ```python ```` file in `rlhf_jax/` or
+  `experiments/`. ```` ```python edited ```` runs with this copy, in a process of its own; so does the script of a page.
 - other fences (```` ```json name.json ````, with a file name after the language) are written to that file; without a name they
   are left alone.
 """
@@ -28,6 +28,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "docs" / "howto"
 PAGES = sorted(FOLDER.glob("*.md"))
+EDITED = ("rlhf_jax", "experiments")
+"""Folders of which a page's edits are made in a copy."""
 QUICK = "jax_disable_most_optimizations"
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -94,12 +96,16 @@ def test_page_does_what_it_says(page: Path, empty: Path) -> None:
         if block.file is not None:
             write(block, empty, where)
         elif block.language == "python" and block.rest == "edited":
-            run_edited(block.code, empty, where)
+            run_edited(["-c", block.code], empty, where)
         elif block.language == "python":
             # Blank lines in front, so that a traceback names the page's own line.
             exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)  # noqa: S102
         elif block.language == "sh":
             for script, arguments in commands(block.code):
+                file = Path("copy", "experiments", f"{script}.py")
+                if file.exists() and not (REPOSITORY / file.relative_to("copy")).exists():
+                    run_edited([str(file), *arguments], empty, where)
+                    continue
                 start(script, arguments, run=block.rest == "run", where=where)
 
 
@@ -107,11 +113,12 @@ def write(block: Block, empty: Path, where: str) -> None:
     """Writes the file of a block, or makes its edit; those of the package in a copy, out of this process's way."""
     assert block.file is not None
     file = empty / block.file
-    if block.file.startswith("rlhf_jax/"):
-        copy = empty / "copy" / "rlhf_jax"
-        if not copy.exists():
-            shutil.copytree(REPOSITORY / "rlhf_jax", copy, ignore=shutil.ignore_patterns("__pycache__"))
-        file = empty / "copy" / block.file
+    if block.file.startswith(EDITED):
+        copy = empty / "copy"
+        for folder in EDITED:
+            if not (copy / folder).exists():
+                shutil.copytree(REPOSITORY / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        file = copy / block.file
     file.parent.mkdir(parents=True, exist_ok=True)
     if block.language == "diff":
         edit(file, block.code.splitlines(keepends=True), where)
@@ -128,17 +135,21 @@ def edit(file: Path, lines: list[str], where: str) -> None:
     file.write_text(text.replace(old, "".join(line[1:] for line in lines if line[0] in " +")), encoding="utf-8")
 
 
-def run_edited(code: str, empty: Path, where: str) -> None:
-    """Runs code with the copy of the package."""
-    path = os.pathsep.join(str(folder) for folder in (empty / "copy", REPOSITORY / "experiments"))
+def run_edited(arguments: list[str], empty: Path, where: str) -> None:
+    """Starts Python with the copy of the package, in the page's folder."""
     ended = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(empty / "copy" / folder) for folder in ("", "experiments")),
+            QUICK.upper(): "true",
+        },
+        cwd=empty,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.returncode == 0, f"{where}:\n{ended.stderr}"
+    assert ended.returncode == 0, f"{where}:\n{ended.stdout}{ended.stderr}"
 
 
 def start(script: str, arguments: list[str], *, run: bool, where: str) -> None:
