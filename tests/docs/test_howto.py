@@ -5,7 +5,7 @@ What a page may hold:
 - ```` ```sh ````: lines `python experiments/SCRIPT.py …` are read by the script's own command line, so that a flag that is not
   there fails; `python -m …` and other lines are left alone. ```` ```sh run ```` also runs them, in this process.
 - ```` ```diff rlhf_jax/… ````: an edit of the package, made in a copy of it, as is a ```` ```python ```` file in `rlhf_jax/` or
-  `experiments/`. ```` ```python edited ```` runs with this copy, in a process of its own; so does the script of a page.
+  `experiments/`. From then on ```` ```sh run ```` runs with this copy, as ```` ```python edited ```` does, in a process of its own.
 - other fences (```` ```json name.json ````, with a file name after the language) are written to that file; without a name they
   are left alone.
 """
@@ -96,17 +96,17 @@ def test_page_does_what_it_says(page: Path, empty: Path) -> None:
         if block.file is not None:
             write(block, empty, where)
         elif block.language == "python" and block.rest == "edited":
-            run_edited(["-c", block.code], empty, where)
+            run_edited("-c", block.code, empty=empty, where=where)
         elif block.language == "python":
             # Blank lines in front, so that a traceback names the page's own line.
             exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)  # noqa: S102
         elif block.language == "sh":
             for script, arguments in commands(block.code):
-                file = Path("copy", "experiments", f"{script}.py")
-                if file.exists() and not (REPOSITORY / file.relative_to("copy")).exists():
-                    run_edited([str(file), *arguments], empty, where)
-                    continue
-                start(script, arguments, run=block.rest == "run", where=where)
+                if (empty / "copy").exists():
+                    assert block.rest == "run", f"{where}: after an edit, commands are run"
+                    run_edited(f"copy/experiments/{script}.py", *arguments, empty=empty, where=where)
+                else:
+                    start(script, arguments, run=block.rest == "run", where=where)
 
 
 def write(block: Block, empty: Path, where: str) -> None:
@@ -135,7 +135,7 @@ def edit(file: Path, lines: list[str], where: str) -> None:
     file.write_text(text.replace(old, "".join(line[1:] for line in lines if line[0] in " +")), encoding="utf-8")
 
 
-def run_edited(arguments: list[str], empty: Path, where: str) -> None:
+def run_edited(*arguments: str, empty: Path, where: str) -> None:
     """Starts Python with the copy of the package, in the page's folder."""
     ended = subprocess.run(
         [sys.executable, *arguments],
