@@ -3,31 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal
 
 from rlhf_jax.data.opendialkg import read_opendialkg
-from rlhf_jax.data.opendialkg_sources import DomainName
+from rlhf_jax.data.read_options import ReadOptions
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.interfaces import Corpus
 
 WORLD = "world"
 """The source whose files the simulator writes into the run directory; every other one reads a folder of the user's."""
-
-
-@runtime_checkable
-class ReadOptions(Protocol):
-    """What a reader may be asked, apart from its folder; `stages.setup.DataConfig` has these fields."""
-
-    @property
-    def source(self) -> str: ...
-    @property
-    def domain(self) -> Literal["both"] | DomainName: ...
-    @property
-    def train_domain(self) -> Literal["both"] | DomainName: ...
-    @property
-    def on_bad_line(self) -> Literal["error", "skip"]: ...
-    @property
-    def max_dialogues(self) -> int | None: ...
 
 
 Reader = Callable[[Path, ReadOptions], Corpus]
