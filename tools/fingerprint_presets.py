@@ -150,6 +150,7 @@ def main() -> int:
                 continue
             for arguments in (["--help"], ["debug", "--help"]):
                 _, said = run(options.tree.resolve(), script.stem, arguments, out)
+                said = said.replace(str(options.tree.resolve()), "TREE")
                 lines[f"{script.stem} {' '.join(arguments)}"] = said
     options.file.write_text(json.dumps(lines, indent=1, sort_keys=True))
     print(f"{len(lines)} lines: {options.file}")
