@@ -60,8 +60,8 @@ FAULTS = (
     Fault(
         "a call to the host between advantages and losses",
         "rlhf_jax/learners/ppo.py",
-        "    returns = advantages + old.values\n",
-        "    jax.debug.callback(lambda mean: None, advantages.mean())\n    returns = advantages + old.values\n",
+        "    returns = advantages + values\n",
+        "    jax.debug.callback(lambda mean: None, advantages.mean())\n    returns = advantages + values\n",
         ONE_PROGRAM,
         "leaves_the_device",
     ),
@@ -147,8 +147,8 @@ FAULTS = (
     Fault(
         "each process draws and shuffles with a key of its own",
         "rlhf_jax/learners/ppo.py",
-        "np.uint32(zlib.crc32(name.encode()))), update)",
-        "np.uint32(zlib.crc32(name.encode()))), update + jax.process_index())",
+        'stream_key(state.key, "ppo/minibatches", state.update)',
+        'stream_key(state.key, "ppo/minibatches", state.update + jax.process_index())',
         DEVICES,
         PROCESSES,
     ),
