@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TABLE = REPOSITORY / "docs" / "planted_faults.md"
-COPIED = ("pyproject.toml", "setup.cfg", "rlhf_jax", "tests")
+COPIED = ("pyproject.toml", "setup.cfg", "rlhf_jax", "experiments", "tools", "tests")
 ONE_PROGRAM = "tests/parallel/test_one_program.py"
 DEVICES = "tests/parallel/test_many_devices.py"
 PROCESSES = "both_hold_the_same_bits or own_rows_only or metrics_and_whitening or four_processes"

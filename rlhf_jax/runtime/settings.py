@@ -13,7 +13,7 @@ Settings = TypeVar("Settings")
 
 
 def from_json(kind: type[Settings], stored: Mapping[str, Any], name: str = "config") -> Settings:
-    """A frozen dataclass from what `run.as_json` made of it; a field that was added since takes its default.
+    """A frozen dataclass from what `files.as_json` made of it; a field that was added since takes its default.
 
     Args:
       kind: the dataclass; its fields may be dataclasses, tuples, paths, literals, numbers, text, or one of these or None.
@@ -22,7 +22,7 @@ def from_json(kind: type[Settings], stored: Mapping[str, Any], name: str = "conf
     Raises: RunError naming a field that the dataclass does not have, or a value that does not fit.
     Examples:
       >>> from rlhf_jax.learners.ppo_config import PPOConfig
-      >>> from_json(PPOConfig, run.as_json(PPOConfig(clip_eps=0.1))) == PPOConfig(clip_eps=0.1)
+      >>> from_json(PPOConfig, files.as_json(PPOConfig(clip_eps=0.1))) == PPOConfig(clip_eps=0.1)
       True
     """
     if not isinstance(stored, Mapping):

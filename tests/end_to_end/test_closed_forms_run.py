@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rlhf_jax.runtime.report import read_results
+
+from rlhf_jax.reporting.run_report import read_results
 
 
 def start(repository: Path, *arguments: str) -> tuple[int, str]:

@@ -64,7 +64,7 @@ def test_debug_ends_with_results_report_and_figures(world: Path) -> None:
 def test_cases_are_those_of_the_foundation(world: Path) -> None:
     setting = study_setting("world", "debug", Path("data"))
     foundation = lay(foundation_folder(world / "runs", "world", "debug", 0), setting.foundation, seed=0)
-    training, held_out = reward_study.labelled(foundation, "shift")
+    training, held_out = reward_study.read_labels(foundation, "shift")
     for split, limit in ((training, 30), (training, None), (held_out, 10)):
         # The turns `reward.train` draws are the turns the study takes for R_φ's.
         taken = reward._turns(foundation.setup, split.dialogues, split.table, limit)

@@ -29,7 +29,10 @@ Facts = dict[str, dict[str, dict[str, Any]]]
 def eight_devices(repository: Path) -> Facts:
     """What `eight_devices.py` found, learner → mesh → facts."""
     script = Path(__file__).parent / "eight_devices.py"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(repository)}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(repository), str(repository / "experiments")]),
+    }
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
