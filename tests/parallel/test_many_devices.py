@@ -25,13 +25,18 @@ LIMIT_SECONDS = 900
 Facts = dict[str, dict[str, dict[str, Any]]]
 
 
+def search_path(repository: Path) -> str:
+    """Where the processes that these tests start import from: the package, parts of scripts, tools."""
+    return os.pathsep.join(str(folder) for folder in (repository, repository / "experiments", repository / "tools"))
+
+
 @pytest.fixture(scope="session")
 def eight_devices(repository: Path) -> Facts:
     """What `eight_devices.py` found, learner → mesh → facts."""
     script = Path(__file__).parent / "eight_devices.py"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(repository), str(repository / "experiments")]),
+        "PYTHONPATH": search_path(repository),
     }
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -142,7 +147,7 @@ def together(repository: Path, folder: Path, count: int, task: str) -> list[dict
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     script = Path(__file__).parent / "several_processes.py"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(repository)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": search_path(repository)}
     started = [
         subprocess.Popen(
             [sys.executable, str(script), str(folder), str(count), str(index), str(port), task],
