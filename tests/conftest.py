@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Doctest collection imports every file: scripts that need torch, which the tests do not, and those that tests start as
 # processes with arguments of their own.
 # This file itself is no test: once another folder has a `conftest`, it could not be imported a second time under its name.
-collect_ignore_glob = ["conftest.py", "golden_*/generate_*.py", "parallel/several_processes.py"]
+collect_ignore_glob = ["conftest.py", "*/conftest.py", "golden_*/generate_*.py", "parallel/several_processes.py"]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compilation makes first calls slow, and a random seed would make a red run hard to repeat.
