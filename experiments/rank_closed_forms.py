@@ -44,7 +44,7 @@ from rlhf_jax.recommenders.contexts import (
     row_contexts,
     score_chunks,
 )
-from rlhf_jax.reporting.result_tables import by_protocol, markdown_table
+from rlhf_jax.reporting.result_tables import markdown_table, protocol_tables
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_json, write_text
 from rlhf_jax.runtime.run import RunDirectory, open_run
@@ -212,26 +212,13 @@ def ranks(
     return assess.load(stored, rows).ranking.tables
 
 
-def number(result: Result) -> str:
-    """Value and interval; without seeds, since nothing here is drawn at random."""
-    sign = "+" if result.is_difference else ""
-    low, high = result.interval or (float("nan"), float("nan"))
-    return f"{result.value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
-
-
 def report_text(results: list[Result], fitted: dict[str, mixture.FittedWeights]) -> str:
     """A table a protocol, systems down and metrics across, and the fitted weights."""
     parts = [
         "# Closed forms",
         "95 % bootstrap intervals over dialogues; nothing was fitted or chosen on the test split.",
     ]
-    for (split, protocol), found in by_protocol(results).items():
-        cells = {(r.system, r.metric): r for r in found}
-        metrics = list(dict.fromkeys(r.metric for r in found))
-        names = list(dict.fromkeys(r.system for r in found))
-        lines = [[name.replace("-", " − "), *(number(cells[name, metric]) for metric in metrics)] for name in names]
-        parts.append(f"## {split}, {protocol}, n = {found[0].n:,}")
-        parts.append(markdown_table(["system", *metrics], lines))
+    parts += protocol_tables(results)
     parts.append("## Weights by maximum likelihood on the validation split")
     lines = [
         [

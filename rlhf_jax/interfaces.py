@@ -93,6 +93,8 @@ class PromptBatch:
 
     tokens: Int[Array, "B P"]
     mask: Bool[Array, "B P"]
+    item_scores: Float[Array, "B K I"] | None = None
+    """What K recommenders say of every item after this context, for policies with a prior (`decoding.prior`)."""
 
 
 @chex.dataclass(frozen=True)
@@ -114,6 +116,8 @@ class Rollout:
     """True where `<eos>` was sampled within the budget."""
     values: Float[Array, "B T"] | None = None
     """The sampling policy's value before each token, where the sampler knows it: then no pass is needed for it."""
+    item_scores: Float[Array, "B K I"] | None = None
+    """Those of the prompts."""
 
 
 def check_rollout(rollout: Rollout) -> None:

@@ -2,18 +2,20 @@
 
 Parameters are trees with fixed names: `trunk` (GPT-2), `value` (value head) for a policy; `trunk`, `reward` (reward
 heads) for a reward model. A reference policy needs the trunk alone. A policy may have a `critic`: a second GPT-2 that
-the value head reads instead of the trunk.
+the value head reads instead of the trunk; and a `prior` over the items of its lists (`decoding.prior`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from rlhf_jax.decoding import prior
 from rlhf_jax.decoding.grammar import Along, Grammar, allowed_at, read_along
-from rlhf_jax.decoding.sampler import Decoding, sample_with_cache
+from rlhf_jax.decoding.sampler import Decoding, Reweigh, sample_with_cache
 from rlhf_jax.equations.logprobs import entropy, token_logprobs
 from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout, Sample, Score
 from rlhf_jax.models import gpt2, heads
@@ -21,6 +23,8 @@ from rlhf_jax.models.gpt2 import GPT2Config
 
 Decode = Callable[[Params, PromptBatch, Key[Array, ""], Int[Array, " B"] | None], Rollout]
 """`Sample` with numbers for the rows, so that a row keeps its random stream in another batch."""
+Read = tuple[Params, Reweigh | None]
+"""What logits are read with: the trunk's embedding table, and what the prior makes of them."""
 
 
 def make_decode(
@@ -65,12 +69,23 @@ def make_decode(
             grammar=grammar,
             decoding=decoding,
             row_ids=row_ids,
+            reweigh=of_prompts(grammar, params, prompts),
         )
+        if prior.NAME in params:
+            rollout = dataclasses.replace(rollout, item_scores=prompts.item_scores)
         if not with_values:
             return rollout
         return dataclasses.replace(rollout, values=jnp.where(rollout.response_mask, values, 0.0))
 
     return decode
+
+
+def of_prompts(grammar: Grammar, params: Params, prompts: PromptBatch | Rollout) -> Reweigh | None:
+    """What the policy's prior makes of logits after these prompts; None where it has none."""
+    if prior.NAME not in params:
+        return None
+    own = params[prior.NAME]
+    return functools.partial(prior.with_prior, grammar, own["policy"], prior.bonus(own, prompts.item_scores))
 
 
 def make_sample(config: GPT2Config, grammar: Grammar, *, max_tokens: int, temperature: float = 1.0) -> Sample:
@@ -105,23 +120,28 @@ def make_policy_apply(config: GPT2Config, grammar: Grammar, *, temperature: floa
     Where the tree has no `value` head (a reference policy), values are 0. `config.head_chunk` bounds the logits in memory.
     """
 
-    def judge(trunk: Params, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
-        logits = gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype)
+    def judge(read: Read, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
+        trunk, reweigh = read
+        logits, allowed = gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype), allowed_at(grammar, along)
+        if reweigh is not None:
+            # A position at a time has the shapes of sampling.
+            logits = jax.vmap(reweigh, (1, 1), 1)(logits, allowed)
 
         def one(logits: Array, tokens: Array, allowed: Array) -> tuple[Array, Array]:
             logprobs = token_logprobs(logits, tokens, temperature=temperature, allowed=allowed)
             return logprobs, entropy(logits, temperature=temperature, allowed=allowed)
 
-        return jax.vmap(one)(logits, tokens, allowed_at(grammar, along))
+        return jax.vmap(one)(logits, tokens, allowed)
 
     def apply(params: Params, rollout: Rollout) -> PolicyOutput:
         trunk, tokens, mask = params["trunk"], rollout.response_tokens, rollout.response_mask
         hidden = response_hidden(config, trunk, rollout)
         along = read_along(grammar, tokens)
+        read = trunk, of_prompts(grammar, params, rollout)
         if config.head_chunk is None:
-            logprobs, entropies = judge(trunk, hidden, tokens, along)
+            logprobs, entropies = judge(read, hidden, tokens, along)
         else:
-            logprobs, entropies = in_chunks(judge, config.head_chunk, trunk, hidden, tokens, along)
+            logprobs, entropies = in_chunks(judge, config.head_chunk, read, hidden, tokens, along)
         judged = response_hidden(config, params["critic"], rollout) if "critic" in params else hidden
         values = heads.value(params["value"], judged) if "value" in params else jnp.zeros_like(logprobs)
         return PolicyOutput(
@@ -134,9 +154,9 @@ def make_policy_apply(config: GPT2Config, grammar: Grammar, *, temperature: floa
 
 
 def in_chunks(
-    judge: Callable[[Params, Array, Array, Along], tuple[Array, Array]],
+    judge: Callable[[Read, Array, Array, Along], tuple[Array, Array]],
     chunk: int,
-    trunk: Params,
+    read: Read,
     hidden: Float[Array, "B T D"],
     tokens: Int[Array, "B T"],
     along: Along,
@@ -153,7 +173,7 @@ def in_chunks(
 
     @jax.checkpoint
     def one(piece: tuple[Array, Array, dict[str, Array]]) -> tuple[Array, Array]:
-        return judge(trunk, piece[0], piece[1], Along(first_listed=along.first_listed, **piece[2]))
+        return judge(read, piece[0], piece[1], Along(first_listed=along.first_listed, **piece[2]))
 
     judged = jax.lax.map(one, (cut(hidden), cut(tokens), along_first))
     logprobs, entropies = (x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in judged)

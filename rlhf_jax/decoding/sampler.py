@@ -4,6 +4,7 @@ A row's draws depend on the key and the row's number alone, not on the batch aro
 numbers come from `fold_in(fold_in(key, row), t)`, and a token is found by inverting the cumulative distribution.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -33,6 +34,10 @@ class Step(Protocol):
     """Reads one token per row [B]: logits of the next one [B, V], and the cache with it."""
 
     def __call__(self, cache: Cache, token: Int[Array, " B"]) -> tuple[Float[Array, "B V"], Cache]: ...
+
+
+Reweigh = Callable[[Float[Array, "B V"], Bool[Array, "B V"]], Float[Array, "B V"]]
+"""(logits, the grammar's mask) to other logits."""
 
 
 class Decoding(NamedTuple):
@@ -186,8 +191,13 @@ def sample_with_cache(
     grammar: Grammar,
     decoding: Decoding,
     row_ids: Int[Array, " B"] | None = None,
+    reweigh: Reweigh | None = None,
 ) -> tuple[Rollout, Cache]:
-    """`sample`, and the last cache: a caller may keep there what it learns at each step."""
+    """`sample`, and the last cache: a caller may keep there what it learns at each step.
+
+    Args:
+      reweigh: changes the logits of each place under the grammar's mask, before a token is drawn.
+    """
     check_options(decoding)
     max_tokens = decoding.max_tokens
     rules.check_grammar(grammar)
@@ -196,12 +206,8 @@ def sample_with_cache(
 
     def add(drawn: DecodingLoop, logits: Array, cache: Cache) -> DecodingLoop:
         uniform = lax.dynamic_index_in_dim(uniforms, drawn.length, axis=1, keepdims=False)
-        token, logprob = draw(
-            logits,
-            rules.allowed(grammar, drawn.state),
-            uniform,
-            decoding,
-        )
+        allowed = rules.allowed(grammar, drawn.state)
+        token, logprob = draw(logits if reweigh is None else reweigh(logits, allowed), allowed, uniform, decoding)
         token = jnp.where(drawn.state.ended, grammar.pad, token)
         logprob = jnp.where(drawn.state.ended, 0.0, logprob)
         return DecodingLoop(

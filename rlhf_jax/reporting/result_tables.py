@@ -103,3 +103,24 @@ def number(value: float, result: Result, *, signed: bool | None = None) -> str:
     signed = result.is_difference if signed is None else signed
     coarse = result.metric in ("bleu4", "response_length", "average_turns", "mean_length", "dwell_seconds")
     return f"{value:{'+' if signed else ''}.{2 if coarse else 3}f}"
+
+
+def protocol_tables(results: Sequence[Result]) -> list[str]:
+    """A heading and a table for every split and protocol, systems down and metrics across: value and interval.
+
+    For results without seeds: where nothing is drawn at random, there is no more to say.
+    """
+    parts = []
+    for (split, protocol), found in by_protocol(results).items():
+        cells = {(r.system, r.metric): r for r in found}
+        metrics = list(dict.fromkeys(r.metric for r in found))
+        names = list(dict.fromkeys(r.system for r in found))
+        lines = [[name.replace("-", " − "), *(_number(cells[name, metric]) for metric in metrics)] for name in names]
+        parts += [f"## {split}, {protocol}, n = {found[0].n:,}", markdown_table(["system", *metrics], lines)]
+    return parts
+
+
+def _number(result: Result) -> str:
+    sign = "+" if result.is_difference else ""
+    low, high = result.interval or (float("nan"), float("nan"))
+    return f"{result.value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"

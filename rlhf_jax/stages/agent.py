@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.decoding import prior
 from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply, make_sample, make_score
 from rlhf_jax.decoding.sampler import Decoding
@@ -113,12 +114,18 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         mask = jnp.concatenate([prompts.mask, jnp.ones_like(rec, bool)], axis=1)
         last = tokens.shape[1] - 1
         hidden = gpt2.hidden_states(network, params["trunk"], tokens, mask, from_position=last)[:, 0]
-        return heads.item_logits(
+        logits = heads.item_logits(
             params["trunk"],
             hidden,
             first_item=grammar.first_item,
             n_items=grammar.n_items,
             compute_dtype=network.compute_dtype,
+        )
+        if prior.NAME not in params:
+            return logits
+        own = params[prior.NAME]
+        return prior.reweighted(
+            own["policy"], prior.bonus(own, prompts.item_scores), logits, jnp.ones_like(logits, bool)
         )
 
     return Agent(

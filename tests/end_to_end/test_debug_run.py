@@ -203,6 +203,23 @@ def test_a_person_can_talk_with_the_model(finished: Path, lab: Lab, stage: str) 
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+def test_a_prior_is_fitted_and_ranked(finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    code, output = run_here(
+        "rank_with_prior.py", str(finished), "--run-dir", str(tmp_path / "prior"), "--stages", "sft"
+    )
+    assert code == 0, output
+    fitted = json.loads((tmp_path / "prior" / "weights.json").read_text())["sft"]
+    assert fitted["after"] > fitted["before"] and list(fitted["weights"])[-1] == "named"
+    results = {(r.system, r.metric, r.protocol): r for r in read_results(tmp_path / "prior")}
+    # Without the prior it is the policy that the run has ranked.
+    of_run = {(r.system, r.metric, r.protocol): r for r in read_results(finished)}
+    for metric in ("hr@5", "mrr"):
+        assert results["sft", metric, "fresh"].value == of_run["sft", metric, "fresh"].value
+    assert ("sft_prior-mixture", "hr@5", "full") in results
+    code, output = run_here("rank_with_prior.py", str(finished), "--stages", "dpo")
+    assert code == 1 and "has no stage ['dpo']; it has ['sft', 'ppo']" in output and "Traceback" not in output
+
+
 def test_another_configuration_is_refused(copied: Path, lab: Lab) -> None:
     before = (copied / "config.json").read_bytes()
     code, output = lab.debug(copied, "--ppo.clip-eps", "0.1", "--seed", "5")
