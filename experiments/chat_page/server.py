@@ -38,6 +38,8 @@ from rlhf_jax.runtime.files import RunError
 
 MAX_BODY = 2**16
 """Bytes of a request's body: `MAX_CHARACTERS` in JSON's longest spelling, and some."""
+MAX_DRAINED = 2**24
+"""Bytes that are still taken from a client whose body is too long, before it is cut off."""
 MAX_CHARACTERS = 4000
 """Of one message."""
 MAX_WORDS = 500
@@ -206,11 +208,15 @@ async def _fields(request: Request, kinds: Mapping[str, tuple[type, ...]]) -> di
     """The JSON object a request brings: these fields and no others."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "the body must be JSON, with Content-Type: application/json")
-    body = bytearray()
+    body, n_bytes = bytearray(), 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise HTTPException(413, f"the body has more than {MAX_BODY} bytes", {"Connection": "close"})
+        n_bytes += len(chunk)
+        body += chunk[: MAX_BODY + 1 - len(body)]
+        # The rest is read and dropped: who is cut off while sending does not see the answer.
+        if n_bytes > MAX_DRAINED:
+            break
+    if n_bytes > MAX_BODY:
+        raise HTTPException(413, f"the body has more than {MAX_BODY} bytes", {"Connection": "close"})
     try:
         fields = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):
