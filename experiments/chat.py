@@ -91,9 +91,7 @@ def serve_page(config: Config, run: Finished) -> None:
 def talk_in_terminal(config: Config, run: Finished) -> None:
     """Reads lines until there are no more."""
     stage = config.stage or run.stages[-1]
-    talk = Conversation(
-        run, stage_policy(run, stage), proxy=stage_proxy(run), greedy=config.greedy, seed=config.seed
-    )
+    talk = Conversation(run, stage_policy(run, stage), proxy=stage_proxy(run), greedy=config.greedy, seed=config.seed)
     print(f"{stage} of {config.run_dir}, {len(run.vocab.item_ids)} items. {COMMANDS}")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # What is not the terminal's encoding is no reason to end.

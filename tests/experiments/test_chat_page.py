@@ -85,9 +85,9 @@ def client(exhibit: server.Exhibit) -> Iterator[Client]:
 
 def test_every_stage_answers_and_goes_on_from_its_own_replies(client: Client, talks: dict[str, Conversation]) -> None:
     name = client.start()
-    for stage in talks:
-        talks[stage].greedy = True
     alone = {stage: talk.afresh(seed=5) for stage, talk in talks.items()}
+    for talk in alone.values():
+        talk.greedy = True
     for number, text in enumerate(["hello there, I like Film 12", "try again"]):
         stages = client.turn(name, text).value["stages"]
         assert list(stages) == ["sft", "ppo"]
