@@ -3,8 +3,13 @@
 The package itself is not imported here: the jaxtyping hook must be in place first.
 """
 
+import contextlib
 import importlib.metadata
+import io
 import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before jax starts: tests are defined on the CPU; sharded tests force more devices in processes of their own.
@@ -15,6 +20,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # fast. Later versions do not know the switch and stop at it. To test with XLA's defaults: XLA_FLAGS= python -m pytest
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Nor do tests ask how good LLVM's machine code is; XLA's own passes, which decide what a program is, all run. To test the
+# optimised code: JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax
@@ -25,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Doctest collection imports every file: scripts that need torch, which the tests do not, and those that tests start as
 # processes with arguments of their own.
 # This file itself is no test: once another folder has a `conftest`, it could not be imported a second time under its name.
-collect_ignore_glob = ["conftest.py", "golden_*/generate_*.py", "parallel/several_processes.py"]
+collect_ignore_glob = ["conftest.py", "*/conftest.py", "golden_*/generate_*.py", "parallel/several_processes.py"]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compilation makes first calls slow, and a random seed would make a red run hard to repeat.
@@ -42,6 +50,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session", autouse=True)
+def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One folder of compiled programs for all processes that the tests of all workers start."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "programs"
+    changed = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changed.items():
+            patch.setenv(name, value)
+        yield folder
+
+
+@pytest.fixture
+def run_here(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Runs a script of `experiments/` in this process: (exit code, everything printed). Imports are paid for once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+    settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in settings}
+
+    def run(script: str, *arguments: str) -> tuple[int, str]:
+        path, printed, code = str(repository / "experiments" / script), io.StringIO(), 0
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                runpy.run_path(path, run_name="__main__")
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        return code, printed.getvalue()
+
+    yield run
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,9 @@
     python tools/draw_trace.py RUN/profile/ppo --step 4 --output docs/results/trace_ppo.png
 
 Events carry the names of compiled instructions. What part of our program an instruction came from (`rollout`, `update/…`)
-stands in the programs themselves, which the profiler puts into the file; jax's reader leaves them out, so they are read
-here by the few field numbers of XSpace (tsl/profiler/protobuf/xplane.proto) and HloProto (xla/service/hlo.proto).
+stands in the programs themselves, which the profiler puts into the file. `jax.profiler.ProfileData` leaves them out, and in
+jaxlib 0.11 it ends the process when it is asked for an event's statistics; so the file is read here, by the few field
+numbers of XSpace (tsl/profiler/protobuf/xplane.proto) and HloProto (xla/service/hlo.proto).
 """
 
 import argparse
@@ -14,10 +15,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
-from jax.profiler import ProfileData
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -50,6 +50,16 @@ class Span(NamedTuple):
     name: str
     start: float
     end: float
+
+
+class Event(NamedTuple):
+    """A marked piece of time of one thread."""
+
+    name: str
+    start_ns: float
+    end_ns: float
+    stats: dict[str, int | str]
+    """What is known of it, by name; numbers with a fraction are left out."""
 
 
 class Op(NamedTuple):
@@ -109,6 +119,46 @@ def text(message: bytes, *path: int) -> str:
     return next(every(message, *path), b"").decode()
 
 
+def numbers(message: bytes) -> dict[int, int]:
+    """The last integer of every field that holds one."""
+    return {number: value for number, value in fields(message) if isinstance(value, int)}
+
+
+def threads(file: Path) -> list[tuple[str, list[Event]]]:
+    """(name, events) of every line of a trace (*.xplane.pb), in the order of the file."""
+    return [
+        (text(line, 2), list(_events(line, names, known)))
+        for plane in every(file.read_bytes(), 1)
+        # Maps of number to metadata: events' names, and those of their statistics.
+        for names, known in [(_names(plane, 4), _names(plane, 5))]
+        for line in every(plane, 3)
+    ]
+
+
+def _names(plane: bytes, number: int) -> dict[int, str]:
+    return {numbers(entry).get(1, 0): text(entry, 2, 2) for entry in every(plane, number)}
+
+
+def _events(line: bytes, names: dict[int, str], known: dict[int, str]) -> Iterator[Event]:
+    begin = numbers(line).get(3, 0)
+    for event in every(line, 4):
+        kind, offset, length = (numbers(event).get(number, 0) for number in (1, 2, 3))
+        stats: dict[str, int | str] = {}
+        for stat in every(event, 4):
+            whole = numbers(stat)
+            name = known.get(whole.get(1, 0), "")
+            if 7 in whole:  # A text that is kept once, as the name of a statistic.
+                stats[name] = known.get(whole[7], "")
+            elif 3 in whole:
+                stats[name] = whole[3]
+            elif 4 in whole:  # Signed: two's complement in 64 bits.
+                stats[name] = whole[4] - (whole[4] >> 63 << 64)
+            elif any(number == 5 for number, _ in fields(stat)):
+                stats[name] = text(stat, 5)
+        start = begin + offset / 1e3
+        yield Event(names.get(kind, ""), start, start + length / 1e3, stats)
+
+
 def instructions(file: Path, programs: set[str]) -> dict[tuple[str, str], tuple[str, str]]:
     """(program id, instruction) to (opcode, scope), for the programs asked for."""
     found = {}
@@ -141,14 +191,12 @@ def read_step(file: Path, number: int | None = None) -> Step:
 
     Raises: ValueError naming the steps that are there.
     """
-    lines = [
-        (line.name, list(line.events)) for plane in ProfileData.from_file(str(file)).planes for line in plane.lines
-    ]
+    lines = threads(file)
     marks = [
-        (int(stats["step_num"]), event, events)
+        (int(event.stats["step_num"]), event, events)
         for _, events in lines
         for event in events
-        if "step_num" in (stats := dict(event.stats)) and "_r" in stats
+        if "step_num" in event.stats and "_r" in event.stats
     ]
     if not marks:
         raise ValueError(f"{file} marks no steps: it was not written by --profile")
@@ -161,16 +209,15 @@ def read_step(file: Path, number: int | None = None) -> Step:
     def time(ns: float) -> float:
         return (min(max(ns, begin), end) - begin) / 1e6
 
-    def inside(event: Any) -> bool:
+    def inside(event: Event) -> bool:
         return event.start_ns < end and event.end_ns > begin
 
     raw = []
     for index, (name, events) in enumerate(lines):
         thread = f"{name} {index}"
         for event in filter(inside, events):
-            stats = dict(event.stats)
-            if "hlo_op" in stats:
-                raw.append((thread, stats, time(event.start_ns), time(event.end_ns)))
+            if "hlo_op" in event.stats:
+                raw.append((thread, event.stats, time(event.start_ns), time(event.end_ns)))
     known = instructions(file, {str(stats["program_id"]) for _, stats, _, _ in raw})
     ops = []
     for thread, stats, start, stop in raw:

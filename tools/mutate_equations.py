@@ -129,17 +129,8 @@ MUTANTS = [
     Mutant("gae", "(chosen, value, next_value)", "(chosen, value, value)", "value of a user token carried"),
     Mutant("gae", "(chosen, advantage, next_advantage)", "(chosen, advantage, 0)", "user tokens cut the credit"),
     Mutant("gae", "carry, jnp.where(chosen, advantage, 0)", "carry, advantage", "user tokens get advantages"),
-    Mutant(
-        "gae", "jnp.where(policy_mask, rewards.astype(dtype), 0)", "rewards.astype(dtype)", "user rewards read: NaN"
-    ),
-    Mutant(
-        "gae",
-        "jnp.where(policy_mask, values[:-1].astype(dtype), 0)",
-        "values[:-1].astype(dtype)",
-        "user values read: NaN",
-    ),
-    Mutant("gae", "bootstrap, values = values[-1]", "bootstrap, values = values[-2]", "bootstrap off by one"),
-    Mutant("gae", "(bootstrap, jnp.zeros", "(bootstrap, jnp.ones", "advantage beyond the end, multi-turn"),
+    Mutant("gae", "start = (values[-1]", "start = (values[-2]", "bootstrap off by one"),
+    Mutant("gae", "(values[-1], jnp.zeros", "(values[-1], jnp.ones", "advantage beyond the end, multi-turn"),
     Mutant("gae", "policy_mask), reverse=True", "policy_mask), reverse=False", "runs forwards, multi-turn"),
     Mutant("kl", "logprobs.astype(dtype) - ref", "logprobs.astype(dtype) + ref", "sum of log-probabilities"),
     Mutant("kl", "ref_logprobs.dtype), jnp.float32", "ref_logprobs.dtype), jnp.bfloat16", "bfloat16 difference"),

@@ -81,16 +81,15 @@ def multi_turn_generalized_advantage_estimation(
     chex.assert_shape(values, (rewards.shape[0] + 1,))
     chex.assert_equal_shape([rewards, policy_mask])
     dtype = jnp.promote_types(jnp.promote_types(rewards.dtype, values.dtype), jnp.float32)
-    # Cleared first: a NaN that is only dropped later would still turn gradients into NaN.
-    rewards = jnp.where(policy_mask, rewards.astype(dtype), 0)
-    bootstrap, values = values[-1].astype(dtype), jnp.where(policy_mask, values[:-1].astype(dtype), 0)
+    rewards, values = rewards.astype(dtype), values.astype(dtype)
 
     def step(later: tuple[Array, Array], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
         next_value, next_advantage = later
         reward, value, chosen = now
+        # Linear in what is read off the policy's tokens: dropping it below drops its gradient too, were it NaN.
         advantage = reward + gamma * next_value - value + gamma * gae_lambda * next_advantage
         carry = jnp.where(chosen, value, next_value), jnp.where(chosen, advantage, next_advantage)
         return carry, jnp.where(chosen, advantage, 0)
 
-    start = (bootstrap, jnp.zeros((), dtype))
-    return jax.lax.scan(step, start, (rewards, values, policy_mask), reverse=True)[1]
+    start = (values[-1], jnp.zeros((), dtype))
+    return jax.lax.scan(step, start, (rewards, values[:-1], policy_mask), reverse=True)[1]

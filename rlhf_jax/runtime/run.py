@@ -220,5 +220,6 @@ def enable_compilation_cache(path: Path | str | None = None, *, beside: Path | N
         notice(f"no compilation cache: {error}")
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder

@@ -30,7 +30,6 @@ FOLDER = REPOSITORY / "docs" / "howto"
 PAGES = sorted(FOLDER.glob("*.md"))
 EDITED = ("rlhf_jax", "experiments")
 """Folders of which a page's edits are made in a copy."""
-QUICK = "jax_disable_most_optimizations"
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 
@@ -68,14 +67,13 @@ def commands(code: str) -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.fixture
-def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program_cache: Path) -> Iterator[Path]:
     """An empty current folder, from which modules can be imported; nothing of it is left afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     modules, settings = set(sys.modules), {name: getattr(jax.config, name) for name in SETTINGS}
-    settings[QUICK] = jax.config.read(QUICK)
-    # Compiling is most of a miniature's time, and what is asked here does not depend on how well it is done.
-    jax.config.update(QUICK, True)
+    for name, value in zip(SETTINGS, (str(program_cache), 0), strict=True):
+        jax.config.update(name, value)
     yield tmp_path
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
@@ -142,7 +140,6 @@ def run_edited(*arguments: str, empty: Path, where: str) -> None:
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(str(empty / "copy" / folder) for folder in ("", "experiments")),
-            QUICK.upper(): "true",
         },
         cwd=empty,
         capture_output=True,

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import gzip
 import importlib.util
 import inspect
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-import jax
 import pytest
 
 from rlhf_jax.simulators.world import WorldConfig
@@ -41,29 +41,10 @@ def experiment(script: Path) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def start(
-    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Start]:
-    """Runs the script in this process: (exit code, everything printed)."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "100")
+def start(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: Start) -> Start:
+    """Runs the script in this process and an empty folder: (exit code, everything printed)."""
     monkeypatch.chdir(tmp_path)
-    settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in settings}
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-        code = 0
-        try:
-            runpy.run_path(str(script), run_name="__main__")
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    yield run
-    for name, value in before.items():
-        jax.config.update(name, value)
+    return functools.partial(run_here, script.name)
 
 
 @pytest.fixture(scope="module")

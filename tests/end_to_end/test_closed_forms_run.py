@@ -1,27 +1,19 @@
 """The preset `debug` of the closed forms: from nothing to a table, repeated without work, refused with other numbers."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rlhf_jax.reporting.run_report import read_results
 
-
-def start(repository: Path, *arguments: str) -> tuple[int, str]:
-    """Runs the script as a person would: (exit code, output)."""
-    command = [sys.executable, str(repository / "experiments" / "rank_closed_forms.py"), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    return done.returncode, done.stdout + done.stderr
+SCRIPT = "rank_closed_forms.py"
 
 
-def test_debug_ranks_every_form(repository: Path, tmp_path: Path) -> None:
+def test_debug_ranks_every_form(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, output = start(repository, "debug", "--run-dir", str(run))
+    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
     assert code == 0, output
     results = {(r.system, r.metric, r.protocol): r for r in read_results(run)}
     alone = ("co_mention", "ease", "knowledge", "context_knn", "bm25", "context_knn_titles", "popularity_fresh")
@@ -37,10 +29,10 @@ def test_debug_ranks_every_form(repository: Path, tmp_path: Path) -> None:
     assert len(weights["mixture_fitted"]["weights"]) == 6 and len(weights["mixture_titles"]["weights"]) == 7
     assert "| mixture_fitted |" in (run / "report.md").read_text()
     before = (run / "results.json").read_bytes()
-    code, output = start(repository, "debug", "--run-dir", str(run))
+    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
     assert code == 0 and "ranking" not in output.split("# Closed forms")[0]
     assert (run / "results.json").read_bytes() == before
-    code, output = start(repository, "debug", "--run-dir", str(run), "--seed", "1")
+    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run), "--seed", "1")
     assert code == 1 and "seed" in output and "Traceback" not in output
 
 
@@ -49,9 +41,8 @@ def test_debug_ranks_every_form(repository: Path, tmp_path: Path) -> None:
     [(("--max-dialogues", "0"), "--max-dialogues must be at least 1"), ((), "movies_with_mentions.csv")],
 )
 def test_what_cannot_be_ranked_is_named(
-    repository: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+    run_here: Callable[..., tuple[int, str]], tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    code, output = start(
-        repository, "redial", "--data-dir", str(tmp_path), "--run-dir", str(tmp_path / "run"), *arguments
-    )
+    folders = ("--data-dir", str(tmp_path), "--run-dir", str(tmp_path / "run"))
+    code, output = run_here(SCRIPT, "redial", *folders, *arguments)
     assert code != 0 and message in output and "Traceback" not in output

@@ -32,16 +32,12 @@ STAGES = ("sft", "reward_model", "ppo")
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """Starts the experiments as a person would; compiled programs are shared, so that only the first start is slow."""
+    """Starts the experiments as a person would; `program_cache` makes all starts but the first fast."""
 
     repository: Path
-    cache: Path
 
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
         environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            # Compiling is most of a miniature's time, and what is asked here does not depend on how well it is done.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(self.repository),
         }
@@ -70,8 +66,8 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Lab:
-    return Lab(repository, tmp_path_factory.mktemp("cache"))
+def lab(repository: Path) -> Lab:
+    return Lab(repository)
 
 
 @pytest.fixture(scope="module")

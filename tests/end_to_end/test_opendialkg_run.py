@@ -46,12 +46,7 @@ def start(repository: Path, tmp_path_factory: pytest.TempPathFactory):
 
     def run(*arguments: str, script: str = "ppo_opendialkg.py") -> tuple[int, str]:
         command = [sys.executable, str(repository / "experiments" / script), *arguments]
-        # Compiling is most of a miniature's time, and what is asked here does not depend on how well it is done.
-        environment = os.environ | {
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XDG_CACHE_HOME": str(cache),
-            "PYTHONPATH": str(repository),
-        }
+        environment = os.environ | {"PYTHONPATH": str(repository), "XDG_CACHE_HOME": str(cache)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         return done.returncode, done.stdout + done.stderr
 
@@ -85,12 +80,13 @@ def test_debug_runs_from_data_to_report(start, tmp_path: Path) -> None:
     assert {p: r.n for p, r in over_seeds.items() if p.startswith("fresh, ")} == named
 
 
-def test_mistakes_are_one_line(start, tmp_path: Path) -> None:
-    code, output = start("--data.dir", str(tmp_path / "nowhere"), "--run-dir", str(tmp_path / "run"))
+def test_mistakes_are_one_line(run_here, tmp_path: Path) -> None:
+    script = "ppo_opendialkg.py"
+    code, output = run_here(script, "--data.dir", str(tmp_path / "nowhere"), "--run-dir", str(tmp_path / "run"))
     assert code == 1 and f"--data.dir {tmp_path / 'nowhere'}: " in output and "Traceback" not in output
     folder = write_folder(tmp_path / "data")
     lines = (folder / "dialogues.jsonl").read_text().splitlines()
     lines[4] = lines[4].replace('"role": "user"', '"role": "judge"', 1)
     (folder / "dialogues.jsonl").write_text("\n".join(lines))
-    code, output = start("--data.dir", str(folder), "--run-dir", str(tmp_path / "run"))
+    code, output = run_here(script, "--data.dir", str(folder), "--run-dir", str(tmp_path / "run"))
     assert code == 1 and "line 5: field 'messages[0].role' is 'judge'" in output and "Traceback" not in output

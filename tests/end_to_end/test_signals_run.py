@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_jax.reporting.run_report import read_results
@@ -32,6 +33,6 @@ def test_debug_measures_every_signal(repository: Path, data_dir: Path, tmp_path:
     assert (run / "plots" / "signals.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_data_that_are_not_there(repository: Path, tmp_path: Path) -> None:
-    code, output = start(repository, tmp_path, "--data.dir", str(tmp_path), "--run-dir", str(tmp_path / "run"))
+def test_data_that_are_not_there(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    code, output = run_here("validate_signals.py", "--data.dir", str(tmp_path), "--run-dir", str(tmp_path / "run"))
     assert code == 1 and "movies_with_mentions.csv" in output and "Traceback" not in output

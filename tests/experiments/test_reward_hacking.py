@@ -37,7 +37,7 @@ def finished(config: reward_hacking.Config) -> Path:
     # The seed as `evidence.py` starts it, in a process of its own; what follows reads what it stored.
     folders = ("--runs", str(config.runs), "--run-dir", str(config.run_dir))
     command = [sys.executable, str(SCRIPT), "debug", *folders, "--only-seed", "0"]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1]), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (config.run_dir / "report.md").exists()

@@ -4,8 +4,7 @@ import dataclasses
 import json
 import math
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -214,12 +213,13 @@ def test_wrong_options_of_the_sweep(change: dict[str, object], message: str) -> 
         ("sweep_window", "error: --data.dir {}/redial: "),
     ],
 )
-def test_a_mistake_is_one_line(repository: Path, tmp_path: Path, script: str, message: str) -> None:
-    command = [sys.executable, str(repository / "experiments" / f"{script}.py"), "redial-quick"]
-    command += ["--data-dir", str(tmp_path / "nowhere"), "--run-dir", str(tmp_path / "run"), "--runs", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert message.format(tmp_path / "nowhere") in done.stderr
+def test_a_mistake_is_one_line(
+    run_here: Callable[..., tuple[int, str]], tmp_path: Path, script: str, message: str
+) -> None:
+    folders = ("--data-dir", str(tmp_path / "nowhere"), "--run-dir", str(tmp_path / "run"), "--runs", str(tmp_path))
+    code, output = run_here(f"{script}.py", "redial-quick", *folders)
+    assert code == 1 and "Traceback" not in output
+    assert message.format(tmp_path / "nowhere") in output
 
 
 @pytest.mark.parametrize(

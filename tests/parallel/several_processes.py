@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 FOLDER, COUNT, INDEX, PORT, TASK = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={8 // COUNT} --xla_backend_optimization_level=0 "
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    f" --xla_force_host_platform_device_count={8 // COUNT} --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true"
 )
 

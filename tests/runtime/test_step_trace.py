@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.profiler import ProfileData
 
+from draw_trace import threads
 from rlhf_jax.runtime import files, run
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 
@@ -35,15 +35,13 @@ def traced(folder: Path, stage: str = "ppo") -> list[list[int]]:
     files = sorted((folder / "profile" / stage).glob("plugins/profile/*/*.xplane.pb"))
     found = []
     for file in files:
-        events = [
-            event for plane in ProfileData.from_file(str(file)).planes for line in plane.lines for event in line.events
-        ]
+        events = [event for _, of_thread in threads(file) for event in of_thread]
         steps = sorted((event for event in events if event.name == stage), key=lambda event: event.start_ns)
         updates = [event for event in events if event.name == "update"]
         assert len(updates) == len(steps)
         for step, update in zip(steps, sorted(updates, key=lambda event: event.start_ns), strict=True):
             assert step.start_ns <= update.start_ns and update.end_ns <= step.end_ns
-        found.append([int(dict(event.stats)["step_num"]) for event in steps])
+        found.append([int(event.stats["step_num"]) for event in steps])
     return found
 
 

@@ -148,10 +148,11 @@ def read_walk(folder: Path, way: str, *, seed: int, same_cases: bool) -> Walk:
     if not found or not files[0].exists():
         raise RunError(f"{folder} holds no measurements of {way}: start the study's seed {seed} again")
     updates = (0, *sorted(found))
-    if all(path.with_name(f"{path.stem}-users.npz").exists() for path in files):
+    users = [path.with_name(f"{path.stem}-users.npz") for path in files]
+    if all(path.exists() for path in users):
         met = []
-        for path in files:
-            with np.load(path.with_name(f"{path.stem}-users.npz")) as arrays:
+        for path in users:
+            with np.load(path) as arrays:
                 met.append({metric: arrays[metric] for metric in ("kl_k1", "proxy_score", "mean_utility")})
         units = [f"user {number:06d}" for number in range(len(met[0]["kl_k1"]))]
         kl, proxy, truth = (
