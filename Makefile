@@ -37,7 +37,7 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
-	$(INSTALL) -e ".[test]"
+	$(INSTALL) -e ".[test,browser]"
 	touch $@ $(VENV)/.run
 
 # Torch and the last TRL with a PPO trainer: to be compared with, never imported by the library.

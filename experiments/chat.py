@@ -1,15 +1,23 @@
-"""What does the model say to me? Talk with any stage of a run in the terminal.
+"""What does the model say to me? Talk with any stage of a run in the terminal, or with all of them in the browser.
 
     python experiments/chat.py runs/demo                      # the newest stage, sampled as in training
     python experiments/chat.py runs/demo --stage sft --greedy
+    python experiments/chat.py runs/demo --web                # a local page: imitation and aligned side by side
 
 Titles of the catalogue are recognised in what you type, as is `@id`. After each of your turns you see the items the
-model would suggest first, given the conversation so far, and its reply. `/top 20` shows more items, `/reset` begins
-again, `/quit` (or end of file) leaves. Only reads the run directory; a run that is still training can be talked to.
+model would suggest first, given the conversation so far, its reply, and what the reward model says of the reply.
+`/top 20` shows more items, `/reset` begins again, `/quit` (or end of file) leaves. Only reads the run directory; a run
+that is still training can be talked to.
+
+The page needs the extra `web` (`pip install -e ".[web]" -c constraints.txt`). It is served to this machine alone, loads
+nothing from elsewhere and sends nothing elsewhere.
 """
 
 import dataclasses
+import importlib.util
+import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +25,7 @@ import tyro
 
 from command_line import options, start
 from rlhf_jax.assessment.conversation import Conversation
-from rlhf_jax.assessment.finished_run import open_finished, stage_policy
+from rlhf_jax.assessment.finished_run import STAGES, Finished, open_finished, stage_policy, stage_proxy
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import enable_compilation_cache
 
@@ -26,27 +34,67 @@ COMMANDS = "/top [n], /reset, /quit"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Whom to talk with."""
+    """Whom to talk with, and where."""
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory of `ppo_redial.py`."""
     stage: Literal["sft", "ppo"] | None = None
-    """Which stage's model; None takes the last that has a checkpoint."""
+    """Which stage's model; None takes the last that has a checkpoint, and for the page all of them."""
     greedy: bool = False
-    """The likeliest token each time, instead of sampling."""
+    """The likeliest token each time, instead of sampling; the page can switch."""
     seed: int = 0
     """Of sampling."""
+    web: bool = False
+    """Serves a page on 127.0.0.1 instead of reading from the terminal."""
+    port: int | None = None
+    """Of the page; None or 0 takes one that is free."""
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not self.web:
+            raise ValueError(f"--port {self.port} is the page's: add --web")
+        if self.port is not None and not 0 <= self.port < 2**16:
+            raise ValueError(f"--port must be from 0 to 65535: got {self.port}")
 
 
 def main(config: Config) -> None:
-    """Reads lines until there are no more."""
+    """Serves the page until Ctrl-C, or reads lines until there are no more."""
+    missing = [name for name in ("starlette", "uvicorn") if config.web and importlib.util.find_spec(name) is None]
+    if missing:
+        raise RunError(f"--web needs {' and '.join(missing)}, the extra `web`: pip install 'rlhf_jax[web]'")
     enable_compilation_cache(beside=config.run_dir)
     run = open_finished(config.run_dir)
     if not run.stages:
         raise RunError(f"{config.run_dir} has no model yet: no stage has a checkpoint")
+    if config.web:
+        serve_page(config, run)
+    else:
+        talk_in_terminal(config, run)
+
+
+def serve_page(config: Config, run: Finished) -> None:
+    """Every stage the run has, or the one that was asked for, each in a column of the page."""
+    from chat_page.server import Exhibit, serve  # The extra.
+
+    proxy = stage_proxy(run)
+    stages = [config.stage] if config.stage else run.stages
+    talks = {
+        stage: Conversation(run, stage_policy(run, stage), proxy=proxy, greedy=config.greedy, seed=config.seed)
+        for stage in stages
+    }
+    missing = [] if config.stage else [stage for stage in STAGES if stage not in stages]
+    serve(
+        Exhibit(str(config.run_dir), talks, len(run.vocab.item_ids), missing, config.greedy, config.seed),
+        config.port or 0,
+    )
+
+
+def talk_in_terminal(config: Config, run: Finished) -> None:
+    """Reads lines until there are no more."""
     stage = config.stage or run.stages[-1]
-    talk = Conversation(run, stage_policy(run, stage), greedy=config.greedy, seed=config.seed)
+    talk = Conversation(run, stage_policy(run, stage), proxy=stage_proxy(run), greedy=config.greedy, seed=config.seed)
     print(f"{stage} of {config.run_dir}, {len(run.vocab.item_ids)} items. {COMMANDS}")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # What is not the terminal's encoding is no reason to end.
     while True:
         try:
             text = input("\nyou> ").strip()
@@ -61,8 +109,8 @@ def main(config: Config) -> None:
         if command == "/reset":
             talk.reset()
             print("Forgotten; a new conversation begins.")
-        elif command == "/top" and (not argument or argument.isdecimal()):
-            show_top(talk, int(argument or 5))
+        elif command == "/top" and (not argument or (argument.isdecimal() and len(argument) < 10)):
+            show_top(talk.top(int(argument or 5)))
         elif command.startswith("/"):
             print(f"No command {text!r}; there are {COMMANDS}")
         elif text:
@@ -71,19 +119,21 @@ def main(config: Config) -> None:
 
 def answer(talk: Conversation, text: str) -> None:
     """One turn of each side."""
-    recognised = talk.hear(text)
-    if recognised:
-        print(f"     recognised: {', '.join(map(talk.title, recognised))}")
-    show_top(talk, 5)
-    reply = talk.reply()
-    print(f"model> {reply.words or '(nothing)'}")
-    if reply.suggested:
-        print(f"     suggests: {', '.join(reply.suggested)}")
+    turn = talk.turn(text, 5)
+    if turn.recognised:
+        print(f"     recognised: {', '.join(turn.recognised)}")
+    show_top(turn.top)
+    print(f"model> {turn.reply.words or '(nothing)'}")
+    if turn.reply.suggested:
+        print(f"     suggests: {', '.join(turn.reply.suggested)}")
+    if turn.reply.score is not None:
+        components = ", ".join(f"{name} {value:+.2f}" for name, value in turn.reply.components.items())
+        print(f"     reward model: {components}; weighted {turn.reply.score:+.2f}")
 
 
-def show_top(talk: Conversation, n: int) -> None:
+def show_top(top: Sequence[tuple[str, float]]) -> None:
     """Items with the probability of being suggested first."""
-    for place, (title, probability) in enumerate(talk.top(n), start=1):
+    for place, (title, probability) in enumerate(top, start=1):
         print(f"     {place:3}. {probability:6.1%}  {title}")
 
 

@@ -34,7 +34,7 @@ from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
 from rlhf_jax.parallel.partition import Partition
 from rlhf_jax.runtime.files import write_text
 from rlhf_jax.stages.agent import make_agent, on_mesh, policy_params, reward_params
-from rlhf_jax.stages.setup import ModelConfig, load_network
+from rlhf_jax.stages.setup import ModelConfig, size_network
 from scale import plan as scale_plan
 
 
@@ -92,7 +92,7 @@ def abstract(program: Program, layout: Partition) -> Abstract:
         compute_dtype="bfloat16",
         remat=True,
     )
-    network, _ = load_network(model, vocab)
+    network = size_network(model, vocab)
     config = PPOConfig(epochs=program.epochs, minibatches=program.minibatches, microbatches=program.microbatches)
     agent = on_mesh(make_agent(vocab, network, max_items=5, response_tokens=program.response), layout)
     optimizer = make_optimizer(learning_rate=3e-6, total_steps=10**4)

@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 
 from rlhf_jax.data.sources import WORLD, read_corpus
 from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.interfaces import Corpus, Params
+from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime.files import RunError, read_json
 from rlhf_jax.runtime.settings import from_json
 from rlhf_jax.runtime.stage import stage_arrays
-from rlhf_jax.stages import alignment, items, supervised
+from rlhf_jax.stages import alignment, items, reward, supervised
 from rlhf_jax.stages.agent import Agent, make_agent, policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, load_network
+from rlhf_jax.stages.reward import Proxy, RewardConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, size_network
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 STAGES = (supervised.STAGE, alignment.STAGE)
@@ -33,7 +36,15 @@ class Finished(NamedTuple):
     @property
     def stages(self) -> list[str]:
         """Stages that have reached a checkpoint."""
-        return [stage for stage in STAGES if any((self.path / "checkpoints" / stage).glob("[0-9]*"))]
+        return [stage for stage in STAGES if self._reached(stage)]
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether the reward model has reached a checkpoint."""
+        return self._reached(reward.STAGE)
+
+    def _reached(self, stage: str) -> bool:
+        return any((self.path / "checkpoints" / stage).glob("[0-9]*"))
 
 
 def open_finished(path: Path) -> Finished:
@@ -53,7 +64,7 @@ def open_finished(path: Path) -> Finished:
     if not (path / "vocabulary").exists():
         raise RunError(f"{path} has no vocabulary yet: start the run again and let it come further")
     vocab = Vocabulary.load(path / "vocabulary")
-    network, _ = load_network(from_json(ModelConfig, config["model"], "config.model"), vocab)
+    network = size_network(from_json(ModelConfig, config["model"], "config.model"), vocab)
     align = from_json(AlignmentConfig, config["align"], "config.align")
     agent = make_agent(
         vocab, network, max_items=data.max_items, response_tokens=data.response_tokens, temperature=align.temperature
@@ -73,3 +84,12 @@ def stage_policy(run: Finished, stage: str) -> Params:
     knowledge, _ = items.item_knowledge(run.vocab, run.corpus, config)
     trunk = items.compose(state["average"], knowledge, run.vocab.first_item)
     return policy_params(trunk, run.agent.network.n_embd)
+
+
+def stage_proxy(run: Finished) -> Proxy | None:
+    """The run's reward model with the weights PPO gives its components; None where the run has not come so far."""
+    if not run.has_proxy:
+        return None
+    names = from_json(RewardConfig, run.config["reward"], "config.reward").components
+    weights = from_json(PPOConfig, run.config["ppo"], "config.ppo").component_weights
+    return Proxy(stage_arrays(run.path, reward.STAGE)["average"], weights_of(names, weights), names)

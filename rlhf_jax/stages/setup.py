@@ -13,9 +13,10 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import training_texts
 from rlhf_jax.interfaces import Corpus, Dialogue, Params
 from rlhf_jax.keys import stream_key
-from rlhf_jax.models.convert import extend_vocabulary, load_hf
+from rlhf_jax.models.convert import extend_vocabulary, load_hf, read_config
 from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
+from rlhf_jax.pretrained import local_file
 from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world import WorldConfig
@@ -184,20 +185,26 @@ def set_up(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: int
 
 def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Params | None]:
     """The network's sizes for this vocabulary, and the weights as they are on disk; None means from scratch."""
+    trunk = None if model.weights is None else load_hf(model.weights)[1]
+    return size_network(model, vocab), trunk
+
+
+def size_network(model: ModelConfig, vocab: Vocabulary) -> GPT2Config:
+    """The network's sizes for this vocabulary; of a pretrained folder `config.json` alone is read.
+
+    Raises: ValueError naming the file that is missing, or its field that does not fit.
+    """
     if model.weights is None:
-        network, trunk = (
-            GPT2Config(
-                vocab_size=vocab.size,
-                n_positions=model.n_positions,
-                n_embd=model.n_embd,
-                n_layer=model.n_layer,
-                n_head=model.n_head,
-            ),
-            None,
+        network = GPT2Config(
+            vocab_size=vocab.size,
+            n_positions=model.n_positions,
+            n_embd=model.n_embd,
+            n_layer=model.n_layer,
+            n_head=model.n_head,
         )
     else:
-        network, trunk = load_hf(model.weights)
-    network = dataclasses.replace(
+        network = read_config(local_file(model.weights, "config.json"))
+    return dataclasses.replace(
         network,
         vocab_size=vocab.size,
         dropout=model.dropout,
@@ -208,7 +215,6 @@ def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Par
         attention=model.attention,
         head_chunk=model.head_chunk,
     )
-    return network, trunk
 
 
 def _world_folder(run: RunDirectory, world: WorldConfig, seed: int) -> Path:

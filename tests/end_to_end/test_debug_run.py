@@ -1,6 +1,7 @@
 """The preset `debug` from data to report, once; what it leaves behind, and what interruptions change: nothing."""
 
 import dataclasses
+import html
 import json
 import math
 import os
@@ -12,10 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import chat
+from chat_page import server
 from fingerprint import fingerprint
+from rlhf_jax.assessment.finished_run import open_finished
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.metric_names import STAGES as STAGES_OF_TABLE
 from rlhf_jax.runtime.metric_names import check
@@ -198,6 +203,7 @@ def test_a_person_can_talk_with_the_model(finished: Path, lab: Lab, stage: str) 
     assert code == 0, output
     assert f"recognised: {title}\n" in output
     assert "model> " in output
+    assert re.search(r"^     reward model: engagement [+-]\d\.\d\d, .*; weighted [+-]\d", output, re.MULTILINE)
     assert "No command '/nonsense'" in output and "Forgotten" in output and "never read" not in output
     assert len(re.findall(r"^ +\d+\. +\d+\.\d%  .+ \(\d{4}\)$", output, re.MULTILINE)) == 5 + 3
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
@@ -218,6 +224,78 @@ def test_a_prior_is_fitted_and_ranked(finished: Path, run_here: Callable[..., tu
     assert ("sft_prior-mixture", "hr@5", "full") in results
     code, output = run_here("rank_with_prior.py", str(finished), "--stages", "dpo")
     assert code == 1 and "has no stage ['dpo']; it has ['sft', 'ppo']" in output and "Traceback" not in output
+
+
+def test_two_stages_answer_side_by_side_in_a_browser(finished: Path, lab: Lab, chromium: Any) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    title = (finished / "data" / "movies_with_mentions.csv").read_text().splitlines()[1].split(",")[1]
+    typed = f"<img src=x onerror=alert(1)> <b>{title}</b>"
+
+    def shown(selector: str) -> list[str]:
+        script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText)"
+        return chromium.execute_script(script, selector)
+
+    def wait_for_turns(n: int) -> None:
+        deadline = time.monotonic() + 120
+        while len(shown("article")) != n or not shown("#send:enabled"):
+            assert time.monotonic() < deadline, (shown("#alert"), shown("#status"))
+            time.sleep(0.05)
+
+    with lab.start("chat.py", str(finished), "--web") as process:
+        try:
+            lines = []
+            while not (lines and "http://" in lines[-1]):
+                lines.append(process.stdout.readline())
+                assert lines[-1], lines
+            assert f"sft and ppo of {finished}: " in lines[-1]
+            address = re.findall(r"http://127\.0\.0\.1:\d+/", lines[-1])[0]
+            chromium.get(address)
+            wait_for_turns(0)
+            assert str(finished) in shown("h1")[0]
+            chromium.find_element("id", "text").send_keys(typed + "\n")
+            wait_for_turns(1)
+            assert shown(".said") == [typed] and not shown("#log img, #log b")
+            assert shown(".recognised") == [f"recognised: {title}"]
+            assert shown(".side h2") == ["Imitation (sft)", "Aligned (ppo)"]
+            assert len(shown(".top li")) == 2 * 5 and shown(".reward dt") == 2 * [
+                "engagement",
+                "relevance",
+                "sentiment",
+                "weighted sum",
+            ]
+            for reply in ("again", "again"):
+                chromium.find_element("id", "again").click()
+                wait_for_turns(0)
+                chromium.find_element("id", "greedy").click()
+                chromium.find_element("id", "text").send_keys(reply)
+                chromium.find_element("id", "send").click()
+                wait_for_turns(1)
+                lines.append(str(shown(".side")))
+            assert lines[-1] == lines[-2]  # Greedy: another conversation with another seed, the same replies.
+            events = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
+            asked = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+            # The browser's own first page is not ours.
+            urls = {one["request"]["url"] for one in asked if not one["documentURL"].startswith("chrome")}
+            assert urls - {"data:,"} == {address, f"{address}start", f"{address}turn"}
+            assert chromium.get_log("browser") == []
+        finally:
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output.strip()) == (0, "")
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_run_with_imitation_alone_has_one_column(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(copied, "reward_model", "ppo")
+    shown: list[server.Exhibit] = []
+    monkeypatch.setattr(server, "serve", lambda exhibit, port: shown.append(exhibit))
+    chat.serve_page(chat.Config(copied, web=True), open_finished(copied))
+    (exhibit,) = shown
+    assert (list(exhibit.talks), exhibit.missing) == (["sft"], ["ppo"])
+    page, _ = server.make_page(exhibit)
+    assert json.loads(html.unescape(re.findall('data-exhibit="(.*?)"', page.decode())[0]))["missing"] == ["ppo"]
+    turn = exhibit.talks["sft"].turn("hello", 3)
+    assert len(turn.top) == 3 and (turn.reply.components, turn.reply.score) == ({}, None)
 
 
 def test_another_configuration_is_refused(copied: Path, lab: Lab) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from tiny_policy import dialogues, tiny, vocab
+
+__all__ = ["dialogues", "tiny", "vocab"]
+
 
 @pytest.fixture(scope="session")
 def study_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,5 +1,7 @@
 """Prompts and responses of any message as arrays."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import prompt_tokens, response_tokens
 from rlhf_jax.interfaces import Dialogue
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, load_network
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, load_network, size_network
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,13 @@ def test_the_network_has_a_row_for_every_token(vocab: Vocabulary) -> None:
     network, trunk = load_network(ModelConfig(n_layer=1, n_embd=8, n_head=2, dropout=0.0), vocab)
     assert trunk is None
     assert (network.vocab_size, network.n_layer, network.n_embd, network.dropout) == (vocab.size, 1, 8, 0.0)
+
+
+def test_sizes_are_learnt_without_the_weights(vocab: Vocabulary, repository: Path, tmp_path: Path) -> None:
+    stored = repository / "tests" / "golden_gpt2"
+    shutil.copy(stored / "config.json", tmp_path)
+    network, _ = load_network(ModelConfig(weights=str(stored)), vocab)
+    assert size_network(ModelConfig(weights=str(tmp_path)), vocab) == network
 
 
 def test_the_network_is_trained_as_the_options_say(vocab: Vocabulary) -> None:
