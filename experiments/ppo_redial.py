@@ -53,6 +53,7 @@ class Config(StartConfig):
     assess: AssessmentConfig = AssessmentConfig()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         weights_of(self.reward.components, self.ppo.component_weights)
 
 
