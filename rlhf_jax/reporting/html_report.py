@@ -25,10 +25,10 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """No connection, no script; matplotlib's colour bars are images inside the SVG."""
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1b1f24; --soft: #59636e; --line: #d5dae0; --card: #f5f7f9;
-  --better: #0b6b45; --worse: #a33a06; --changed: #5b4a9e; --grid: #dddddd; }
+  --better: #0b6b45; --worse: #a33a06; --changed: #5b4a9e; --grid: #dddddd; --blue: #0072b2; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #14171b; --text: #e4e8ec; --soft: #a0aab4; --line: #3a424b; --card: #1d2228;
-    --better: #5cc99a; --worse: #f29a62; --changed: #b9a8f5; --grid: #39414a; } }
+    --better: #5cc99a; --worse: #f29a62; --changed: #b9a8f5; --grid: #39414a; --blue: #3f9fdf; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 66rem; padding: 1rem 1rem 4rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -38,6 +38,7 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 p { margin: .5rem 0; max-width: 75ch; }
 .soft, figcaption, .role { color: var(--soft); }
 .verdict { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .3rem 1rem .8rem; }
+.verdict h2 { margin-top: .6rem; }
 .verdict dl { margin: 0; display: grid; grid-template-columns: 12rem 1fr; gap: .5rem 1rem; }
 .verdict dt { font-weight: 600; }
 .verdict dd { margin: 0; }
@@ -56,19 +57,23 @@ summary { cursor: pointer; padding: .6rem 0; font-weight: 600; }
 details > :last-child { margin-bottom: 1.2rem; }
 figure { margin: 1rem 0; }
 figcaption { font-size: .875rem; }
-svg.plot { display: block; width: 100%; min-width: 40rem; max-width: 54rem; height: auto; }
+svg.plot { display: block; width: 100%; height: auto; }
 svg.plot text { fill: var(--text) !important; }
 svg.plot [style*="fill: #ffffff"] { fill: transparent !important; }
 svg.plot [style*="stroke: #000000"] { stroke: var(--text) !important; }
 svg.plot [style*="fill: #000000"] { fill: var(--text) !important; }
 svg.plot [style*="stroke: #dddddd"] { stroke: var(--grid) !important; }
 svg.plot [style*="stroke: #666666"] { stroke: var(--soft) !important; }
+svg.plot [style*="stroke: #0072b2"] { stroke: var(--blue) !important; }
+svg.plot [style*="fill: #0072b2"] { fill: var(--blue) !important; }
+svg.plot [id*="PathCollection"] use { stroke: var(--soft); stroke-width: .8; }
 blockquote { margin: .5rem 0; padding-left: .8rem; border-left: 3px solid var(--line); }
 blockquote p { margin: .2rem 0; }
 code, pre { font: .875em/1.4 ui-monospace, monospace; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .6rem; overflow-x: auto; }
 li { margin: .2rem 0; }
-@media (max-width: 40rem) { .verdict dl { grid-template-columns: 1fr; gap: 0; } .verdict dd { margin-bottom: .6rem; } }
+@media (max-width: 40rem) { th:first-child, td:first-child { white-space: normal; min-width: 6rem; }
+  .verdict dl { grid-template-columns: 1fr; gap: 0; } .verdict dd { margin-bottom: .6rem; } }
 """
 _IMAGE = re.compile(r"!\[(.*)\]\(plots/(.*)\.png\)", re.DOTALL)
 
@@ -101,10 +106,12 @@ def page(contents: Contents, figures: Mapping[str, str], introduction: str) -> s
 
 
 def inline_svg(text: str, name: str, caption: str) -> str:
-    """An SVG file as an element of a page: as wide as there is room, and with ids that no other figure has."""
+    """An SVG file as an element of a page: at most its own size, still readable where room is short, ids of no other figure."""
     start = text.index("<svg")
     end = text.index(">", start)
-    head = re.sub(r'\s(?:width|height)="[^"]*"', "", text[start:end])
+    width = re.search(r'\swidth="([\d.]+pt)"', text[start:end])
+    size = f' style="max-width: {width[1]}; min-width: min(40rem, {width[1]})"' if width else ""
+    head = re.sub(r'\s(?:width|height)="[^"]*"', "", text[start:end]) + size
     rest = re.sub(r"<metadata>.*?</metadata>", "", text[end:], flags=re.DOTALL)
     own = html.escape(re.sub(r"\W", "_", name))
     for before in ('id="', 'href="#', "url(#"):
@@ -118,7 +125,7 @@ def _answers(contents: Contents) -> list[str]:
         about = html.escape(verdict.headline(corpus, sides))
         rows = "".join(map(_finding, verdict.findings(contents.results, corpus)))
         parts.append(f'<section class="verdict">\n<h2>{about}</h2>\n<dl>{rows}</dl>\n</section>')
-        header = ["measure", "from", sides.right, sides.left, f"{sides.left} − {sides.right} [95 %]", "which says"]
+        header = ["measure", sides.right, sides.left, f"{sides.left} − {sides.right} [95 %]", "which says", "cases"]
         shown = [_comparison(each) for each in verdict.comparisons(contents.results, corpus)]
         parts += ["<h2>The numbers behind it</h2>", _table(header, shown, escaped=True)]
     return parts or [_paragraph("No two systems were compared in this run, so there is no verdict.")]
@@ -127,12 +134,13 @@ def _answers(contents: Contents) -> list[str]:
 def _finding(finding: Finding) -> str:
     mark, _ = MARKS[finding.outcome]
     sign = f'<span class="{finding.outcome}" aria-hidden="true">{mark}</span> ' if mark else ""
-    text = html.escape(finding.text)
+    # An interval stays on one line.
+    text = html.escape(re.sub(r"(\[[^\]]*,) ", "\\1\u00a0", finding.text[:1].upper() + finding.text[1:]))
     # What it says in the first words, up to the number, is what the eye should find.
     said, colon, rest = text.partition(":")
     if colon and mark:
         text = f'<strong class="{finding.outcome}">{said}</strong>{colon}{rest}'
-    return f"<dt>{html.escape(finding.label)}</dt><dd>{sign}{text[:1].upper() + text[1:] if not mark else text}.</dd>"
+    return f"<dt>{html.escape(finding.label)}</dt><dd>{sign}{text}.</dd>"
 
 
 def _comparison(found: Comparison) -> list[str]:
@@ -140,9 +148,9 @@ def _comparison(found: Comparison) -> list[str]:
     shown = verdict.outcome(difference, found.measure.good)
     mark, words = MARKS[shown]
     alone = ["–" if side is None else result_tables.number(side.value, side) for side in (found.right, found.left)]
-    values = [found.measure.label, verdict.cases(difference), *alone, result_tables.plain_cell(difference)]
+    values = [found.measure.label, *alone, result_tables.plain_cell(difference)]
     says = f'<span class="{shown}">{mark} {words}</span>' if mark else "nothing"
-    return [*map(html.escape, values), says]
+    return [*map(html.escape, values), says, html.escape(verdict.cases(difference))]
 
 
 def _fold(title: str, parts: Sequence[str]) -> str:
