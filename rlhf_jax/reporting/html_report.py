@@ -13,14 +13,8 @@ from rlhf_jax.reporting import gates, result_tables, verdict
 from rlhf_jax.reporting.contents import Contents, Conversation
 from rlhf_jax.reporting.verdict import Comparison, Finding, Outcome
 
-MARKS: Mapping[Outcome, tuple[str, str]] = {
-    "better": ("▲", "better"),
-    "worse": ("▼", "worse"),
-    "changed": ("◆", "changed"),
-    "unclear": ("○", "no difference shown"),
-    "missing": ("", ""),
-}
-"""Sign and words of an outcome, so that colour is never the only difference."""
+MARKS: Mapping[Outcome, str] = {"better": "▲", "worse": "▼", "changed": "◆", "unclear": "○", "missing": ""}
+"""Signs of outcomes, so that colour is never the only difference."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """No connection, no script; matplotlib's colour bars are images inside the SVG."""
 STYLE = """
@@ -38,6 +32,7 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 p { margin: .5rem 0; max-width: 75ch; }
 .soft, figcaption, .role { color: var(--soft); }
 .verdict { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .3rem 1rem .8rem; }
+.box + .verdict { margin-top: 2rem; }
 .verdict h2 { margin-top: .6rem; }
 .verdict dl { margin: 0; display: grid; grid-template-columns: 12rem 1fr; gap: .5rem 1rem; }
 .verdict dt { font-weight: 600; }
@@ -86,11 +81,13 @@ def page(contents: Contents, figures: Mapping[str, str], introduction: str) -> s
       figures: name of a plot to its SVG file's text; of a plot that is not among them the caption alone is shown.
       introduction: how to read an interval and a claim, in words.
     """
+    about_runs = _fold("Figures over all runs" if contents.gathered else "The data", _notes(contents.notes, figures))
     folds = [
+        about_runs if contents.gathered else "",
         _fold("All tables", [*map(_paragraph, contents.left_out), *_tables(contents.results)]),
         _fold("Reward model", _gate(contents.results, contents.gate)),
         *([] if contents.gathered else _pages(contents, figures)),
-        _fold("How the data were prepared", _notes(contents.notes, figures)),
+        "" if contents.gathered else about_runs,
         _fold("How to repeat this, and configuration", _provenance(contents)),
         _fold("Definitions", [_paragraph(introduction), *_definitions(contents.results)]),
     ]
@@ -132,7 +129,7 @@ def _answers(contents: Contents) -> list[str]:
 
 
 def _finding(finding: Finding) -> str:
-    mark, _ = MARKS[finding.outcome]
+    mark = MARKS[finding.outcome]
     sign = f'<span class="{finding.outcome}" aria-hidden="true">{mark}</span> ' if mark else ""
     # An interval stays on one line.
     text = html.escape(re.sub(r"(\[[^\]]*,) ", "\\1\u00a0", finding.text[:1].upper() + finding.text[1:]))
@@ -146,11 +143,10 @@ def _finding(finding: Finding) -> str:
 def _comparison(found: Comparison) -> list[str]:
     difference = found.difference
     shown = verdict.outcome(difference, found.measure.good)
-    mark, words = MARKS[shown]
+    words = html.escape(f"{MARKS[shown]} {verdict.shown_as(difference, found.measure.good)}")
     alone = ["–" if side is None else result_tables.number(side.value, side) for side in (found.right, found.left)]
     values = [found.measure.label, *alone, result_tables.plain_cell(difference)]
-    says = f'<span class="{shown}">{mark} {words}</span>' if mark else "nothing"
-    return [*map(html.escape, values), says, html.escape(verdict.cases(difference))]
+    return [*map(html.escape, values), f'<span class="{shown}">{words}</span>', html.escape(verdict.cases(difference))]
 
 
 def _fold(title: str, parts: Sequence[str]) -> str:

@@ -147,19 +147,27 @@ def sentence(what: str, difference: Result, good: int) -> str:
       >>> sentence("true utility", told, 1)
       'better in this run: true utility +0.100 [+0.050, +0.150], from 300 users'
     """
-    shown = outcome(difference, good)
-    if shown == "missing":
-        return f"cannot be said: {what} has no interval"
-    assert difference.interval is not None
+    if difference.interval is None or outcome(difference, good) == "missing":
+        return f"{shown_as(difference, good)}: {what} {'has no interval' if math.isfinite(difference.value) else 'is no number'}"
     low, high = (number(bound, difference) for bound in difference.interval)
     numbers = f"{what} {number(difference.value, difference)} [{low}, {high}], from {cases(difference)}"
-    seeds = _seeds(difference)
+    return f"{shown_as(difference, good)}: {numbers}"
+
+
+def shown_as(difference: Result, good: int) -> str:
+    """The outcome in words, with the runs it is said of where they are too few for a claim.
+
+    Examples:
+      >>> shown_as(Result("ppo-sft/bleu4", -1.0, 9, "text", "w/test", (-2.0, -0.5), (0, 1), "difference of"), 1)
+      'worse in these 2 runs'
+    """
+    shown, seeds = outcome(difference, good), _seeds(difference)
+    if shown == "missing":
+        return "cannot be said"
     if shown == "unclear":
-        differ = difference.interval_excludes_zero
-        return f"no difference shown{', the seeds differ too much' if differ else ''}: {numbers}"
+        return "no difference shown" + (", the seeds differ too much" if difference.interval_excludes_zero else "")
     word = shown if shown != "changed" else "higher" if difference.value > 0 else "lower"
-    of_runs = "" if seeds >= 3 else " in this run" if seeds <= 1 else f" in these {seeds} runs"
-    return f"{word}{of_runs}: {numbers}"
+    return word + ("" if seeds >= 3 else " in this run" if seeds <= 1 else f" in these {seeds} runs")
 
 
 def cases(result: Result) -> str:
@@ -185,9 +193,7 @@ def _as_sampled(found: Mapping[Measure, Result]) -> Finding:
     measure = UTILITY["sampled"]
     if measure in found:
         return _utility("Replies as sampled", found[measure])
-    return Finding(
-        "Replies as sampled", "not judged, this run has no users who could say what they are worth", "missing"
-    )
+    return Finding("Replies as sampled", "not judged: there are no users who could say what they are worth", "missing")
 
 
 def _as_chosen(found: Mapping[Measure, Result]) -> Finding:
@@ -196,7 +202,7 @@ def _as_chosen(found: Mapping[Measure, Result]) -> Finding:
     if LIKENESS in found:
         text = sentence("likeness to what people said (BLEU-4)", found[LIKENESS], 1)
         return Finding("As chosen greedily", text, outcome(found[LIKENESS], 1))
-    return Finding("As chosen greedily", "not judged in this run", "missing")
+    return Finding("As chosen greedily", "not judged", "missing")
 
 
 def _utility(label: str, difference: Result) -> Finding:
@@ -231,7 +237,7 @@ def _cost(found: Mapping[Measure, Result]) -> Finding:
     if LENGTH in found and outcome(found[LENGTH], 0) == "changed":
         parts.append(sentence(LENGTH.label, found[LENGTH], 0))
     if not parts:
-        return Finding("What it cost", "not measured in this run", "missing")
+        return Finding("What it cost", "not measured", "missing")
     return Finding("What it cost", "; ".join(parts), "worse" if lost else "unclear")
 
 

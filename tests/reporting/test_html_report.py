@@ -61,7 +61,11 @@ def test_the_verdict_comes_first_and_the_definitions_last() -> None:
     answer, _, rest = page.partition("<details>")
     assert "▲" in answer and "Better in this run</strong>: true utility +0.200" in answer
     row = "<td>true utility, sampled</td><td>0.400</td><td>0.600</td><td>+0.200 [+0.100, +0.300]</td>"
-    assert row in answer and "<td>300 users</td>" in answer
+    assert (
+        row in answer
+        and '<span class="better">▲ better in this run</span>' in answer
+        and "<td>300 users</td>" in answer
+    )
     folds = [part.split("</summary>")[0].split("<summary>")[1] for part in rest.split("<details>")]
     assert folds[0] == "All tables" and folds[-1] == "Definitions"
     assert rest.index("How to read it.") > rest.index("<summary>Definitions")

@@ -43,7 +43,7 @@ THREE = {"seeds": (0, 1, 2), "std": 0.01}
             "no difference shown, the seeds differ too much:",
         ),
         (difference("m", 0.2, interval=None), 1, "missing", "cannot be said: it has no interval"),
-        (difference("m", math.nan, interval=(-1.0, 1.0)), 1, "missing", "cannot be said"),
+        (difference("m", math.nan, interval=(-1.0, 1.0)), 1, "missing", "cannot be said: it is no number"),
         (difference("m", 0.2, n=1), 1, "better", "better in this run: it +0.200 [+0.190, +0.210], from 1 user"),
     ],
 )
@@ -87,14 +87,14 @@ def test_over_optimisation_is_a_reward_that_rose_while_the_truth_fell(truth: flo
 def test_real_data_have_no_users_and_an_unmeasured_cost_is_no_saving() -> None:
     lines = said([difference("hr@5", 0.02, split="redial/test", **THREE)], "redial")
     assert lines["Replies as sampled"] == (
-        "not judged, this run has no users who could say what they are worth",
+        "not judged: there are no users who could say what they are worth",
         "missing",
     )
-    assert lines["As chosen greedily"] == ("not judged in this run", "missing")
+    assert lines["As chosen greedily"] == ("not judged", "missing")
     assert lines["What it cost"] == ("no loss shown in HR@5 of items new to the dialogue", "unclear")
     assert lines["How far this reaches"][0].startswith("training seeds 0, 1, 2;")
     lines = said([difference("hr@5", 0.02, split="redial/test", interval=None)], "redial")
-    assert lines["What it cost"] == ("not measured in this run", "missing")
+    assert lines["What it cost"] == ("not measured", "missing")
 
 
 def test_every_corpus_has_a_verdict_of_its_own() -> None:
