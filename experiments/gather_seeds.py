@@ -7,7 +7,7 @@ case by case; no policy is measured again. Runs in the simulated world each have
 loop is gathered, beside recommenders that need no training, and ranking and text stay in each run's report. On real data
 popularity, copy and the constant reply are the same for all seeds and stand beside; the dialogues are read again for SR
 and RDL (ReDial) and for the ranking split by what the context names of the item (OpenDialKG). Writes `results.json`,
-`report.md`, `plots/differences` (PPO − SFT with intervals), `plots/study` (proxy, truth, KL by run) and `plots/ppo` (all
+`report.md`, `report.html`, `plots/differences` (PPO − SFT with intervals), `plots/study` (proxy, truth, KL by run) and `plots/ppo` (all
 diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
 """
 

@@ -70,6 +70,7 @@ class Config(StartConfig):
     assess: AssessmentConfig = AssessmentConfig(text_turns=1000)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         weights_of(self.reward.components, self.ppo.component_weights)
 
 

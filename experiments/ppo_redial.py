@@ -8,7 +8,7 @@ Paper: IUF-RLHF, arXiv:2508.05289 (supervised GPT-2 → reward model on engageme
     python experiments/ppo_redial.py PRESET --help                             # every field
 
 The same command continues a run that was interrupted (exit code 75: asked to stop, saved). One run directory holds
-`report.md`, `results.json`, `metrics.jsonl`, `config.json` and checkpoints.
+`report.md` and `report.html`, `results.json`, `metrics.jsonl`, `samples.jsonl`, `config.json` and checkpoints.
 
 Expected: `demo` raises the proxy reward and the true utility over the supervised policy as it samples, not of
 its greedy choice (three seeds); `demo` and `hackable` pay for the level of sentiment after a turn, the others for the
@@ -53,6 +53,7 @@ class Config(StartConfig):
     assess: AssessmentConfig = AssessmentConfig()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         weights_of(self.reward.components, self.ppo.component_weights)
 
 

@@ -114,7 +114,7 @@ def of_folder(out: Path) -> dict[str, str]:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
                 lines[name] = of_arrays(dict(arrays))
-        elif file.name in ("results.json", "samples.json") or file.suffix == ".csv":
+        elif file.name in ("results.json", "samples.json", "samples.jsonl") or file.suffix == ".csv":
             lines[name] = digest(file.read_bytes().replace(str(out).encode(), b"RUNS"))
         elif file.name == "config.json":  # Leaf by leaf, so that a new option shows as one line.
             lines |= {f"{name}{leaf}": value for leaf, value in of_json(file, out).items()}

@@ -5,7 +5,7 @@
 Runs the preset `debug` of `experiments/ppo_redial.py` once undisturbed, then once with SIGKILLs at random moments over
 all its stages. A kill that comes too late, after the end, costs another run from the beginning, so that as many kills
 as asked for hit a run at work. Compares, for every stage, all arrays of its final checkpoint (parameters, optimiser,
-keys, normalisers), and `results.json` and `samples.json` byte by byte. Exit code 1 where anything differs.
+keys, normalisers), and `results.json`, `samples.json` and `samples.jsonl` byte by byte. Exit code 1 where anything differs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.stage import stage_arrays
 
 STAGES = ("sft", "reward_model", "ppo")
-FILES = ("results.json", "samples.json")
+FILES = ("results.json", "samples.json", "samples.jsonl")
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "ppo_redial.py"
 
 

@@ -15,7 +15,8 @@ from rlhf_jax.evaluation.named_items import split_by_naming
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.results import Result, Sides, Split
 from rlhf_jax.interfaces import Dialogue, Item, Message, Params
-from rlhf_jax.reporting.run_report import Conversation
+from rlhf_jax.reporting import result_tables
+from rlhf_jax.reporting.contents import Conversation
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import Setup
 
@@ -190,6 +191,7 @@ def conversations(setup: Setup, config: AssessmentConfig, params: Mapping[str, P
 
 def summary_table(found: Sequence[Result]) -> str:
     """The few numbers one looks for first, as text for the terminal; the report has all."""
+    found = result_tables.informative(found)
     wanted = (
         ("full", ("hr@1", "hr@10", "hr@50")),
         ("fresh", ("hr@1", "hr@10", "hr@50")),

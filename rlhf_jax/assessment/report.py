@@ -1,4 +1,4 @@
-"""The last line of the box: what was measured becomes `results.json`, `samples.json`, `report.md` and a table to look at."""
+"""The last line of the box: what was measured becomes `results.json`, `samples.json`, the reports, and a verdict in words."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from rlhf_jax.assessment import comparison, users
 from rlhf_jax.assessment.assess import AssessmentConfig, Systems
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.reporting import verdict
 from rlhf_jax.reporting.run_report import write_report, write_results, write_samples
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages import reward
@@ -23,7 +24,7 @@ def main_report(
     by_naming: bool = False,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Writes and prints everything a run ends with; returns the report's path.
+    """Writes and prints everything a run ends with, the verdict last; returns the path of `report.md`.
 
     Args:
       systems: the policies, from the reference to the last, and what they were measured to be worth.
@@ -47,6 +48,7 @@ def main_report(
     report = write_report(run.path, title=f"IUF-RLHF on {name}, seed {seed}", notes=[*comparison.notes(setup), *notes])
     print(comparison.summary_table(found))
     print(f"report: {report}")
+    print(f"\n{verdict.spoken(found)}\nthe same with figures, for a browser: {report.with_suffix('.html')}")
     return report
 
 

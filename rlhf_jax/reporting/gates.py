@@ -68,12 +68,17 @@ def section(gates: Mapping[str, Sequence[Gate]]) -> list[str]:
 
 def run_table(results: Sequence[Result], gate: float = GATE) -> str:
     """One run's correlations on held-out rows; those on the weak labels are gated."""
+    return markdown_table(*run_rows(results, gate))
+
+
+def run_rows(results: Sequence[Result], gate: float = GATE) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `run_table`."""
     rows = []
     for r in results:
         gated = r.metric.startswith("pearson")
         passes = "–" if not gated else "passes" if r.value > gate else "**below the gate**"
         rows.append([r.metric, str(r.n), cell(r), f"> {gate}" if gated else "–", passes, r.split])
-    return markdown_table(["measure", "n", "value [95 %]", "gate", "verdict", "split"], rows)
+    return ["measure", "n", "value [95 %]", "gate", "verdict", "split"], rows
 
 
 def study_table(results: Sequence[Result]) -> str:

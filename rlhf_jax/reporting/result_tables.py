@@ -8,8 +8,40 @@ SYSTEM_ORDER = ("human", "constant", "random", "popularity", "copy", "logged", "
 """Columns come in this order; other systems follow in order of appearance, differences last."""
 
 
+def informative(results: Sequence[Result]) -> list[Result]:
+    """The results without hit rates that are 1 for every system, as HR@50 is among 48 items: they cannot say anything.
+
+    Examples:
+      >>> full = [Result(f"{name}/hr@50", 1.0, 9, "full", "w/test", None, (), "share") for name in ("sft", "random")]
+      >>> informative(full), len(informative([*full, Result("ppo/hr@50", 0.9, 9, "full", "w/test", None, (), "share")]))
+      ([], 3)
+    """
+    silent = set(_silent(results))
+    return [r for r in results if (r.split, r.protocol, r.metric) not in silent]
+
+
+def left_out(results: Sequence[Result]) -> list[str]:
+    """One sentence that names what `informative` leaves out; empty where it leaves nothing out."""
+    names = dict.fromkeys(f"`{metric}` ({protocol})" for _, protocol, metric in _silent(results))
+    return [f"Left out, because they are 1 for every system: {', '.join(names)}."] if names else []
+
+
+def _silent(results: Sequence[Result]) -> list[tuple[str, str, str]]:
+    values: dict[tuple[str, str, str], bool] = {}
+    for r in results:
+        if r.metric.startswith("hr@") and not r.is_difference:
+            key = (r.split, r.protocol, r.metric)
+            values[key] = values.get(key, True) and r.value == 1.0
+    return [key for key, all_hit in values.items() if all_hit]
+
+
 def protocol_table(results: Sequence[Result]) -> str:
     """Systems against metrics for entries of one protocol and split; what n counts is the same along a row."""
+    return markdown_table(*protocol_rows(results))
+
+
+def protocol_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of `protocol_table`."""
     systems = ordered_systems(results)
     cells = {(r.metric, r.system): r for r in results}
     metrics = list(dict.fromkeys(r.metric for r in results))
@@ -18,19 +50,24 @@ def protocol_table(results: Sequence[Result]) -> str:
         found = [cells[metric, system] for system in systems if (metric, system) in cells]
         counts = " / ".join(str(n) for n in dict.fromkeys(r.n for r in found))
         rows.append([metric, counts, *(cell(cells.get((metric, system))) for system in systems)])
-    return markdown_table(["metric", "n", *map(shown_system, systems)], rows)
+    return ["metric", "n", *map(shown_system, systems)], rows
 
 
 def cell(result: Result | None) -> str:
     """Value, spread over seeds, interval; for a difference also what may be claimed."""
     if result is None:
         return "–"
+    return f"{plain_cell(result)} {claim(result)}" if result.is_difference else plain_cell(result)
+
+
+def plain_cell(result: Result) -> str:
+    """Value, spread over seeds, interval, and no claim."""
     text = number(result.value, result) + (
         f" ± {number(result.std, result, signed=False)}" if result.std is not None else ""
     )
     if result.interval is not None:
         text += f" [{number(result.interval[0], result)}, {number(result.interval[1], result)}]"
-    return f"{text} {claim(result)}" if result.is_difference else text
+    return text
 
 
 def claim(result: Result) -> str:

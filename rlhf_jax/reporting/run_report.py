@@ -1,38 +1,25 @@
-"""`report.md` of a run: what was measured, how training went, what the model says now, and how to repeat it.
+"""`report.md` and `report.html` of a run: what was measured, how training went, what the model says now, how to repeat it.
 
-Reads `config.json`, `metrics.jsonl`, `results.json` and `samples.json` of the run directory and writes `report.md`,
-`plots/*.png` and `plots/*.svg`. A section whose data the run does not have says so instead of vanishing.
+Reads `config.json`, `metrics.jsonl`, `results.json`, `samples.json` and `samples.jsonl` of the run directory and writes the
+two reports, `plots/*.png` and `plots/*.svg`. A section whose data the run does not have says so instead of vanishing.
 """
 
-import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.reporting import gates, plots, result_tables, run_figures
+from rlhf_jax.reporting import gates, html_report, plots, result_tables, run_figures
+from rlhf_jax.reporting.contents import Contents, Conversation
 from rlhf_jax.runtime import files
-from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.metrics import read_metrics, read_stage_samples
 
 INTRODUCTION = (
     "Intervals are 95 % bootstrap intervals over dialogues, paired where systems are compared. A claim (▲, ▼) needs three "
     "training seeds, an interval without 0 and a t test of the seeds' own differences that agrees; ± is the standard "
     "deviation over seeds."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversation:
-    """One context and what each system said to it."""
-
-    dialogue: str
-    context: tuple[str, ...]
-    """Last utterances, `role: words`."""
-    replies: Mapping[str, str]
-    """System to reply, in the order to show: human, sft, ppo."""
-    note: str = ""
-    """For example the reward of each reply."""
 
 
 def write_results(run_dir: Path, results: Sequence[Result]) -> Path:
@@ -94,38 +81,59 @@ def write_report(
     notes: Sequence[str] = (),
     gathered: bool = False,
 ) -> Path:
-    """Writes `report.md` with its plots into the run directory.
+    """Writes `report.md` and `report.html` with their plots into the run directory.
 
     Args:
       title: first line.
       command: that reproduces the run; None takes the one stored in `config.json`.
       notes: paragraphs shown above the tables, for example how the data differ from the official ones.
       gathered: a summary of other runs, which logged no curves and stored no conversations of its own.
-    Returns: path of the report.
+    Returns: path of `report.md`; `report.html` stands beside it.
     """
     run_dir = Path(run_dir)
-    results, entries = read_results(run_dir), read_metrics(run_dir / "metrics.jsonl")
+    results = read_results(run_dir)
     config = files.read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
     gate = config.get("config", {}).get("reward", {}).get("gate_pearson", gates.GATE)
-    parts = [
-        f"# {title}",
-        *notes,
-        INTRODUCTION,
-        *_summary(run_dir, results),
-        *_gate(results, gate),
-        *([] if gathered else _figure_sections(run_dir, entries, results, gate)),
-        *([] if gathered else _conversations(read_samples(run_dir))),
-        *_definitions(results),
-        *_provenance(config, command),
-    ]
+    stored = config.get("command")
+    contents = Contents(
+        title=title,
+        notes=notes,
+        results=result_tables.informative(results),
+        left_out=result_tables.left_out(results),
+        gate=gate,
+        sections=[] if gathered else run_figures.sections(read_metrics(run_dir / "metrics.jsonl"), results, gate=gate),
+        conversations=read_samples(run_dir),
+        samples=read_stage_samples(run_dir / "samples.jsonl"),
+        config=config,
+        command=command or (shlex.join(stored) if isinstance(stored, list) else stored),
+        gathered=gathered,
+    )
     file = run_dir / "report.md"
-    files.write_text(file, "\n\n".join(parts) + "\n")
+    files.write_text(file, _markdown(run_dir, contents))
+    # After the Markdown, whose plots it repeats.
+    figures = {path.stem: path.read_text(encoding="utf-8") for path in sorted((run_dir / "plots").glob("*.svg"))}
+    files.write_text(run_dir / "report.html", html_report.page(contents, figures, INTRODUCTION))
     return file
 
 
-def _summary(run_dir: Path, results: Sequence[Result]) -> list[str]:
+def _markdown(run_dir: Path, contents: Contents) -> str:
+    parts = [
+        f"# {contents.title}",
+        *contents.notes,
+        INTRODUCTION,
+        *_summary(run_dir, contents),
+        *_gate(contents.results, contents.gate),
+        *_figure_sections(run_dir, contents.sections),
+        *([] if contents.gathered else _conversations(contents.conversations)),
+        *_definitions(contents.results),
+        *_provenance(contents.config, contents.command),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(run_dir: Path, contents: Contents) -> list[str]:
     parts = ["## Results"]
-    shown = [r for r in results if r.system != "reward_model"]
+    shown = [r for r in contents.results if r.system != "reward_model"]
     if not shown:
         return [*parts, "No result has been written yet."]
     figure = run_figures.comparison(shown)
@@ -138,7 +146,7 @@ def _summary(run_dir: Path, results: Sequence[Result]) -> list[str]:
             result_tables.protocol_table(group),
             f"({result_tables.seeds_note(group)})",
         ]
-    return parts
+    return [*parts, *contents.left_out]
 
 
 def _gate(results: Sequence[Result], gate: float) -> list[str]:
@@ -149,11 +157,9 @@ def _gate(results: Sequence[Result], gate: float) -> list[str]:
     return ["## Reward model", text, gates.run_table(measured, gate)]
 
 
-def _figure_sections(
-    run_dir: Path, entries: Sequence[Mapping[str, Any]], results: Sequence[Result], gate: float
-) -> list[str]:
+def _figure_sections(run_dir: Path, sections: Sequence[run_figures.Section]) -> list[str]:
     parts = []
-    for section in run_figures.sections(entries, results, gate=gate):
+    for section in sections:
         parts.append(f"## {section.title}")
         if section.figures:
             parts.append(section.text)
@@ -185,8 +191,6 @@ def _definitions(results: Sequence[Result]) -> list[str]:
 def _provenance(config: Mapping[str, Any], command: str | None) -> list[str]:
     if not config:
         return ["## Provenance", "The run directory has no `config.json`."]
-    stored = config.get("command")
-    command = command or (shlex.join(stored) if isinstance(stored, list) else stored)
     parts = ["## How to repeat this"]
     if command:
         parts.append(f"```\n{command}\n```")

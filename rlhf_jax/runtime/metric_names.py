@@ -180,6 +180,11 @@ def markdown() -> str:
         + ", ".join(f"`{component}`" for component in COMPONENTS)
         + ", or one of `--reward.function`; `<k>` any whole",
         "number; `<closed_loop>` one of " + ", ".join(f"`{name}`" for name in _CLOSED_LOOP) + ".",
+        "",
+        '`samples.jsonl` holds what the policy said while it was trained: `{"stage", "step", "prompt", "reply", "scores"}`, a line a',
+        "reply. At every evaluation of `sft` and `ppo` the policy samples replies to the same `--samples` validation contexts.",
+        "`prompt` is what it reads and `reply` what it says, titles spelled out. `scores` are the reward model's components and",
+        "`score`, their weighted sum (z, without penalties); `sft` has none. Trackers get the same as the table `stage/samples`.",
     ]
     titles = (
         ("Every stage", EVERY_STAGE),

@@ -1,14 +1,15 @@
-"""Where a stage's numbers go: `metrics.jsonl`, TensorBoard, and W&B where its extra is installed."""
+"""Where a stage's numbers and replies go: `metrics.jsonl`, `samples.jsonl`, TensorBoard, and W&B where its extra is installed."""
 
 import contextlib
+import html
 import json
 import math
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,10 +17,21 @@ import numpy as np
 from rlhf_jax.runtime import files, metric_names, run
 
 
+class Sample(NamedTuple):
+    """What a policy said while it was trained."""
+
+    prompt: str
+    reply: str
+    scores: Mapping[str, float]
+    """Reward model's components and `score`, their weighted sum, z; empty where there is no reward model yet."""
+
+
 class Writer(Protocol):
-    """A place for scalars besides `metrics.jsonl`; they come as `stage/name`."""
+    """A place for scalars besides `metrics.jsonl`, and for replies besides `samples.jsonl`; names come as `stage/name`."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def write_samples(self, step: int, name: str, samples: Sequence[Sample]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -92,9 +104,11 @@ class MetricsLog:
 
     def __init__(self, directory: run.RunDirectory, stage: str, step: int) -> None:
         self._file = directory.path / "metrics.jsonl"
+        self._samples_file = directory.path / "samples.jsonl"
         self._stage = stage
         self._known: set[str] = set()
         drop_after(self._file, stage, step)
+        drop_after(self._samples_file, stage, step)
         self._writers: list[Writer] = [_WRITERS[tracker](directory, stage, step) for tracker in directory.trackers]
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -115,6 +129,17 @@ class MetricsLog:
             for writer in self._writers:
                 writer.write(step, named)
 
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Adds one line `{"stage", "step", "prompt", "reply", "scores"}` a sample to `samples.jsonl`, and a table to the trackers."""
+        place = {"stage": self._stage, "step": step}
+        entries = [files.as_json({**place, **sample._asdict()}, "samples.jsonl") for sample in samples]
+        lines = [json.dumps(entry, allow_nan=False) + "\n" for entry in entries]
+        with files.storage_errors(self._samples_file):
+            with open(self._samples_file, "a", encoding="utf-8") as file:
+                file.write("".join(lines))
+            for writer in self._writers:
+                writer.write_samples(step, f"{self._stage}/samples", samples)
+
     def __enter__(self) -> "MetricsLog":
         return self
 
@@ -129,6 +154,14 @@ class MetricsLog:
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """All lines of a `metrics.jsonl`, names bare whatever version wrote them; a last line cut by a kill is left out."""
     return [metric_names.bare(entry["stage"], entry) for entry in _stored(file)]
+
+
+def read_stage_samples(file: Path) -> list[dict[str, Any]]:
+    """All lines of a `samples.jsonl`; a last line cut by a kill is left out.
+
+    Raises: RunError naming file and line that is not JSON.
+    """
+    return _stored(file)
 
 
 def _stored(file: Path) -> list[dict[str, Any]]:
@@ -168,6 +201,9 @@ class _TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def write_samples(self, step: int, name: str, samples: Sequence[Sample]) -> None:
+        self._writer.add_text(name, _markdown(samples), step)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -181,6 +217,7 @@ class _WandB:
         # The same id when the stage is continued, another one for another run in a folder of the same name.
         birth = files.read_json(directory.path / "config.json")["started"]
         identity = f"{directory.path.name}-{stage}-{zlib.crc32(f'{directory.path.absolute()} {birth}'.encode()):08x}"
+        self._new_table = wandb.Table
         self._run = wandb.init(
             project="rlhf_jax", id=identity, resume="allow", dir=directory.path, config=dict(directory.config)
         )
@@ -188,8 +225,33 @@ class _WandB:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
+    def write_samples(self, step: int, name: str, samples: Sequence[Sample]) -> None:
+        header, rows = _table(samples)
+        self._run.log({name: self._new_table(columns=header, data=rows)}, step=step)
+
     def close(self) -> None:
         self._run.finish()
+
+
+def _table(samples: Sequence[Sample]) -> tuple[list[str], list[list[str | float]]]:
+    """Column names, and a row a sample."""
+    scores = list(dict.fromkeys(name for sample in samples for name in sample.scores))
+    rows: list[list[str | float]] = [
+        [sample.prompt, sample.reply, *(sample.scores.get(name, math.nan) for name in scores)] for sample in samples
+    ]
+    return ["prompt", "reply", *scores], rows
+
+
+def _markdown(samples: Sequence[Sample]) -> str:
+    """The table as TensorBoard shows it; what a policy says is no markup."""
+
+    def cell(value: str | float) -> str:
+        text = value if isinstance(value, str) else f"{value:.3f}"
+        return html.escape(" ".join(text.split())).replace("|", "&#124;")
+
+    header, rows = _table(samples)
+    lines = [header, ["---"] * len(header), *([cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 _WRITERS = {"tensorboard": _TensorBoard, "wandb": _WandB}

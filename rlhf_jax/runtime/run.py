@@ -2,7 +2,8 @@
 
 config.json    configuration, commit, versions, devices, provenance of the data
 metrics.jsonl  one object per log step            checkpoints/STAGE/STEP/  states
-results.json, report.md, tensorboard/, profile/   written by the stages that make them
+samples.jsonl  one object per reply that an evaluation during training drew
+results.json, report.md, report.html, tensorboard/, profile/   written by the stages that make them
 """
 
 import contextlib
@@ -39,6 +40,8 @@ class RunDirectory:
     """Where metrics go besides `metrics.jsonl`."""
     profile: tuple[str, ...] = ()
     """Stages that write a trace of a few of their updates."""
+    samples: int = 0
+    """Validation contexts that a policy answers at every evaluation of its training; the replies go to `samples.jsonl`."""
     shared: Path | None = None
     """The run directory itself, where `path` is a later process's own folder inside it."""
 
@@ -84,7 +87,8 @@ def open_run(
     *,
     trackers: Sequence[Tracker] = ("tensorboard",),
     profile: Sequence[str] = (),
-    volatile: Sequence[str] = ("run_dir", "trackers", "mesh", "processes", "profile"),
+    samples: int = 0,
+    volatile: Sequence[str] = ("run_dir", "trackers", "mesh", "processes", "profile", "samples"),
     wait: bool = False,
 ) -> RunDirectory:
     """Creates a run directory, or continues one that was started with the same configuration.
@@ -97,6 +101,7 @@ def open_run(
       config: a dataclass or a mapping; what is stored in `config.json` and compared on continuation.
       trackers: where metrics go besides `metrics.jsonl`.
       profile: stages to trace, each process into its own folder.
+      samples: validation contexts that are answered at every evaluation during training; 0 is none.
       volatile: names of top-level fields that may change between start and continuation without changing any number
         (the mesh: by more than rounding; it is stored with the environment, and a change is told).
       wait: where another process works in the directory, wait until it is done instead of giving up.
@@ -112,15 +117,15 @@ def open_run(
         here["mesh"] = fields["mesh"]
     if not processes.several():
         opened_alone = _open(path, stored_config, here, wait)
-        return dataclasses.replace(opened_alone, trackers=tuple(trackers), profile=tuple(profile))
+        return dataclasses.replace(opened_alone, trackers=tuple(trackers), profile=tuple(profile), samples=samples)
     # The first opens alone: what it refuses, nobody may begin.
     opened: list[RunDirectory] = []
     processes.lead_does(lambda: opened.append(_open(path, stored_config, here, wait)))
     if processes.leads():
-        return dataclasses.replace(opened[0], trackers=tuple(trackers), profile=tuple(profile))
+        return dataclasses.replace(opened[0], trackers=tuple(trackers), profile=tuple(profile), samples=samples)
     own = path / "processes" / str(jax.process_index())
     opened_own = _open(own, stored_config, here, wait)
-    return dataclasses.replace(opened_own, trackers=(), profile=tuple(profile), shared=path)
+    return dataclasses.replace(opened_own, trackers=(), profile=tuple(profile), samples=samples, shared=path)
 
 
 def _open(path: Path, stored_config: Mapping[str, Any], here: Mapping[str, Any], wait: bool) -> RunDirectory:

@@ -7,7 +7,7 @@ functions of the step, and every number the loop itself carries is saved with th
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ from rlhf_jax.parallel import processes
 from rlhf_jax.runtime import files, metric_names, run
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.interrupts import INTERRUPTED, stop_signals
-from rlhf_jax.runtime.metrics import MetricsLog, Window
+from rlhf_jax.runtime.metrics import MetricsLog, Sample, Window
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.step_trace import StepTrace
 
@@ -76,6 +76,8 @@ class StagePlan:
     """(state, step) -> metrics, called after every `eval_every`-th update and after the last one."""
     eval_every: int | None = None
     """Updates between evaluations."""
+    draw_samples: Callable[[Any], Sequence[Sample]] | None = None
+    """state -> replies to fixed prompts, drawn at every evaluation; it draws from no stream that training draws from."""
     best: Best | None = None
     """Ends the stage with the best evaluated state instead of the last."""
     skip_limit: int = 20
@@ -91,8 +93,15 @@ class StagePlan:
                 raise ValueError(f"stage {self.name}: {field} = {getattr(self, field)}, at least {least} is needed")
         if self.eval_every is not None and self.eval_every < 1:
             raise ValueError(f"stage {self.name}: eval_every = {self.eval_every}, at least 1 is needed")
-        if self.on_eval is None and (self.eval_every is not None or self.best is not None):
-            raise ValueError(f"stage {self.name}: eval_every and best need on_eval")
+        if self.on_eval is None and self.best is not None:
+            raise ValueError(f"stage {self.name}: best needs on_eval")
+        if self.eval_every is not None and not self.evaluates:
+            raise ValueError(f"stage {self.name}: eval_every needs on_eval or draw_samples")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is anything to do at an evaluation."""
+        return self.on_eval is not None or self.draw_samples is not None
 
     def due(self, every: int | None, step: int) -> bool:
         """True after every `every`-th update and after the last one."""
@@ -154,7 +163,7 @@ def run_stage(
             loop.step += 1
             window.add(metrics)
             progress.advance(loop.step)
-            evaluates = plan.on_eval is not None and plan.due(plan.eval_every, loop.step)
+            evaluates = plan.evaluates and plan.due(plan.eval_every, loop.step)
             if evaluates or stopping or plan.due(plan.log_every, loop.step) or plan.due(plan.save_every, loop.step):
                 _count_skipped(plan, loop, window)
             gained = False
@@ -269,7 +278,11 @@ def _count_skipped(plan: StagePlan, loop: Loop, window: Window) -> None:
 
 def _evaluate(plan: StagePlan, loop: Loop, state: Any, log: MetricsLog) -> bool:
     """Evaluates and logs; True where the result is the best so far."""
-    assert plan.on_eval is not None
+    if plan.draw_samples is not None:
+        with TraceAnnotation("draw samples"):
+            log.write_samples(loop.step, plan.draw_samples(state))
+    if plan.on_eval is None:
+        return False
     with TraceAnnotation("evaluate"):
         results = processes.from_lead({name: float(value) for name, value in plan.on_eval(state, loop.step).items()})
     log.write(loop.step, results)

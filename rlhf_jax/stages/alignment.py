@@ -16,11 +16,13 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import Adam, make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.runtime.metrics import Sample
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages.agent import copied, on_mesh, policy_params
 from rlhf_jax.stages.contexts import PromptBatches, Windows
 from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.samples import reply_drawer
 from rlhf_jax.stages.setup import Setup
 
 STAGE = "ppo"
@@ -47,7 +49,8 @@ class AlignmentConfig:
     adam_eps: float = 1e-5
     """ε of Adam."""
     evaluations: int = 6
-    """Evaluations during PPO (true utility in the simulated world), evenly spaced; fewer where they do not divide the updates."""
+    """Evaluations during PPO (true utility in the simulated world, replies of `--samples`), evenly spaced; fewer where they do
+    not divide the updates."""
     save_every: int = 5
     """Updates between checkpoints."""
     prompt_buckets: tuple[int, ...] = ()
@@ -141,6 +144,12 @@ def align(
     def evaluate(state: ppo.PPOState, index: int) -> Mapping[str, float]:
         return truth(layout.fetch(state.params), index) if truth is not None else {}
 
+    drawer = reply_drawer(setup, run.samples, proxy)
+
+    def draw_samples(state: ppo.PPOState) -> list[Sample]:
+        return [] if drawer is None else drawer(layout.fetch(state.params))
+
+    evaluates = truth is not None or drawer is not None
     final = run_stage(
         run,
         start_state,
@@ -151,7 +160,8 @@ def align(
             save_every=config.save_every,
             log_every=1,
             on_eval=evaluate if truth is not None else None,
-            eval_every=math.ceil(config.updates / config.evaluations) if truth is not None else None,
+            eval_every=math.ceil(config.updates / config.evaluations) if evaluates else None,
+            draw_samples=None if drawer is None else draw_samples,
         ),
     )
     return layout.fetch(final.params)

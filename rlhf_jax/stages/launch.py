@@ -22,6 +22,8 @@ from rlhf_jax.stages.supervised import SupervisedConfig
 
 Stage = Literal["sft", "reward_model", "ppo"]
 """The training stages of the paper, as checkpoints and metrics name them."""
+MOST_SAMPLES = 64
+"""One forward pass draws them all, and somebody is to read them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,13 @@ class StartConfig:
     """Processes that share the mesh; see docs/scaling.md."""
     profile: tuple[Stage, ...] = ()
     """Stages whose third to fifth step are traced into `profile/STAGE` of the run directory; see docs/profiling.md."""
+    samples: int = 4
+    """Validation contexts that the policy answers at every evaluation of `sft` and `ppo`; prompts, replies and scores go to
+    `samples.jsonl` and the trackers. 0 is none. It changes no other number."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.samples <= MOST_SAMPLES:
+            raise ValueError(f"--samples must be 0 to {MOST_SAMPLES}: got {self.samples}")
 
 
 @contextlib.contextmanager
@@ -55,7 +64,9 @@ def started(config: StartConfig) -> Iterator[RunDirectory]:
     join(config.processes)
     with (
         exits_on_signals(),
-        open_run(config.run_dir, config, trackers=config.trackers, profile=config.profile) as run,
+        open_run(
+            config.run_dir, config, trackers=config.trackers, profile=config.profile, samples=config.samples
+        ) as run,
     ):
         yield run
 

@@ -26,10 +26,12 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import Layout
+from rlhf_jax.runtime.metrics import Sample
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
-from rlhf_jax.stages.agent import Agent, on_mesh
+from rlhf_jax.stages.agent import Agent, on_mesh, policy_params
 from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
+from rlhf_jax.stages.samples import reply_drawer
 from rlhf_jax.stages.setup import Setup
 from rlhf_jax.stages.texts import TextBatches, description_texts, dialogue_texts
 
@@ -198,6 +200,16 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
         state, metrics = step(state, batch, known, layout.same(stream_key(key, "sft/dropout", index)))
         return state, metrics | {"learning_rate": rate(index)}
 
+    fold = jax.jit(compose, static_argnums=2)
+
+    def folded(state: TrainState) -> Params:
+        return fold(layout.fetch(state.average), knowledge, agent.grammar.first_item)
+
+    drawer = reply_drawer(setup, run.samples)
+
+    def draw_samples(state: TrainState) -> list[Sample]:
+        return [] if drawer is None else drawer(policy_params(folded(state), agent.network.n_embd))
+
     per_epoch = max(1, steps // config.epochs)
     final = run_stage(
         run,
@@ -210,10 +222,11 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
             log_every=max(1, min(50, per_epoch // 10)),
             on_eval=validation(setup, loss, known, config),
             eval_every=max(1, per_epoch // config.evaluations_per_epoch),
+            draw_samples=None if drawer is None else draw_samples,
             best=Best("validation/loss", "min", config.patience),
         ),
     )
-    return jax.jit(compose, static_argnums=2)(layout.fetch(final.average), knowledge, agent.grammar.first_item)
+    return folded(final)
 
 
 def make_loss(agent: Agent, config: SupervisedConfig, layout: Layout) -> Callable[..., LossSums]:

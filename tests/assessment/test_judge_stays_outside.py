@@ -14,10 +14,11 @@ import pytest
 from fingerprint import fingerprint
 from rlhf_jax.assessment.users import response_message
 from rlhf_jax.evaluation.satisfaction_judge import JudgedTurn, SatisfactionJudge, fit_judge
+from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models import gpt2
-from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.metrics import read_metrics, read_stage_samples
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages import alignment
@@ -82,7 +83,8 @@ def watch(judge: SatisfactionJudge, setup: Setup, seen: list[float]) -> alignmen
 def test_ppo_watched_by_the_judge_ends_with_the_same_bits(tmp_path: Path, judge: SatisfactionJudge) -> None:
     ends, seen = {}, []
     for name in ("alone", "watched"):
-        with open_run(tmp_path / name, {"seed": 0}, trackers=()) as run:
+        samples = 3 if name == "watched" else 0
+        with open_run(tmp_path / name, {"seed": 0}, trackers=(), samples=samples) as run:
             setup = set_up(run, dataclasses.replace(DATA, max_items=3), MODEL, seed=0)
             trunk = gpt2.init(setup.network, jax.random.key(1))
             start = fingerprint(trunk)
@@ -103,3 +105,13 @@ def test_ppo_watched_by_the_judge_ends_with_the_same_bits(tmp_path: Path, judge:
         line["judge/score"] for line in read_metrics(tmp_path / "watched" / "metrics.jsonl") if "judge/score" in line
     ]
     assert len(seen) == 3 and set(logged) <= set(seen) and logged
+    # Nor do the replies that are kept to be read disturb anything: the same contexts after each of two updates.
+    assert not (tmp_path / "alone" / "samples.jsonl").exists()
+    said = read_stage_samples(tmp_path / "watched" / "samples.jsonl")
+    assert [(line["stage"], line["step"]) for line in said] == [("ppo", 1)] * 3 + [("ppo", 2)] * 3
+    prompts = [line["prompt"] for line in said]
+    assert prompts[:3] == prompts[3:] and len(set(prompts)) == 3
+    assert [line["reply"] for line in said[:3]] != [line["reply"] for line in said[3:]]
+    for line in said:
+        *components, total = line["scores"].values()
+        assert list(line["scores"]) == [*COMPONENTS, "score"] and total == pytest.approx(np.mean(components))

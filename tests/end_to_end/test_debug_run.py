@@ -192,6 +192,8 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished: P
         assert fingerprint(stage_arrays(folder, stage)) == fingerprint(stage_arrays(finished, stage)), stage
     assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
     assert (folder / "samples.json").read_bytes() == (finished / "samples.json").read_bytes()
+    said = (folder / "samples.jsonl").read_bytes()
+    assert said == (finished / "samples.jsonl").read_bytes() and b'"stage": "sft"' in said and b'"stage": "ppo"' in said
 
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])

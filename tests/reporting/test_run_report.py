@@ -1,6 +1,7 @@
 """A report from stored files alone: tables say what may be claimed, pages show what was logged."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -144,6 +145,19 @@ def test_every_image_is_there_in_both_forms(finished_run: Path):
         assert f"](plots/{name}.png)" in text
         assert (finished_run / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert ElementTree.parse(finished_run / "plots" / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_the_page_needs_no_other_file(finished_run: Path):
+    page = (finished_run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg ") == 5 and "Over-optimised" in page and "<title>Toy run</title>" in page
+    links = re.findall(r"""\b(?:href|src|action|url)\s*[=(]\s*["']?([^"')\s>]*)""", page)
+    ids = re.findall(r' id="([^"]*)"', page)
+    # Inside figures alone: to their own parts, and colour bars.
+    assert links and {link[:1] for link in links} <= {"#", "d"}
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    assert not any(link.startswith("d") and not link.startswith("data:image/png;base64,") for link in links)
+    assert len(ids) == len(set(ids))
+    assert "<script" not in page and "@import" not in page
 
 
 def test_report_of_an_empty_run_says_what_is_missing(tmp_path: Path):

@@ -33,6 +33,8 @@ def same_end(undisturbed: Path) -> Callable[[Path], None]:
     def check(folder: Path) -> None:
         assert (folder / "results.json").read_bytes() == (undisturbed / "results.json").read_bytes()
         assert logged(folder) == logged(undisturbed)
+        said = (folder / "samples.jsonl").read_bytes()
+        assert said == (undisturbed / "samples.jsonl").read_bytes() and said.count(b"\n") == 2 * 3 * 2
 
     return check
 

@@ -221,7 +221,7 @@ def test_a_window_that_an_older_version_began_goes_on(
     ("changed", "message"),
     [
         ({"save_every": 0}, "save_every = 0, at least 1"),
-        ({"eval_every": 2}, "eval_every and best need on_eval"),
+        ({"eval_every": 2}, "eval_every needs on_eval or draw_samples"),
         ({"eval_every": 0, "on_eval": lambda state, step: {}}, "eval_every = 0"),
         ({"name": "a/b"}, "stage name 'a/b'"),
         ({"best": Best("hits"), "on_eval": lambda state, step: {"loss": 1.0}}, r"no metric 'hits' in .*\['loss'\]"),

@@ -14,6 +14,7 @@ import optax
 
 from rlhf_jax import keys
 from rlhf_jax.runtime import files, interrupts, run, stage
+from rlhf_jax.runtime.metrics import Sample
 
 N_STEPS = 12
 DATA = np.random.default_rng(0).normal(size=(N_STEPS * 8, 5)).astype(np.float32)
@@ -54,6 +55,10 @@ def main(path: str, pause: float = 0.0, signal_number: int = 0, signal_step: int
     def on_eval(state: dict, step: int) -> dict:
         return {"validation/loss": float(jnp.sum(state["weights"] ** 2) * (1000 if step == 4 else 1))}
 
+    def draw_samples(state: dict) -> list[Sample]:
+        weights = np.asarray(state["weights"]).tolist()
+        return [Sample(f"prompt {place}", f"é {weight}", {"score": weight}) for place, weight in enumerate(weights[:2])]
+
     with run.open_run(path, {"steps": N_STEPS}, trackers=()) as directory, interrupts.exits_on_signals():
         state = start(7)
         for name in ("sft-first", "sft-second"):
@@ -68,6 +73,7 @@ def main(path: str, pause: float = 0.0, signal_number: int = 0, signal_step: int
                     log_every=3,
                     on_eval=on_eval,
                     eval_every=4,
+                    draw_samples=draw_samples,
                     best=stage.Best("validation/loss", "max"),
                 ),
             )

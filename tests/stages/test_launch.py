@@ -51,7 +51,17 @@ def test_a_stage_that_does_not_exist_is_refused(script: ModuleType, capsys: pyte
     assert "pppo" in (said := "".join(capsys.readouterr())) and "reward_model" in said
 
 
-def test_a_run_goes_on_with_another_mesh_and_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [-1, 65])
+def test_samples_are_few(script: ModuleType, count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script.command_line(["debug", "--samples", str(count)])
+    assert f"--samples must be 0 to 64: got {count}" in "".join(capsys.readouterr())
+    assert script.command_line(["debug", "--samples", "0"]).samples == 0
+
+
+def test_a_run_goes_on_with_another_mesh_profile_and_number_of_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changed: dict[str, object] = {}  # Instead of changing the settings of all other tests.
     monkeypatch.setattr(jax.config, "update", changed.__setitem__)
     # The folder of a test before this one would be taken instead of the run's own.
@@ -60,8 +70,8 @@ def test_a_run_goes_on_with_another_mesh_and_profile(tmp_path: Path, monkeypatch
         assert run.profile == () and not run.resumed
         (run.path / "something").touch()
     assert "jax_compilation_cache_include_metadata_in_key" not in changed
-    with started(StartConfig(run_dir=tmp_path / "run", profile=("ppo",), mesh=MeshConfig(data=2))) as run:
-        assert run.profile == ("ppo",) and run.resumed
+    with started(StartConfig(run_dir=tmp_path / "run", profile=("ppo",), mesh=MeshConfig(data=2), samples=9)) as run:
+        assert run.profile == ("ppo",) and run.samples == 9 and run.resumed
     # Else a trace would show the names of whoever compiled the program first.
     assert changed["jax_compilation_cache_include_metadata_in_key"] is True
     assert (tmp_path / "jax_cache").is_dir()
