@@ -32,6 +32,7 @@ from rlhf_jax.reporting import plots, run_figures
 from rlhf_jax.reporting.run_report import read_results, write_report, write_results
 from rlhf_jax.runtime.files import RunError, notice, read_json
 from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.run import claim
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages.setup import DataConfig
 from studies.common import diagnostics
@@ -249,7 +250,7 @@ def main(config: Config) -> Path:
         name: [Path(folder) for folder in folders.split(",")]
         for name, _, folders in (setting.partition("=") for setting in config.settings)
     }
-    config.out.mkdir(parents=True, exist_ok=True)
+    claim(config.out, Path(__file__).name)
     results = [result for name, folders in settings.items() for result in gather_setting(name, folders)]
     write_results(config.out, results)
     lines = {name: [read_metrics(run / "metrics.jsonl") for run in folders] for name, folders in settings.items()}

@@ -211,6 +211,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
             on_eval=validation(setup, loss, known, config),
             eval_every=max(1, per_epoch // config.evaluations_per_epoch),
             best=Best("validation/loss", "min", config.patience),
+            advice="a lower --sft.learning-rate or a longer --sft.warmup-steps",
         ),
     )
     return jax.jit(compose, static_argnums=2)(layout.fetch(final.average), knowledge, agent.grammar.first_item)
