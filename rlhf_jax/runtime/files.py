@@ -42,24 +42,24 @@ def notice(text: str) -> None:
 
 
 @contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def errorsin_one_line() -> Iterator[None]:
     """For scripts: what the user can mend ends the program with one line and code 1; `python -X dev` shows where it arose."""
     try:
         yield
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
             raise
-        notice(f"error: {_in_one_line(error)}")
+        notice(f"error: {in_one_line(error)}")
         sys.exit(1)
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """The error's own text; for one of the system, the file and what to do."""
     text = None
     if isinstance(error, OSError) and error.filename is not None:
         path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path()
         text = _storage_problem(error, path) or f"{path}: {error.strerror}"
-    return " ".join((text or _storage_problem(error, Path()) or str(error)).splitlines())
+    return " ".join((text or _storage_problem(error, Path()) or str(error) or type(error).__name__).splitlines())
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise RunError(problem) from error
 
 
-def _storage_problem(error: Exception, path: Path) -> str | None:
+def _storage_problem(error: BaseException, path: Path) -> str | None:
     """What the disk refused, and what to do; None for any other error.
 
     Orbax reports some of them as text from its C++ side, hence the look at the message.

@@ -90,7 +90,7 @@ def test_another_environment_is_noted(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "vocabulary").mkdir()
     stored = json.loads((tmp_path / "config.json").read_text())
     stored["environment"]["versions"]["jax"] = "0.0.1"
-    (tmp_path / "config.json").write_text(json.dumps(stored))
+    files.write_json(tmp_path / "config.json", stored)
     run.open_run(tmp_path, Config()).close()
     assert "bitwise equality is not promised: versions.jax was '0.0.1'" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "config.json").read_text())["continued"]) == 1
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         files.write_json(tmp_path / "results.json", {"hits": 2})
     with pytest.raises(files.RunError, match=r"disk full while writing .*cases\.npz"):
         files.write_npz(tmp_path / "cases.npz", {"hits": np.zeros(1)})
-    assert contents(tmp_path) == {"results.json": b'{\n  "hits": 1\n}\n'}
+    assert contents(tmp_path) == {"results.json": b'{\n  "hits": 1,\n  "crc32": "b9ebd60c"\n}\n'}
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.runtime import files, run
-from rlhf_jax.runtime.metrics import Window, read_metrics
+from rlhf_jax.runtime.metrics import MetricsLog, Window, read_metrics
 from rlhf_jax.runtime.stage import Best, NonFiniteError, StagePlan, run_stage, stage_arrays
 
 QUIET: dict[str, Any] = {"save_every": 2}
@@ -103,8 +103,10 @@ def test_an_interrupted_window_and_a_broken_checkpoint_change_no_line(directory:
     arguments: dict[str, Any] = {"log_every": 3, **QUIET}
     with pytest.raises(OSError, match="a cable"):
         run_stage(directory, start(), broken_once, StagePlan("sft", 7, **arguments))
+    with MetricsLog(directory, "sft", 5) as log:
+        log.write(5, {"loss": 9.0})
     with open(directory.path / "metrics.jsonl", "a") as file:
-        file.write('{"stage": "sft", "step": 5, "loss": 9}\n{"stage": "sf')
+        file.write('{"stage": "sf')
     newest = max(
         (directory.checkpoints / "sft" / "4").rglob("*"), key=lambda entry: entry.stat().st_size * entry.is_file()
     )
