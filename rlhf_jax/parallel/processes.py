@@ -19,7 +19,7 @@ from orbax.checkpoint import multihost
 
 _HEARTBEAT_SECONDS = 40
 """Silence of a process after which the others are told that it is gone; the runtime's own 100 s are long to stare at."""
-_LOST = ("Gloo", "Connection closed by peer", "Connection reset by peer", "heartbeat", "coordination service", "Barrier")
+_LOST = ("gloo", "by peer", "heartbeat", "coordination service", "barrier", "socket closed")
 
 
 class LeadError(RuntimeError):
@@ -94,7 +94,7 @@ def _tell(text: str) -> None:
 
 def lost(error: BaseException) -> bool:
     """Whether the error says that another process has gone in the middle of a collective or a barrier."""
-    return any(sign in str(error) for sign in _LOST)
+    return any(sign in str(error).lower() for sign in _LOST)
 
 
 def several() -> bool:

@@ -1,7 +1,8 @@
 """Files of a run, written whole or not at all, and what a person is told: notices, errors in one line.
 
 What is stored carries its checksum, so that a changed bit is found when it is read: JSON objects have a last field
-`crc32`, npz files those of their members and their own name. Files of older versions have none and are read all the same.
+`crc32`, JSON lists an entry in `checksums.json` beside them, npz files those of their members and their own name. Files of
+older versions have none and are read all the same.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ import numpy as np
 
 CHECKSUM = "crc32"
 """Field of a stored JSON object with the checksum of all others."""
+CHECKSUMS = "checksums.json"
+"""Of the JSON lists in its folder: name to the checksums that the file may have; two while it is being replaced."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -42,7 +45,7 @@ def notice(text: str) -> None:
 
 
 @contextlib.contextmanager
-def errorsin_one_line() -> Iterator[None]:
+def errors_in_one_line() -> Iterator[None]:
     """For scripts: what the user can mend ends the program with one line and code 1; `python -X dev` shows where it arose."""
     try:
         yield
@@ -134,16 +137,33 @@ def as_json(value: Any, name: str = "config") -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` so that the file is at every moment either the old one or the new one, whole.
 
-    An object gets a last field `crc32`, which `read_json` checks and leaves out.
+    An object gets a last field `crc32`, which `read_json` checks and leaves out; for a list it is stored beside it.
     """
     stored = as_json(value, path.name)
+    if isinstance(stored, list):
+        new, known = _checksum(stored), _list_checksums(path)
+        old = known.get(path.name, [])
+        write_json(path.with_name(CHECKSUMS), {**known, path.name: [*old, new]})
+        write_text(path, json.dumps(stored, indent=2, allow_nan=False) + "\n")
+        write_json(path.with_name(CHECKSUMS), {**known, path.name: [new]})
+        return
     if isinstance(stored, dict):
         stored = {name: entry for name, entry in stored.items() if name != CHECKSUM}
         stored[CHECKSUM] = _checksum(stored)
     write_text(path, json.dumps(stored, indent=2, allow_nan=False) + "\n")
 
 
-def _checksum(value: Mapping[str, Any]) -> str:
+def _list_checksums(path: Path) -> dict[str, Any]:
+    """Of the JSON lists in the folder of `path`; a damaged file of them counts as none, with a notice."""
+    file = path.with_name(CHECKSUMS)
+    try:
+        return read_object(file) if file.exists() else {}
+    except DamagedFileError as error:
+        notice(f"{error}; it says nothing about {path.name} any more")
+        return {}
+
+
+def _checksum(value: Any) -> str:
     """Of what the object says, however it is laid out; JSON keeps every bit of a finite float."""
     return f"{zlib.crc32(json.dumps(value, separators=(',', ':')).encode()):08x}"
 
@@ -229,6 +249,14 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(
             f"{path} is not readable JSON ({error}): restore it or choose another run directory"
         ) from error
+    if isinstance(value, list):
+        known = _list_checksums(path).get(path.name)
+        if isinstance(known, list) and _checksum(value) not in known:
+            raise DamagedFileError(
+                f"{path} was changed after it was written: make it again with the command that wrote it; where the change is "
+                f"yours, remove {path.with_name(CHECKSUMS)}"
+            )
+        return value
     if not isinstance(value, dict) or CHECKSUM not in value:
         return value
     stored = value.pop(CHECKSUM)

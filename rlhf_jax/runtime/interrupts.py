@@ -66,7 +66,7 @@ def ends_without_the_others() -> Iterator[None]:
             notice(f"error: {in_one_line(error)}")
         else:
             traceback.print_exc()
-        if processes.leads():
+        if processes.leads() and not processes.lost(error):
             # It holds what the others are connected to: they may say their own words first.
             time.sleep(2)
         sys.stdout.flush()
