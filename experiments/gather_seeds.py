@@ -93,6 +93,8 @@ def runs_by_seed(name: str, folders: list[Path]) -> dict[int, Path]:
         config = run_config(folder)
         if not (folder / "results.json").exists():
             raise RunError(f"{folder}: no results.json; let the run finish first (start its command again)")
+        if not (folder / "metrics.jsonl").exists():
+            raise RunError(f"{folder}: no metrics.jsonl, which the figures are drawn from; restore it")
         if missing := [system for system in TRAINED if not assessment_file(folder, system).exists()]:
             raise RunError(f"{assessment_file(folder, missing[0])} is not there; {EXPECTED}")
         seed = config.pop("seed")

@@ -161,7 +161,10 @@ def double_line(file: Path, draw: random.Random) -> bool:
 
 def replace_value(file: Path, draw: random.Random) -> bool:
     """One value of a JSON file is garbage, and no checksum says so."""
-    value = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
     if isinstance(value, dict):
         value.pop("crc32", None)
     else:
@@ -191,8 +194,10 @@ def leave_open(run: Path) -> None:
 
 
 def of_report(run: Path, scratch: Path) -> Any:
-    """What a report is made of."""
+    """What a report is made of; without one of the files `gather_seeds.py` refuses, and `resume` makes them again."""
     del scratch
+    for name in ("results.json", "samples.json", "metrics.jsonl"):
+        (run / name).stat()
     lines = [{name: v for name, v in line.items() if name != "seconds_per_update"} for line in logged(run)]
     return [result.to_json() for result in read_results(run)], [str(one) for one in read_samples(run)], lines
 

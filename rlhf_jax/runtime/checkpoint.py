@@ -147,7 +147,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise files.RunError(
-                f"disk full: the checkpoint {target} needs {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are "
+                f"disk full: the checkpoint {target} needs {needed / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are "
                 "free: make room and start the same command again; the run continues from its last checkpoint"
             )
 

@@ -177,14 +177,19 @@ def write_text(path: Path, text: str) -> None:
 def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = False) -> None:
     """Replaces a file of named arrays in one step; `np.load` reads it, `read_npz` checks it too.
 
-    The archive's comment is the file's name: a file that was exchanged for its neighbour is found.
+    The archive's comment is the file's name and a checksum of the arrays' names: a file that was exchanged for its neighbour,
+    and an array that the archive's directory has lost, are found.
     """
     kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
     with _replacing(path) as file, zipfile.ZipFile(file, "w", kind) as archive:
-        archive.comment = path.name.encode()
+        archive.comment = _signed(path.name, [f"{name}.npy" for name in arrays])
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def _signed(file: str, members: Sequence[str]) -> bytes:
+    return f"{file} {zlib.crc32('/'.join(members).encode()):08x}".encode()
 
 
 def check_npz(path: Path) -> None:
@@ -194,7 +199,7 @@ def check_npz(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            broken, name = archive.testzip(), archive.comment.decode(errors="replace")
+            broken, comment, members = archive.testzip(), archive.comment, archive.namelist()
     except FileNotFoundError:
         raise
     # A flipped bit can also ask for an unknown compression or a password, or point outside the file.
@@ -202,8 +207,10 @@ def check_npz(path: Path) -> None:
         raise DamagedFileError(f"{path} is damaged ({error}): restore it or remove it") from error
     if broken is not None:
         raise DamagedFileError(f"{path} is damaged ({broken} is not what was written): restore it or remove it")
-    if name and name != path.name:
-        raise DamagedFileError(f"{path} was written as {name[:80]!r}: restore it or remove it")
+    if comment and comment != _signed(path.name, members):
+        name = comment.decode(errors="replace").rpartition(" ")[0]
+        what = f"was written as {name[:80]!r}" if name != path.name else f"has lost arrays, it holds {', '.join(members)}"
+        raise DamagedFileError(f"{path} {what}: restore it or remove it")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

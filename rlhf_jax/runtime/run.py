@@ -207,6 +207,7 @@ def _open(path: Path, stored_config: Mapping[str, Any], here: Mapping[str, Any],
         )
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+    with storage_errors(path / "lock"):
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -238,7 +239,7 @@ def _begun(path: Path) -> bool:
 def _check_same(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     old = stored.get("config")
     if not isinstance(old, dict):
-        raise RunError(f"{path / 'config.json'}: 'config' is {str(old)[:60]!r}, an object is needed: restore the file")
+        raise RunError(f"{path / 'config.json'}: 'config' is {_short(old)}, an object is needed: restore the file")
     changes = list(_differences(old, config, ""))
     if changes:
         shown = "; ".join(changes[:_SHOWN]) + (f"; {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
@@ -255,7 +256,12 @@ def _differences(old: Any, new: Any, name: str) -> Iterator[str]:
             inner = f"{name}.{key}" if name else key
             yield from _differences(old.get(key, "absent"), new.get(key, "absent"), inner)
     elif old != new:
-        yield f"{name} was {old!r}, now {new!r}"
+        yield f"{name} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 def _describe(config_file: Path, config: Mapping[str, Any], resumed: bool, here: Mapping[str, Any]) -> None:
