@@ -12,6 +12,7 @@ diagnostics, mean over runs) into the first argument. A claim needs three seeds 
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,8 +94,6 @@ def runs_by_seed(name: str, folders: list[Path]) -> dict[int, Path]:
         config = run_config(folder)
         if not (folder / "results.json").exists():
             raise RunError(f"{folder}: no results.json; let the run finish first (start its command again)")
-        if not (folder / "metrics.jsonl").exists():
-            raise RunError(f"{folder}: no metrics.jsonl, which the figures are drawn from; restore it")
         if missing := [system for system in TRAINED if not assessment_file(folder, system).exists()]:
             raise RunError(f"{assessment_file(folder, missing[0])} is not there; {EXPECTED}")
         seed = config.pop("seed")
@@ -252,6 +251,9 @@ def main(config: Config) -> Path:
         name: [Path(folder) for folder in folders.split(",")]
         for name, _, folders in (setting.partition("=") for setting in config.settings)
     }
+    for folder in itertools.chain(*settings.values()):
+        if folder.is_dir() and not (folder / "metrics.jsonl").exists():
+            raise RunError(f"{folder}: no metrics.jsonl, which the figures are drawn from; {EXPECTED}")
     claim(config.out, Path(__file__).name)
     results = [result for name, folders in settings.items() for result in gather_setting(name, folders)]
     write_results(config.out, results)

@@ -287,7 +287,7 @@ def train(
         "unmeasured": unmeasured(predicted, held_out.labels, held_out.label_mask, weights, names),
     }
     found = held_out.correlations(predicted, weights)
-    return Proxy(trained, weights, names), _gate(run.path / f"{stage}.json", found, report, config, weights)
+    return Proxy(trained, weights, names), check_gate(run.path / f"{stage}.json", found, report, config, weights)
 
 
 def _turns(setup: Setup, dialogues: tuple[Dialogue, ...], table: LabelTable, limit: int | None) -> LabelledTurns:
@@ -381,13 +381,22 @@ def _intervals(
     }
 
 
-def _gate(
+def check_gate(
     path: Path,
     found: dict[str, float],
     report: dict[str, Any],
     config: RewardConfig,
     weights: tuple[float, ...],
 ) -> dict[str, Any]:
+    """Writes what was found, and judges it.
+
+    Args:
+      path: of the report, JSON.
+      found: held-out correlations, by component and of the sum (`reward`).
+      report: what else is reported, `unmeasured` among it.
+    Returns: the whole report.
+    Raises: GateError where the gate is `stop` and a correlation with a weight is too low, or could not be measured.
+    """
     judged = ["reward", *(name for name, weight in zip(config.components, weights, strict=True) if weight != 0)]
     failed = [name for name in judged if not found[name] > config.gate_pearson]
     report = report | {"pearson": found, "threshold": config.gate_pearson, "judged": judged, "failed": failed}
