@@ -20,6 +20,9 @@ takes 20 minutes, `world-quick` 7, `redial-quick` 10, `opendialkg-quick` 2, `red
 Expected: docs/results/ablation_world.md, ablation_redial.md; all of OpenDialKG with one seed, the others with three. The judge was fitted on ReDial and is used there alone.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import sys
 from pathlib import Path

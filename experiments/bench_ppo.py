@@ -10,6 +10,9 @@ CPU and bfloat16 on an accelerator, from the same weights and prompts. Time on t
 22. Writes `bench.json`, `bench.md` and `bench.png` into `--out`. How to read them: docs/benchmarks.md.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import functools
 import importlib.metadata

@@ -8,6 +8,9 @@ model would suggest first, given the conversation so far, and its reply. `/top 2
 again, `/quit` (or end of file) leaves. Only reads the run directory; a run that is still training can be talked to.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import sys
 from pathlib import Path

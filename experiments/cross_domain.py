@@ -19,6 +19,9 @@ Separate: its own vector alone. Vocabulary, TF-IDF, reward model and policy come
 the other domain the catalogue is known (titles, genres, people), to both forms alike.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import shlex
 import sys

@@ -14,6 +14,9 @@ Writes `report.md` with the verdicts, tables and figures of all studies into `RU
 `evidence-debug`), beside `logs/` with every job's output. Exit code 1: a job failed, the others went on; 75: asked to stop.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import os
 import shlex

@@ -11,6 +11,9 @@ counts over ceilings times assumed shares. Writes `scale.json` and `scale.md` in
 in its folder `programs`. How to read the table: docs/scaling.md.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import itertools
 import json

@@ -19,6 +19,9 @@ Expected: docs/results/over_optimisation.md (`hackable-quick`) and satisfaction_
 the full sizes `hackable` and `redial` one.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import math
 from pathlib import Path

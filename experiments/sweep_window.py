@@ -17,6 +17,9 @@ full ones 18 (`redial`) to 40 (`world`) for three. Expected: docs/results/window
 have three seeds, the full ones one).
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import sys
 from pathlib import Path

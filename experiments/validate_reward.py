@@ -20,6 +20,9 @@ eight for `world` and `redial`. Writes `results.json`, `report.md` and `plots/{c
 Expected: docs/results/reward_model_world.md, reward_model_redial.md: three seeds of all four.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal

@@ -257,7 +257,9 @@ def limited() -> Iterator[None]:
         signal.alarm(0)
 
 
-def outcome(read: Callable[[Path, Path], Any], run: Path, scratch: Path, expected: Any, edited: bool) -> tuple[str, str]:
+def outcome(
+    read: Callable[[Path, Path], Any], run: Path, scratch: Path, expected: Any, edited: bool
+) -> tuple[str, str]:
     """One reader's outcome, and what it said."""
     said = io.StringIO()
     try:
@@ -280,7 +282,9 @@ def outcome(read: Callable[[Path, Path], Any], run: Path, scratch: Path, expecte
     return ("edited" if edited else "SILENT"), "other numbers"
 
 
-def examine(base: Path, number: int, seed: int, expected: Mapping[str, Any], scratch: Path) -> tuple[Mutation, str, str]:
+def examine(
+    base: Path, number: int, seed: int, expected: Mapping[str, Any], scratch: Path
+) -> tuple[Mutation, str, str]:
     """One damaged copy read by all; the mutation, the worst outcome, and its words."""
     draw = random.Random(f"{seed}/{number}")
     copy = scratch / base.name
@@ -303,11 +307,15 @@ def table(counted: Mapping[tuple[str, str], int], seed: int) -> str:
     total = sum(counted.values())
     lines = [
         "# Damaged run directories",
-        f"`python tools/corrupt_runs.py --mutations {total} --seed {seed} --table` damages one file in each of {total} copies of "
-        "a finished `debug` run (half of them with the last stage open) and lets everything that reads a run read it: what a "
-        "report is made of, the loading of `chat.py`, `gather_seeds.py`, and the same command again. The worst reader counts.",
-        "*same*: bit for bit the undamaged numbers; *told*: a notice said what was lost or made again; *edited*: a value was "
-        "replaced on purpose and its checksum removed, and the numbers follow it; *refused*: an error in one line.",
+        (
+            f"`python tools/corrupt_runs.py --mutations {total} --seed {seed} --table` damages one file in each of {total} copies of "
+            "a finished `debug` run (half of them with the last stage open) and lets everything that reads a run read it: what a "
+            "report is made of, the loading of `chat.py`, `gather_seeds.py`, and the same command again. The worst reader counts."
+        ),
+        (
+            "*same*: bit for bit the undamaged numbers; *told*: a notice said what was lost or made again; *edited*: a value was "
+            "replaced on purpose and its checksum removed, and the numbers follow it; *refused*: an error in one line."
+        ),
         "\n".join(
             [
                 f"| file | {' | '.join(ORDER)} |",
@@ -350,7 +358,10 @@ def main() -> int:
             mutation, worst, words = examine(base, number, arguments.seed, expected, scratch)
             counted[mutation.kind, worst] += 1
             bad += worst in ("SILENT", "TRACEBACK", "HANG")
-            print(f"{number:4} {worst:9} {mutation.what}, {mutation.file}{', open' * mutation.open_end} | {words}", flush=True)
+            print(
+                f"{number:4} {worst:9} {mutation.what}, {mutation.file}{', open' * mutation.open_end} | {words}",
+                flush=True,
+            )
     text = table(counted, arguments.seed)
     print(text)
     if arguments.table:

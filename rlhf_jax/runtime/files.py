@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import zipfile
 import zlib
@@ -54,6 +55,11 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         notice(f"error: {in_one_line(error)}")
         sys.exit(1)
+    except KeyboardInterrupt:
+        if sys.flags.dev_mode:
+            raise
+        notice("stopped by Ctrl-C")
+        sys.exit(128 + signal.SIGINT)
 
 
 def in_one_line(error: BaseException) -> str:
@@ -209,7 +215,9 @@ def check_npz(path: Path) -> None:
         raise DamagedFileError(f"{path} is damaged ({broken} is not what was written): restore it or remove it")
     if comment and comment != _signed(path.name, members):
         name = comment.decode(errors="replace").rpartition(" ")[0]
-        what = f"was written as {name[:80]!r}" if name != path.name else f"has lost arrays, it holds {', '.join(members)}"
+        what = (
+            f"was written as {name[:80]!r}" if name != path.name else f"has lost arrays, it holds {', '.join(members)}"
+        )
         raise DamagedFileError(f"{path} {what}: restore it or remove it")
 
 

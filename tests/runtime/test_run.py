@@ -261,7 +261,7 @@ def test_no_changed_bit_of_a_json_file_is_read(tmp_path: Path, value: Any) -> No
             # What is laid out in another way, or whose checksum has lost its name, still says the same.
             assert found == value or (isinstance(value, dict) and {name: found.get(name) for name in value} == value)
         except files.DamagedFileError as error:
-            assert str(file) in str(error)  # noqa: PT017
+            assert str(file) in str(error)
         file.write_bytes(whole)
 
 
@@ -294,9 +294,7 @@ def test_no_changed_bit_of_an_npz_file_is_read(tmp_path: Path) -> None:
         (ValueError("two\nlines"), "two lines"),
     ],
 )
-def test_errors_of_the_system_are_one_line(
-    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_of_the_system_are_one_line(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="1"), files.errors_in_one_line():
         raise error
     said = capsys.readouterr().err

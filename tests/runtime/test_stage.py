@@ -127,7 +127,8 @@ def test_skipped_updates_are_counted_and_limited(directory: run.RunDirectory) ->
 
 
 @pytest.mark.parametrize(
-    ("per_update", "skips", "stops"), [(1, 1, "step 2: 2 .* 1 are accepted .*half of 3"), (4, 2, None), (4, 3, "step 3: 9")]
+    ("per_update", "skips", "stops"),
+    [(1, 1, "step 2: 2 .* 1 are accepted .*half of 3"), (4, 2, None), (4, 3, "step 3: 9")],
 )
 def test_a_stage_most_of_whose_steps_were_refused_stops(
     directory: run.RunDirectory, per_update: int, skips: int, stops: str | None
@@ -167,7 +168,9 @@ def damage(kind: str, lines: list[str]) -> list[str]:
         return [*lines[:2], lines[2][1:], *lines[3:]]
     if kind == "no checksum":
         return [*lines[:2], lines[2].replace("crc32", "crc33"), *lines[3:]]
-    return {"removed": lines[:1] + lines[2:], "doubled": lines[:2] + lines[1:], "moved": lines[:1] + lines[2:0:-1]}[kind]
+    return {"removed": lines[:1] + lines[2:], "doubled": lines[:2] + lines[1:], "moved": lines[:1] + lines[2:0:-1]}[
+        kind
+    ]
 
 
 @pytest.mark.parametrize(
