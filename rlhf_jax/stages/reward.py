@@ -347,6 +347,7 @@ def unmeasured(
 
     Args: as for `correlations`.
     """
+    predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
     needed = [index for index, weight in enumerate(weights) if weight != 0]
     whole = label_mask[:, needed].all(axis=1)
     sides = {name: (predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(names)}

@@ -80,7 +80,7 @@ def test_what_cannot_be_measured_is_not_below_the_gate(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    labels, mask = drawn[1].copy(), np.ones((N, 3), bool)
+    labels, mask = drawn[1].astype(np.float32), np.ones((N, 3), bool)
     predicted, weights = labels.copy(), (0.5, 0.5, 0.0)
     if spoil == "no labels":
         mask[:, 1] = False
