@@ -104,6 +104,9 @@ def claim(path: Path | str, script: str, *, known_by: str | None = None) -> None
     """
     path = _named_folder(path)
     maker = script if known_by is not None and (path / known_by).exists() else _maker(path)
+    if not (path / MADE_BY).exists() and path.is_dir() and all(one.name.startswith("seed-") for one in path.iterdir()):
+        # Seeds alone: there is no summary to lose, and each is compared with its own configuration when it is opened.
+        maker = script
     if maker is None and path.is_dir() and (found := _contents(path)):
         raise RunError(
             f"{path} holds {found} and was not made by {script}: choose an empty or new folder; nothing was overwritten"
