@@ -20,6 +20,9 @@ takes 20 minutes, `world-quick` 7, `redial-quick` 10, `opendialkg-quick` 2, `red
 Expected: docs/results/ablation_world.md, ablation_redial.md; all of OpenDialKG with one seed, the others with three. The judge was fitted on ReDial and is used there alone.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import sys
 from pathlib import Path
@@ -38,7 +41,7 @@ from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.interrupts import exits_on_signals
-from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache
+from rlhf_jax.runtime.run import RunDirectory, claim, enable_compilation_cache
 from rlhf_jax.stages import alignment
 from studies import ablation, common
 from studies.ablation import VARIANTS, Comparison, Variant
@@ -168,6 +171,7 @@ def best_name(config: Config) -> str:
 
 def main(config: Config) -> Path | None:
     """Every seed, then the summary; None where one seed alone was asked for."""
+    claim(config.run_dir, Path(__file__).name)
     enable_compilation_cache(beside=config.run_dir)
     setting = study_setting(config.setting, config.size, config.data_dir)
 

@@ -10,6 +10,9 @@ CPU and bfloat16 on an accelerator, from the same weights and prompts. Time on t
 22. Writes `bench.json`, `bench.md` and `bench.png` into `--out`. How to read them: docs/benchmarks.md.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import functools
 import importlib.metadata
@@ -31,6 +34,7 @@ from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, Work
 from command_line import options, start
 from rlhf_jax.reporting import plots
 from rlhf_jax.runtime.machine import environment
+from rlhf_jax.runtime.run import claim
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate")
 
@@ -189,7 +193,7 @@ def main(config: Config) -> Path | str:
         (workload,) = workloads(config)
         (make,) = makers_of(config, workload, networks.draw_networks(workload)).values()
         return f"peak_bytes {memory.peak_bytes(make)}"
-    config.out.mkdir(parents=True, exist_ok=True)
+    claim(config.out, Path(__file__).name, known_by="bench.json")
     if not have_torch():
         print("torch is not installed: ours alone (pip install -e '.[bench]' -c constraints.txt for the others)")
     measured = []

@@ -10,6 +10,9 @@ one CPU core, 8 GB of memory, about twenty minutes. Writes `growth.json` and `re
 Expected: docs/recommenders.md, "Growth".
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import concurrent.futures
 import dataclasses
 import multiprocessing

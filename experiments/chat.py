@@ -13,6 +13,9 @@ The page needs the extra `web` (`pip install -e ".[web]" -c constraints.txt`). I
 nothing from elsewhere and sends nothing elsewhere.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import importlib.util
 import io

@@ -1,5 +1,8 @@
 """How every script reads its command line: a preset with options on top, and what the user can mend said in one line."""
 
+import quiet_start
+
+# isort: split
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -34,4 +37,5 @@ def options(config: type[Config], description: Any) -> Callable[[Sequence[str]],
 @errors_in_one_line()
 def start(main: Callable[[Config], Made], parse: Callable[[list[str]], Config]) -> Made:
     """What a script does when it is started: `main` of what the command line says. Exit code 1 where the user must mend it."""
+    quiet_start.end()
     return main(parse(sys.argv[1:]))

@@ -19,6 +19,9 @@ Separate: its own vector alone. Vocabulary, TF-IDF, reward model and policy come
 the other domain the catalogue is known (titles, genres, people), to both forms alike.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import shlex
 import sys
@@ -33,7 +36,7 @@ from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, read_json, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.metrics import read_metrics
-from rlhf_jax.runtime.run import enable_compilation_cache, open_run
+from rlhf_jax.runtime.run import claim, enable_compilation_cache, open_run
 from rlhf_jax.stages import alignment, reward
 from studies.common import check_seeds, is_done
 from studies.foundation import FoundationConfig, Sentiment, lay, stored_config
@@ -87,6 +90,7 @@ PRESETS = {
 
 def main(config: Config) -> Path:
     """Every seed's models, then their comparison. Returns the report, or the seed's folder with `only_seed`."""
+    claim(config.run_dir, Path(__file__).name)
     enable_compilation_cache(beside=config.run_dir)
     setting = setting_of(config)
     with exits_on_signals():

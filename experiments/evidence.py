@@ -14,6 +14,9 @@ Writes `report.md` with the verdicts, tables and figures of all studies into `RU
 `evidence-debug`), beside `logs/` with every job's output. Exit code 1: a job failed, the others went on; 75: asked to stop.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import os
 import shlex
@@ -28,6 +31,7 @@ from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.interrupts import INTERRUPTED
 from rlhf_jax.runtime.job_slots import find_slots
 from rlhf_jax.runtime.jobs import Job, Outcome, run_jobs
+from rlhf_jax.runtime.run import claim
 from studies.evidence_page import Chapter, write_evidence
 from studies.settings import Setting, Size, foundation_folder
 
@@ -241,7 +245,7 @@ def main(config: Config, studies: tuple[Study, ...] | None = None, scripts: Path
     # One cache of compiled programs for all: what one seed has compiled, the next one need not.
     name = "JAX_COMPILATION_CACHE_DIR"
     cache = {name: os.environ.get(name) or str((config.runs / "jax_cache").resolve())}
-    config.folder.mkdir(parents=True, exist_ok=True)
+    claim(config.folder, Path(__file__).name, known_by="jobs")
     outcome = run_jobs(jobs_of(chosen, config, scripts), slots, config.folder, environment=cache)
     page = report(chosen, left_out, outcome, config)
     for name, reason in outcome.failed.items():

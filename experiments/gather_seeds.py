@@ -11,7 +11,11 @@ and RDL (ReDial) and for the ranking split by what the context names of the item
 diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +26,7 @@ from matplotlib.figure import Figure
 
 from command_line import options, start
 from rlhf_jax.assessment import assess, comparison
-from rlhf_jax.assessment.assess import Assessment
+from rlhf_jax.assessment.assess import Assessment, AssessmentConfig
 from rlhf_jax.assessment.users import yardsticks
 from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.data.windows import RankingRow, ranking_rows
@@ -32,6 +36,8 @@ from rlhf_jax.reporting import plots, run_figures
 from rlhf_jax.reporting.run_report import read_results, write_report, write_results
 from rlhf_jax.runtime.files import RunError, notice, read_json
 from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.runtime.run import claim
+from rlhf_jax.runtime.settings import from_json
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages.setup import DataConfig
 from studies.common import diagnostics
@@ -78,7 +84,19 @@ def run_config(folder: Path) -> dict[str, Any]:
     known = config if isinstance(config, dict) else {}
     if missing := [field for field in ("seed", "data", "assess") if field not in known]:
         raise RunError(f"{file}: no field {', '.join(missing)} in 'config'; {EXPECTED}")
+    if type(known["seed"]) is not int:
+        raise RunError(f"{file}: config.seed is {known['seed']!r}, a number is needed; {EXPECTED}")
+    for name, kind in (("data", DataConfig), ("assess", AssessmentConfig)):
+        _check_fields(known[name], kind, f"{file}: config.{name}")
     return known
+
+
+def _check_fields(stored: Any, kind: type[DataConfig] | type[AssessmentConfig], name: str) -> None:
+    """Raises RunError for a value of another type; a field that another version of the code had is left aside."""
+    if not isinstance(stored, dict):
+        raise RunError(f"{name} is {stored!r}, an object is needed; {EXPECTED}")
+    fields = {field.name for field in dataclasses.fields(kind)}
+    from_json(kind, {field: value for field, value in stored.items() if field in fields}, name)
 
 
 def runs_by_seed(name: str, folders: list[Path]) -> dict[int, Path]:
@@ -209,7 +227,7 @@ def untrained_in_the_world(runs: Mapping[int, Path], split: str) -> list[Result]
     measured = {}
     for seed, folder in runs.items():
         stored = run_config(folder)
-        world, assess = WorldConfig(**stored["data"]["world"]), stored["assess"]
+        world, assess = from_json(WorldConfig, stored["data"]["world"], "config.data.world"), stored["assess"]
         measured[seed] = yardsticks(world, seed, n_users=assess["users"], n_turns=assess["user_turns"])
     return comparison.yardstick_results(measured, split=split)
 
@@ -249,7 +267,10 @@ def main(config: Config) -> Path:
         name: [Path(folder) for folder in folders.split(",")]
         for name, _, folders in (setting.partition("=") for setting in config.settings)
     }
-    config.out.mkdir(parents=True, exist_ok=True)
+    for folder in itertools.chain(*settings.values()):
+        if folder.is_dir() and not (folder / "metrics.jsonl").exists():
+            raise RunError(f"{folder}: no metrics.jsonl, which the figures are drawn from; {EXPECTED}")
+    claim(config.out, Path(__file__).name)
     results = [result for name, folders in settings.items() for result in gather_setting(name, folders)]
     write_results(config.out, results)
     lines = {name: [read_metrics(run / "metrics.jsonl") for run in folders] for name, folders in settings.items()}

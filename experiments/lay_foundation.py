@@ -11,6 +11,9 @@ Hardware, one CPU core: a quarter of an hour for the full worlds and `opendialkg
 `quick`.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 from pathlib import Path
 from typing import Annotated

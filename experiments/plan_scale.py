@@ -11,6 +11,9 @@ counts over ceilings times assumed shares. Writes `scale.json` and `scale.md` in
 in its folder `programs`. How to read the table: docs/scaling.md.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import itertools
 import json
@@ -24,6 +27,7 @@ from command_line import options, start
 from rlhf_jax.parallel.mesh import AXES, MeshConfig, check_sizes
 from rlhf_jax.parallel.partition import Partition
 from rlhf_jax.runtime.machine import environment
+from rlhf_jax.runtime.run import claim
 from scale import plan as scale_plan
 from scale.plan import PHASES, Fleet, Seconds, Work
 from scale.program import Program, abstract, compiled_apart
@@ -317,7 +321,7 @@ def markdown(config: Config, plans: list[dict[str, Any]]) -> str:
 def main(config: Config) -> Path:
     """Plans, prints and writes."""
     plans = []
-    config.out.mkdir(parents=True, exist_ok=True)
+    claim(config.out, Path(__file__).name, known_by="scale.json")
     for size, name in itertools.product(config.sizes, config.fleets):
         program_of(config, size, FLEETS[name])  # What cannot be cut is refused before anything is compiled.
     for size in config.sizes:

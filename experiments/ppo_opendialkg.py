@@ -16,6 +16,9 @@ leak); sentiment is its level after the turn; no reply times, so engagement is `
 short: they end at their last recommending turn, whose answer is not in the data.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 from pathlib import Path
 

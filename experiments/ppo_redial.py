@@ -15,6 +15,9 @@ its greedy choice (three seeds); `demo` and `hackable` pay for the level of sent
 paper's shift. What was measured stands in docs/RESULTS.md, deviations from the paper in docs/deviations.md.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 from pathlib import Path
 

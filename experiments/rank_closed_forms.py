@@ -19,6 +19,9 @@ Expected, ReDial, `fresh`, R@1/10/50: mixture .042/.196/.384, mixture_tuned .045
 table).
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 from functools import partial
 from pathlib import Path

@@ -19,6 +19,9 @@ Expected: docs/results/over_optimisation.md (`hackable-quick`) and satisfaction_
 the full sizes `hackable` and `redial` one.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import math
 from pathlib import Path
@@ -32,7 +35,7 @@ from rlhf_jax.reporting import diagnostics, gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_json, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
-from rlhf_jax.runtime.run import enable_compilation_cache, open_run
+from rlhf_jax.runtime.run import claim, enable_compilation_cache, open_run
 from rlhf_jax.stages import alignment
 from studies.common import check_seeds, is_done, seed_entries
 from studies.foundation import Sentiment, facts, lay_for
@@ -221,6 +224,7 @@ def run_seed(config: Config, seed: int) -> None:
 
 def main(config: Config) -> Path:
     """Every seed, then the study over all of them."""
+    claim(config.run_dir, Path(__file__).name)
     enable_compilation_cache(beside=config.run_dir)
     with exits_on_signals():
         for seed in config.seeds if config.only_seed is None else (config.only_seed,):

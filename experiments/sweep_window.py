@@ -17,6 +17,9 @@ full ones 18 (`redial`) to 40 (`world`) for three. Expected: docs/results/window
 have three seeds, the full ones one).
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 import sys
 from pathlib import Path
@@ -29,7 +32,7 @@ from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.interrupts import exits_on_signals
-from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache
+from rlhf_jax.runtime.run import RunDirectory, claim, enable_compilation_cache
 from rlhf_jax.stages import alignment, reward
 from studies import common, windows
 from studies.foundation import EQUAL, lay_for
@@ -120,6 +123,7 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
 
 def main(config: Config) -> Path | None:
     """Every seed, then the summary; None where one seed alone was asked for."""
+    claim(config.run_dir, Path(__file__).name)
     enable_compilation_cache(beside=config.run_dir)
     setting = study_setting(config.setting, config.size, config.data_dir)
 

@@ -20,6 +20,9 @@ eight for `world` and `redial`. Writes `results.json`, `report.md` and `plots/{c
 Expected: docs/results/reward_model_world.md, reward_model_redial.md: three seeds of all four.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +34,7 @@ from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
-from rlhf_jax.runtime.run import enable_compilation_cache, open_run
+from rlhf_jax.runtime.run import claim, enable_compilation_cache, open_run
 from studies.common import check_seeds, is_done
 from studies.foundation import Sentiment, facts, lay_for
 from studies.reward import cases
@@ -102,6 +105,7 @@ PRESETS = {
 
 def main(config: Config) -> Path:
     """1 foundation, 2 cases of every seed, 3 the judge, 4 results, 5 tables and figures."""
+    claim(config.run_dir, Path(__file__).name)
     enable_compilation_cache(beside=config.run_dir)
     setting = study_setting(config.setting, config.size, config.data_dir)
     with exits_on_signals():

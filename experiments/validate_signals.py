@@ -18,6 +18,9 @@ form (test and validation dialogues; items the recommender named first), ratings
 passed the attention check). Reply times are real in the test file and the verbatim part of the training file only.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 from pathlib import Path
 

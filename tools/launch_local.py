@@ -41,8 +41,9 @@ def start(count: int, command: list[str]) -> list[subprocess.Popen[bytes]]:
 def wait(started: list[subprocess.Popen[bytes]]) -> int:
     """Waits for all; the first exit code that is not 0, or 0."""
     first, deadline = 0, None
-    while any(process.poll() is None for process in started):
-        failed = [process.returncode for process in started if process.returncode not in (None, 0)]
+    # All are asked each time: the first may still run when another has failed.
+    while None in (codes := [process.poll() for process in started]):
+        failed = [code for code in codes if code not in (None, 0)]
         if failed and deadline is None:
             first, deadline = failed[0], time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:

@@ -22,7 +22,7 @@ from rlhf_jax.evaluation import ranking, user_centric
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.text import GeneratedTurn, is_grammatical, words_of
 from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch
-from rlhf_jax.runtime.files import write_npz
+from rlhf_jax.runtime.files import DamagedFileError, notice, read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.agent import Agent
@@ -85,7 +85,10 @@ def assess(
     rows = test_rows(setup, config)
     stored = folder / f"{system}.npz"
     if stored.exists():
-        return load(stored, rows)
+        try:
+            return load(stored, rows)
+        except DamagedFileError as error:
+            notice(f"{error}: measuring again")
     scores = item_score_chunks(setup, params, rows, config, name=f"{system}: ranking")
     outcome = ranking.rank_rows(rows, scores, setup.vocab.item_ids)
     turns = answer(setup, params, config, name=f"{system}: answers")
@@ -218,23 +221,28 @@ def save(path: Path, assessment: Assessment) -> None:
 
 
 def load(path: Path, rows: Sequence[RankingRow] = ()) -> Assessment:
-    """Reads what `save` wrote; `rows`, the same test rows, are needed for the user-centric metrics only."""
-    with np.load(path) as arrays:
-        names = list(arrays)
-        tables = {}
-        for name in names:
+    """Reads what `save` wrote; `rows`, the same test rows, are needed for the user-centric metrics only.
+
+    Raises: DamagedFileError naming a file that is not what was written.
+    """
+    arrays = read_npz(path)
+    tables = {}
+    try:
+        for name, array in arrays.items():
             kind, _, protocol = name.partition("/")
             if kind == "ranks":
                 dialogues = tuple(map(str, arrays[f"dialogues/{protocol}"]))
-                tables[protocol] = RankTable(protocol, arrays[name], arrays[f"rows/{protocol}"], dialogues)
+                tables[protocol] = RankTable(protocol, array, arrays[f"rows/{protocol}"], dialogues)
         whole, filtered = (
             tuple(tuple(items) for items in json.loads(str(arrays[f"top/{kind}"]))) for kind in ("whole", "filtered")
         )
         turns = [GeneratedTurn(*fields) for fields in json.loads(str(arrays["turns"]))]
-        users: dict[str, dict[str, np.ndarray]] = {}
-        for name in names:
-            if name.startswith("users/"):
-                _, decoding, metric = name.split("/", 2)
-                users.setdefault(decoding, {})[metric] = arrays[name]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} holds no assessment ({error}): restore it or remove it") from error
+    users: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        if name.startswith("users/"):
+            _, decoding, metric = name.split("/", 2)
+            users.setdefault(decoding, {})[metric] = array
     top = user_centric.TopOne(tuple(rows), whole, filtered)
     return Assessment(RankingOutcome(tables, top), turns, users)

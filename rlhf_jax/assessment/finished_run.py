@@ -9,14 +9,15 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.runtime.files import RunError, read_json
+from rlhf_jax.runtime.files import RunError, as_json, read_object
+from rlhf_jax.runtime.run import check_facts
 from rlhf_jax.runtime.settings import from_json
 from rlhf_jax.runtime.stage import stage_arrays
 from rlhf_jax.stages import alignment, items, reward, supervised
 from rlhf_jax.stages.agent import Agent, make_agent, policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.reward import Proxy, RewardConfig
-from rlhf_jax.stages.setup import DataConfig, ModelConfig, size_network
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, size_network, vocabulary_hashes
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 STAGES = (supervised.STAGE, alignment.STAGE)
@@ -54,7 +55,12 @@ def open_finished(path: Path) -> Finished:
     """
     if not (path / "config.json").exists():
         raise RunError(f"{path} is no run directory: it has no config.json")
-    config = read_json(path / "config.json")["config"]
+    config = read_object(path / "config.json", "config")["config"]
+    if not isinstance(config, dict) or (missing := {"data", "model", "align", "sft"} - config.keys()):
+        lacks = f"lacks {', '.join(sorted(missing))}" if isinstance(config, dict) else "is no object"
+        raise RunError(
+            f"{path / 'config.json'}: 'config' {lacks}: expected a run of ppo_redial.py or ppo_opendialkg.py"
+        )
     data = from_json(DataConfig, config["data"], "config.data")
     folder = path / "data" if data.source == WORLD else Path(str(data.dir))
     try:
@@ -64,6 +70,7 @@ def open_finished(path: Path) -> Finished:
     if not (path / "vocabulary").exists():
         raise RunError(f"{path} has no vocabulary yet: start the run again and let it come further")
     vocab = Vocabulary.load(path / "vocabulary")
+    check_facts(path, as_json({"data": corpus.provenance, "vocabulary": vocabulary_hashes(path)}))
     network = size_network(from_json(ModelConfig, config["model"], "config.model"), vocab)
     align = from_json(AlignmentConfig, config["align"], "config.align")
     agent = make_agent(

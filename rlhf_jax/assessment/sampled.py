@@ -24,7 +24,7 @@ from rlhf_jax.data.windows import response_parts
 from rlhf_jax.evaluation.text import GeneratedTurn
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.keys import stream_key
-from rlhf_jax.runtime.files import write_npz
+from rlhf_jax.runtime.files import DamagedFileError, read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.agent import Agent
@@ -240,8 +240,12 @@ def save(path: Path, answers: SampledAnswers) -> None:
 
 
 def load(path: Path) -> SampledAnswers:
-    """Reads what `save` wrote."""
-    with np.load(path) as arrays:
+    """Reads what `save` wrote.
+
+    Raises: DamagedFileError naming a file that is not what was written.
+    """
+    arrays = read_npz(path)
+    try:
         return SampledAnswers(
             turns=[GeneratedTurn(*fields) for fields in json.loads(str(arrays["turns"]))],
             replies=[Message("recommender", tuple(parts), 0) for parts in json.loads(str(arrays["replies"]))],
@@ -253,3 +257,5 @@ def load(path: Path) -> SampledAnswers:
             listed=Listed(*(arrays[f"listed/{name}"] for name in Listed._fields)),
             judge=arrays.get("judge"),
         )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} holds no sampled answers ({error}): restore it or remove it") from error

@@ -35,7 +35,7 @@ from rlhf_jax.evaluation.satisfaction_judge import (
     part_texts,
 )
 from rlhf_jax.interfaces import Corpus, Dialogue, Item
-from rlhf_jax.runtime.files import RunError, notice, read_json, write_json, write_npz
+from rlhf_jax.runtime.files import DamagedFileError, RunError, check_npz, notice, read_object, write_json, write_npz
 
 Floats = NDArray[np.float64]
 HELD_OUT = 0.2
@@ -77,9 +77,14 @@ def uss_judge(data_dir: Path, cache: Path, *, replicates: int = 500) -> tuple[Sa
     with open(cache / "uss-judge.lock", "w") as lock:
         # Seeds that run side by side wait for the first to fit, and read what it stored.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (stored.exists() and written.exists()):
-            _fit(data_dir, stored, written, provenance, replicates)
-    return SatisfactionJudge.load(stored), read_json(written)
+        if stored.exists() and written.exists():
+            try:
+                check_npz(stored)
+                return SatisfactionJudge.load(stored), read_object(written)
+            except DamagedFileError as error:
+                notice(f"{error}: fitting again")
+        _fit(data_dir, stored, written, provenance, replicates)
+    return SatisfactionJudge.load(stored), read_object(written)
 
 
 def check_unread(judge: SatisfactionJudge, dialogues: Iterable[Dialogue]) -> None:

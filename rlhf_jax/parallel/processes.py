@@ -5,6 +5,9 @@ With one process every function here returns at once and touches no device.
 """
 
 import dataclasses
+import os
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
+
+_HEARTBEAT_SECONDS = 40
+"""Silence of a process after which the others are told that it is gone; the runtime's own 100 s are long to stare at."""
+_LOST = ("gloo", "by peer", "heartbeat", "coordination service", "barrier", "socket closed")
+
+
+class LeadError(RuntimeError):
+    """Process 0 could not do what all wait for; its own message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +38,12 @@ class ProcessConfig:
     """Which of them this is, from 0."""
     detect: bool = False
     """Read all of this from the surroundings: SLURM, a TPU pod, GKE, Open MPI."""
+    wait_seconds: int = 120
+    """How long to wait at the start until all processes are there."""
 
     def __post_init__(self) -> None:
+        if self.wait_seconds < 1:
+            raise ValueError(f"--processes.wait-seconds must be at least 1: got {self.wait_seconds}")
         if not 0 <= self.index < self.count:
             raise ValueError(f"process {self.index} of {self.count} does not exist: indices begin at 0")
         if self.count > 1 and self.coordinator is None and not self.detect:
@@ -36,15 +51,50 @@ class ProcessConfig:
 
 
 def join(config: ProcessConfig) -> None:
-    """Connects this process with the others, and waits for them; call before anything asks for devices."""
+    """Connects this process with the others, and waits for them; call before anything asks for devices.
+
+    Says what it waits for; ends the process with code 1 where they have not come in time, because the runtime would end it
+    with a stack of its own.
+    """
     if config.count == 1 and not config.detect:
         return
     # Its own SIGTERM handler would take the signal from ours, which saves and exits with code 75.
     jax.config.update("jax_enable_preemption_service", False)
-    if config.detect:
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(config.coordinator, config.count, config.index)
+    others = "those the surroundings name" if config.detect else f"{config.count} at {config.coordinator}"
+    who = "a process" if config.detect else f"process {config.index}"
+    _tell(f"{who} waits until all are there ({others}), {config.wait_seconds} s at most")
+
+    def give_up() -> None:
+        _tell(
+            f"error: {who} waited {config.wait_seconds} s and not all processes came ({others}): start all of them with the same "
+            "--processes.coordinator and --processes.count and another --processes.index each, or raise --processes.wait-seconds"
+        )
+        os._exit(1)
+
+    watch = threading.Timer(config.wait_seconds, give_up)
+    watch.daemon = True
+    watch.start()
+    # The runtime's own limit comes later than ours.
+    limits = {
+        "initialization_timeout": 2 * config.wait_seconds + 60,
+        "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
+    }
+    try:
+        if config.detect:
+            jax.distributed.initialize(**limits)
+        else:
+            jax.distributed.initialize(config.coordinator, config.count, config.index, **limits)
+    finally:
+        watch.cancel()
+
+
+def _tell(text: str) -> None:
+    print(f"[rlhf_jax] {text}", file=sys.stderr, flush=True)
+
+
+def lost(error: BaseException) -> bool:
+    """Whether the error says that another process has gone in the middle of a collective or a barrier."""
+    return any(sign in str(error).lower() for sign in _LOST)
 
 
 def several() -> bool:
@@ -104,7 +154,7 @@ def together(program: Any, name: str) -> Any:
 def lead_does(work: Callable[[], None]) -> None:
     """`work()` on the lead alone; all return when it is done.
 
-    Raises: what `work` raised, on the lead; RuntimeError on the others.
+    Raises: what `work` raised, on the lead; LeadError on the others.
     """
     problem: Exception | None = None
     if leads():
@@ -116,7 +166,7 @@ def lead_does(work: Callable[[], None]) -> None:
     if problem is not None:
         raise problem
     if failed:
-        raise RuntimeError("process 0 failed; its message says why")
+        raise LeadError("process 0 failed; its message says why")
 
 
 def fetch(tree: Any) -> Any:

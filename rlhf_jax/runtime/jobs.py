@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.runtime.files import DamagedFileError, notice, read_object, write_json
 from rlhf_jax.runtime.interrupts import stop_signals
 from rlhf_jax.runtime.job_slots import Slot, on_cores
 
@@ -122,7 +122,11 @@ class _Board:
             marker = self._marker(job)
             if not marker.exists() or (job.makes is not None and not job.makes.exists()):
                 continue
-            stored, at = read_json(marker), marker.stat().st_mtime
+            try:
+                stored, at = read_object(marker, "command", "seconds"), marker.stat().st_mtime
+            except DamagedFileError as error:
+                notice(f"{error}; {job.name} is done again")
+                continue
             if stored["command"] == list(job.command) and all(ended.get(name, math.inf) <= at for name in job.needs):
                 self.seconds[job.name], ended[job.name] = stored["seconds"], at
         self._printed, self._terminal = 0.0, sys.stderr.isatty()

@@ -1,12 +1,17 @@
-"""Where a stage's numbers and replies go: `metrics.jsonl`, `samples.jsonl`, TensorBoard, and W&B where its extra is installed."""
+"""Where a stage's numbers and replies go: `metrics.jsonl`, `samples.jsonl`, TensorBoard, and W&B where its extra is installed.
+
+Every line of the two files ends with `crc32`, the checksum of itself and of all lines before it: a changed bit, a line that
+was removed, doubled or moved is found by its number. Lines that older versions wrote have none.
+"""
 
 import contextlib
 import html
 import json
 import math
+import re
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +20,8 @@ import jax
 import numpy as np
 
 from rlhf_jax.runtime import files, metric_names, run
+
+_CHECKED = re.compile(r', "crc32": "([0-9a-f]{8})"\}$')
 
 
 class Sample(NamedTuple):
@@ -107,8 +114,8 @@ class MetricsLog:
         self._samples_file = directory.path / "samples.jsonl"
         self._stage = stage
         self._known: set[str] = set()
-        drop_after(self._file, stage, step)
-        drop_after(self._samples_file, stage, step)
+        self._crc = drop_after(self._file, stage, step)
+        self._samples_crc = drop_after(self._samples_file, stage, step)
         self._writers: list[Writer] = [_WRITERS[tracker](directory, stage, step) for tracker in directory.trackers]
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -119,9 +126,8 @@ class MetricsLog:
         for name in values.keys() - self._known:
             metric_names.check(self._stage, name)
         self._known |= values.keys()
-        line = json.dumps(
-            files.as_json({"stage": self._stage, "step": step, **values}, "metrics.jsonl"), allow_nan=False
-        )
+        entry = files.as_json({"stage": self._stage, "step": step, **values}, "metrics.jsonl")
+        line, self._crc = _with_checksum(entry, self._crc)
         named = {f"{self._stage}/{name}": value for name, value in values.items()}
         with files.storage_errors(self._file):
             with open(self._file, "a", encoding="utf-8") as file:
@@ -132,8 +138,11 @@ class MetricsLog:
     def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Adds one line `{"stage", "step", "prompt", "reply", "scores"}` a sample to `samples.jsonl`, and a table to the trackers."""
         place = {"stage": self._stage, "step": step}
-        entries = [files.as_json({**place, **sample._asdict()}, "samples.jsonl") for sample in samples]
-        lines = [json.dumps(entry, allow_nan=False) + "\n" for entry in entries]
+        lines = []
+        for sample in samples:
+            entry = files.as_json({**place, **sample._asdict()}, "samples.jsonl")
+            line, self._samples_crc = _with_checksum(entry, self._samples_crc)
+            lines.append(line + "\n")
         with files.storage_errors(self._samples_file):
             with open(self._samples_file, "a", encoding="utf-8") as file:
                 file.write("".join(lines))
@@ -152,40 +161,100 @@ class MetricsLog:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """All lines of a `metrics.jsonl`, names bare whatever version wrote them; a last line cut by a kill is left out."""
-    return [metric_names.bare(entry["stage"], entry) for entry in _stored(file)]
+    """All lines of a `metrics.jsonl`, names bare whatever version wrote them; a last line cut by a kill is left out.
+
+    Raises: RunError naming file and line where a line is not what was written, or one is missing before it.
+    """
+    return [metric_names.bare(entry["stage"], entry) for entry in _stored(file)[0]]
 
 
 def read_stage_samples(file: Path) -> list[dict[str, Any]]:
     """All lines of a `samples.jsonl`; a last line cut by a kill is left out.
 
-    Raises: RunError naming file and line that is not JSON.
+    Raises: RunError naming file and line where a line is not what was written, or one is missing before it.
     """
-    return _stored(file)
+    return _stored(file)[0]
 
 
-def _stored(file: Path) -> list[dict[str, Any]]:
+def _stored(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines without their checksums, and the last checksum."""
     if not file.exists():
-        return []
-    *lines, _cut = file.read_text(encoding="utf-8").split("\n")
-    entries = []
+        return [], 0
+    try:
+        *lines, cut = file.read_text(encoding="utf-8").split("\n")
+    except (UnicodeDecodeError, OSError) as error:
+        raise _damaged(file, _line_of(file, error), f"cannot be read ({error})") from error
+    if cut:
+        files.notice(f"{file}, line {len(lines) + 1} has no end and is left out: {cut[:40]!r}")
+    entries, crc = [], 0
     for number, line in enumerate(lines, start=1):
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise files.RunError(f"{file}, line {number} is not JSON ({error}): {line[:80]!r}") from error
-    return entries
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _damaged(file, number, f"is not JSON ({error}): {line[:80]!r}") from error
+        if not (isinstance(entry, dict) and isinstance(entry.get("stage"), str) and type(entry.get("step")) is int):
+            raise _damaged(file, number, f"has no 'stage' and 'step': {line[:80]!r}")
+        checked = _CHECKED.search(line)
+        if checked is None and crc:
+            raise _damaged(file, number, f"lacks its checksum: {line[-40:]!r}")
+        if checked is not None:
+            del entry["crc32"]
+            crc = zlib.crc32(line[: checked.start()].encode(), crc)
+            if f"{crc:08x}" != checked[1]:
+                raise _damaged(file, number, "was changed after it was written, or does not follow the one before it")
+        entries.append(entry)
+    return entries, crc
 
 
-def drop_after(file: Path, stage: str, step: int) -> None:
-    """Removes the lines of `stage` after `step`, and a cut last line."""
+def _with_checksum(entry: Mapping[str, Any], before: int) -> tuple[str, int]:
+    """A line, and its checksum, which goes on from that of the line before."""
+    text = json.dumps(entry, allow_nan=False)[:-1]
+    crc = zlib.crc32(text.encode(), before)
+    return f'{text}, "crc32": "{crc:08x}"}}', crc
+
+
+def _damaged(file: Path, number: int, what: str) -> files.DamagedFileError:
+    return files.DamagedFileError(
+        f"{file}, line {number} {what}: restore the file; moved away, only what it logged is lost: a run starts a new one"
+    )
+
+
+def _line_of(file: Path, error: Exception) -> int:
+    """Where the text stops being UTF-8."""
+    if not isinstance(error, UnicodeDecodeError):
+        return 1
+    return file.read_bytes()[: error.start].count(b"\n") + 1
+
+
+def drop_after(file: Path, stage: str, step: int) -> int:
+    """Removes the lines of `stage` after `step`, and a cut last line; returns the checksum of what stays."""
     if not file.exists():
-        return
+        return 0
+    entries, crc = _stored(file)
+    kept = [entry for entry in entries if entry["stage"] != stage or entry["step"] <= step]
     text = file.read_text(encoding="utf-8")
-    kept = [entry for entry in _stored(file) if entry["stage"] != stage or entry["step"] <= step]
-    new = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in kept)
-    if new != text:
-        files.write_text(file, new)
+    if len(kept) == len(entries) and text.endswith("\n"):
+        return crc
+    lines, crc = text.split("\n")[: len(entries)], 0
+    new = []
+    for line, entry in zip(lines, entries, strict=True):
+        if entry["stage"] == stage and entry["step"] > step:
+            continue
+        if _CHECKED.search(line):
+            line, crc = _with_checksum(entry, crc)
+        new.append(line + "\n")
+    files.write_text(file, "".join(new))
+    return crc
+
+
+def check_logged(file: Path, stage: str, steps: Iterable[int]) -> None:
+    """Tells where lines of a stage that were written are no longer in the file; the run goes on without them."""
+    found = {entry["step"] for entry in _stored(file)[0] if entry["stage"] == stage}
+    if missing := [step for step in steps if step not in found]:
+        files.notice(
+            f"{file} has lost {len(missing)} of the lines of {stage}, the first that of step {missing[0]}: "
+            "its figures will lack them"
+        )
 
 
 class _TensorBoard:

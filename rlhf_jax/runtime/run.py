@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,14 @@ from typing import Any, Literal
 import jax
 
 from rlhf_jax.parallel import processes
-from rlhf_jax.runtime.files import RunError, as_json, notice, read_json, storage_errors, write_json
+from rlhf_jax.runtime.files import RunError, as_json, notice, read_object, storage_errors, write_json
 from rlhf_jax.runtime.machine import environment
 
 Tracker = Literal["tensorboard", "wandb"]
+MADE_BY = "made_by.json"
+"""Names the script that a folder of summaries belongs to; a run directory has `config.json`."""
+_SHOWN = 8
+"""Differences between two configurations that a message lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +60,8 @@ class RunDirectory:
 
         Raises: RunError where a continued run finds another value, e.g. other data files under the same path.
         """
-        stored = read_json(self.path / "config.json")
         facts = as_json(facts, "config.json")
-        for name, value in facts.items():
-            if name in stored and stored[name] != value:
-                changes = "; ".join(_differences(stored[name], value, name))
-                raise RunError(
-                    f"{self.path} was started with other facts ({changes}): put the old ones back or choose another "
-                    "run directory; nothing was overwritten"
-                )
+        stored = check_facts(self.path, facts)
         if any(name not in stored for name in facts):
             write_json(self.path / "config.json", {**stored, **facts})
 
@@ -79,6 +77,84 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_facts(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.json` of a run directory, whose facts of these names must have these values where it has them.
+
+    Raises: RunError naming what differs.
+    """
+    stored = read_object(path / "config.json")
+    for name, value in facts.items():
+        if name in stored and stored[name] != value:
+            changes = "; ".join(_differences(stored[name], value, name))
+            raise RunError(
+                f"{path} was started with other facts ({changes}): put the old ones back or choose another "
+                "run directory; nothing was overwritten"
+            )
+    return stored
+
+
+def claim(path: Path | str, script: str, *, known_by: str | None = None) -> None:
+    """Makes a folder of summaries that belongs to `script`, or finds it its own; call before anything is written there.
+
+    Args:
+      path: where a study writes `results.json`, `report.md`, a folder a seed …; made with its parents.
+      script: file name of the script, for example `sweep_window.py`.
+      known_by: a name that nobody else gives: how the script knows folders that its older versions made.
+    Raises: RunError for a folder of another script, a run directory, a file, or a folder of other things; nothing there
+      was changed.
+    """
+    path = _named_folder(path)
+    maker = script if known_by is not None and (path / known_by).exists() else _maker(path)
+    if not (path / MADE_BY).exists() and path.is_dir() and all(one.name.startswith("seed-") for one in path.iterdir()):
+        # Seeds alone: there is no summary to lose, and each is compared with its own configuration when it is opened.
+        maker = script
+    if maker is None and path.is_dir() and (found := _contents(path)):
+        raise RunError(
+            f"{path} holds {found} and was not made by {script}: choose an empty or new folder; nothing was overwritten"
+        )
+    if maker not in (None, script):
+        raise RunError(
+            f"{path} belongs to {maker} and holds {_contents(path)}; {script} needs a folder of its own: choose another "
+            "--run-dir or folder; nothing was overwritten"
+        )
+    if (path / MADE_BY).exists():
+        return
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    # Seeds that run side by side all write the same few bytes; the last one stays.
+    own = path / f"{MADE_BY}.{os.getpid()}"
+    write_json(own, {"script": script})
+    own.replace(path / MADE_BY)
+
+
+def _named_folder(path: Path | str) -> Path:
+    if Path(path) == Path():
+        raise RunError("the run directory has no name of its own ('' or '.'): give it one, for example runs/mine")
+    if Path(path).exists() and not Path(path).is_dir():
+        raise RunError(f"run directory {path} is a file: choose another run directory")
+    return Path(path)
+
+
+def _maker(path: Path) -> str | None:
+    """The script that made a folder, as far as the folder says it; folders of older versions say it in other places."""
+    if (path / MADE_BY).exists():
+        return str(read_object(path / MADE_BY, "script")["script"])
+    for config in (path / "config.json", *sorted(path.glob("seed-*/config.json"))):
+        if config.exists():
+            command = read_object(config).get("command")
+            return Path(str(command[1])).name if isinstance(command, list) and len(command) > 1 else "another script"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if named := re.search(r"python experiments/(\w+\.py)", (path / "report.md").read_text(encoding="utf-8")):
+            return named[1]
+    return None
+
+
+def _contents(path: Path) -> str:
+    """The first few names in a folder; empty where there are none but a log or a lock."""
+    names = sorted(entry.name for entry in path.iterdir() if entry.name not in ("lock", MADE_BY))
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def open_run(
@@ -109,7 +185,7 @@ def open_run(
     Raises: RunError for a directory of another configuration (each differing field named), one that is not a run
       directory, one in use, no permission, or a full disk; in all cases nothing there was changed.
     """
-    path = Path(path)
+    path = _named_folder(path)
     fields = as_json(config)
     stored_config = {name: value for name, value in fields.items() if name not in volatile}
     here = environment()
@@ -129,16 +205,17 @@ def open_run(
 
 
 def _open(path: Path, stored_config: Mapping[str, Any], here: Mapping[str, Any], wait: bool) -> RunDirectory:
-    if path.exists() and not path.is_dir():
-        raise RunError(f"run directory {path} is a file: choose another run directory")
     config_file = path / "config.json"
     resumed = config_file.exists() and _begun(path)
     if resumed:
-        _check_same(path, read_json(config_file), stored_config)
+        _check_same(path, read_object(config_file), stored_config)
     elif not config_file.exists() and path.is_dir() and _begun(path):
-        raise RunError(f"{path} is not empty and holds no config.json: choose an empty or new run directory")
+        raise RunError(
+            f"{path} is not empty and holds no config.json, but {_contents(path)}: choose an empty or new run directory"
+        )
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+    with storage_errors(path / "lock"):
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,7 +230,7 @@ def _open(path: Path, stored_config: Mapping[str, Any], here: Mapping[str, Any],
         resumed = config_file.exists() and _begun(path)
     try:
         if wait and resumed:  # What the other process has written by now may be of another configuration.
-            _check_same(path, read_json(config_file), stored_config)
+            _check_same(path, read_object(config_file), stored_config)
         _describe(config_file, stored_config, resumed, here)
     except BaseException:
         os.close(lock)
@@ -168,10 +245,15 @@ def _begun(path: Path) -> bool:
 
 
 def _check_same(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    changes = list(_differences(stored.get("config"), config, ""))
+    old = stored.get("config")
+    if not isinstance(old, dict):
+        raise RunError(f"{path / 'config.json'}: 'config' is {_short(old)}, an object is needed: restore the file")
+    changes = list(_differences(old, config, ""))
     if changes:
+        shown = "; ".join(changes[:_SHOWN]) + (f"; {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
+        made = f" (made by {_maker(path)})" if len(changes) > _SHOWN else ""
         raise RunError(
-            f"{path} belongs to a run of another configuration: {'; '.join(changes)}. Repeat the old options to continue "
+            f"{path} belongs to a run of another configuration{made}: {shown}. Repeat the old options to continue "
             "it, or choose another run directory; nothing was overwritten"
         )
 
@@ -182,7 +264,12 @@ def _differences(old: Any, new: Any, name: str) -> Iterator[str]:
             inner = f"{name}.{key}" if name else key
             yield from _differences(old.get(key, "absent"), new.get(key, "absent"), inner)
     elif old != new:
-        yield f"{name} was {old!r}, now {new!r}"
+        yield f"{name} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 def _describe(config_file: Path, config: Mapping[str, Any], resumed: bool, here: Mapping[str, Any]) -> None:
@@ -192,12 +279,13 @@ def _describe(config_file: Path, config: Mapping[str, Any], resumed: bool, here:
             config_file, {"config": config, "command": ["python", *sys.argv], "started": _now(), "environment": here}
         )
         return
-    stored = read_json(config_file)
-    last = stored.get("continued", [{}])[-1].get("environment", stored.get("environment"))
-    changes = "; ".join(_differences(last, here, ""))
+    stored = read_object(config_file)
+    earlier = stored.get("continued", [])
+    last = earlier[-1] if isinstance(earlier, list) and earlier and isinstance(earlier[-1], dict) else stored
+    changes = "; ".join(_differences(last.get("environment"), here, ""))
     if changes:
         notice(f"the run goes on in another environment, bitwise equality is not promised: {changes}")
-        continued = [*stored.get("continued", []), {"at": _now(), "environment": here}]
+        continued = [*(earlier if isinstance(earlier, list) else []), {"at": _now(), "environment": here}]
         write_json(config_file, {**stored, "continued": continued})
 
 

@@ -20,7 +20,7 @@ from rlhf_jax.parallel import processes
 from rlhf_jax.runtime import files, metric_names, run
 from rlhf_jax.runtime.checkpoint import Checkpoints
 from rlhf_jax.runtime.interrupts import INTERRUPTED, stop_signals
-from rlhf_jax.runtime.metrics import MetricsLog, Sample, Window
+from rlhf_jax.runtime.metrics import MetricsLog, Sample, Window, check_logged
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.step_trace import StepTrace
 
@@ -28,7 +28,7 @@ State = TypeVar("State")
 
 
 class NonFiniteError(files.RunError):
-    """More optimiser steps were skipped for non-finite losses or gradients than a healthy run has."""
+    """A stage that did not learn: too many optimiser steps were skipped as non-finite, or its state is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +81,20 @@ class StagePlan:
     best: Best | None = None
     """Ends the stage with the best evaluated state instead of the last."""
     skip_limit: int = 20
-    """Skipped optimiser steps that are still accepted in the whole stage."""
+    """Skipped optimiser steps that are still accepted in the whole stage, and never more than half of all its steps: what
+    most of its steps were refused for is not what its options asked for, however short the stage."""
+    steps_per_update: int = 1
+    """Optimiser steps of one update."""
+    advice: str = "a lower learning rate or a longer warm-up"
+    """What usually helps where steps are skipped; options by their names."""
     keep: int = 2
     """Checkpoints kept, besides that of the best state."""
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "_").isidentifier():
             raise ValueError(f"stage name {self.name!r} must be letters, digits, '_' and '-': it names a folder")
-        for field, least in (("n_steps", 0), ("save_every", 1), ("log_every", 1), ("skip_limit", 0)):
+        least_of = {"n_steps": 0, "save_every": 1, "log_every": 1, "skip_limit": 0, "steps_per_update": 1}
+        for field, least in least_of.items():
             if getattr(self, field) < least:
                 raise ValueError(f"stage {self.name}: {field} = {getattr(self, field)}, at least {least} is needed")
         if self.eval_every is not None and self.eval_every < 1:
@@ -106,6 +112,14 @@ class StagePlan:
     def due(self, every: int | None, step: int) -> bool:
         """True after every `every`-th update and after the last one."""
         return step == self.n_steps or (every is not None and step % every == 0)
+
+    def logged(self, step: int) -> list[int]:
+        """Steps up to this one whose lines are in `metrics.jsonl`."""
+        return [one for one in range(1, step + 1) if self.due(self.log_every, one)]
+
+    def accepted(self, updates: int) -> int:
+        """Skipped optimiser steps that a stage of so many updates may have."""
+        return min(self.skip_limit, updates * self.steps_per_update // 2)
 
 
 def run_stage(
@@ -125,7 +139,8 @@ def run_stage(
       plan: its name, how long it is, and what is saved, logged and evaluated when.
     Returns: the final (or best) state.
     Raises: ValueError at the first log line with a name that `metric_names` does not have for this kind of stage;
-      NonFiniteError naming stage and step; RunError for storage problems; SystemExit(75) after SIGTERM or SIGINT
+      NonFiniteError naming stage and step, as soon as more steps were skipped than the whole stage may have, or at the
+      end where the state is not finite; RunError for storage problems; SystemExit(75) after SIGTERM or SIGINT
       once the running update is done and saved (a second signal does not wait).
     """
     name, n_steps = plan.name, plan.n_steps
@@ -134,8 +149,11 @@ def run_stage(
     if done is not None:
         untraced = "; --profile has nothing to trace" if name in directory.profile else ""
         files.notice(f"{name}: done before, using its state of step {done}{untraced}")
+        check_logged(directory.path / "metrics.jsonl", name, plan.logged(done))
         return _restored(checkpoints, state, done)
     state, loop, window = _start(plan, checkpoints, state)
+    if loop.step:
+        check_logged(directory.path / "metrics.jsonl", name, plan.logged(loop.step))
     with (
         stop_signals() as stop,
         MetricsLog(directory, name, loop.step) as log,
@@ -184,7 +202,8 @@ def run_stage(
         if stopping and loop.step < n_steps and not loop.stopped_early:
             files.notice(f"{name}: stopped and saved at step {loop.step} of {n_steps}; the same command continues")
             raise SystemExit(INTERRUPTED)
-        state = _finish(checkpoints, state, loop, window, plan.best)
+        _check_skipped(plan, loop, loop.step)
+        state = _finish(plan, checkpoints, state, loop, window)
         if processes.any_of(stop.is_set()):
             files.notice(f"{name}: done and saved; the same command continues with what follows")
             raise SystemExit(INTERRUPTED)
@@ -213,7 +232,12 @@ def _reached(directory: Path, name: str) -> tuple[Checkpoints, int]:
 
 def _done(checkpoints: Checkpoints) -> int | None:
     file = checkpoints.folder / "done.json"
-    return files.read_json(file)["step"] if file.exists() else None
+    if not file.exists():
+        return None
+    step = files.read_object(file, "step")["step"]
+    if type(step) is not int:
+        raise files.RunError(f"{file}: 'step' is {step!r}, a number is needed: restore the file")
+    return step
 
 
 def _restored(checkpoints: Checkpoints, like: State, step: int) -> State:
@@ -268,12 +292,38 @@ def _check_form(plan: StagePlan, before: Mapping[str, str], after: Mapping[str, 
 def _count_skipped(plan: StagePlan, loop: Loop, window: Window) -> None:
     with TraceAnnotation("wait for metrics"):
         loop.skipped += window.collect()
-    if loop.skipped > plan.skip_limit:
+    _check_skipped(plan, loop, plan.n_steps)
+
+
+def _check_skipped(plan: StagePlan, loop: Loop, updates: int) -> None:
+    """Raises NonFiniteError where more steps were skipped than a stage of so many updates may have."""
+    if loop.skipped > plan.accepted(updates):
         raise NonFiniteError(
             f"stage {plan.name}, step {loop.step}: {loop.skipped} optimiser steps had a non-finite loss or gradient, "
-            f"{plan.skip_limit} are accepted. Look at metrics.jsonl from the first skipped step on; a lower learning rate or "
-            "a longer warm-up usually helps (in another run directory)"
+            f"{plan.accepted(updates)} are accepted (at most {plan.skip_limit}, and half of {updates * plan.steps_per_update}). "
+            f"Look at metrics.jsonl from the first skipped step on; {plan.advice} usually helps (in another run directory)"
         )
+
+
+def _check_finite(plan: StagePlan, state: Any) -> None:
+    """What a stage hands on must be finite: a NaN would only be seen stages later.
+
+    Raises: NonFiniteError naming the stage and the first array.
+    """
+    leaves = [
+        (path, leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    on_devices = [isinstance(leaf, jax.Array) for _, leaf in leaves]
+    judge = jax.jit(lambda arrays: [jnp.isfinite(array).all() for array in arrays])
+    judged = iter(judge([leaf for (_, leaf), there in zip(leaves, on_devices, strict=True) if there]))
+    for (path, leaf), there in zip(leaves, on_devices, strict=True):
+        if not (bool(next(judged)) if there else bool(np.isfinite(leaf).all())):
+            raise NonFiniteError(
+                f"stage {plan.name} ends with numbers that are not finite in {jax.tree_util.keystr(path)}: nothing may be "
+                f"built on it. Look at metrics.jsonl; {plan.advice} usually helps (in another run directory)"
+            )
 
 
 def _evaluate(plan: StagePlan, loop: Loop, state: Any, log: MetricsLog) -> bool:
@@ -306,10 +356,11 @@ def _save(checkpoints: Checkpoints, state: Any, loop: Loop, window: Window) -> N
         checkpoints.save(loop.step, state, extra, pinned=pinned)
 
 
-def _finish(checkpoints: Checkpoints, state: State, loop: Loop, window: Window, best: Best | None) -> State:
+def _finish(plan: StagePlan, checkpoints: Checkpoints, state: State, loop: Loop, window: Window) -> State:
     _save(checkpoints, state, loop, window)  # Only a stage of no steps has not been saved yet.
-    step = loop.best_step if best is not None and loop.best_step is not None else loop.step
+    step = loop.best_step if plan.best is not None and loop.best_step is not None else loop.step
     chosen = state if step == loop.step else _restored(checkpoints, state, step)
+    _check_finite(plan, chosen)
     outcome = {**dataclasses.asdict(loop), "step": step, "last_step": loop.step}
     processes.lead_does(lambda: files.write_json(checkpoints.folder / "done.json", outcome))
     return chosen

@@ -159,6 +159,8 @@ def align(
             config.updates,
             save_every=config.save_every,
             log_every=1,
+            steps_per_update=ppo_config.epochs * ppo_config.minibatches,
+            advice="a lower --align.learning-rate, or other --ppo.value-coef, --ppo.kl-coef and --ppo.length-coef,",
             on_eval=evaluate if truth is not None else None,
             eval_every=math.ceil(config.updates / config.evaluations) if evaluates else None,
             draw_samples=None if drawer is None else draw_samples,

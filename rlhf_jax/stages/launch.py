@@ -13,7 +13,7 @@ from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.mesh import MeshConfig, check_sizes, make_mesh
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
 from rlhf_jax.parallel.processes import ProcessConfig, join, several
-from rlhf_jax.runtime.interrupts import exits_on_signals
+from rlhf_jax.runtime.interrupts import ends_without_the_others, exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.reward import RewardConfig, check_functions
@@ -63,6 +63,7 @@ def started(config: StartConfig) -> Iterator[RunDirectory]:
         jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     join(config.processes)
     with (
+        ends_without_the_others(),
         exits_on_signals(),
         open_run(
             config.run_dir, config, trackers=config.trackers, profile=config.profile, samples=config.samples

@@ -29,10 +29,10 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
-from rlhf_jax.runtime.files import RunError, notice, write_json, write_npz
+from rlhf_jax.runtime.files import DamagedFileError, RunError, check_npz, notice, write_json, write_npz
 from rlhf_jax.runtime.metric_names import kind
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
+from rlhf_jax.runtime.stage import Best, NonFiniteError, StagePlan, run_stage
 from rlhf_jax.stages.agent import on_mesh, reward_params
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import Setup
@@ -130,14 +130,25 @@ def label(
     folder.mkdir(exist_ok=True)
     for name, dialogues in (("train", corpus.train), ("validation", corpus.validation)):
         path = folder / f"{name}.npz"
-        if path.exists():
-            tables.append(LabelTable.load(path))
-            continue
-        table = labeller(dialogues)
-        write_npz(path, table.arrays())
+        table = _stored_labels(path)
+        if table is None:
+            table = labeller(dialogues)
+            write_npz(path, table.arrays())
         tables.append(table)
     labeller.standardiser.save(folder / "standardiser.json")
     return tables[0], tables[1], labeller
+
+
+def _stored_labels(path: Path) -> LabelTable | None:
+    """Labels of an earlier start; None where there are none or they are damaged."""
+    if not path.exists():
+        return None
+    try:
+        check_npz(path)
+    except DamagedFileError as error:
+        notice(f"{error}: labelling again")
+        return None
+    return LabelTable.load(path)
 
 
 def labels_folder(stage: str) -> str:
@@ -199,6 +210,11 @@ def train(
     train_table, held_out_table, _ = label(run, setup.corpus, config, folder_name=labels_folder(stage))
     training = _turns(setup, setup.corpus.train, train_table, config.max_turns)
     held_out = _turns(setup, setup.corpus.validation, held_out_table, config.validation_turns)
+    for kind_of, turns in (("training", training), ("validation", held_out)):
+        if not len(turns):
+            raise RunError(
+                f"stage {stage}: no {kind_of} dialogue has a turn with a context and a reaction to it: more dialogues are needed"
+            )
     key = jax.random.key(seed)
     params = reward_params(trunk, agent.network.n_embd, stream_key(key, "reward_model/init", 0), len(names))
     per_epoch = -(-len(training) // config.batch_size)
@@ -254,17 +270,24 @@ def train(
             on_eval=evaluate,
             eval_every=max(1, per_epoch // config.evaluations_per_epoch),
             best=Best("validation/pearson", "max", config.patience),
+            advice="a lower --reward.learning-rate",
         ),
     )
     trained = layout.fetch(final.average)
     predicted = _predictions(predict, trained, held_out)
+    if not (known := np.isfinite(predicted).all(axis=1)).all():
+        raise NonFiniteError(
+            f"stage {stage}: {(~known).sum()} of {len(known)} scores of held-out turns are not finite; a lower "
+            "--reward.learning-rate usually helps (in another run directory)"
+        )
     report = {
         "n": len(held_out),
         "training_turns": len(training),
         "interval": _intervals(predicted, held_out, weights),
+        "unmeasured": unmeasured(predicted, held_out.labels, held_out.label_mask, weights, names),
     }
     found = held_out.correlations(predicted, weights)
-    return Proxy(trained, weights, names), _gate(run.path / f"{stage}.json", found, report, config, weights)
+    return Proxy(trained, weights, names), check_gate(run.path / f"{stage}.json", found, report, config, weights)
 
 
 def _turns(setup: Setup, dialogues: tuple[Dialogue, ...], table: LabelTable, limit: int | None) -> LabelledTurns:
@@ -313,6 +336,33 @@ def correlations(
     return found | {"reward": _gated(weighted_sum(predicted[whole], weights), weighted_sum(labels[whole], weights))}
 
 
+def unmeasured(
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    label_mask: np.ndarray,
+    weights: tuple[float, ...],
+    names: tuple[str, ...] = COMPONENTS,
+) -> dict[str, str]:
+    """Why a correlation says nothing, by the names of `correlations`; those that say something are left out.
+
+    Args: as for `correlations`.
+    """
+    predicted, labels = predicted.astype(np.float64), labels.astype(np.float64)
+    needed = [index for index, weight in enumerate(weights) if weight != 0]
+    whole = label_mask[:, needed].all(axis=1)
+    sides = {name: (predicted[label_mask[:, c], c], labels[label_mask[:, c], c]) for c, name in enumerate(names)}
+    sides["reward"] = weighted_sum(predicted[whole], weights), weighted_sum(labels[whole], weights)
+    reasons = {}
+    for name, (scores, known) in sides.items():
+        if len(known) < 2:
+            reasons[name] = f"{len(known)} of {len(labels)} held-out turns have a label"
+        elif np.ptp(known) == 0:
+            reasons[name] = f"all {len(known)} held-out labels are equal"
+        elif np.ptp(scores) == 0:
+            reasons[name] = f"all {len(known)} scores are equal"
+    return reasons
+
+
 def _gated(x: np.ndarray, y: np.ndarray) -> float:
     """Pearson; 0 where a side does not vary, because what says nothing must not pass the gate."""
     constant = len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
@@ -332,19 +382,39 @@ def _intervals(
     }
 
 
-def _gate(
+def check_gate(
     path: Path,
     found: dict[str, float],
     report: dict[str, Any],
     config: RewardConfig,
     weights: tuple[float, ...],
 ) -> dict[str, Any]:
+    """Writes what was found, and judges it.
+
+    Args:
+      path: of the report, JSON.
+      found: held-out correlations, by component and of the sum (`reward`).
+      report: what else is reported, `unmeasured` among it.
+    Returns: the whole report.
+    Raises: GateError where the gate is `stop` and a correlation with a weight is too low, or could not be measured.
+    """
     judged = ["reward", *(name for name, weight in zip(config.components, weights, strict=True) if weight != 0)]
     failed = [name for name in judged if not found[name] > config.gate_pearson]
     report = report | {"pearson": found, "threshold": config.gate_pearson, "judged": judged, "failed": failed}
     write_json(path, report)
-    numbers = ", ".join(f"{name} {found[name]:.3f}" for name in judged)
+    reasons = {name: reason for name, reason in report["unmeasured"].items() if name in judged}
+    numbers = ", ".join(f"{name} {found[name]:.3f}" for name in judged if name not in reasons) or "none"
     notice(f"reward model, held-out Pearson: {numbers}")
+    if reasons:
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        text = f"the reward model's held-out Pearson could not be measured ({why})"
+        if config.gate == "stop":
+            raise GateError(
+                f"{text}. More validation dialogues or --reward.validation-turns give more labels, --reward.epochs other "
+                "scores; the weight of the component may be 0 (--ppo.component-weights), or --reward.gate warn goes on"
+            )
+        notice(f"warning: {text}; the report counts it as 0")
+        failed = [name for name in failed if name not in reasons]
     if failed and config.gate == "stop":
         raise GateError(
             f"the reward model's held-out Pearson is below {config.gate_pearson} for {', '.join(failed)} ({numbers}): "

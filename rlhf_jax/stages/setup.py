@@ -1,6 +1,7 @@
 """Stage 0: dialogues, vocabulary and network from a configuration: what every later stage starts from."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,7 +18,7 @@ from rlhf_jax.models.convert import extend_vocabulary, load_hf, read_config
 from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.pretrained import local_file
-from rlhf_jax.runtime.files import RunError, notice
+from rlhf_jax.runtime.files import RunError, notice, storage_errors
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
@@ -163,6 +164,7 @@ def set_up(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: int
         notice(f"{corpus.provenance['n_skipped']} malformed lines were skipped; config.json lists them")
     run.record(data=corpus.provenance)
     vocab = _vocabulary(run, corpus, data)
+    run.record(vocabulary=vocabulary_hashes(run.path))
     notice(
         f"{len(corpus.train)} training, {len(corpus.validation)} validation, {len(corpus.test)} test dialogues; "
         f"{len(corpus.items)} items, {vocab.n_words} words"
@@ -221,7 +223,8 @@ def _world_folder(run: RunDirectory, world: WorldConfig, seed: int) -> Path:
     folder = run.path / "data"
     if not folder.exists():
         # Renamed when whole: a run killed while writing starts the world again.
-        write_world(run.path / "data.partial", world, seed).rename(folder)
+        with storage_errors(folder):
+            write_world(run.path / "data.partial", world, seed).rename(folder)
     return folder
 
 
@@ -233,6 +236,13 @@ def _vocabulary(run: RunDirectory, corpus: Corpus, data: DataConfig) -> Vocabula
         vocab = Vocabulary.from_gpt2(data.tokenizer, corpus.items)
     else:
         vocab = Vocabulary.train(training_texts(corpus.train), corpus.items, data.n_words)
-    vocab.save(run.path / "vocabulary.partial")
-    (run.path / "vocabulary.partial").rename(folder)
+    with storage_errors(folder):
+        vocab.save(run.path / "vocabulary.partial")
+        (run.path / "vocabulary.partial").rename(folder)
     return vocab
+
+
+def vocabulary_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of the files of a run's vocabulary: with other tokens the models would say something else."""
+    found = sorted(file for file in (path / "vocabulary").iterdir() if file.is_file())
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}

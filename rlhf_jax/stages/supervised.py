@@ -224,6 +224,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
             eval_every=max(1, per_epoch // config.evaluations_per_epoch),
             draw_samples=None if drawer is None else draw_samples,
             best=Best("validation/loss", "min", config.patience),
+            advice="a lower --sft.learning-rate or a longer --sft.warmup-steps",
         ),
     )
     return folded(final)

@@ -22,6 +22,7 @@ from chat_page import server
 from fingerprint import fingerprint
 from rlhf_jax.assessment.finished_run import open_finished
 from rlhf_jax.reporting.run_report import read_results
+from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.metric_names import STAGES as STAGES_OF_TABLE
 from rlhf_jax.runtime.metric_names import check
 from rlhf_jax.runtime.metrics import read_metrics
@@ -325,7 +326,7 @@ def test_the_gate_stops_before_ppo(copied: Path, lab: Lab) -> None:
     forget(copied, "ppo")
     stored = json.loads((copied / "config.json").read_text())
     stored["config"]["reward"]["gate"] = "stop"
-    (copied / "config.json").write_text(json.dumps(stored))
+    write_json(copied / "config.json", stored)
     code, output = lab.debug(copied, "--reward.gate", "stop")
     assert code == 1
     assert "the reward model's held-out Pearson is below 0.6 for " in output
@@ -339,7 +340,7 @@ def copy_of(finished: Path, folder: Path, seed: int, **changes: object) -> Path:
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("checkpoints", "data"))
     stored = json.loads((folder / "config.json").read_text())
     stored["config"] |= {"seed": seed, **changes}
-    (folder / "config.json").write_text(json.dumps(stored))
+    write_json(folder / "config.json", stored)
     return folder
 
 

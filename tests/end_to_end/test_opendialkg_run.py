@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.reporting.run_report import read_results
+from rlhf_jax.runtime.files import write_json
 
 TITLES = [
     f"{colour} {thing}" for colour in ("Red", "Blue", "Green", "Silver") for thing in ("Harbour", "Comet", "Song")
@@ -73,7 +74,7 @@ def test_debug_runs_from_data_to_report(start, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "other")
     config = json.loads((run / "config.json").read_text())
     config["config"]["seed"] = 1
-    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    write_json(tmp_path / "other" / "config.json", config)
     code, output = start(str(gathered), f"both={run},{tmp_path / 'other'}", script="gather_seeds.py")
     assert code == 0, output
     over_seeds = {r.protocol: r for r in read_results(gathered) if r.system == "ppo" and r.metric == "hr@5"}

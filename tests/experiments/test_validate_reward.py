@@ -99,7 +99,10 @@ def test_one_seed_alone_writes_no_summary(world: Path, tmp_path: Path) -> None:
     (world / "study" / "seed-0").rename(tmp_path / "study" / "seed-0")
     try:
         done = validate_reward.main(options(tmp_path, "--only-seed", "0"))
-        assert done == tmp_path / "study" / "seed-0" and [p.name for p in done.parent.iterdir()] == ["seed-0"]
+        assert done == tmp_path / "study" / "seed-0" and sorted(p.name for p in done.parent.iterdir()) == [
+            "made_by.json",
+            "seed-0",
+        ]
     finally:
         (tmp_path / "study" / "seed-0").rename(world / "study" / "seed-0")
 

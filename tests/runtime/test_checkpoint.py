@@ -1,5 +1,6 @@
 """Checkpoints: everything comes back, and what is broken is found."""
 
+import json
 import os
 import shutil
 from collections import namedtuple
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rlhf_jax.runtime.checkpoint import Checkpoints
-from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.files import RunError, read_object
 
 
 def make_state(value: float) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def test_a_full_disk_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.
     checkpoints.save(1, {"w": jnp.zeros(2)}, {})
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - 10, 10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(RunError, match=r"disk full: the checkpoint .*2 needs 1 MiB and 0 MiB are free"):
+    with pytest.raises(RunError, match=r"disk full: the checkpoint .*2 needs 1.0 MiB and 0.0 MiB are free"):
         checkpoints.save(2, {"w": jnp.zeros(2)}, {})
     assert checkpoints.steps() == [1]
 
@@ -146,3 +147,23 @@ def test_a_complete_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
 def test_keep_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep = 0"):
         Checkpoints(tmp_path, keep=0)
+
+
+def test_a_changed_bit_falls_back_and_old_sizes_alone_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1.0), {})
+    checkpoints.save(2, make_state(2.0), {})
+    file = max((f for f in (tmp_path / "2" / "state").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    sizes = {name: written["bytes"] for name, written in read_object(tmp_path / "1" / "files.json").items()}
+    (tmp_path / "1" / "files.json").write_text(json.dumps(sizes))
+    with pytest.raises(RunError, match=rf"{file.name} was changed after it was written"):
+        checkpoints.arrays(2)
+    restored = checkpoints.restore(make_state(0.0))
+    assert restored is not None and restored.step == 1
+    assert bits(restored.state) == bits(make_state(1.0))
+    assert f"{file.name} was changed" in (said := capsys.readouterr().err) and "continuing from 1" in said

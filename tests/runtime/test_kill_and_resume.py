@@ -1,6 +1,5 @@
 """A run that is killed at random moments and started again ends, bit for bit, where an undisturbed one ends."""
 
-import json
 import os
 import random
 import signal
@@ -13,12 +12,14 @@ from pathlib import Path
 import pytest
 import toy_stage
 
+from rlhf_jax.runtime.metrics import read_metrics
+
 SCRIPT = Path(toy_stage.__file__)
 
 
 def logged(folder: Path) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds_per_update"} for line in lines]
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k != "seconds_per_update"} for line in lines]
 
 
 @pytest.fixture(scope="module")

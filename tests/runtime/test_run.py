@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -90,7 +91,7 @@ def test_another_environment_is_noted(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "vocabulary").mkdir()
     stored = json.loads((tmp_path / "config.json").read_text())
     stored["environment"]["versions"]["jax"] = "0.0.1"
-    (tmp_path / "config.json").write_text(json.dumps(stored))
+    files.write_json(tmp_path / "config.json", stored)
     run.open_run(tmp_path, Config()).close()
     assert "bitwise equality is not promised: versions.jax was '0.0.1'" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "config.json").read_text())["continued"]) == 1
@@ -165,7 +166,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         files.write_json(tmp_path / "results.json", {"hits": 2})
     with pytest.raises(files.RunError, match=r"disk full while writing .*cases\.npz"):
         files.write_npz(tmp_path / "cases.npz", {"hits": np.zeros(1)})
-    assert contents(tmp_path) == {"results.json": b'{\n  "hits": 1\n}\n'}
+    assert contents(tmp_path) == {"results.json": b'{\n  "hits": 1,\n  "crc32": "b9ebd60c"\n}\n'}
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:
@@ -189,3 +190,112 @@ def test_compilation_cache_goes_where_it_is_told(tmp_path: Path) -> None:
         assert run.enable_compilation_cache(tmp_path / "file" / "cache") is None
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+def test_a_folder_belongs_to_the_script_that_made_it(tmp_path: Path) -> None:
+    study, finished, older, foreign = (tmp_path / name for name in ("study", "run", "older", "thesis"))
+    run.claim(study, "sweep_window.py")
+    (study / "report.md").write_text("found")
+    run.claim(study, "sweep_window.py")
+    run.open_run(finished, Config()).close()
+    files.write_json(finished / "config.json", {"config": {}, "command": ["python", "experiments/ppo_redial.py"]})
+    (finished / "results.json").write_text("[]")
+    older.mkdir()
+    (older / "report.md").write_text("```\npython experiments/gather_seeds.py OUT a=RUN\n```\n")
+    run.claim(older, "gather_seeds.py")
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    before = [contents(folder) for folder in (study, finished, foreign)]
+    for folder, made in (
+        (study, r"study belongs to sweep_window\.py and holds report\.md"),
+        (finished, r"run belongs to ppo_redial\.py and holds config\.json, results\.json"),
+        (foreign, r"thesis holds thesis\.tex and was not made by validate_reward\.py"),
+    ):
+        with pytest.raises(files.RunError, match=f"{made}.*nothing was overwritten"):
+            run.claim(folder, "validate_reward.py")
+    with pytest.raises(files.RunError, match=r"study is not empty and holds no config\.json, but report\.md"):
+        run.open_run(study, Config())
+    assert [contents(folder) for folder in (study, finished, foreign)] == before
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_run_directory_needs_a_name(name: str) -> None:
+    with pytest.raises(files.RunError, match="has no name of its own"):
+        run.open_run(Path(name), Config())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "must hold an object, it holds '\\[\\]'"),
+        ('{"config": 3}', "'config' is 3, an object is needed"),
+        ("[" * 100_000, "is not readable JSON"),
+        ('{"config": {}, "crc32": "00000000"}', "was changed after it was written: .*remove its field crc32"),
+    ],
+)
+def test_a_description_that_is_none_is_named(tmp_path: Path, text: str, message: str) -> None:
+    run.open_run(tmp_path / "run", Config()).close()
+    (tmp_path / "run" / "results.json").touch()
+    (tmp_path / "run" / "config.json").write_text(text)
+    with pytest.raises(files.RunError, match=f"config.json'?:? {message}"):
+        run.open_run(tmp_path / "run", Config())
+
+
+def flip(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("value", [{"loss": 0.1, "steps": [1, 2]}, [0.1, {"hits": 2}]])
+def test_no_changed_bit_of_a_json_file_is_read(tmp_path: Path, value: Any) -> None:
+    file = tmp_path / "results.json"
+    files.write_json(file, {"before": 1} if isinstance(value, dict) else [])
+    files.write_json(file, value)
+    whole = file.read_bytes()
+    assert files.read_json(file) == value
+    for at in range(len(whole)):
+        flip(file, at)
+        try:
+            found = files.read_json(file)
+            # What is laid out in another way, or whose checksum has lost its name, still says the same.
+            assert found == value or (isinstance(value, dict) and {name: found.get(name) for name in value} == value)
+        except files.DamagedFileError as error:
+            assert str(file) in str(error)
+        file.write_bytes(whole)
+
+
+def test_no_changed_bit_of_an_npz_file_is_read(tmp_path: Path) -> None:
+    file, arrays = tmp_path / "cases.npz", {"ranks": np.arange(3), "names": np.array(["a"])}
+    files.write_npz(file, arrays)
+    whole, refused = file.read_bytes(), 0
+    for at in range(0, len(whole), 3):
+        flip(file, at)
+        try:
+            found = files.read_npz(file)
+        except files.DamagedFileError as error:
+            refused += str(file) in str(error)
+        else:
+            assert list(found) == list(arrays) and all((found[name] == arrays[name]).all() for name in arrays)
+        file.write_bytes(whole)
+    assert refused > len(whole) / 3 / 2
+    file.rename(tmp_path / "other.npz")
+    with pytest.raises(files.DamagedFileError, match=r"other\.npz was written as 'cases\.npz'"):
+        files.read_npz(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENAMETOOLONG, "too long", "x" * 300), "a name of 300 characters is too long"),
+        (OSError(errno.ENOSPC, "full", "figure.png"), "disk full while writing figure.png"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "runs/a"), "runs/a cannot be a file"),
+        (OSError(errno.EIO, "Input/output error", "runs/a"), "runs/a: Input/output error"),
+        (ValueError("two\nlines"), "two lines"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"), files.errors_in_one_line():
+        raise error
+    said = capsys.readouterr().err
+    assert said.startswith("[rlhf_jax] error: ") and message in said and said.count("\n") == 1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.runtime import files, run
-from rlhf_jax.runtime.metrics import Window, read_metrics
+from rlhf_jax.runtime.metrics import MetricsLog, Window, read_metrics
 from rlhf_jax.runtime.stage import Best, NonFiniteError, StagePlan, run_stage, stage_arrays
 
 QUIET: dict[str, Any] = {"save_every": 2}
@@ -103,8 +103,10 @@ def test_an_interrupted_window_and_a_broken_checkpoint_change_no_line(directory:
     arguments: dict[str, Any] = {"log_every": 3, **QUIET}
     with pytest.raises(OSError, match="a cable"):
         run_stage(directory, start(), broken_once, StagePlan("sft", 7, **arguments))
+    with MetricsLog(directory, "sft", 5) as log:
+        log.write(5, {"loss": 9.0})
     with open(directory.path / "metrics.jsonl", "a") as file:
-        file.write('{"stage": "sft", "step": 5, "loss": 9}\n{"stage": "sf')
+        file.write('{"stage": "sf')
     newest = max(
         (directory.checkpoints / "sft" / "4").rglob("*"), key=lambda entry: entry.stat().st_size * entry.is_file()
     )
@@ -122,6 +124,75 @@ def test_skipped_updates_are_counted_and_limited(directory: run.RunDirectory) ->
     with pytest.raises(NonFiniteError, match="stage ppo, step 8: 4 optimiser steps .* 3 are accepted"):
         run_stage(directory, start(), sometimes, StagePlan("ppo", 20, log_every=4, skip_limit=3, **QUIET))
     assert lines(directory) == [{"stage": "ppo", "step": 4, "loss": 1.0, "skipped": 2}]
+
+
+@pytest.mark.parametrize(
+    ("per_update", "skips", "stops"),
+    [(1, 1, "step 2: 2 .* 1 are accepted .*half of 3"), (4, 2, None), (4, 3, "step 3: 9")],
+)
+def test_a_stage_most_of_whose_steps_were_refused_stops(
+    directory: run.RunDirectory, per_update: int, skips: int, stops: str | None
+) -> None:
+    plan = StagePlan("ppo", 3, steps_per_update=per_update, advice="a lower --align.learning-rate", **QUIET)
+
+    def learn() -> Any:
+        return run_stage(directory, start(), lambda state, step: (state, {"skipped": skips}), plan)
+
+    if stops is None:
+        assert learn()["w"].tolist() == [0.0, 0.0]
+        return
+    with pytest.raises(NonFiniteError, match=f"stage ppo, {stops}.*a lower --align.learning-rate usually helps"):
+        learn()
+    assert not (directory.checkpoints / "ppo" / "done.json").exists()
+
+
+def test_a_stage_that_stops_early_is_judged_by_the_steps_it_made(directory: run.RunDirectory) -> None:
+    plan = StagePlan("sft", 9, on_eval=lambda state, step: {"validation/loss": step}, eval_every=1, **QUIET)
+    plan = dataclasses.replace(plan, best=Best("validation/loss", patience=1))
+    with pytest.raises(NonFiniteError, match="step 2: 2 .* 1 are accepted"):
+        run_stage(directory, start(), lambda state, step: (state, {"skipped": 1}), plan)
+
+
+@pytest.mark.parametrize("leaf", [np.array([1.0, np.nan]), jnp.array([np.inf, 1.0])])
+def test_a_stage_hands_on_finite_numbers_or_stops(directory: run.RunDirectory, leaf: Any) -> None:
+    with pytest.raises(NonFiniteError, match=r"stage sft ends with numbers that are not finite in \['w'\]"):
+        run_stage(directory, {"w": leaf}, lambda state, step: (state, {}), StagePlan("sft", 2, **QUIET))
+    assert not (directory.checkpoints / "sft" / "done.json").exists()
+
+
+def damage(kind: str, lines: list[str]) -> list[str]:
+    """The lines of `metrics.jsonl` with one fault in or before the third."""
+    if kind == "digit":
+        return [*lines[:2], lines[2].replace('"loss": 2.0', '"loss": 3.0'), *lines[3:]]
+    if kind == "not JSON":
+        return [*lines[:2], lines[2][1:], *lines[3:]]
+    if kind == "no checksum":
+        return [*lines[:2], lines[2].replace("crc32", "crc33"), *lines[3:]]
+    return {"removed": lines[:1] + lines[2:], "doubled": lines[:2] + lines[1:], "moved": lines[:1] + lines[2:0:-1]}[
+        kind
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("digit", 3), ("not JSON", 3), ("no checksum", 3), ("removed", 2), ("doubled", 3), ("moved", 2)],
+)
+def test_a_damaged_line_of_the_metrics_is_named(directory: run.RunDirectory, kind: str, number: int) -> None:
+    run_stage(directory, start(), add_one, StagePlan("sft", 3, **QUIET))
+    file = directory.path / "metrics.jsonl"
+    file.write_text("\n".join(damage(kind, file.read_text().split("\n"))))
+    with pytest.raises(files.DamagedFileError, match=rf"metrics\.jsonl, line {number} "):
+        read_metrics(file)
+
+
+def test_lost_last_lines_of_the_metrics_are_told(
+    directory: run.RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_stage(directory, start(), add_one, StagePlan("sft", 3, **QUIET))
+    file = directory.path / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    run_stage(directory, start(), add_one, StagePlan("sft", 3, **QUIET))
+    assert "has lost 1 of the lines of sft, the first that of step 3" in capsys.readouterr().err
 
 
 def test_the_count_of_skipped_updates_survives_a_restart(directory: run.RunDirectory) -> None:

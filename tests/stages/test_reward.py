@@ -1,12 +1,16 @@
 """The gate's correlations against their definition, and what the gate says."""
 
 import math
+import re
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from rlhf_jax.feedback.components import COMPONENTS
-from rlhf_jax.stages.reward import correlations, labels_folder, results
+from rlhf_jax.stages import reward
+from rlhf_jax.stages.reward import GateError, RewardConfig, correlations, labels_folder, results, unmeasured
 
 N = 40
 
@@ -55,6 +59,46 @@ def test_a_constant_prediction_correlates_with_nothing(drawn: tuple[np.ndarray, 
     found = correlations(np.ones((N, 3)), labels, mask, (1 / 3, 1 / 3, 1 / 3))
     assert set(found.values()) == {0.0}
     assert correlations(labels[:1], labels[:1], mask[:1], (1.0, 0.0, 0.0))["engagement"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "why"),
+    [
+        ("no labels", "relevance", f"0 of {N} held-out turns have a label"),
+        ("equal labels", "relevance", f"all {N} held-out labels are equal"),
+        ("equal scores", "relevance", f"all {N} scores are equal"),
+        ("no labels", "reward", f"0 of {N} held-out turns have a label"),
+    ],
+)
+@pytest.mark.parametrize("gate", ["stop", "warn"])
+def test_what_cannot_be_measured_is_not_below_the_gate(
+    drawn: tuple[np.ndarray, np.ndarray, np.ndarray],
+    spoil: str,
+    name: str,
+    why: str,
+    gate: Literal["stop", "warn"],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels, mask = drawn[1].astype(np.float32), np.ones((N, 3), bool)
+    predicted, weights = labels.copy(), (0.5, 0.5, 0.0)
+    if spoil == "no labels":
+        mask[:, 1] = False
+    else:
+        (labels if spoil == "equal labels" else predicted)[:, 1] = 0.1
+    reasons = unmeasured(predicted, labels, mask, weights)
+    assert reasons[name] == why and "engagement" not in reasons and "sentiment" not in reasons
+    found = correlations(predicted, labels, mask, weights)
+    said = f"could not be measured .*{name}: {why}"
+    judged = (tmp_path / "reward_model.json", found, {"unmeasured": reasons}, RewardConfig(gate=gate), weights)
+    if gate == "stop":
+        with pytest.raises(GateError, match=said) as stopped:
+            reward.check_gate(*judged)
+        assert "below" not in str(stopped.value)
+    else:
+        assert "relevance" in reward.check_gate(*judged)["failed"]
+        text = capsys.readouterr().err
+        assert re.search(said, text) and "below" not in text
 
 
 def test_the_gates_numbers_become_results() -> None:

@@ -20,7 +20,7 @@ from rlhf_jax.assessment.users import Responder, meet_users
 from rlhf_jax.evaluation.over_optimisation import Walk
 from rlhf_jax.evaluation.text import corpus_bleu, one_hot_bleu
 from rlhf_jax.interfaces import Dialogue, Params
-from rlhf_jax.runtime.files import RunError, write_npz
+from rlhf_jax.runtime.files import RunError, read_npz, write_npz
 from rlhf_jax.stages.setup import Setup
 
 START = "start"
@@ -107,8 +107,7 @@ class PathProbe:
             )
             values = meet_users(responder, self.setup, n_users=self.config.users, n_turns=self.config.user_turns)
             write_npz(stored, values)
-        with np.load(stored) as arrays:
-            return {metric: arrays[metric] for metric in arrays}
+        return read_npz(stored)
 
     def bleu_before_learning(self) -> list[float]:
         """BLEU-4 of the supervised policy's replies to the contexts, drawn again and again."""
@@ -151,9 +150,7 @@ def read_walk(folder: Path, way: str, *, seed: int, same_cases: bool) -> Walk:
     users = [path.with_name(f"{path.stem}-users.npz") for path in files]
     if all(path.exists() for path in users):
         met = []
-        for path in users:
-            with np.load(path) as arrays:
-                met.append({metric: arrays[metric] for metric in ("kl_k1", "proxy_score", "mean_utility")})
+        met = [read_npz(path) for path in users]
         units = [f"user {number:06d}" for number in range(len(met[0]["kl_k1"]))]
         kl, proxy, truth = (
             np.stack([one[metric] for one in met]) for metric in ("kl_k1", "proxy_score", "mean_utility")

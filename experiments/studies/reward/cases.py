@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_jax.runtime.files import RunError, write_npz
+from rlhf_jax.runtime.files import DamagedFileError, RunError, read_npz, write_npz
 from studies.foundation import Sentiment
 
 Floats = NDArray[np.float64]
@@ -40,8 +40,10 @@ class ScoredTurns:
     @classmethod
     def load(cls, path: Path) -> "ScoredTurns":
         """Reads what `save` wrote."""
-        with np.load(path) as arrays:
-            found = {field.name: arrays[field.name] for field in dataclasses.fields(cls)}
+        arrays = read_npz(path)
+        if missing := [field.name for field in dataclasses.fields(cls) if field.name not in arrays]:
+            raise DamagedFileError(f"{path} lacks {', '.join(missing)}: remove it and start the study again")
+        found: dict[str, Any] = {field.name: arrays[field.name] for field in dataclasses.fields(cls)}
         return cls(**found | {"training_turns": int(found["training_turns"])})
 
 
@@ -56,8 +58,10 @@ class MetUsers(NamedTuple):
     @classmethod
     def load(cls, path: Path) -> "MetUsers":
         """Reads what `measure` stored."""
-        with np.load(path) as arrays:
-            return cls(arrays["score"], arrays["utility"])
+        arrays = read_npz(path)
+        if not {"score", "utility"} <= arrays.keys():
+            raise DamagedFileError(f"{path} lacks score or utility: remove it and start the study again")
+        return cls(arrays["score"], arrays["utility"])
 
 
 class SeedCases(NamedTuple):
