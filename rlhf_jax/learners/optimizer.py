@@ -85,6 +85,23 @@ def scale_by_adam_tf(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-5) -
     return optax.GradientTransformation(moments.init, update)
 
 
+def steps_taken(opt_state: optax.OptState) -> Int[Array, ""]:
+    """The count that the schedule of a `make_optimizer` state reads: steps taken, without those refused or stopped.
+
+    The next step's learning rate is the schedule at this count.
+
+    Raises: ValueError if the state is of another optimiser, one without exactly one schedule.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_schedule) if is_schedule(node)]
+    if len(found) != 1:
+        raise ValueError(f"the optimiser's state holds {len(found)} schedules: expected one, as make_optimizer gives it")
+    return found[0].count
+
+
 class Adam(NamedTuple):
     """Adam's own numbers."""
 

@@ -37,7 +37,7 @@ EVERY_STAGE: Group = {
 }
 FITTED: Group = {
     "loss": Metric("", "training loss as optimised, weights included"),
-    "learning_rate": Metric("", "of the optimiser at this step"),
+    "learning_rate": Metric("", "of the optimiser at this step; a refused step does not advance its schedule"),
 }
 SUPERVISED: Group = {
     "item_nll": Metric("nats", "negative log-likelihood per learnt suggested item, unweighted, dropout on"),
@@ -59,6 +59,9 @@ REWARD_MODEL: Group = {
 }
 PPO: Group = {
     "loss": Metric("", "whole loss as optimised: policy, value and entropy parts; mean over steps"),
+    "learning_rate": Metric(
+        "", "of the optimiser at the update's first step; refused and stopped steps do not advance its schedule"
+    ),
     "objective/score_raw": Metric("z", "α·engagement + β·relevance + γ·sentiment as the reward model gives it"),
     "objective/score_normalised": Metric("", "score as paid: running mean/std, clipped, missing <eos> priced in"),
     "objective/<component>_raw": Metric("z", "one component of the reward model's output"),

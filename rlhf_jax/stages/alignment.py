@@ -14,7 +14,7 @@ from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
-from rlhf_jax.learners.optimizer import Adam, make_optimizer
+from rlhf_jax.learners.optimizer import Adam, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
@@ -104,11 +104,16 @@ def align(
     )
     policy = policy_params(trunk, agent.network.n_embd)
     steps = config.updates * ppo_config.epochs * ppo_config.minibatches
+    schedule: Any = {
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "total_steps": steps,
+        "schedule": "linear",
+    }
+    rate = learning_rate_schedule(**schedule)
+    next_rate = jax.jit(lambda opt_state: rate(steps_taken(opt_state)))
     optimizer = make_optimizer(
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        total_steps=steps,
-        schedule="linear",
+        **schedule,
         max_grad_norm=config.max_grad_norm,
         adam=Adam(eps=config.adam_eps),
     )
@@ -134,6 +139,8 @@ def align(
         # Where the path begins: the supervised policy, KL 0. Measured before the state is donated.
         start = truth(layout.fetch(state.params), 0) if truth is not None and index == 0 else {}
         prompts = layout.batch(config.batch_size, own_prompts)
+        # Read before the state is donated.
+        start = {**start, "learning_rate": next_rate(state.opt_state)}
         state, metrics, rollout = iterate(state, prompts, reference, scorer)
         metrics |= surface(layout.fetch(rollout), setup.vocab.rec)
         return state, {**metrics, **start}
