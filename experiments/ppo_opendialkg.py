@@ -71,6 +71,7 @@ class Config(StartConfig):
 
     def __post_init__(self) -> None:
         weights_of(self.reward.components, self.ppo.component_weights)
+        alignment.prompts_of(self.align.batch_size, self.ppo.group_size)
 
 
 PRESETS = {

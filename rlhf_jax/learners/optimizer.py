@@ -98,7 +98,9 @@ def steps_taken(opt_state: optax.OptState) -> Int[Array, ""]:
 
     found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_schedule) if is_schedule(node)]
     if len(found) != 1:
-        raise ValueError(f"the optimiser's state holds {len(found)} schedules: expected one, as make_optimizer gives it")
+        raise ValueError(
+            f"the optimiser's state holds {len(found)} schedules: expected one, as make_optimizer gives it"
+        )
     return found[0].count
 
 
@@ -179,6 +181,19 @@ def apply_or_skip(
     with jax.named_scope("optimizer"):
         new_params, new_opt_state, update_norm = jax.lax.cond(finite & wanted, take, refuse)
     return StepResult(new_params, new_opt_state, finite, gradient_norm, update_norm)
+
+
+def moving_average(average: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
+    """The exponential moving average after one more step.
+
+        average ← d · average + (1 − d) · params,   d = min(decay, (1 + step)/(10 + step))
+
+    Args:
+      step: steps done before this one. A fixed decay would remember the start for 1/(1 − decay) steps.
+    """
+    done = step.astype(jnp.float32)
+    shortened = jnp.minimum(decay, (1 + done) / (10 + done))
+    return jax.tree.map(lambda old, new: shortened * old + (1 - shortened) * new, average, params)
 
 
 def _matrices(params: Params) -> Params:

@@ -75,7 +75,13 @@ PPO: Group = {
     "objective/non_score_reward": Metric("", "−kl_coef · kl_k1, what the KL penalty pays per response"),
     "objective/kl_coef": Metric("1/nat", "weight of the KL penalty in the reward"),
     "objective/entropy": Metric("nats", "of the policy's next-token distribution, mean over sampled tokens"),
+    "objective/flat_group_share": Metric(
+        "", "share of groups of one prompt whose responses are all paid the same; logged where there are groups"
+    ),
     "policy/loss": Metric("", "clipped surrogate, mean over tokens and steps"),
+    "policy/ptx_loss": Metric(
+        "nats", "negative log-likelihood per token of human responses, where `ptx_coef` mixes it in"
+    ),
     "policy/approx_kl": Metric("nats", "½ (log π − log π_old)², mean over tokens and steps"),
     "policy/clip_fraction": Metric("", "share of tokens whose surrogate is clipped"),
     "policy/ratio_mean": Metric("", "π/π_old, mean over tokens and steps"),

@@ -1,7 +1,9 @@
 """Stage 3: PPO against the reward model, on contexts of the training split."""
 
 import dataclasses
+import functools
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import Adam, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.learners.trainable import Trainable, held, without_moments
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages.agent import copied, on_mesh, policy_params
@@ -35,7 +38,7 @@ class AlignmentConfig:
     updates: int = 60
     """Rollout batches."""
     batch_size: int = 64
-    """Prompts (and responses) of one update, over all devices."""
+    """Responses of one update, over all devices; as many prompts, or a group's share of them where there are groups."""
     temperature: float = 1.0
     """Divides the logits of policy and reference, in sampling and in learning."""
     learning_rate: float = 1e-4
@@ -46,6 +49,9 @@ class AlignmentConfig:
     """Limit of the gradient's global norm."""
     adam_eps: float = 1e-5
     """ε of Adam."""
+    trainable: Trainable = "all"
+    """What moves: every parameter, or `heads`: the table of words and items (tied: it is the input too), the last layer norm
+    and the value head, while all blocks stay as imitation left them."""
     evaluations: int = 6
     """Evaluations during PPO (true utility in the simulated world), evenly spaced; fewer where they do not divide the updates."""
     save_every: int = 5
@@ -94,14 +100,22 @@ def align(
     ppo_config = dataclasses.replace(ppo_config, component_weights=proxy.weights)
     if ppo_config.component_names == COMPONENTS:
         ppo_config = dataclasses.replace(ppo_config, component_names=proxy.names)
-    windows = Windows(setup.vocab, setup.corpus.train, setup.data)
+    n_prompts = prompts_of(config.batch_size, ppo_config.group_size)
+    imitated, contexts = setup.training_parts()
+    windows = Windows(setup.vocab, contexts, setup.data)
     dealt = PromptBatches(
         *windows.prompts(windows.turns()),
-        batch_size=config.batch_size,
+        batch_size=n_prompts,
         seed=seed,
         buckets=config.prompt_buckets,
         group=config.prompt_group,
     )
+    human = None
+    if ppo_config.ptx_coef > 0:
+        # A stream of its own: not the human answers to the very prompts of the update.
+        human = Windows(setup.vocab, imitated, setup.data).demonstrations(
+            functools.partial(PromptBatches, batch_size=config.batch_size, seed=seed ^ zlib.crc32(b"demonstrations"))
+        )
     policy = policy_params(trunk, agent.network.n_embd)
     steps = config.updates * ppo_config.epochs * ppo_config.minibatches
     schedule: Any = {
@@ -112,16 +126,15 @@ def align(
     }
     rate = learning_rate_schedule(**schedule)
     next_rate = jax.jit(lambda opt_state: rate(steps_taken(opt_state)))
-    optimizer = make_optimizer(
-        **schedule,
-        max_grad_norm=config.max_grad_norm,
-        adam=Adam(eps=config.adam_eps),
+    optimizer = without_moments(
+        make_optimizer(**schedule, max_grad_norm=config.max_grad_norm, adam=Adam(eps=config.adam_eps)),
+        config.trainable,
     )
     spread = on_mesh(agent, layout)
     start_state = layout.place(ppo.init(policy, optimizer, ppo_config, stream_key(jax.random.key(seed), "ppo", 0)))
     iteration = ppo.make_ppo_iteration(
-        sample=spread.sample,
-        policy=spread.policy,
+        sample=spread.sample if ppo_config.group_size == 1 else spread.sample_groups(ppo_config.group_size),
+        policy=held(spread.policy, config.trainable),
         score=spread.score,
         optimizer=optimizer,
         config=ppo_config,
@@ -137,16 +150,19 @@ def align(
             return PromptBatch(tokens=jnp.asarray(tokens[own]), mask=jnp.asarray(mask[own]))
 
         # Where the path begins: the supervised policy, KL 0. Measured before the state is donated.
-        start = truth(layout.fetch(state.params), 0) if truth is not None and index == 0 else {}
-        prompts = layout.batch(config.batch_size, own_prompts)
+        start = truth(layout.fetch(kept(state)), 0) if truth is not None and index == 0 else {}
+        prompts = layout.batch(n_prompts, own_prompts)
         # Read before the state is donated.
         start = {**start, "learning_rate": next_rate(state.opt_state)}
-        state, metrics, rollout = iterate(state, prompts, reference, scorer)
+        fixed = (reference, scorer)
+        if human is not None:
+            fixed += (layout.batch(config.batch_size, functools.partial(human.batch, index)),)
+        state, metrics, rollout = iterate(state, prompts, *fixed)
         metrics |= surface(layout.fetch(rollout), setup.vocab.rec)
         return state, {**metrics, **start}
 
     def evaluate(state: ppo.PPOState, index: int) -> Mapping[str, float]:
-        return truth(layout.fetch(state.params), index) if truth is not None else {}
+        return truth(layout.fetch(kept(state)), index) if truth is not None else {}
 
     final = run_stage(
         run,
@@ -161,7 +177,22 @@ def align(
             eval_every=math.ceil(config.updates / config.evaluations) if truth is not None else None,
         ),
     )
-    return layout.fetch(final.params)
+    return layout.fetch(kept(final))
+
+
+def kept(state: ppo.PPOState) -> Params:
+    """The policy that is measured and handed on: the moving average where there is one."""
+    return state.params if state.average is None else state.average
+
+
+def prompts_of(batch_size: int, group_size: int) -> int:
+    """Prompts of one update.
+
+    Raises: ValueError if the responses cannot be divided into groups.
+    """
+    if batch_size % group_size:
+        raise ValueError(f"--align.batch-size {batch_size} cannot be divided into groups of {group_size} responses")
+    return batch_size // group_size
 
 
 def surface(rollout: Rollout, rec: int) -> dict[str, float]:

@@ -228,7 +228,7 @@ def train(
     state = layout.place(reward_model.init(params, optimizer, averaged=True))
 
     def learn(state: TrainState, batch: RewardBatch, key: Key[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
-        used = rate(steps_taken(state.opt_state))
+        used = jnp.asarray(rate(steps_taken(state.opt_state)))
         state, metrics = reward_model.update(state, batch, key, score_fn=score, optimizer=optimizer, names=names)
         return state, metrics | {"learning_rate": used}
 

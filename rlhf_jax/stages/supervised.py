@@ -151,7 +151,8 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
     It starts from `setup.pretrained`, or draws its weights; the tree returned is whole, on one device.
     """
     corpus, vocab, agent, seed, layout = setup.corpus, setup.vocab, setup.agent, setup.seed, setup.layout
-    batches = training_batches(corpus, vocab, agent.grammar, config, seed)
+    imitated = dataclasses.replace(corpus, train=setup.training_parts()[0])
+    batches = training_batches(imitated, vocab, agent.grammar, config, seed)
     knowledge, n_features = item_knowledge(vocab, corpus, config)
     key = jax.random.key(seed)
     trunk = setup.pretrained
@@ -181,7 +182,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
     def one_step(
         state: TrainState, batch: TextBatch, knowledge: ItemKnowledge, key: Key[Array, ""]
     ) -> tuple[TrainState, dict[str, Array]]:
-        used = rate(steps_taken(state.opt_state))
+        used = jnp.asarray(rate(steps_taken(state.opt_state)))
         state, metrics = sft.update(
             state,
             batch,
