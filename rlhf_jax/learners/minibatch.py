@@ -83,27 +83,44 @@ def ppo_loss(params: Params, batch: Experience, *, policy: PolicyApply, config: 
     if config.entropy_coef != 0:
         per_token = per_token - config.entropy_coef * new.entropy
     loss, count = sum_and_count(per_token, mask)
-    ratio = importance_ratio(new.logprobs, batch.old_logprobs)
     value_clipped = jnp.abs(new.values - batch.old_values) > config.value_clip_eps
     per_token_metrics = {
         "policy/loss": surrogate,
-        "policy/approx_kl": approx_kl(new.logprobs, batch.old_logprobs),
-        "policy/clip_fraction": surrogate_clip_fraction(
-            new.logprobs, batch.old_logprobs, batch.advantages, clip_eps=config.clip_eps
-        ),
-        "policy/ratio_mean": ratio,
         "value/loss": value_loss,
         "value/clip_fraction": value_clipped.astype(jnp.float32),
-    }
+    } | surrogate_metrics(new.logprobs, batch.old_logprobs, batch.advantages, clip_eps=config.clip_eps)
     return LossSums(
         loss=loss,
         count=count,
         parts={name: sum_and_count(x, mask) for name, x in per_token_metrics.items()},
-        maxima={
-            "policy/ratio_max": jnp.max(jnp.where(mask, ratio, -jnp.inf)),
-            "negative_ratio_min": jnp.max(jnp.where(mask, -ratio, -jnp.inf)),
-        },
+        maxima=ratio_maxima(new.logprobs, batch.old_logprobs, mask),
     )
+
+
+def surrogate_metrics(
+    logprobs: Float[Array, "B T"],
+    old_logprobs: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    *,
+    clip_eps: float,
+) -> dict[str, Float[Array, "B T"]]:
+    """How far the policy has moved, token by token: what every clipped learner logs."""
+    return {
+        "policy/approx_kl": approx_kl(logprobs, old_logprobs),
+        "policy/clip_fraction": surrogate_clip_fraction(logprobs, old_logprobs, advantages, clip_eps=clip_eps),
+        "policy/ratio_mean": importance_ratio(logprobs, old_logprobs),
+    }
+
+
+def ratio_maxima(
+    logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> dict[str, Float[Array, ""]]:
+    """The extremes of the ratio, as maxima, so that microbatches can be merged."""
+    ratio = importance_ratio(logprobs, old_logprobs)
+    return {
+        "policy/ratio_max": jnp.max(jnp.where(mask, ratio, -jnp.inf)),
+        "negative_ratio_min": jnp.max(jnp.where(mask, -ratio, -jnp.inf)),
+    }
 
 
 def supervised_loss(params: Params, demonstrations: Rollout, *, policy: PolicyApply) -> LossSums:

@@ -183,14 +183,16 @@ def apply_or_skip(
     return StepResult(new_params, new_opt_state, finite, gradient_norm, update_norm)
 
 
-def moving_average(average: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
-    """The exponential moving average after one more step.
+def moving_average(average: Params, params: Params, step: Int[Array, ""], decay: float | None) -> Params:
+    """The exponential moving average after one more step; None stays None.
 
         average ← d · average + (1 − d) · params,   d = min(decay, (1 + step)/(10 + step))
 
     Args:
       step: steps done before this one. A fixed decay would remember the start for 1/(1 − decay) steps.
     """
+    if average is None or decay is None:
+        return None
     done = step.astype(jnp.float32)
     shortened = jnp.minimum(decay, (1 + done) / (10 + done))
     return jax.tree.map(lambda old, new: shortened * old + (1 - shortened) * new, average, params)

@@ -177,14 +177,9 @@ def learn_phase(
         score_moments=shaped.scores.score_moments,
         skipped=state.skipped + learning["skipped"],
         key=state.key,
-        average=after_update(state.average, params, state.update, config.average_decay),
+        average=moving_average(state.average, params, state.update, config.average_decay),
     )
     return state, metrics | learning
-
-
-def after_update(average: Params, params: Params, update: Int[Array, ""], decay: float | None) -> Params:
-    """The moving average with one more update in it; None stays None."""
-    return None if decay is None else moving_average(average, params, update, decay)
 
 
 class Judged(NamedTuple):

@@ -5,8 +5,7 @@ from typing import Literal
 
 from rlhf_jax.feedback.components import COMPONENTS, equal_weights
 from rlhf_jax.learners.minibatch import Descent, PPOLossConfig
-
-MissingEosMode = Literal["subtract", "replace"]
+from rlhf_jax.learners.shaping import MissingEosMode
 
 
 @dataclasses.dataclass(frozen=True)

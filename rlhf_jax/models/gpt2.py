@@ -448,8 +448,8 @@ def prefill(
 def repeat_rows(cache: Cache, times: int) -> Cache:
     """The cache with every row `times` times in a row: one reading of a prompt serves all its responses."""
     again = partial(jnp.repeat, repeats=times, axis=0)
-    return cache.replace(
-        layers=jax.tree.map(again, cache.layers), mask=again(cache.mask), position=again(cache.position)
+    return dataclasses.replace(
+        cache, layers=jax.tree.map(again, cache.layers), mask=again(cache.mask), position=again(cache.position)
     )
 
 
