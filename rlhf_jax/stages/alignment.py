@@ -1,4 +1,4 @@
-"""Stage 3: PPO against the reward model, on contexts of the training split."""
+"""Stage 3: PPO or GRPO against the reward model, on contexts of the training split."""
 
 import dataclasses
 import functools
@@ -15,7 +15,8 @@ from rlhf_jax.evaluation.text import repetition
 from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
-from rlhf_jax.learners import ppo
+from rlhf_jax.learners import grpo, ppo
+from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.optimizer import Adam, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.trainable import Trainable, held, without_moments
@@ -27,13 +28,16 @@ from rlhf_jax.stages.reward import Proxy
 from rlhf_jax.stages.setup import Setup
 
 STAGE = "ppo"
+STAGES = ("ppo", "grpo")
+"""What the stage is called with either learner."""
+RLState = ppo.PPOState | grpo.GRPOState
 Probe = Callable[[Params, int], Mapping[str, float]]
 """Measures a policy after a number of updates: (parameters, updates done) to metrics by their bare names (`world/mean_utility`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AlignmentConfig:
-    """Stage 3: how long and how fast PPO goes; what an update does is `ppo`."""
+    """Stage 3: how long and how fast PPO or GRPO goes; what an update does is `ppo` or `grpo`."""
 
     updates: int = 60
     """Rollout batches."""
@@ -53,7 +57,7 @@ class AlignmentConfig:
     """What moves: every parameter, or `heads`: the table of words and items (tied: it is the input too), the last layer norm
     and the value head, while all blocks stay as imitation left them."""
     evaluations: int = 6
-    """Evaluations during PPO (true utility in the simulated world), evenly spaced; fewer where they do not divide the updates."""
+    """Evaluations during the stage (true utility in the simulated world), evenly spaced; fewer where they do not divide the updates."""
     save_every: int = 5
     """Updates between checkpoints."""
     prompt_buckets: tuple[int, ...] = ()
@@ -81,26 +85,29 @@ def align(
     trunk: Params,
     proxy: Proxy,
     config: AlignmentConfig,
-    ppo_config: PPOConfig,
+    learner_config: PPOConfig | GRPOConfig,
     *,
     truth: Probe | None = None,
-    stage: str = STAGE,
+    stage: str | None = None,
 ) -> Params:
     """Runs the stage and returns the aligned policy's tree.
 
     Args:
       trunk: supervised GPT-2: the policy's start and, frozen, the reference.
-      proxy: R_φ and what its components weigh, whatever weights `ppo_config` names; also their names, where it leaves them
-        at the default.
+      proxy: R_φ and what its components weigh, whatever weights `learner_config` names; also their names, where it leaves
+        them at the default.
+      learner_config: its type says which learner runs.
       truth: a measurement the policy is not trained on, taken before the first update and then at most
         `config.evaluations` times, the last time at the end.
-      stage: names the checkpoints and the lines of `metrics.jsonl`; a run with several PPO stages names each.
+      stage: names the checkpoints and the lines of `metrics.jsonl`, `ppo` or `grpo` by default; a run with several PPO
+        stages names each.
     """
     agent, seed, layout = setup.agent, setup.seed, setup.layout
-    ppo_config = dataclasses.replace(ppo_config, component_weights=proxy.weights)
-    if ppo_config.component_names == COMPONENTS:
-        ppo_config = dataclasses.replace(ppo_config, component_names=proxy.names)
-    n_prompts = prompts_of(config.batch_size, ppo_config.group_size)
+    learner_config = dataclasses.replace(learner_config, component_weights=proxy.weights)
+    if learner_config.component_names == COMPONENTS:
+        learner_config = dataclasses.replace(learner_config, component_names=proxy.names)
+    grouped = learner_config.group_size
+    n_prompts = prompts_of(config.batch_size, grouped)
     imitated, contexts = setup.training_parts()
     windows = Windows(setup.vocab, contexts, setup.data)
     dealt = PromptBatches(
@@ -111,13 +118,12 @@ def align(
         group=config.prompt_group,
     )
     human = None
-    if ppo_config.ptx_coef > 0:
+    if learner_config.ptx_coef > 0:
         # A stream of its own: not the human answers to the very prompts of the update.
         human = Windows(setup.vocab, imitated, setup.data).demonstrations(
             functools.partial(PromptBatches, batch_size=config.batch_size, seed=seed ^ zlib.crc32(b"demonstrations"))
         )
-    policy = policy_params(trunk, agent.network.n_embd)
-    steps = config.updates * ppo_config.epochs * ppo_config.minibatches
+    steps = config.updates * learner_config.epochs * learner_config.minibatches
     schedule: Any = {
         "learning_rate": config.learning_rate,
         "warmup_steps": config.warmup_steps,
@@ -131,19 +137,29 @@ def align(
         config.trainable,
     )
     spread = on_mesh(agent, layout)
-    start_state = layout.place(ppo.init(policy, optimizer, ppo_config, stream_key(jax.random.key(seed), "ppo", 0)))
-    iteration = ppo.make_ppo_iteration(
-        sample=spread.sample if ppo_config.group_size == 1 else spread.sample_groups(ppo_config.group_size),
-        policy=held(spread.policy, config.trainable),
-        score=spread.score,
-        optimizer=optimizer,
-        config=ppo_config,
-        out_shardings=layout.outputs(start_state),
-    )
+    kind = "grpo" if isinstance(learner_config, GRPOConfig) else STAGE
+    stage = stage or kind
+    key = stream_key(jax.random.key(seed), kind, 0)
+    callables: Any = {
+        "sample": spread.sample if grouped == 1 else spread.sample_groups(grouped),
+        "policy": held(spread.policy, config.trainable),
+        "score": spread.score,
+        "optimizer": optimizer,
+    }
+    if isinstance(learner_config, GRPOConfig):
+        # Nothing reads a value, so there is no head for it.
+        start_state = layout.place(grpo.init({"trunk": trunk}, optimizer, learner_config, key))
+        outputs = layout.outputs(start_state)
+        iteration = grpo.make_grpo_iteration(**callables, config=learner_config, out_shardings=outputs)
+    else:
+        policy = policy_params(trunk, agent.network.n_embd)
+        start_state = layout.place(ppo.init(policy, optimizer, learner_config, key))
+        outputs = layout.outputs(start_state)
+        iteration = ppo.make_ppo_iteration(**callables, config=learner_config, out_shardings=outputs)
     iterate = layout.together(iteration, STAGE)
     reference, scorer = layout.place(copied({"trunk": trunk})), layout.place(proxy.model)
 
-    def update(state: ppo.PPOState, index: int) -> tuple[ppo.PPOState, dict[str, Any]]:
+    def update(state: RLState, index: int) -> tuple[RLState, dict[str, Any]]:
         tokens, mask = dealt.batch(index)
 
         def own_prompts(own: slice) -> PromptBatch:
@@ -161,7 +177,7 @@ def align(
         metrics |= surface(layout.fetch(rollout), setup.vocab.rec)
         return state, {**metrics, **start}
 
-    def evaluate(state: ppo.PPOState, index: int) -> Mapping[str, float]:
+    def evaluate(state: RLState, index: int) -> Mapping[str, float]:
         return truth(layout.fetch(kept(state)), index) if truth is not None else {}
 
     final = run_stage(
@@ -180,7 +196,7 @@ def align(
     return layout.fetch(kept(final))
 
 
-def kept(state: ppo.PPOState) -> Params:
+def kept(state: RLState) -> Params:
     """The policy that is measured and handed on: the moving average where there is one."""
     return state.params if state.average is None else state.average
 

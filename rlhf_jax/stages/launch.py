@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import jax
 
+from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.mesh import MeshConfig, check_sizes, make_mesh
@@ -82,6 +83,14 @@ class Pipeline(Protocol):
     def ppo(self) -> PPOConfig: ...
 
 
+@runtime_checkable
+class ChoosesLearner(Protocol):
+    """An experiment's configuration that says which learner stage 3 runs."""
+
+    @property
+    def learner(self) -> PPOConfig | GRPOConfig: ...
+
+
 def prepare(run: RunDirectory, config: Pipeline) -> Setup:
     """Dialogues, vocabulary, network and the devices that train, checked against the sizes of every stage.
 
@@ -89,9 +98,8 @@ def prepare(run: RunDirectory, config: Pipeline) -> Setup:
     """
     setup = set_up(run, config.data, config.model, seed=config.seed, temperature=config.align.temperature)
     check_functions(setup.corpus, config.reward)
-    return setup._replace(
-        layout=lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, config.ppo)
-    )
+    learner = config.learner if isinstance(config, ChoosesLearner) else config.ppo
+    return setup._replace(layout=lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, learner))
 
 
 def lay_out(
@@ -100,7 +108,7 @@ def lay_out(
     sft: SupervisedConfig,
     reward: RewardConfig,
     align: AlignmentConfig,
-    ppo: PPOConfig,
+    learner: PPOConfig | GRPOConfig,
 ) -> Layout:
     """The devices that train; a mesh of one leaves everything on one device.
 
@@ -116,8 +124,11 @@ def lay_out(
     }
     rows["reward model rows (--reward.batch-size)"] = reward.batch_size
     rows["responses (--align.batch-size)"] = align.batch_size
-    if align.batch_size % (ppo.minibatches * ppo.microbatches) == 0:
-        named = "responses of a microbatch (--align.batch-size // --ppo.minibatches // --ppo.microbatches)"
-        rows[named] = align.batch_size // ppo.minibatches // ppo.microbatches
+    name = "grpo" if isinstance(learner, GRPOConfig) else "ppo"
+    if learner.group_size > 1:
+        rows[f"prompts (--align.batch-size // --{name}.group-size)"] = align.batch_size // learner.group_size
+    if align.batch_size % (learner.minibatches * learner.microbatches) == 0:
+        named = f"responses of a microbatch (--align.batch-size // --{name}.minibatches // --{name}.microbatches)"
+        rows[named] = align.batch_size // learner.minibatches // learner.microbatches
     check_sizes(mesh, width=network.n_embd, heads=network.n_head, vocabulary=network.vocab_size, rows=rows)
     return Partition(make_mesh(mesh))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.interfaces import Dialogue, Message
+from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.minibatch import judge
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime.files import RunError
@@ -124,6 +126,15 @@ def test_ppo_with_everything_moves_the_heads_alone(tmp_path: Path, setup: Setup,
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     for name in ("policy/ptx_loss", "objective/flat_group_share", "learning_rate"):
         assert name in lines
+
+
+def test_grpo_is_selected_by_its_configuration(tmp_path: Path, setup: Setup, tiny: Tiny) -> None:
+    policy = align(tmp_path / "run", setup, tiny, GRPOConfig(group_size=4))
+    assert set(policy) == {"trunk"}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"grpo"}
+    assert any("objective/flat_group_share" in line for line in lines)
+    assert jnp.abs(tiny.policy["trunk"]["wte"] - policy["trunk"]["wte"]).max() > 1e-3
 
 
 def test_responses_that_do_not_fill_their_groups_are_refused() -> None:
