@@ -33,7 +33,7 @@ from rlhf_jax.simulators.world import WorldConfig, hackable
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.launch import StartConfig, prepare, started
+from rlhf_jax.stages.launch import StartConfig, check_learner, prepare, started
 from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
@@ -60,7 +60,7 @@ class Config(StartConfig):
 
     def __post_init__(self) -> None:
         weights_of(self.reward.components, self.learner.component_weights)
-        alignment.prompts_of(self.align.batch_size, self.learner.group_size)
+        check_learner(self.align, self.learner, self.profile)
 
     @property
     def learner(self) -> PPOConfig | GRPOConfig:
@@ -130,6 +130,7 @@ PRESETS = {
             align=AlignmentConfig(updates=40, save_every=5),
             # Relevance pays for saying more of the same: an endless reply scores as a bad one, and length has a price.
             ppo=PPOConfig(kl_coef=0.1, missing_eos_mode="replace", length_coef=0.05, length_free=12),
+            grpo=GRPOConfig(missing_eos_mode="replace", length_coef=0.05, length_free=12),
             assess=AssessmentConfig(text_turns=1000),
         ),
     ),

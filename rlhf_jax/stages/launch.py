@@ -16,12 +16,12 @@ from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
 from rlhf_jax.parallel.processes import ProcessConfig, join, several
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
-from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.alignment import AlignmentConfig, prompts_of
 from rlhf_jax.stages.reward import RewardConfig, check_functions
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up
 from rlhf_jax.stages.supervised import SupervisedConfig
 
-Stage = Literal["sft", "reward_model", "ppo"]
+Stage = Literal["sft", "reward_model", "ppo", "grpo"]
 """The training stages of the paper, as checkpoints and metrics name them."""
 
 
@@ -41,6 +41,14 @@ class StartConfig:
     """Processes that share the mesh; see docs/scaling.md."""
     profile: tuple[Stage, ...] = ()
     """Stages whose third to fifth step are traced into `profile/STAGE` of the run directory; see docs/profiling.md."""
+
+
+def check_learner(align: AlignmentConfig, learner: PPOConfig | GRPOConfig, profile: tuple[Stage, ...]) -> None:
+    """Raises ValueError where the responses do not fill their groups, or a learner that does not run is to be traced."""
+    prompts_of(align.batch_size, learner.group_size)
+    runs, idle = ("grpo", "ppo") if isinstance(learner, GRPOConfig) else ("ppo", "grpo")
+    if idle in profile:
+        raise ValueError(f"--profile {idle} traces nothing: --algorithm is {runs}")
 
 
 @contextlib.contextmanager
