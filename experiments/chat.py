@@ -41,7 +41,7 @@ class Config:
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory of `ppo_redial.py`."""
-    stage: Literal["sft", "ppo"] | None = None
+    stage: Literal["sft", "ppo", "grpo"] | None = None
     """Which stage's model; None takes the last that has a checkpoint, and for the page all of them."""
     greedy: bool = False
     """The likeliest token each time, instead of sampling; the page can switch."""

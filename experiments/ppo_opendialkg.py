@@ -21,6 +21,7 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 # isort: split
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import miniature
 from command_line import preset_and_options, start
@@ -28,11 +29,12 @@ from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
 from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.feedback.labelling import LabelOptions
+from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.launch import StartConfig, prepare, started
+from rlhf_jax.stages.launch import StartConfig, check_learner, prepare, started
 from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
@@ -69,12 +71,21 @@ class Config(StartConfig):
     reward: RewardConfig = RewardConfig(labels=LABELS, epochs=2, gate="warn")
     align: AlignmentConfig = AlignmentConfig(updates=40, save_every=5)
     # Relevance pays for saying more of the same: an endless reply scores as a bad one, and length has a price.
+    algorithm: Literal["ppo", "grpo"] = "ppo"
+    """Which learner stage 3 runs, and whose numbers it reads."""
+    grpo: GRPOConfig = GRPOConfig(missing_eos_mode="replace", length_coef=0.05, length_free=12)
     ppo: PPOConfig = PPOConfig(kl_coef=0.1, missing_eos_mode="replace", length_coef=0.05, length_free=12)
     assess: AssessmentConfig = AssessmentConfig(text_turns=1000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights_of(self.reward.components, self.ppo.component_weights)
+        weights_of(self.reward.components, self.learner.component_weights)
+        check_learner(self.align, self.learner, self.profile)
+
+    @property
+    def learner(self) -> PPOConfig | GRPOConfig:
+        """The numbers of the learner that runs."""
+        return self.grpo if self.algorithm == "grpo" else self.ppo
 
 
 PRESETS = {
@@ -108,11 +119,11 @@ def main(config: Config) -> Path:
         # 1. Imitation: the supervised policy, which is also the reference.
         trunk = supervised.train(run, setup, config.sft)
         # 2. Implicit feedback: weak labels of users' reactions, and the reward model that predicts them.
-        proxy, gate = reward.train(run, setup, trunk, config.reward, weights=config.ppo.component_weights)
-        # 3. PPO against the reward model, in sight of the reference.
-        policy = alignment.align(run, setup, trunk, proxy, config.align, config.ppo)
+        proxy, gate = reward.train(run, setup, trunk, config.reward, weights=config.learner.component_weights)
+        # 3. PPO (or GRPO) against the reward model, in sight of the reference.
+        policy = alignment.align(run, setup, trunk, proxy, config.align, config.learner)
         # 4. Evaluation and report.
-        policies = {"sft": policy_params(trunk, setup.network.n_embd), "ppo": policy}
+        policies = {"sft": policy_params(trunk, setup.network.n_embd), config.algorithm: policy}
         systems = assess_all(run, setup, policies, config.assess, proxy)
         # Users name titles and people in plain words: how much of the ranking is reading?
         return main_report(run, setup, systems, config.assess, gate, by_naming=True, notes=[NOTE])

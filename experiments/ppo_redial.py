@@ -5,6 +5,7 @@ Paper: IUF-RLHF, arXiv:2508.05289 (supervised GPT-2 → reward model on engageme
     python experiments/ppo_redial.py                                           # demo: simulated world, CPU, minutes
     python experiments/ppo_redial.py redial --data.dir DIR                     # real ReDial, small GPT-2 from scratch
     python experiments/ppo_redial.py paper --data.dir DIR --model.weights DIR  # gpt2-medium weights; GPU or TPU
+    python experiments/ppo_redial.py PRESET --algorithm grpo                   # groups instead of a value function
     python experiments/ppo_redial.py PRESET --help                             # every field
 
 The same command continues a run that was interrupted (exit code 75: asked to stop, saved). One run directory holds
@@ -20,6 +21,7 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 # isort: split
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import miniature
 from command_line import preset_and_options, start
@@ -28,12 +30,13 @@ from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
 from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.feedback.labelling import LabelOptions
+from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.simulators.world import WorldConfig, hackable
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.launch import StartConfig, prepare, started
+from rlhf_jax.stages.launch import StartConfig, check_learner, prepare, started
 from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
@@ -52,12 +55,21 @@ class Config(StartConfig):
     sft: SupervisedConfig = SupervisedConfig()
     reward: RewardConfig = RewardConfig()
     align: AlignmentConfig = AlignmentConfig()
+    algorithm: Literal["ppo", "grpo"] = "ppo"
+    """Which learner stage 3 runs, and whose numbers it reads."""
     ppo: PPOConfig = PPOConfig()
+    grpo: GRPOConfig = GRPOConfig()
     assess: AssessmentConfig = AssessmentConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights_of(self.reward.components, self.ppo.component_weights)
+        weights_of(self.reward.components, self.learner.component_weights)
+        check_learner(self.align, self.learner, self.profile)
+
+    @property
+    def learner(self) -> PPOConfig | GRPOConfig:
+        """The numbers of the learner that runs."""
+        return self.grpo if self.algorithm == "grpo" else self.ppo
 
 
 DEMO = Config(
@@ -122,6 +134,7 @@ PRESETS = {
             align=AlignmentConfig(updates=40, save_every=5),
             # Relevance pays for saying more of the same: an endless reply scores as a bad one, and length has a price.
             ppo=PPOConfig(kl_coef=0.1, missing_eos_mode="replace", length_coef=0.05, length_free=12),
+            grpo=GRPOConfig(missing_eos_mode="replace", length_coef=0.05, length_free=12),
             assess=AssessmentConfig(text_turns=1000),
         ),
     ),
@@ -157,12 +170,12 @@ def main(config: Config) -> Path:
         # 1. Imitation: the supervised policy, which is also the reference.
         trunk = supervised.train(run, setup, config.sft)
         # 2. Implicit feedback: weak labels of users' reactions, and the reward model that predicts them.
-        proxy, gate = reward.train(run, setup, trunk, config.reward, weights=config.ppo.component_weights)
-        # 3. PPO against the reward model, in sight of the reference.
+        proxy, gate = reward.train(run, setup, trunk, config.reward, weights=config.learner.component_weights)
+        # 3. PPO (or GRPO) against the reward model, in sight of the reference.
         truth = users.closed_loop_probe(setup, proxy, n_users=config.assess.users, n_turns=config.assess.user_turns)
-        policy = alignment.align(run, setup, trunk, proxy, config.align, config.ppo, truth=truth)
+        policy = alignment.align(run, setup, trunk, proxy, config.align, config.learner, truth=truth)
         # 4. Evaluation and report.
-        policies = {"sft": policy_params(trunk, setup.network.n_embd), "ppo": policy}
+        policies = {"sft": policy_params(trunk, setup.network.n_embd), config.algorithm: policy}
         systems = assess_all(run, setup, policies, config.assess, proxy)
         return main_report(run, setup, systems, config.assess, gate)
 

@@ -68,8 +68,8 @@ FAULTS = (
     Fault(
         "the supervised parameters are captured by a closure and written into the program",
         "rlhf_jax/stages/alignment.py",
-        "        policy=spread.policy,\n",
-        "        policy=lambda params, rollout: spread.policy(\n"
+        '        "policy": held(spread.policy, config.trainable),\n',
+        '        "policy": lambda params, rollout: spread.policy(\n'
         "            jax.tree.map(lambda own, start: own + 0 * start, params, policy) if 'value' in params else params, rollout\n"
         "        ),\n",
         ONE_PROGRAM,
@@ -78,8 +78,8 @@ FAULTS = (
     Fault(
         "every other batch is smaller: a program a shape",
         "rlhf_jax/stages/alignment.py",
-        "layout.batch(config.batch_size, own_prompts)",
-        "layout.batch(config.batch_size - 4 * (index % 2), own_prompts)",
+        "layout.batch(n_prompts, own_prompts)",
+        "layout.batch(n_prompts - 4 * (index % 2), own_prompts)",
         ONE_PROGRAM,
         "after_the_first_update",
     ),

@@ -20,7 +20,7 @@ from rlhf_jax.stages.reward import Proxy, RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, size_network, vocabulary_hashes
 from rlhf_jax.stages.supervised import SupervisedConfig
 
-STAGES = (supervised.STAGE, alignment.STAGE)
+STAGES = (supervised.STAGE, *alignment.STAGES)
 """Stages that end with a policy, in their order."""
 
 
@@ -85,8 +85,9 @@ def stage_policy(run: Finished, stage: str) -> Params:
     Raises: RunError where the stage has none.
     """
     state = stage_arrays(run.path, stage)
-    if stage == alignment.STAGE:
-        return state["params"]
+    if stage in alignment.STAGES:
+        average = state.get("average")
+        return state["params"] if average is None else average
     config = from_json(SupervisedConfig, run.config["sft"], "config.sft")
     knowledge, _ = items.item_knowledge(run.vocab, run.corpus, config)
     trunk = items.compose(state["average"], knowledge, run.vocab.first_item)

@@ -31,8 +31,13 @@ def make_decode(
     config: GPT2Config,
     grammar: Grammar,
     decoding: Decoding,
+    *,
+    group_size: int = 1,
 ) -> Decode:
     """The sampler over a cached GPT-2.
+
+    A group of responses to one prompt stands row by row; the prompt is read once, and what was read is repeated. With
+    groups the rows of the rollout, and those that `row_ids` numbers, are `group_size` times as many as the prompts.
 
     Where the value head reads the trunk, its values come along: the hidden states are there anyway. Weights are cast to
     the network's `compute_dtype` once, before the loop over tokens, which holds that copy beside the parameters.
@@ -43,6 +48,9 @@ def make_decode(
         head = {"wte": trunk["wte"].astype(config.compute_dtype)}
         with_values = "value" in params and "critic" not in params
         prompt, max_tokens = prompts.tokens.shape[1], decoding.max_tokens
+        once = prompts
+        if group_size > 1:
+            prompts = jax.tree.map(lambda leaf: jnp.repeat(leaf, group_size, axis=0), prompts)
 
         def read(hidden: Array, values: Array, column: Array | int) -> tuple[Array, Array]:
             if with_values:
@@ -51,7 +59,10 @@ def make_decode(
 
         def start(tokens: Array, mask: Array) -> tuple[Array, tuple[gpt2.Cache, Array]]:
             # The last token drawn is never read, so it needs no slot.
-            hidden, cache = gpt2.prefill(config, trunk, tokens, mask, cache_length=prompt + max_tokens - 1)
+            rows = (tokens, mask) if group_size == 1 else (once.tokens, once.mask)
+            hidden, cache = gpt2.prefill(config, trunk, *rows, cache_length=prompt + max_tokens - 1)
+            if group_size > 1:
+                hidden, cache = jnp.repeat(hidden, group_size, axis=0), gpt2.repeat_rows(cache, group_size)
             logits, values = read(hidden, jnp.zeros((tokens.shape[0], max_tokens), jnp.float32), 0)
             return logits, (cache, values)
 
@@ -88,9 +99,11 @@ def of_prompts(grammar: Grammar, params: Params, prompts: PromptBatch | Rollout)
     return functools.partial(prior.with_prior, grammar, own["policy"], prior.bonus(own, prompts.item_scores))
 
 
-def make_sample(config: GPT2Config, grammar: Grammar, *, max_tokens: int, temperature: float = 1.0) -> Sample:
+def make_sample(
+    config: GPT2Config, grammar: Grammar, *, max_tokens: int, temperature: float = 1.0, group_size: int = 1
+) -> Sample:
     """Rollouts for learning: the whole tempered distribution, rows numbered from 0, values included."""
-    decode = make_decode(config, grammar, Decoding(max_tokens, temperature))
+    decode = make_decode(config, grammar, Decoding(max_tokens, temperature), group_size=group_size)
 
     def draw(params: Params, prompts: PromptBatch, key: Array) -> Rollout:
         rollout = decode(params, prompts, key, None)

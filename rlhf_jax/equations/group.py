@@ -1,5 +1,6 @@
 """Advantages without a critic: a response is compared with others drawn for the same prompt."""
 
+import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -44,6 +45,45 @@ def group_advantages(scores: Float[Array, " G"], *, epsilon: float = 1e-6) -> Fl
     flat = is_flat_group(scores)
     variance = jnp.where(flat, 1, jnp.square(centred).mean())
     return jnp.where(flat, 0, centred / (jnp.sqrt(variance) + epsilon))
+
+
+def advantages_by_place(
+    returns: Float[Array, "G T"], mask: Bool[Array, "G T"], *, scaled: bool = True
+) -> Float[Array, "G T"]:
+    """Advantages of the responses to one prompt, each place against the same place of the others; batch with `jax.vmap`.
+
+        A_{i,t} = (R_{i,t} − mean_t)/(std_t + 1e-6),   mean and std over the responses that still run at place t
+
+    and exactly 0 where all that run at t have one return, and beyond a response's end. A response that has ended leaves
+    the baseline: it is no zero. Without `scaled` the division is left out.
+
+    Source: Shao et al. 2024, arXiv:2402.03300, section 4.1.3 (process supervision, there with one baseline for all
+    places); a baseline per place is ours. Without the division: Liu et al. 2025, arXiv:2503.20783.
+
+    Args:
+      returns: R_{i,t}, what is paid from place t on, score units; anything beyond the end. [G, T]
+      mask: True where a response still runs. [G, T]
+      scaled: divide by the standard deviation (biased, divided by the number that run).
+    Returns: in standard deviations, or in score units where not `scaled`; data, no gradient is meant to flow. [G, T]
+    Raises: AssertionError at trace time if the shapes differ.
+    Examples:
+      >>> running = jnp.array([[True, True], [True, True], [True, False]])
+      >>> advantages_by_place(jnp.array([[3.0, 2.0], [1.0, 1.0], [2.0, 9.0]]), running, scaled=False).tolist()
+      [[1.0, 0.5], [-1.0, -0.5], [0.0, 0.0]]
+    """
+    chex.assert_equal_shape([returns, mask])
+    returns = returns.astype(jnp.promote_types(returns.dtype, jnp.float32))
+    returns = jnp.where(mask, returns, 0)
+    count = jnp.maximum(mask.sum(axis=0, keepdims=True), 1)
+    highest = jnp.where(mask, returns, -jnp.inf).max(axis=0, keepdims=True)
+    lowest = jnp.where(mask, returns, jnp.inf).min(axis=0, keepdims=True)
+    # Rounding of the mean would leave a residue in a flat place, and √ has no gradient at 0.
+    flat = highest <= lowest
+    centred = jnp.where(mask & ~flat, returns - returns.sum(axis=0, keepdims=True) / count, 0)
+    if not scaled:
+        return centred
+    deviation = jnp.sqrt(jnp.where(flat, 1, jnp.square(centred).sum(axis=0, keepdims=True) / count))
+    return centred / (deviation + 1e-6)
 
 
 def leave_one_out_advantages(scores: Float[Array, " G"]) -> Float[Array, " G"]:

@@ -1,12 +1,13 @@
 """PPO's inner loop: what a rollout batch teaches, the summed loss on some of its rows, epochs of minibatches."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import optax
+from jaxtyping import Array, Bool, Float, Key
 
 from rlhf_jax.equations.masked import zero_padding
 from rlhf_jax.equations.ppo import (
@@ -17,12 +18,14 @@ from rlhf_jax.equations.ppo import (
     surrogate_clip_fraction,
 )
 from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, Rollout
-from rlhf_jax.learners.microbatch import LossSums
+from rlhf_jax.learners.microbatch import LossSums, SummedLoss, loss_and_gradient
+from rlhf_jax.learners.optimizer import apply_or_skip
 from rlhf_jax.learners.sft import sum_and_count
 
 Carry = TypeVar("Carry")
 Logged = TypeVar("Logged")
 Rows = TypeVar("Rows")
+Metrics = dict[str, Array]
 
 
 @chex.dataclass(frozen=True)
@@ -80,27 +83,133 @@ def ppo_loss(params: Params, batch: Experience, *, policy: PolicyApply, config: 
     if config.entropy_coef != 0:
         per_token = per_token - config.entropy_coef * new.entropy
     loss, count = sum_and_count(per_token, mask)
-    ratio = importance_ratio(new.logprobs, batch.old_logprobs)
     value_clipped = jnp.abs(new.values - batch.old_values) > config.value_clip_eps
     per_token_metrics = {
         "policy/loss": surrogate,
-        "policy/approx_kl": approx_kl(new.logprobs, batch.old_logprobs),
-        "policy/clip_fraction": surrogate_clip_fraction(
-            new.logprobs, batch.old_logprobs, batch.advantages, clip_eps=config.clip_eps
-        ),
-        "policy/ratio_mean": ratio,
         "value/loss": value_loss,
         "value/clip_fraction": value_clipped.astype(jnp.float32),
-    }
+    } | surrogate_metrics(new.logprobs, batch.old_logprobs, batch.advantages, clip_eps=config.clip_eps)
     return LossSums(
         loss=loss,
         count=count,
         parts={name: sum_and_count(x, mask) for name, x in per_token_metrics.items()},
-        maxima={
-            "policy/ratio_max": jnp.max(jnp.where(mask, ratio, -jnp.inf)),
-            "negative_ratio_min": jnp.max(jnp.where(mask, -ratio, -jnp.inf)),
-        },
+        maxima=ratio_maxima(new.logprobs, batch.old_logprobs, mask),
     )
+
+
+def surrogate_metrics(
+    logprobs: Float[Array, "B T"],
+    old_logprobs: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    *,
+    clip_eps: float,
+) -> dict[str, Float[Array, "B T"]]:
+    """How far the policy has moved, token by token: what every clipped learner logs."""
+    return {
+        "policy/approx_kl": approx_kl(logprobs, old_logprobs),
+        "policy/clip_fraction": surrogate_clip_fraction(logprobs, old_logprobs, advantages, clip_eps=clip_eps),
+        "policy/ratio_mean": importance_ratio(logprobs, old_logprobs),
+    }
+
+
+def ratio_maxima(
+    logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> dict[str, Float[Array, ""]]:
+    """The extremes of the ratio, as maxima, so that microbatches can be merged."""
+    ratio = importance_ratio(logprobs, old_logprobs)
+    return {
+        "policy/ratio_max": jnp.max(jnp.where(mask, ratio, -jnp.inf)),
+        "negative_ratio_min": jnp.max(jnp.where(mask, -ratio, -jnp.inf)),
+    }
+
+
+def supervised_loss(params: Params, demonstrations: Rollout, *, policy: PolicyApply) -> LossSums:
+    """−log π of human responses, summed over tokens: in nats, under the policy's own grammar mask and temperature."""
+    said = judge(policy, params, demonstrations)
+    loss, count = sum_and_count(-said.logprobs, demonstrations.response_mask)
+    return LossSums(loss=loss, count=count, parts={}, maxima={})
+
+
+class Descent(NamedTuple):
+    """How many steps are taken on a batch, on how much of it at once."""
+
+    epochs: int
+    minibatches: int
+    microbatches: int
+    target_kl: float | None
+    ptx_coef: float = 0.0
+    """γ of `descend`."""
+
+
+def descend(
+    start: tuple[Params, optax.OptState],
+    batch: tuple[Any, Rollout | None],
+    key: Key[Array, ""],
+    *,
+    loss_fn: SummedLoss,
+    policy: PolicyApply,
+    optimizer: optax.GradientTransformation,
+    descent: Descent,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """All optimiser steps of one update on `loss_fn`'s mean over tokens, and their metrics.
+
+        loss = loss_RL + γ · mean over human tokens of −log π
+
+    Source: the second term is Ouyang et al. 2022 (InstructGPT), arXiv:2203.02155, eq. 2; theirs is on pretraining text.
+
+    Args:
+      start: parameters and the optimiser's state.
+      batch: what `loss_fn` reads, and as many human responses (None where γ is 0): a minibatch takes as many of each.
+      key: of the order of the rows.
+    Raises: ValueError at trace time if human responses are missing, are not wanted, or are not as many.
+    """
+    experience, demonstrations = batch
+    n_rows = jax.tree.leaves(experience)[0].shape[0]
+    if (demonstrations is None) != (descent.ptx_coef == 0):
+        given = "none" if demonstrations is None else demonstrations.response_tokens.shape[0]
+        raise ValueError(f"ptx_coef {descent.ptx_coef} with {given} human responses: give both or neither")
+    if demonstrations is not None and demonstrations.response_tokens.shape[0] != n_rows:
+        raise ValueError(f"{demonstrations.response_tokens.shape[0]} human responses beside {n_rows} sampled ones")
+
+    def step(
+        carry: tuple[Params, optax.OptState, Bool[Array, ""]], rows: tuple[Any, Rollout | None], key: Key[Array, ""]
+    ) -> tuple[tuple[Params, optax.OptState, Bool[Array, ""]], Metrics]:
+        params, opt_state, stopped = carry
+        sampled, human = rows
+        loss, gradient, logged = loss_and_gradient(loss_fn, params, sampled, key, microbatches=descent.microbatches)
+        if human is not None:
+
+            def likelihood(params: Params, batch: Rollout, key: Key[Array, ""]) -> LossSums:
+                del key
+                return supervised_loss(params, batch, policy=policy)
+
+            ptx, pull, _ = loss_and_gradient(likelihood, params, human, key, microbatches=descent.microbatches)
+            loss = loss + descent.ptx_coef * ptx
+            gradient = jax.tree.map(lambda g, p: g + descent.ptx_coef * p, gradient, pull)
+            logged = logged | {"policy/ptx_loss": ptx}
+        if descent.target_kl is not None:
+            stopped = stopped | (logged["policy/approx_kl"] > descent.target_kl)
+        result = apply_or_skip(optimizer, params, opt_state, gradient, loss, wanted=~stopped)
+        logged = logged | {
+            "loss": loss,
+            "norms/gradient": result.gradient_norm,
+            "norms/update": result.update_norm,
+            "taken": result.finite & ~stopped,
+            "stopped": stopped,
+            "skipped": ~result.finite & ~stopped,
+        }
+        return (result.params, result.opt_state, stopped), logged
+
+    (params, opt_state, _), logged = epochs_of_minibatches(
+        step,
+        (*start, jnp.array(False)),
+        batch,
+        key,
+        n_rows=n_rows,
+        epochs=descent.epochs,
+        minibatches=descent.minibatches,
+    )
+    return params, opt_state, logged
 
 
 def epochs_of_minibatches(

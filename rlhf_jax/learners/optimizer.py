@@ -85,6 +85,25 @@ def scale_by_adam_tf(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-5) -
     return optax.GradientTransformation(moments.init, update)
 
 
+def steps_taken(opt_state: optax.OptState) -> Int[Array, ""]:
+    """The count that the schedule of a `make_optimizer` state reads: steps taken, without those refused or stopped.
+
+    The next step's learning rate is the schedule at this count.
+
+    Raises: ValueError if the state is of another optimiser, one without exactly one schedule.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_schedule) if is_schedule(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the optimiser's state holds {len(found)} schedules: expected one, as make_optimizer gives it"
+        )
+    return found[0].count
+
+
 class Adam(NamedTuple):
     """Adam's own numbers."""
 
@@ -162,6 +181,21 @@ def apply_or_skip(
     with jax.named_scope("optimizer"):
         new_params, new_opt_state, update_norm = jax.lax.cond(finite & wanted, take, refuse)
     return StepResult(new_params, new_opt_state, finite, gradient_norm, update_norm)
+
+
+def moving_average(average: Params, params: Params, step: Int[Array, ""], decay: float | None) -> Params:
+    """The exponential moving average after one more step; None stays None.
+
+        average ← d · average + (1 − d) · params,   d = min(decay, (1 + step)/(10 + step))
+
+    Args:
+      step: steps done before this one. A fixed decay would remember the start for 1/(1 − decay) steps.
+    """
+    if average is None or decay is None:
+        return None
+    done = step.astype(jnp.float32)
+    shortened = jnp.minimum(decay, (1 + done) / (10 + done))
+    return jax.tree.map(lambda old, new: shortened * old + (1 - shortened) * new, average, params)
 
 
 def _matrices(params: Params) -> Params:

@@ -15,9 +15,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from rlhf_jax.equations.gae import multi_turn_generalized_advantage_estimation
+from rlhf_jax.equations.group import advantages_by_place, is_flat_group
 from rlhf_jax.equations.kl import kl_k1, kl_k3
 from rlhf_jax.equations.kl_control import adaptive_kl_coef
 from rlhf_jax.equations.masked import masked_mean, masked_whiten, zero_padding
@@ -26,9 +27,9 @@ from rlhf_jax.equations.rewards import token_rewards
 from rlhf_jax.equations.running import RunningMoments, initial_moments
 from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout, Sample, Score, check_rollout
 from rlhf_jax.keys import stream_key
-from rlhf_jax.learners.microbatch import LossSums, loss_and_gradient
-from rlhf_jax.learners.minibatch import Experience, epochs_of_minibatches, judge, ppo_loss, said_by_sampler
-from rlhf_jax.learners.optimizer import apply_or_skip
+from rlhf_jax.learners.microbatch import LossSums
+from rlhf_jax.learners.minibatch import Experience, descend, judge, ppo_loss, said_by_sampler
+from rlhf_jax.learners.optimizer import moving_average
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.ppo_metrics import Metrics, ShapedRewards, objective_metrics, summarise_steps
 from rlhf_jax.learners.shaping import score_responses
@@ -52,6 +53,8 @@ class PPOState:
     """Optimiser steps refused because a loss or gradient was not finite."""
     key: Key[Array, ""]
     """Root of all draws; never advanced: update n folds n into it."""
+    average: Params = None
+    """Exponential moving average of `params` over updates; None where it is off."""
 
 
 def init(params: Params, optimizer: optax.GradientTransformation, config: PPOConfig, key: Key[Array, ""]) -> PPOState:
@@ -68,6 +71,7 @@ def init(params: Params, optimizer: optax.GradientTransformation, config: PPOCon
         score_moments=initial_moments(),
         skipped=jnp.zeros((), jnp.int32),
         key=jax.random.clone(key),
+        average=None if config.average_decay is None else jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params),
     )
 
 
@@ -84,6 +88,7 @@ def ppo_iteration(
     prompts: PromptBatch,
     ref_params: Params,
     reward_params: Params,
+    demonstrations: Rollout | None = None,
     *,
     speaker: Speaker,
     optimizer: optax.GradientTransformation,
@@ -94,6 +99,7 @@ def ppo_iteration(
     Args:
       ref_params: of the reference policy, same structure as `state.params` (its value head is not used).
       reward_params: what `score` reads; an argument, because a captured array would be baked into the program.
+      demonstrations: as many human responses as are sampled, for the supervised loss of line 7; None where its weight is 0.
     Returns: the next state, metrics by name (no stage prefix), and the responses it learnt from.
     """
     # 1. Sample one response per prompt from the current policy.
@@ -103,7 +109,14 @@ def ppo_iteration(
         components = speaker.score(reward_params, rollout)
     # 3–8. Learn from them.
     state, metrics = learn_phase(
-        state, rollout, components, ref_params, policy=speaker.policy, optimizer=optimizer, config=config
+        state,
+        rollout,
+        components,
+        ref_params,
+        demonstrations,
+        policy=speaker.policy,
+        optimizer=optimizer,
+        config=config,
     )
     return state, metrics, rollout
 
@@ -119,6 +132,7 @@ def learn_phase(
     rollout: Rollout,
     components: Float[Array, "B C"],
     ref_params: Params,
+    demonstrations: Rollout | None = None,
     *,
     policy: PolicyApply,
     optimizer: optax.GradientTransformation,
@@ -136,7 +150,9 @@ def learn_phase(
     experience = estimate(rollout, shaped.rewards, judged, config)
     # 7. Epochs × minibatches of clipped steps on policy and value function.
     with jax.named_scope("update"):
-        params, opt_state, learning = improve(state, experience, policy=policy, optimizer=optimizer, config=config)
+        params, opt_state, learning = improve(
+            state, experience, demonstrations, policy=policy, optimizer=optimizer, config=config
+        )
     # 8. Steer the price of leaving the reference.
     kl_coef = steer(state.kl_coef, shaped.k1, config)
 
@@ -144,6 +160,8 @@ def learn_phase(
     if judged.reused:
         # Nothing else was judged before the first step, whose ratio is exp(learner − sampler).
         metrics["policy/sampler_mismatch"] = learning["policy/first_ratio_max_deviation"]
+    if config.group_size > 1:
+        metrics["objective/flat_group_share"] = flat_share(shaped.paid, config.group_size)
     metrics["value/returns_mean"] = masked_mean(experience.returns, rollout.response_mask)
     metrics["value/explained_variance"] = explained_variance(
         judged.old.values, experience.returns, rollout.response_mask
@@ -159,6 +177,7 @@ def learn_phase(
         score_moments=shaped.scores.score_moments,
         skipped=state.skipped + learning["skipped"],
         key=state.key,
+        average=moving_average(state.average, params, state.update, config.average_decay),
     )
     return state, metrics | learning
 
@@ -195,11 +214,29 @@ def shape(
     moments = state.component_moments, state.score_moments
     combined, paid = score_responses(components, rollout, *moments, state.component_weights, config)
     k1 = kl_k1(judged.old_logprobs, judged.ref_logprobs)
-    rewards = jax.vmap(functools.partial(token_rewards, kl_coef=state.kl_coef))(paid, k1, mask)
+    earned = paid if config.group_size == 1 else above_group(paid, config.group_size)
+    rewards = jax.vmap(functools.partial(token_rewards, kl_coef=state.kl_coef))(earned, k1, mask)
     if config.reward_whitening:
         rewards = masked_whiten(rewards, mask, shift_mean=False)
     k3 = kl_k3(judged.old_logprobs, judged.ref_logprobs)
     return ShapedRewards(components, combined, paid, k1, k3, rewards)
+
+
+def above_group(paid: Float[Array, " B"], group_size: int) -> Float[Array, " B"]:
+    """What each response is paid above the mean of its group; exactly 0 in flat groups. Groups stand row by row. [B]
+
+    Raises: ValueError at trace time if the responses cannot be divided into groups.
+    """
+    if paid.shape[0] % group_size:
+        raise ValueError(f"{paid.shape[0]} responses cannot be divided into groups of {group_size}")
+    groups = paid.reshape(-1, group_size, 1)
+    centred = jax.vmap(functools.partial(advantages_by_place, scaled=False))(groups, jnp.ones_like(groups, bool))
+    return centred.reshape(-1)
+
+
+def flat_share(paid: Float[Array, " B"], group_size: int) -> Float[Array, ""]:
+    """Share of the groups whose responses are all paid the same: they teach nothing."""
+    return jnp.mean(jax.vmap(is_flat_group)(paid.reshape(-1, group_size)).astype(jnp.float32))
 
 
 def estimate(rollout: Rollout, rewards: Float[Array, "B T"], judged: Judged, config: PPOConfig) -> Experience:
@@ -241,7 +278,12 @@ class OneProgram(Protocol):
     """A compiled `ppo_iteration`; the state passed in is donated and must not be used again."""
 
     def __call__(
-        self, state: PPOState, prompts: PromptBatch, ref_params: Params, reward_params: Params
+        self,
+        state: PPOState,
+        prompts: PromptBatch,
+        ref_params: Params,
+        reward_params: Params,
+        demonstrations: Rollout | None = None,
     ) -> tuple[PPOState, Metrics, Rollout]: ...
 
 
@@ -270,11 +312,16 @@ class TwoPrograms(NamedTuple):
 
     sample: Callable[[PPOState, PromptBatch], Rollout]
     """Line 1; keeps the state."""
-    learn: Callable[[PPOState, Rollout, Float[Array, "B C"], Params], tuple[PPOState, Metrics]]
-    """Lines 3–8 on (state, rollout, components, ref_params); the state is donated."""
+    learn: Callable[..., tuple[PPOState, Metrics]]
+    """Lines 3–8 on (state, rollout, components, ref_params, demonstrations or None); the state is donated."""
 
     def __call__(
-        self, state: PPOState, prompts: PromptBatch, ref_params: Params, reward: Callable[[Rollout], Array]
+        self,
+        state: PPOState,
+        prompts: PromptBatch,
+        ref_params: Params,
+        reward: Callable[[Rollout], Array],
+        demonstrations: Rollout | None = None,
     ) -> tuple[PPOState, Metrics, Rollout]:
         """One update with `reward(rollout) -> [B, C]` called in Python between the two programs.
 
@@ -288,7 +335,7 @@ class TwoPrograms(NamedTuple):
                 f"the reward returned shape {components.shape} for {rollout.response_tokens.shape[0]} responses; "
                 "it must be [responses, components]"
             )
-        state, metrics = self.learn(state, rollout, components, ref_params)
+        state, metrics = self.learn(state, rollout, components, ref_params, demonstrations)
         return state, metrics, rollout
 
 
@@ -305,42 +352,25 @@ def make_ppo_phases(
 def improve(
     state: PPOState,
     experience: Experience,
+    demonstrations: Rollout | None,
     *,
     policy: PolicyApply,
     optimizer: optax.GradientTransformation,
     config: PPOConfig,
 ) -> tuple[Params, optax.OptState, Metrics]:
-    """Line 7: all optimiser steps of one update, and their metrics."""
+    """Line 7: all optimiser steps of one update, and their metrics; `demonstrations` where `ptx_coef` asks for them."""
 
     def loss_fn(params: Params, batch: Experience, key: Key[Array, ""]) -> LossSums:
         del key  # Dropout is off while learning: the first minibatch's ratio must be 1.
         return ppo_loss(params, batch, policy=policy, config=config.loss)
 
-    def step(
-        carry: tuple[Params, optax.OptState, Bool[Array, ""]], batch: Experience, key: Key[Array, ""]
-    ) -> tuple[tuple[Params, optax.OptState, Bool[Array, ""]], Metrics]:
-        params, opt_state, stopped = carry
-        loss, gradient, logged = loss_and_gradient(loss_fn, params, batch, key, microbatches=config.microbatches)
-        if config.target_kl is not None:
-            stopped = stopped | (logged["policy/approx_kl"] > config.target_kl)
-        result = apply_or_skip(optimizer, params, opt_state, gradient, loss, wanted=~stopped)
-        logged = logged | {
-            "loss": loss,
-            "norms/gradient": result.gradient_norm,
-            "norms/update": result.update_norm,
-            "taken": result.finite & ~stopped,
-            "stopped": stopped,
-            "skipped": ~result.finite & ~stopped,
-        }
-        return (result.params, result.opt_state, stopped), logged
-
-    (params, opt_state, _), logged = epochs_of_minibatches(
-        step,
-        (state.params, state.opt_state, jnp.array(False)),
-        experience,
+    params, opt_state, logged = descend(
+        (state.params, state.opt_state),
+        (experience, demonstrations),
         stream_key(state.key, "ppo/minibatches", state.update),
-        n_rows=experience.advantages.shape[0],
-        epochs=config.epochs,
-        minibatches=config.minibatches,
+        loss_fn=loss_fn,
+        policy=policy,
+        optimizer=optimizer,
+        descent=config.descent,
     )
     return params, opt_state, summarise_steps(logged)

@@ -4,9 +4,8 @@ import dataclasses
 from typing import Literal
 
 from rlhf_jax.feedback.components import COMPONENTS, equal_weights
-from rlhf_jax.learners.minibatch import PPOLossConfig
-
-MissingEosMode = Literal["subtract", "replace"]
+from rlhf_jax.learners.minibatch import Descent, PPOLossConfig
+from rlhf_jax.learners.shaping import MissingEosMode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +65,13 @@ class PPOConfig:
     """Optimiser steps per epoch."""
     microbatches: int = 1
     """Slices a minibatch's gradient is accumulated over; the same result in less memory."""
+    group_size: int = 1
+    """Responses to one prompt. Above 1 each is paid what it scores above its group's mean, a baseline beside the value
+    function, and the prompt is read once for all of them; 1 is off."""
+    ptx_coef: float = 0.0
+    """Weight of the supervised loss on human responses that is added to PPO's; 0 is off."""
+    average_decay: float | None = None
+    """Of a moving average of the parameters over updates, which is then what is measured and kept; None is off."""
     target_kl: float | None = None
     """Stop this update's remaining steps once a minibatch's approximate KL (nats per token) passes this; None is off."""
 
@@ -74,15 +80,25 @@ class PPOConfig:
             number = getattr(self, name)
             if number is not None and not number > 0:
                 raise ValueError(f"{name} must be positive: got {number}")
-        for name in ("value_coef", "entropy_coef", "kl_coef", "missing_eos_penalty", "length_coef", "length_free"):
+        for name in (
+            "value_coef",
+            "entropy_coef",
+            "kl_coef",
+            "missing_eos_penalty",
+            "length_coef",
+            "length_free",
+            "ptx_coef",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
-        for name in ("epochs", "minibatches", "microbatches"):
+        for name in ("epochs", "minibatches", "microbatches", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(f"average_decay must be in (0, 1): got {self.average_decay}")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip must be above 1: got {self.dual_clip}")
         if self.component_names != COMPONENTS:  # The default gives way to the names of a run's reward model.
@@ -102,6 +118,11 @@ class PPOConfig:
                 f"{len(self.component_weights)} component_weights for {len(self.component_names)} component_names: "
                 f"{self.component_weights} for {self.component_names}"
             )
+
+    @property
+    def descent(self) -> Descent:
+        """The part that says how many steps are taken on a batch."""
+        return Descent(self.epochs, self.minibatches, self.microbatches, self.target_kl, self.ptx_coef)
 
     @property
     def loss(self) -> PPOLossConfig:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from rlhf_jax.interfaces import Params
 from rlhf_jax.learners.microbatch import SummedLoss, loss_and_gradient
-from rlhf_jax.learners.optimizer import TrainState, apply_or_skip
+from rlhf_jax.learners.optimizer import TrainState, apply_or_skip, moving_average
 
 
 def init(params: Params, optimizer: optax.GradientTransformation, *, averaged: bool = False) -> TrainState:
@@ -57,10 +57,7 @@ def update(
     refused = (~result.finite).astype(jnp.int32)
     average = state.average
     if average is not None:
-        step = state.step.astype(jnp.float32)
-        # A fixed decay would remember the untrained start for 1/(1 − decay) steps.
-        decay = jnp.minimum(average_decay, (1 + step) / (10 + step))
-        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, result.params)
+        average = moving_average(average, result.params, state.step, average_decay)
     metrics = logged | {
         "loss": loss,
         "skipped": refused,

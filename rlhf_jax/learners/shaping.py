@@ -1,6 +1,6 @@
 """From raw reward components to the one number a response is paid."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,28 @@ from jaxtyping import Array, Bool, Float, Int
 from rlhf_jax.equations.rewards import missing_eos_score
 from rlhf_jax.equations.running import RunningMoments, normalise, update_moments
 from rlhf_jax.interfaces import Rollout
-from rlhf_jax.learners.ppo_config import MissingEosMode, PPOConfig
+
+MissingEosMode = Literal["subtract", "replace"]
+
+
+@runtime_checkable
+class Pricing(Protocol):
+    """The part of a learner's configuration that says what a response is paid; `PPOConfig` says what each means."""
+
+    @property
+    def normalise_components(self) -> bool: ...
+    @property
+    def normalise_score(self) -> bool: ...
+    @property
+    def score_clip(self) -> float | None: ...
+    @property
+    def missing_eos_penalty(self) -> float: ...
+    @property
+    def missing_eos_mode(self) -> MissingEosMode: ...
+    @property
+    def length_coef(self) -> float: ...
+    @property
+    def length_free(self) -> int: ...
 
 
 class CombinedScores(NamedTuple):
@@ -31,7 +52,7 @@ def score_responses(
     component_moments: RunningMoments,
     score_moments: RunningMoments,
     weights: tuple[float, ...] | Float[Array, " C"],
-    config: PPOConfig,
+    config: Pricing,
     *,
     frozen: bool = False,
 ) -> tuple[CombinedScores, Float[Array, " B"]]:

@@ -445,6 +445,14 @@ def prefill(
     return hidden[:, 0], cache
 
 
+def repeat_rows(cache: Cache, times: int) -> Cache:
+    """The cache with every row `times` times in a row: one reading of a prompt serves all its responses."""
+    again = partial(jnp.repeat, repeats=times, axis=0)
+    return dataclasses.replace(
+        cache, layers=jax.tree.map(again, cache.layers), mask=again(cache.mask), position=again(cache.position)
+    )
+
+
 def decode_step(
     config: GPT2Config, params: Params, cache: Cache, token: Int[Array, " B"]
 ) -> tuple[Float[Array, "B D"], Cache]:

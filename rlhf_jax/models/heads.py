@@ -1,6 +1,8 @@
 """What is read off the hidden states besides words: values, rewards, and the items alone.
 
-A head is a tree {`kernel`, `bias`}, float32, held beside the trunk's parameters; computations are float32.
+A head is a tree {`kernel`, `bias`}, float32, held beside the trunk's parameters. Values and rewards are float32 at the
+highest matmul precision on every device: by default an accelerator rounds the inputs of a float32 product to 8 or 11 bits,
+and an advantage is a small difference of such numbers.
 """
 
 import jax
@@ -17,7 +19,8 @@ def init_value_head(width: int) -> Params:
 
 def value(head: Params, hidden: Float[Array, "... D"]) -> Float[Array, "..."]:
     """V = h·w + b, reward units. [..., D] -> [...]"""
-    return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), head["kernel"]) + head["bias"]
+    product = jnp.einsum("...d,d->...", hidden.astype(jnp.float32), head["kernel"], precision=jax.lax.Precision.HIGHEST)
+    return product + head["bias"]
 
 
 def init_reward_heads(key: Key[Array, ""], width: int, n: int) -> Params:
@@ -28,7 +31,8 @@ def init_reward_heads(key: Key[Array, ""], width: int, n: int) -> Params:
 
 def reward_components(heads: Params, hidden_last: Float[Array, "B D"]) -> Float[Array, "B C"]:
     """One score per component from the hidden state of the last real token, in the units of the labels. [B, C]"""
-    return jnp.dot(hidden_last.astype(jnp.float32), heads["kernel"]) + heads["bias"][None, :]
+    product = jnp.dot(hidden_last.astype(jnp.float32), heads["kernel"], precision=jax.lax.Precision.HIGHEST)
+    return product + heads["bias"][None, :]
 
 
 def last_token_hidden(hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B D"]:

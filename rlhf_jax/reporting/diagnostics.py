@@ -37,7 +37,7 @@ def write_diagnostics(run_dir: Path, *, title: str) -> Path:
     entries = read_metrics(run_dir / "metrics.jsonl")
     pages = run_figures.diagnostics(entries)
     if not pages:
-        raise files.RunError(f"{run_dir / 'metrics.jsonl'} has no line of a PPO stage: nothing to diagnose")
+        raise files.RunError(f"{run_dir / 'metrics.jsonl'} has no line of a PPO or GRPO stage: nothing to diagnose")
     parts = [f"# {title}", f"Means of the last {LAST} log lines.", _table(entries)]
     for page in pages:
         parts += [f"## {page.title}", page.text]
@@ -50,7 +50,7 @@ def write_diagnostics(run_dir: Path, *, title: str) -> Path:
 
 
 def _table(entries: Entries) -> str:
-    stages = dict.fromkeys(entry["stage"] for entry in entries if kind(entry["stage"]) == "ppo")
+    stages = dict.fromkeys(entry["stage"] for entry in entries if kind(entry["stage"]) in run_figures.LEARNERS)
     shown: dict[str, str] = {}
     for stage in stages:
         shown |= run_figures.spelled_out(SHOWN, entries, stage)

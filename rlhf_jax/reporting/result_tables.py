@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.evaluation.results import Result, shown_system
 
-SYSTEM_ORDER = ("human", "constant", "random", "popularity", "copy", "logged", "oracle", "sft", "ppo")
+SYSTEM_ORDER = ("human", "constant", "random", "popularity", "copy", "logged", "oracle", "sft", "ppo", "grpo")
 """Columns come in this order; other systems follow in order of appearance, differences last."""
 
 

@@ -37,6 +37,8 @@ class Curve(NamedTuple):
     levels: Mapping[str, float] = {}
 
 
+LEARNERS = ("ppo", "grpo")
+"""Kinds of stages that learn by reinforcement."""
 LEARNING = (
     Curve("Loss", {"loss": "training", "validation/loss": "validation"}),
     Curve("Words", {"word_nll": "training", "validation/word_nll": "validation"}, "nats per token"),
@@ -111,7 +113,7 @@ def sections(entries: Entries, results: Sequence[Result], *, gate: float = gates
     """All pages with curves; `gate` is marked where correlations are drawn."""
     stages = list(dict.fromkeys(entry["stage"] for entry in entries))
     out = []
-    supervised = [stage for stage in stages if kind(stage) not in ("ppo", "reward_model")]
+    supervised = [stage for stage in stages if kind(stage) not in (*LEARNERS, "reward_model")]
     for stage in supervised or ["sft"]:
         title = "Supervised fine-tuning" if stage == "sft" else f"Stage {stage}"
         out.append(Section(title, "Learning curves.", _page(entries, stage, LEARNING)))
@@ -123,14 +125,19 @@ def sections(entries: Entries, results: Sequence[Result], *, gate: float = gates
     return out
 
 
+def learner_of(entries: Entries) -> str:
+    """Which learner a run's stage 3 was: `grpo` where it has such lines, else `ppo`."""
+    return "grpo" if any(entry["stage"] == "grpo" for entry in entries) else "ppo"
+
+
 def diagnostics(entries: Entries) -> list[Section]:
     """One page a PPO stage: reward components, KL, entropy, losses, clip fraction, value error, explained variance, text."""
     text = (
         "One point is the mean over the updates of a log line; with many points the pale line is the log and the dark one "
         "its running mean."
     )
-    stages = dict.fromkeys(entry["stage"] for entry in entries if kind(entry["stage"]) == "ppo")
-    return [Section(_titled("PPO", stage), text, _page(entries, stage, PPO)) for stage in stages]
+    stages = dict.fromkeys(entry["stage"] for entry in entries if kind(entry["stage"]) in LEARNERS)
+    return [Section(_titled(kind(stage).upper(), stage), text, _page(entries, stage, PPO)) for stage in stages]
 
 
 def _titled(title: str, stage: str) -> str:
@@ -153,7 +160,9 @@ def comparison(results: Sequence[Result]) -> Figure | None:
 def proxy_and_truth(entries: Entries, results: Sequence[Result]) -> Section:
     """Proxy reward beside what it stands for: over updates, and along the KL path."""
     title = "Proxy reward and true satisfaction"
-    truth = next((name for name in TRUTH if any(map(math.isfinite, series(entries, "ppo", name)[1]))), None)
+    truth = next(
+        (name for name in TRUTH if any(map(math.isfinite, series(entries, learner_of(entries), name)[1]))), None
+    )
     if truth is None:
         return Section(title, "", {})
     label = {"world/mean_utility": "True utility, unseen users", "judge/score": "Held-out judge"}[truth]
@@ -220,7 +229,7 @@ def verdict(points: Sequence[tuple[float, float, float, float]], results: Sequen
     """
     gains: dict[str, Result] = {}
     for r in results:
-        if r.sides == Sides("ppo", "sft") and r.metric in ("proxy_score", "mean_utility"):
+        if r.sides in [Sides(learner, "sft") for learner in LEARNERS] and r.metric in ("proxy_score", "mean_utility"):
             gains.setdefault(r.metric, r)  # The first split leads: the policy as it was trained, sampled.
     text = []
     if len(points) >= 2:
@@ -233,7 +242,7 @@ def verdict(points: Sequence[tuple[float, float, float, float]], results: Sequen
     if len(gains) == 2:
         proxy, true = gains["proxy_score"], gains["mean_utility"]
         text.append(
-            f"PPO − SFT: proxy {result_tables.cell(proxy)}, true utility {result_tables.cell(true)}, n = {true.n} users "
+            f"{proxy.name.partition('-')[0].upper()} − SFT: proxy {result_tables.cell(proxy)}, true utility {result_tables.cell(true)}, n = {true.n} users "
             f"({true.split})."
         )
         up = proxy.interval_excludes_zero and proxy.value > 0
@@ -250,9 +259,12 @@ def verdict(points: Sequence[tuple[float, float, float, float]], results: Sequen
 
 def _along_the_path(entries: Entries, truth: str) -> list[tuple[float, float, float, float]]:
     """(update, KL, proxy, truth) at every evaluation; KL and proxy are those of the last log line up to it."""
-    kl, proxy = (dict(zip(*series(entries, "ppo", m), strict=True)) for m in ("objective/kl_k1", "objective/score_raw"))
+    learner = learner_of(entries)
+    kl, proxy = (
+        dict(zip(*series(entries, learner, m), strict=True)) for m in ("objective/kl_k1", "objective/score_raw")
+    )
     points = []
-    for update, value in zip(*series(entries, "ppo", truth), strict=True):
+    for update, value in zip(*series(entries, learner, truth), strict=True):
         logged = [step for step in kl if step <= update and step in proxy]
         if not logged:
             continue
@@ -269,7 +281,7 @@ def _page(entries: Entries, stage: str, curves: Sequence[Curve]) -> Figures:
         drawn = [(label, series(entries, stage, metric)) for metric, label in metrics.items()]
         lines = [Line(label, *xy) for label, xy in drawn if any(map(math.isfinite, xy[1]))]
         if lines:
-            x_label = "update" if kind(stage) == "ppo" else "step"
+            x_label = "update" if kind(stage) in LEARNERS else "step"
             panels.append(Panel(curve.title, lines, curve.unit, curve.levels, x_label, curve.bottom))
     if not panels:
         return {}
@@ -277,4 +289,5 @@ def _page(entries: Entries, stage: str, curves: Sequence[Curve]) -> Figures:
 
 
 def _line(entries: Entries, metric: str) -> Line:
-    return Line("PPO", *series(entries, "ppo", metric))
+    learner = learner_of(entries)
+    return Line(learner.upper(), *series(entries, learner, metric))

@@ -37,7 +37,7 @@ EVERY_STAGE: Group = {
 }
 FITTED: Group = {
     "loss": Metric("", "training loss as optimised, weights included"),
-    "learning_rate": Metric("", "of the optimiser at this step"),
+    "learning_rate": Metric("", "of the optimiser at this step; a refused step does not advance its schedule"),
 }
 SUPERVISED: Group = {
     "item_nll": Metric("nats", "negative log-likelihood per learnt suggested item, unweighted, dropout on"),
@@ -57,8 +57,11 @@ REWARD_MODEL: Group = {
     ),
     "validation/pearson": Metric("", "the same for the weighted sum of the components"),
 }
-PPO: Group = {
-    "loss": Metric("", "whole loss as optimised: policy, value and entropy parts; mean over steps"),
+REINFORCED: Group = {
+    "loss": Metric("", "whole loss as optimised, all its parts; mean over steps"),
+    "learning_rate": Metric(
+        "", "of the optimiser at the update's first step; refused and stopped steps do not advance its schedule"
+    ),
     "objective/score_raw": Metric("z", "α·engagement + β·relevance + γ·sentiment as the reward model gives it"),
     "objective/score_normalised": Metric("", "score as paid: running mean/std, clipped, missing <eos> priced in"),
     "objective/<component>_raw": Metric("z", "one component of the reward model's output"),
@@ -69,10 +72,15 @@ PPO: Group = {
     ),
     "objective/kl_k1": Metric("nats", "Σ_t (log π − log π_ref) per response; unbiased estimate of the sequence KL"),
     "objective/kl_k3": Metric("nats", "Σ_t (e^{−d} − 1 + d), d = log π − log π_ref, per response; never negative"),
-    "objective/non_score_reward": Metric("", "−kl_coef · kl_k1, what the KL penalty pays per response"),
-    "objective/kl_coef": Metric("1/nat", "weight of the KL penalty in the reward"),
+    "objective/kl_coef": Metric("1/nat", "weight of the KL penalty: in the reward (PPO), or in the loss (GRPO)"),
     "objective/entropy": Metric("nats", "of the policy's next-token distribution, mean over sampled tokens"),
+    "objective/flat_group_share": Metric(
+        "", "share of groups of one prompt whose responses are all paid the same; logged where there are groups"
+    ),
     "policy/loss": Metric("", "clipped surrogate, mean over tokens and steps"),
+    "policy/ptx_loss": Metric(
+        "nats", "negative log-likelihood per token of human responses, where `ptx_coef` mixes it in"
+    ),
     "policy/approx_kl": Metric("nats", "½ (log π − log π_old)², mean over tokens and steps"),
     "policy/clip_fraction": Metric("", "share of tokens whose surrogate is clipped"),
     "policy/ratio_mean": Metric("", "π/π_old, mean over tokens and steps"),
@@ -81,10 +89,6 @@ PPO: Group = {
     "policy/first_ratio_max_deviation": Metric("", "largest |π/π_old − 1| in the first step; 0 up to rounding"),
     "policy/sampler_mismatch": Metric("nats", "largest |log π| difference between sampler and learner"),
     "policy/stopped_early": Metric("", "share of steps not taken because approx_kl passed target_kl"),
-    "value/loss": Metric("", "clipped squared error of the value head, before its coefficient"),
-    "value/clip_fraction": Metric("", "share of tokens whose value moved out of the clip range"),
-    "value/explained_variance": Metric("", "1 − Var(returns − values)/Var(returns) at sampling time; 1 is perfect"),
-    "value/returns_mean": Metric("", "mean return over tokens"),
     "text/response_length": Metric("tokens", "per response, <eos> included"),
     "text/eos_fraction": Metric("", "share of responses that end within the budget"),
     "text/repetition": Metric("", "share of repeated 3-grams within a response"),
@@ -101,6 +105,18 @@ PPO: Group = {
     "validation/score_raw": Metric("z", "reward model's score of responses to validation prompts"),
     "validation/kl_k1": Metric("nats", "Σ_t (log π − log π_ref) of responses to validation prompts"),
     "validation/response_length": Metric("tokens", "per response to validation prompts, <eos> included"),
+}
+PPO: Group = {
+    "objective/non_score_reward": Metric("", "−kl_coef · kl_k1, what the KL penalty pays per response"),
+    "value/loss": Metric("", "clipped squared error of the value head, before its coefficient"),
+    "value/clip_fraction": Metric("", "share of tokens whose value moved out of the clip range"),
+    "value/explained_variance": Metric("", "1 − Var(returns − values)/Var(returns) at sampling time; 1 is perfect"),
+    "value/returns_mean": Metric("", "mean return over tokens"),
+}
+GRPO: Group = {
+    "policy/kl_penalty": Metric(
+        "nats", "k3 to the reference as the loss has it, before its weight; mean over tokens and steps"
+    ),
 }
 
 _CLOSED_LOOP = (
@@ -119,7 +135,8 @@ _CLOSED_LOOP = (
 STAGES: Mapping[str, tuple[Group, ...]] = {
     "sft": (EVERY_STAGE, FITTED, SUPERVISED),
     "reward_model": (EVERY_STAGE, FITTED, REWARD_MODEL),
-    "ppo": (EVERY_STAGE, PPO),
+    "ppo": (EVERY_STAGE, REINFORCED, PPO),
+    "grpo": (EVERY_STAGE, REINFORCED, GRPO),
 }
 """Which groups a kind of stage may log."""
 
@@ -192,7 +209,9 @@ def markdown() -> str:
         ("Fitted to data", FITTED),
         ("Supervised stage", SUPERVISED),
         ("Reward model", REWARD_MODEL),
+        ("Reinforcement learning", REINFORCED),
         ("PPO", PPO),
+        ("GRPO", GRPO),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))

@@ -54,6 +54,8 @@ class Agent:
     score: Score
     score_tokens: ScoreTokens
     score_items: ScoreItems
+    sample_groups: Callable[[int], Sample]
+    """`sample` with so many responses to each prompt, row by row; a prompt is read once."""
     programs: dict[Hashable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
     """What `compiled` has made; it lives as long as the agent."""
 
@@ -100,6 +102,7 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
         score=layout.by_row(spread.score),
         score_tokens=lambda params, tokens, mask, key: by_row(params, (tokens, mask), key),
         score_items=layout.by_row(spread.score_items),
+        sample_groups=lambda size: layout.by_row(spread.sample_groups(size)),
     )
 
 
@@ -139,6 +142,9 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         score=make_score(network),
         score_tokens=score_tokens,
         score_items=score_items,
+        sample_groups=lambda size: make_sample(
+            network, grammar, max_tokens=response_tokens, temperature=temperature, group_size=size
+        ),
     )
 
 

@@ -1,7 +1,9 @@
-"""Stage 3: PPO against the reward model, on contexts of the training split."""
+"""Stage 3: PPO or GRPO against the reward model, on contexts of the training split."""
 
 import dataclasses
+import functools
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,9 +15,11 @@ from rlhf_jax.evaluation.text import repetition
 from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
-from rlhf_jax.learners import ppo
-from rlhf_jax.learners.optimizer import Adam, make_optimizer
+from rlhf_jax.learners import grpo, ppo
+from rlhf_jax.learners.grpo_config import GRPOConfig
+from rlhf_jax.learners.optimizer import Adam, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.learners.trainable import Trainable, held, without_moments
 from rlhf_jax.runtime.metrics import Sample
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
@@ -26,18 +30,21 @@ from rlhf_jax.stages.samples import reply_drawer
 from rlhf_jax.stages.setup import Setup
 
 STAGE = "ppo"
+STAGES = ("ppo", "grpo")
+"""What the stage is called with either learner."""
+RLState = ppo.PPOState | grpo.GRPOState
 Probe = Callable[[Params, int], Mapping[str, float]]
 """Measures a policy after a number of updates: (parameters, updates done) to metrics by their bare names (`world/mean_utility`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AlignmentConfig:
-    """Stage 3: how long and how fast PPO goes; what an update does is `ppo`."""
+    """Stage 3: how long and how fast PPO or GRPO goes; what an update does is `ppo` or `grpo`."""
 
     updates: int = 60
     """Rollout batches."""
     batch_size: int = 64
-    """Prompts (and responses) of one update, over all devices."""
+    """Responses of one update, over all devices; as many prompts, or a group's share of them where there are groups."""
     temperature: float = 1.0
     """Divides the logits of policy and reference, in sampling and in learning."""
     learning_rate: float = 1e-4
@@ -48,8 +55,11 @@ class AlignmentConfig:
     """Limit of the gradient's global norm."""
     adam_eps: float = 1e-5
     """ε of Adam."""
+    trainable: Trainable = "all"
+    """What moves: every parameter, or `heads`: the table of words and items (tied: it is the input too), the last layer norm
+    and the value head, while all blocks stay as imitation left them."""
     evaluations: int = 6
-    """Evaluations during PPO (true utility in the simulated world, replies of `--samples`), evenly spaced; fewer where they do
+    """Evaluations during the stage (true utility in the simulated world, replies of `--samples`), evenly spaced; fewer where they do
     not divide the updates."""
     save_every: int = 5
     """Updates between checkpoints."""
@@ -78,76 +88,105 @@ def align(
     trunk: Params,
     proxy: Proxy,
     config: AlignmentConfig,
-    ppo_config: PPOConfig,
+    learner_config: PPOConfig | GRPOConfig,
     *,
     truth: Probe | None = None,
-    stage: str = STAGE,
+    stage: str | None = None,
 ) -> Params:
     """Runs the stage and returns the aligned policy's tree.
 
     Args:
       trunk: supervised GPT-2: the policy's start and, frozen, the reference.
-      proxy: R_φ and what its components weigh, whatever weights `ppo_config` names; also their names, where it leaves them
-        at the default.
+      proxy: R_φ and what its components weigh, whatever weights `learner_config` names; also their names, where it leaves
+        them at the default.
+      learner_config: its type says which learner runs.
       truth: a measurement the policy is not trained on, taken before the first update and then at most
         `config.evaluations` times, the last time at the end.
-      stage: names the checkpoints and the lines of `metrics.jsonl`; a run with several PPO stages names each.
+      stage: names the checkpoints and the lines of `metrics.jsonl`, `ppo` or `grpo` by default; a run with several PPO
+        stages names each.
     """
     agent, seed, layout = setup.agent, setup.seed, setup.layout
-    ppo_config = dataclasses.replace(ppo_config, component_weights=proxy.weights)
-    if ppo_config.component_names == COMPONENTS:
-        ppo_config = dataclasses.replace(ppo_config, component_names=proxy.names)
-    windows = Windows(setup.vocab, setup.corpus.train, setup.data)
+    learner_config = dataclasses.replace(learner_config, component_weights=proxy.weights)
+    if learner_config.component_names == COMPONENTS:
+        learner_config = dataclasses.replace(learner_config, component_names=proxy.names)
+    grouped = learner_config.group_size
+    n_prompts = prompts_of(config.batch_size, grouped)
+    imitated, contexts = setup.training_parts()
+    windows = Windows(setup.vocab, contexts, setup.data)
     dealt = PromptBatches(
         *windows.prompts(windows.turns()),
-        batch_size=config.batch_size,
+        batch_size=n_prompts,
         seed=seed,
         buckets=config.prompt_buckets,
         group=config.prompt_group,
     )
-    policy = policy_params(trunk, agent.network.n_embd)
-    steps = config.updates * ppo_config.epochs * ppo_config.minibatches
-    optimizer = make_optimizer(
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        total_steps=steps,
-        schedule="linear",
-        max_grad_norm=config.max_grad_norm,
-        adam=Adam(eps=config.adam_eps),
+    human = None
+    if learner_config.ptx_coef > 0:
+        # A stream of its own: not the human answers to the very prompts of the update.
+        human = Windows(setup.vocab, imitated, setup.data).demonstrations(
+            functools.partial(PromptBatches, batch_size=config.batch_size, seed=seed ^ zlib.crc32(b"demonstrations"))
+        )
+    steps = config.updates * learner_config.epochs * learner_config.minibatches
+    schedule: Any = {
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "total_steps": steps,
+        "schedule": "linear",
+    }
+    rate = learning_rate_schedule(**schedule)
+    next_rate = jax.jit(lambda opt_state: rate(steps_taken(opt_state)))
+    optimizer = without_moments(
+        make_optimizer(**schedule, max_grad_norm=config.max_grad_norm, adam=Adam(eps=config.adam_eps)),
+        config.trainable,
     )
     spread = on_mesh(agent, layout)
-    start_state = layout.place(ppo.init(policy, optimizer, ppo_config, stream_key(jax.random.key(seed), "ppo", 0)))
-    iteration = ppo.make_ppo_iteration(
-        sample=spread.sample,
-        policy=spread.policy,
-        score=spread.score,
-        optimizer=optimizer,
-        config=ppo_config,
-        out_shardings=layout.outputs(start_state),
-    )
+    kind = "grpo" if isinstance(learner_config, GRPOConfig) else STAGE
+    stage = stage or kind
+    key = stream_key(jax.random.key(seed), kind, 0)
+    callables: Any = {
+        "sample": spread.sample if grouped == 1 else spread.sample_groups(grouped),
+        "policy": held(spread.policy, config.trainable),
+        "score": spread.score,
+        "optimizer": optimizer,
+    }
+    if isinstance(learner_config, GRPOConfig):
+        # Nothing reads a value, so there is no head for it.
+        start_state = layout.place(grpo.init({"trunk": trunk}, optimizer, learner_config, key))
+        outputs = layout.outputs(start_state)
+        iteration = grpo.make_grpo_iteration(**callables, config=learner_config, out_shardings=outputs)
+    else:
+        policy = policy_params(trunk, agent.network.n_embd)
+        start_state = layout.place(ppo.init(policy, optimizer, learner_config, key))
+        outputs = layout.outputs(start_state)
+        iteration = ppo.make_ppo_iteration(**callables, config=learner_config, out_shardings=outputs)
     iterate = layout.together(iteration, STAGE)
     reference, scorer = layout.place(copied({"trunk": trunk})), layout.place(proxy.model)
 
-    def update(state: ppo.PPOState, index: int) -> tuple[ppo.PPOState, dict[str, Any]]:
+    def update(state: RLState, index: int) -> tuple[RLState, dict[str, Any]]:
         tokens, mask = dealt.batch(index)
 
         def own_prompts(own: slice) -> PromptBatch:
             return PromptBatch(tokens=jnp.asarray(tokens[own]), mask=jnp.asarray(mask[own]))
 
         # Where the path begins: the supervised policy, KL 0. Measured before the state is donated.
-        start = truth(layout.fetch(state.params), 0) if truth is not None and index == 0 else {}
-        prompts = layout.batch(config.batch_size, own_prompts)
-        state, metrics, rollout = iterate(state, prompts, reference, scorer)
+        start = truth(layout.fetch(kept(state)), 0) if truth is not None and index == 0 else {}
+        prompts = layout.batch(n_prompts, own_prompts)
+        # Read before the state is donated.
+        start = {**start, "learning_rate": next_rate(state.opt_state)}
+        fixed = (reference, scorer)
+        if human is not None:
+            fixed += (layout.batch(config.batch_size, functools.partial(human.batch, index)),)
+        state, metrics, rollout = iterate(state, prompts, *fixed)
         metrics |= surface(layout.fetch(rollout), setup.vocab.rec)
         return state, {**metrics, **start}
 
-    def evaluate(state: ppo.PPOState, index: int) -> Mapping[str, float]:
-        return truth(layout.fetch(state.params), index) if truth is not None else {}
+    def evaluate(state: RLState, index: int) -> Mapping[str, float]:
+        return truth(layout.fetch(kept(state)), index) if truth is not None else {}
 
     drawer = reply_drawer(setup, run.samples, proxy)
 
-    def draw_samples(state: ppo.PPOState) -> list[Sample]:
-        return [] if drawer is None else drawer(layout.fetch(state.params))
+    def draw_samples(state: RLState) -> list[Sample]:
+        return [] if drawer is None else drawer(layout.fetch(kept(state)))
 
     evaluates = truth is not None or drawer is not None
     final = run_stage(
@@ -159,14 +198,29 @@ def align(
             config.updates,
             save_every=config.save_every,
             log_every=1,
-            steps_per_update=ppo_config.epochs * ppo_config.minibatches,
-            advice="a lower --align.learning-rate, or other --ppo.value-coef, --ppo.kl-coef and --ppo.length-coef,",
+            steps_per_update=learner_config.epochs * learner_config.minibatches,
+            advice=f"a lower --align.learning-rate, or another coefficient among --{kind}.*,",
             on_eval=evaluate if truth is not None else None,
             eval_every=math.ceil(config.updates / config.evaluations) if evaluates else None,
             draw_samples=None if drawer is None else draw_samples,
         ),
     )
-    return layout.fetch(final.params)
+    return layout.fetch(kept(final))
+
+
+def kept(state: RLState) -> Params:
+    """The policy that is measured and handed on: the moving average where there is one."""
+    return state.params if state.average is None else state.average
+
+
+def prompts_of(batch_size: int, group_size: int) -> int:
+    """Prompts of one update.
+
+    Raises: ValueError if the responses cannot be divided into groups.
+    """
+    if batch_size % group_size:
+        raise ValueError(f"--align.batch-size {batch_size} cannot be divided into groups of {group_size} responses")
+    return batch_size // group_size
 
 
 def surface(rollout: Rollout, rec: int) -> dict[str, float]:

@@ -8,14 +8,15 @@ same prompts in the same width.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.batching import batch_indices, pad_left, pad_right
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import encode_words, is_empty, prompt_tokens, response_tokens
-from rlhf_jax.interfaces import Dialogue
+from rlhf_jax.interfaces import Dialogue, Rollout
 from rlhf_jax.stages.setup import DataConfig
 
 
@@ -71,6 +72,30 @@ class PromptBatches:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Demonstrations:
+    """Human turns as responses, dealt out to updates."""
+
+    prompts: PromptBatches
+    response_tokens: np.ndarray
+    """int32 [N, T]"""
+    response_mask: np.ndarray
+    """bool [N, T]"""
+
+    def batch(self, update: int, own: slice) -> Rollout:
+        """Rows `own` of an update's human turns, as if they had been sampled with certainty."""
+        tokens, mask = (side[own] for side in self.prompts.batch(update))
+        rows = self.prompts.rows(update)[own]
+        return Rollout(
+            prompt_tokens=jnp.asarray(tokens),
+            prompt_mask=jnp.asarray(mask),
+            response_tokens=jnp.asarray(self.response_tokens[rows]),
+            response_mask=jnp.asarray(self.response_mask[rows]),
+            logprobs=jnp.zeros(self.response_tokens[rows].shape, jnp.float32),
+            finished=jnp.ones(len(rows), bool),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Windows:
     """Dialogues encoded once; prompts and responses of any message on demand, padded to fixed lengths."""
 
@@ -82,6 +107,11 @@ class Windows:
     def words(self) -> list[list[list[int]]]:
         """Word tokens of every message of every dialogue."""
         return encode_words(self.vocab, self.dialogues)
+
+    def demonstrations(self, dealt: Callable[[np.ndarray, np.ndarray], PromptBatches]) -> Demonstrations:
+        """Human turns of all dialogues, after contexts that `dealt` hands out to updates."""
+        turns = self.turns()
+        return Demonstrations(dealt(*self.prompts(turns)), *self.responses(turns))
 
     def turns(self) -> list[tuple[int, int]]:
         """(dialogue, message) of every recommender message that says something after a context."""

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import jax
 
+from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.mesh import MeshConfig, check_sizes, make_mesh
@@ -15,12 +16,12 @@ from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
 from rlhf_jax.parallel.processes import ProcessConfig, join, several
 from rlhf_jax.runtime.interrupts import ends_without_the_others, exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
-from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.alignment import AlignmentConfig, prompts_of
 from rlhf_jax.stages.reward import RewardConfig, check_functions
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up
 from rlhf_jax.stages.supervised import SupervisedConfig
 
-Stage = Literal["sft", "reward_model", "ppo"]
+Stage = Literal["sft", "reward_model", "ppo", "grpo"]
 """The training stages of the paper, as checkpoints and metrics name them."""
 MOST_SAMPLES = 64
 """One forward pass draws them all, and somebody is to read them."""
@@ -49,6 +50,14 @@ class StartConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.samples <= MOST_SAMPLES:
             raise ValueError(f"--samples must be 0 to {MOST_SAMPLES}: got {self.samples}")
+
+
+def check_learner(align: AlignmentConfig, learner: PPOConfig | GRPOConfig, profile: tuple[Stage, ...]) -> None:
+    """Raises ValueError where the responses do not fill their groups, or a learner that does not run is to be traced."""
+    prompts_of(align.batch_size, learner.group_size)
+    runs, idle = ("grpo", "ppo") if isinstance(learner, GRPOConfig) else ("ppo", "grpo")
+    if idle in profile:
+        raise ValueError(f"--profile {idle} traces nothing: --algorithm is {runs}")
 
 
 @contextlib.contextmanager
@@ -94,6 +103,14 @@ class Pipeline(Protocol):
     def ppo(self) -> PPOConfig: ...
 
 
+@runtime_checkable
+class ChoosesLearner(Protocol):
+    """An experiment's configuration that says which learner stage 3 runs."""
+
+    @property
+    def learner(self) -> PPOConfig | GRPOConfig: ...
+
+
 def prepare(run: RunDirectory, config: Pipeline) -> Setup:
     """Dialogues, vocabulary, network and the devices that train, checked against the sizes of every stage.
 
@@ -101,9 +118,8 @@ def prepare(run: RunDirectory, config: Pipeline) -> Setup:
     """
     setup = set_up(run, config.data, config.model, seed=config.seed, temperature=config.align.temperature)
     check_functions(setup.corpus, config.reward)
-    return setup._replace(
-        layout=lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, config.ppo)
-    )
+    learner = config.learner if isinstance(config, ChoosesLearner) else config.ppo
+    return setup._replace(layout=lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, learner))
 
 
 def lay_out(
@@ -112,7 +128,7 @@ def lay_out(
     sft: SupervisedConfig,
     reward: RewardConfig,
     align: AlignmentConfig,
-    ppo: PPOConfig,
+    learner: PPOConfig | GRPOConfig,
 ) -> Layout:
     """The devices that train; a mesh of one leaves everything on one device.
 
@@ -128,8 +144,11 @@ def lay_out(
     }
     rows["reward model rows (--reward.batch-size)"] = reward.batch_size
     rows["responses (--align.batch-size)"] = align.batch_size
-    if align.batch_size % (ppo.minibatches * ppo.microbatches) == 0:
-        named = "responses of a microbatch (--align.batch-size // --ppo.minibatches // --ppo.microbatches)"
-        rows[named] = align.batch_size // ppo.minibatches // ppo.microbatches
+    name = "grpo" if isinstance(learner, GRPOConfig) else "ppo"
+    if learner.group_size > 1:
+        rows[f"prompts (--align.batch-size // --{name}.group-size)"] = align.batch_size // learner.group_size
+    if align.batch_size % (learner.minibatches * learner.microbatches) == 0:
+        named = f"responses of a microbatch (--align.batch-size // --{name}.minibatches // --{name}.microbatches)"
+        rows[named] = align.batch_size // learner.minibatches // learner.microbatches
     check_sizes(mesh, width=network.n_embd, heads=network.n_head, vocabulary=network.vocab_size, rows=rows)
     return Partition(make_mesh(mesh))

@@ -27,7 +27,7 @@ from rlhf_jax.feedback.weak_labels import LabelTable, WeakLabeller, fit_weak_lab
 from rlhf_jax.interfaces import Corpus, Dialogue, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import reward_model
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
+from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.learners.reward_model import RewardBatch
 from rlhf_jax.runtime.files import DamagedFileError, RunError, check_npz, notice, write_json, write_npz
 from rlhf_jax.runtime.metric_names import kind
@@ -242,14 +242,18 @@ def train(
         return spread.score_tokens(params, tokens, mask, key)
 
     state = layout.place(reward_model.init(params, optimizer, averaged=True))
-    learn = functools.partial(reward_model.update, score_fn=score, optimizer=optimizer, names=names)
+
+    def learn(state: TrainState, batch: RewardBatch, key: Key[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
+        used = jnp.asarray(rate(steps_taken(state.opt_state)))
+        state, metrics = reward_model.update(state, batch, key, score_fn=score, optimizer=optimizer, names=names)
+        return state, metrics | {"learning_rate": used}
+
     step = layout.together(layout.step(learn, state), STAGE)
 
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         rows = batch_indices(len(training), seed=seed, step=index, batch_size=config.batch_size)
         batch = layout.batch(len(rows), lambda own: training.batch(rows[own]))
-        state, metrics = step(state, batch, layout.same(stream_key(key, "reward_model/dropout", index)))
-        return state, metrics | {"learning_rate": rate(index)}
+        return step(state, batch, layout.same(stream_key(key, "reward_model/dropout", index)))
 
     predict = jax.jit(lambda params, inputs: agent.score_tokens(params, inputs[0], inputs[1], None))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -59,6 +60,9 @@ class DataConfig:
     """Longest response, `<eos>` included."""
     max_items: int = 5
     """Longest suggestion list of a turn."""
+    rl_share: float = 0.0
+    """Share of the training dialogues that imitation leaves out and reinforcement learning takes its contexts from, so that
+    the policy has not learnt them by heart. 0: both read all of them. The reward model reads all of them either way."""
 
     @property
     def corpus_name(self) -> str:
@@ -70,6 +74,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--data.{name.replace('_', '-')} must be at least 1: got {value}")
+        if not 0 <= self.rl_share < 1:
+            raise ValueError(f"--data.rl-share must be in [0, 1): got {self.rl_share}")
         if self.source != WORLD and self.dir is None:
             raise ValueError(f"--data.dir must name the folder with the files when --data.source is {self.source}")
         if self.source == WORLD and self.dir is not None:
@@ -143,6 +149,26 @@ class Setup(NamedTuple):
     def network(self) -> GPT2Config:
         """The agent's sizes."""
         return self.agent.network
+
+    def training_parts(self) -> tuple[tuple[Dialogue, ...], tuple[Dialogue, ...]]:
+        """Training dialogues for imitation and for reinforcement learning: disjoint where `data.rl_share` says so.
+
+        A dialogue's part hangs on its own id alone: another seed, or more data, moves none to the other side.
+
+        Raises: RunError if a part is empty.
+        """
+        dialogues, share = self.corpus.train, self.data.rl_share
+        if share == 0:
+            return dialogues, dialogues
+        parts: tuple[list[Dialogue], list[Dialogue]] = ([], [])
+        for dialogue in dialogues:
+            parts[zlib.crc32(f"rl/{dialogue.dialogue_id}".encode()) < share * 2**32].append(dialogue)
+        if not all(parts):
+            raise RunError(
+                f"--data.rl-share {share} of {len(dialogues)} training dialogues leaves {len(parts[0])} to imitation and "
+                f"{len(parts[1])} to reinforcement learning: each needs one"
+            )
+        return tuple(parts[0]), tuple(parts[1])
 
     def testing(self, dialogues: Sequence[Dialogue]) -> "Setup":
         """The same with other dialogues in the place of the test split."""

@@ -23,7 +23,7 @@ from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
-from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer
+from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import Layout
 from rlhf_jax.runtime.metrics import Sample
@@ -153,7 +153,8 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
     It starts from `setup.pretrained`, or draws its weights; the tree returned is whole, on one device.
     """
     corpus, vocab, agent, seed, layout = setup.corpus, setup.vocab, setup.agent, setup.seed, setup.layout
-    batches = training_batches(corpus, vocab, agent.grammar, config, seed)
+    imitated = dataclasses.replace(corpus, train=setup.training_parts()[0])
+    batches = training_batches(imitated, vocab, agent.grammar, config, seed)
     knowledge, n_features = item_knowledge(vocab, corpus, config)
     key = jax.random.key(seed)
     trunk = setup.pretrained
@@ -183,7 +184,8 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
     def one_step(
         state: TrainState, batch: TextBatch, knowledge: ItemKnowledge, key: Key[Array, ""]
     ) -> tuple[TrainState, dict[str, Array]]:
-        return sft.update(
+        used = jnp.asarray(rate(steps_taken(state.opt_state)))
+        state, metrics = sft.update(
             state,
             batch,
             key,
@@ -191,14 +193,14 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
             optimizer=optimizer,
             average_decay=config.average_decay,
         )
+        return state, metrics | {"learning_rate": used}
 
     state, known = layout.place(sft.init(params, optimizer, averaged=True)), layout.same(knowledge)
     step = layout.together(layout.step(one_step, state), STAGE)
 
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         batch = own_rows(text_batch(*batches.batch(index)), layout)
-        state, metrics = step(state, batch, known, layout.same(stream_key(key, "sft/dropout", index)))
-        return state, metrics | {"learning_rate": rate(index)}
+        return step(state, batch, known, layout.same(stream_key(key, "sft/dropout", index)))
 
     fold = jax.jit(compose, static_argnums=2)
 

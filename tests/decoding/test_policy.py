@@ -71,6 +71,24 @@ def test_values_and_entropy_stand_before_each_token(params: dict, rollout: Rollo
     np.testing.assert_allclose(jax.jit(policy.make_score(CONFIG))(params, rollout), expected, atol=1e-5)
 
 
+def test_a_group_reads_its_prompt_once_and_answers_as_single_rows_would(params: dict, prompts: PromptBatch) -> None:
+    options = {"max_tokens": RESPONSE, "temperature": TEMPERATURE}
+    grouped = jax.jit(policy.make_sample(CONFIG, GRAMMAR, **options, group_size=3))
+    single = jax.jit(policy.make_sample(CONFIG, GRAMMAR, **options))
+    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 3, axis=0), prompts)
+    found = grouped(params, prompts, jax.random.key(3))
+    expected = single(params, repeated, jax.random.key(3))
+    for name in ("prompt_tokens", "prompt_mask", "response_tokens", "response_mask", "finished"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
+    assert len({tuple(row) for row in np.asarray(found.response_tokens[:3]).tolist()}) > 1
+    # No matrix product has as many rows as the repeated prompts have tokens; those of the prompts it has.
+    text = grouped.lower(params, prompts, jax.random.key(3)).as_text()
+    rows = {int(n) for n in re.findall(r"stablehlo\.dot_general [^\n]*: \(tensor<(\d+)x", text)}
+    assert BATCH * PROMPT in rows and 3 * BATCH * PROMPT not in rows
+
+
 def test_a_row_keeps_its_response_whatever_the_batch_and_the_padding(
     params: dict, prompts: PromptBatch, rollout: Rollout
 ) -> None:

@@ -117,6 +117,10 @@ def test_help_names_the_presets(start: Start) -> None:
         (["debug", "--sft.epochs", "0"], "epochs 0"),
         (["debug", "--reward.function", "words"], "--reward.function words: expected package.module:name"),
         (["debug", "--reward.labels.signals", "charm"], "there is no signal 'charm'"),
+        (["debug", "--ppo.group-size", "3"], "--align.batch-size 16 cannot be divided into groups of 3 responses"),
+        (["debug", "--algorithm", "grpo", "--grpo.group-size", "1"], "group_size must be at least 2: got 1"),
+        (["debug", "--algorithm", "grpo", "--profile", "ppo"], "--profile ppo traces nothing: --algorithm is grpo"),
+        (["debug", "--data.rl-share", "1"], "--data.rl-share must be in [0, 1): got 1"),
         (["debug", "--ppo.component-weights", "1", "0"], "2 numbers for 3 components: give one each, in the order eng"),
         (
             ["debug", "--reward.function", "own:wit", "--ppo.component-weights", "1", "0", "0"],

@@ -1,5 +1,7 @@
 """Group advantages: sums, scale, flat groups, the leave-one-out baseline."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rlhf_jax.equations.group import group_advantages, is_flat_group, leave_one_out_advantages
+from rlhf_jax.equations.group import advantages_by_place, group_advantages, is_flat_group, leave_one_out_advantages
 
 groups = hnp.arrays(np.float32, 4, elements=st.floats(-9, 9, width=16))
 SCORES = jnp.array([0.3, -1.0, 2.0, 0.9])
@@ -56,3 +58,28 @@ def test_float32_and_vmap(assert_float32, assert_vmap) -> None:
     with pytest.raises(ValueError, match="at least 2 responses per prompt, got 1"):
         leave_one_out_advantages(jnp.ones(1))
     np.testing.assert_allclose(rloo(jnp.array([1.0, 3.0])), [-2, 2])
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_place_is_compared_with_those_that_still_run(scaled: bool) -> None:
+    returns = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    lengths = [6, 3, 5, 4]
+    mask = np.arange(6)[None] < np.array(lengths)[:, None]
+    returns[:, 1] = 0.1  # flat; four times 0.1 do not average to 0.1
+    returns[~mask] = np.nan
+    expected = np.zeros((4, 6))
+    for t in range(6):
+        running = [i for i in range(4) if t < lengths[i]]
+        mean = sum(float(returns[i, t]) for i in running) / len(running)
+        std = (sum((float(returns[i, t]) - mean) ** 2 for i in running) / len(running)) ** 0.5
+        for i in running:
+            if t != 1 and len(running) > 1:
+                expected[i, t] = (float(returns[i, t]) - mean) / (std + 1e-6 if scaled else 1)
+    found = jax.jit(functools.partial(advantages_by_place, scaled=scaled))(jnp.asarray(returns), jnp.asarray(mask))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(found[:, 1], 0)
+
+
+def test_places_that_all_reach_have_the_advantages_of_whole_responses() -> None:
+    found = advantages_by_place(SCORES[:, None], jnp.ones((4, 1), bool))
+    np.testing.assert_allclose(found[:, 0], grpo(SCORES), rtol=1e-6)

@@ -4,7 +4,14 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.learners.optimizer import Adam, apply_or_skip, learning_rate_schedule, make_optimizer, scale_by_adam_tf
+from rlhf_jax.learners.optimizer import (
+    Adam,
+    apply_or_skip,
+    learning_rate_schedule,
+    make_optimizer,
+    scale_by_adam_tf,
+    steps_taken,
+)
 
 ROUND = {"learning_rate": 0.1, "total_steps": 100, "schedule": "constant"}
 
@@ -66,6 +73,29 @@ def test_refused_step_leaves_everything_as_it_was(params: dict[str, jax.Array], 
     jax.tree.map(np.testing.assert_array_equal, (result.params, result.opt_state), (params, before))
     assert bool(result.finite) == (broken == "unwanted")
     assert result.update_norm == 0.0
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.5, "adam": Adam(form="tf", eps=1e-9)}])
+def test_the_schedule_counts_the_steps_that_were_taken(options: dict) -> None:
+    schedule = {"learning_rate": 0.1, "warmup_steps": 2, "total_steps": 10, "schedule": "linear"}
+    optimizer, rate = make_optimizer(**schedule, **options), learning_rate_schedule(**schedule)
+    params = {"bias": jnp.zeros(1)}
+    state, moved = optimizer.init(params), []
+    for loss, wanted in ((1.0, True), (jnp.nan, True), (1.0, False), (1.0, True), (1.0, True)):
+        logged = rate(steps_taken(state))
+        result = apply_or_skip(optimizer, params, state, {"bias": jnp.ones(1)}, jnp.array(loss), wanted=wanted)
+        # Adam moves a parameter whose gradient never changes by the learning rate.
+        step = float(params["bias"][0] - result.params["bias"][0])
+        if wanted and jnp.isfinite(loss):
+            np.testing.assert_allclose(step, logged, rtol=1e-4)
+            moved.append(step)
+        params, state = result.params, result.opt_state
+    np.testing.assert_allclose(moved, [0.1 / 3, 0.2 / 3, 0.1], rtol=1e-4)
+
+
+def test_an_optimiser_without_a_schedule_has_no_count(params: dict[str, jax.Array]) -> None:
+    with pytest.raises(ValueError, match="holds 0 schedules"):
+        steps_taken(optax.adam(0.1).init(params))
 
 
 def test_taken_step_moves(params: dict[str, jax.Array]) -> None:

@@ -347,6 +347,106 @@ def test_stored_logprobs_adaptive_price_and_early_stop(
     chex.assert_tree_all_finite((new.params, metrics))
 
 
+def test_a_group_is_paid_what_lies_above_its_mean(
+    two_programs: ppo.TwoPrograms, state: ppo.PPOState, params: Any, ref_params: Any
+) -> None:
+    """Line 5 with groups of four, by a loop; the advantages of λ = 1, κ = 0 and V = 0 are then the scores themselves."""
+    rollout = two_programs.sample(state, prompts(B))
+    config = dataclasses.replace(CONFIG, group_size=4, normalise_score=False, whiten_advantages=False)
+    components = score(jnp.asarray(REWARD), rollout).at[4:8].set(0.3)
+    judged = ppo.judge_phase(state, rollout, ref_params, policy=policy, config=config)
+    paid = np.asarray(ppo.shape(state, rollout, components, judged, dataclasses.replace(config, group_size=1)).paid)
+    shaped = ppo.shape(state.replace(kl_coef=jnp.zeros(())), rollout, components, judged, config)
+    np.testing.assert_array_equal(shaped.paid, paid)
+    for row in range(B):
+        group = paid[row // 4 * 4 : row // 4 * 4 + 4]
+        length = int(rollout.response_mask[row].sum())
+        np.testing.assert_allclose(shaped.rewards[row, length - 1], paid[row] - group.mean(), atol=1e-5)
+    flat = [len(set(paid[start : start + 4].tolist())) == 1 for start in range(0, B, 4)]
+    np.testing.assert_allclose(ppo.flat_share(shaped.paid, 4), np.mean(flat))
+    with pytest.raises(ValueError, match="16 responses cannot be divided into groups of 3"):
+        ppo.above_group(jnp.zeros(16), 3)
+
+
+def test_supervised_loss_pulls_towards_human_responses(
+    two_programs: ppo.TwoPrograms, state: ppo.PPOState, params: Any, ref_params: Any
+) -> None:
+    """The step's gradient against counts on the tables: γ/N Σ (softmax − one-hot) over human tokens is added."""
+    rollout = two_programs.sample(state, prompts(B))
+    human = two_programs.sample(state.replace(update=state.update + 5), prompts(B))
+    moves = {}
+    for ptx_coef in (0.0, 0.7):
+        config = dataclasses.replace(CONFIG, epochs=1, minibatches=1, microbatches=2, ptx_coef=ptx_coef)
+        # Without Adam the move is the gradient, its sign turned.
+        descent = optax.sgd(1.0)
+        start = state.replace(opt_state=descent.init(params))
+        phase = jax.jit(functools.partial(ppo.learn_phase, policy=policy, optimizer=descent, config=config))
+        demonstrations = human if ptx_coef else None
+        new, metrics = phase(start, rollout, score(jnp.asarray(REWARD), rollout), ref_params, demonstrations)
+        moves[ptx_coef] = np.asarray(new.params["logits"])
+    softmax = np.asarray(jax.nn.softmax(params["logits"]), np.float64)
+    pull, nll, n = np.zeros((5, 4, 4)), 0.0, 0
+    for row in range(B):
+        previous = 0
+        for t in range(int(human.response_mask[row].sum())):
+            token = int(human.response_tokens[row, t])
+            pull[t, previous] += np.eye(4)[token] - softmax[t, previous]
+            nll -= np.log(softmax[t, previous, token])
+            previous, n = token, n + 1
+    np.testing.assert_allclose(moves[0.7] - moves[0.0], 0.7 * pull / n, atol=1e-5)
+    np.testing.assert_allclose(metrics["policy/ptx_loss"], nll / n, rtol=1e-5)
+    metric_names.check("ppo", "policy/ptx_loss")
+    metric_names.check("ppo", "objective/flat_group_share")
+
+
+@pytest.mark.parametrize(
+    ("ptx_coef", "rows", "message"),
+    [
+        (0.5, None, "ptx_coef 0.5 with none human responses"),
+        (0.0, B, "ptx_coef 0.0 with 16 human responses"),
+        (0.5, 8, "8 human responses beside 16 sampled ones"),
+    ],
+)
+def test_human_responses_come_with_their_weight(
+    two_programs: ppo.TwoPrograms,
+    state: ppo.PPOState,
+    ref_params: Any,
+    optimizer: optax.GradientTransformation,
+    ptx_coef: float,
+    rows: int | None,
+    message: str,
+) -> None:
+    rollout = two_programs.sample(state, prompts(B))
+    human = None if rows is None else jax.tree.map(lambda leaf: leaf[:rows], rollout)
+    config = dataclasses.replace(CONFIG, ptx_coef=ptx_coef)
+    with pytest.raises(ValueError, match=message):
+        ppo.learn_phase(
+            state,
+            rollout,
+            score(jnp.asarray(REWARD), rollout),
+            ref_params,
+            human,
+            policy=policy,
+            optimizer=optimizer,
+            config=config,
+        )
+
+
+def test_the_average_remembers_every_update(
+    params: Any, ref_params: Any, optimizer: optax.GradientTransformation
+) -> None:
+    config = dataclasses.replace(CONFIG, average_decay=0.15)
+    program = ppo.make_ppo_iteration(
+        sample=sample_until_eos, policy=policy, score=score, optimizer=optimizer, config=config
+    )
+    state, expected = ppo.init(params, optimizer, config, jax.random.key(7)), np.asarray(params["logits"], np.float64)
+    for decay in (0.1, 0.15, 0.15):  # (1 + n)/(10 + n) is .1, .18, …
+        state, _, _ = program(state, prompts(B), ref_params, jnp.asarray(REWARD))
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["logits"], np.float64)
+    np.testing.assert_allclose(state.average["logits"], expected, atol=1e-6)
+    assert np.abs(state.average["logits"] - state.params["logits"]).max() > 1e-4
+
+
 def test_minibatches_must_divide_the_batch(
     state: ppo.PPOState, ref_params: Any, two_programs: ppo.TwoPrograms, optimizer: optax.GradientTransformation
 ) -> None:
@@ -363,6 +463,9 @@ def test_minibatches_must_divide_the_batch(
         ({"epochs": 0}, "epochs must be at least 1: got 0"),
         ({"length_coef": -1.0}, "length_coef must not be negative: got -1.0"),
         ({"dual_clip": 1.0}, "dual_clip must be above 1: got 1.0"),
+        ({"group_size": 0}, "group_size must be at least 1: got 0"),
+        ({"ptx_coef": -0.1}, "ptx_coef must not be negative: got -0.1"),
+        ({"average_decay": 1.0}, r"average_decay must be in \(0, 1\): got 1.0"),
         ({"component_weights": (1.0,), "component_names": ("a", "b")}, "1 component_weights for 2 component_names"),
         ({"kl_control": "adaptve"}, "kl_control"),
     ],

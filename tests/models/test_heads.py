@@ -1,8 +1,13 @@
 """Heads: starting values, the last real token, and items that share features."""
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rlhf_jax.models import gpt2, heads
 
@@ -35,3 +40,24 @@ def test_item_logits_are_the_item_columns_of_the_head() -> None:
     hidden = jax.random.normal(jax.random.key(1), (3, 8))
     items = heads.item_logits(params, hidden, first_item=12, n_items=5)
     np.testing.assert_allclose(items, gpt2.lm_logits(params, hidden)[:, 12:17], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "read"),
+    [
+        (heads.init_value_head(8), heads.value),
+        (heads.init_reward_heads(jax.random.key(0), 8, 3), heads.reward_components),
+    ],
+    ids=["value", "reward"],
+)
+def test_no_product_of_a_head_is_rounded_on_any_device(head: Any, read: Callable[[Any, Any], jax.Array]) -> None:
+    def loss(head: Any, hidden: jax.Array) -> jax.Array:
+        return jnp.sum(read(head, hidden) ** 2)
+
+    # Forward and both gradients; hidden states of a bfloat16 network enter as float32.
+    program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(head, jnp.ones((4, 8), jnp.bfloat16)).as_text()
+    products = re.findall(r"stablehlo\.dot_general.*", program)
+    assert len(products) >= 2
+    for product in products:
+        assert "precision = [HIGHEST, HIGHEST]" in product
+        assert "bf16" not in product

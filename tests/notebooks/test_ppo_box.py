@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -31,22 +32,33 @@ def test_the_programs_that_write_the_box_down_carry_its_numbers_and_names(path: 
     assert {number: code.get(number) for number in box} == box
 
 
-def test_the_learner_carries_the_numbers_in_order() -> None:
-    source = (REPOSITORY / "rlhf_jax" / "learners" / "ppo.py").read_text(encoding="utf-8")
-    numbers = [int(number) for number in re.findall(r"^    # (\d)\. ", source, re.MULTILINE)]
-    assert numbers == list(range(1, 9))
+@pytest.mark.parametrize(("learner", "lines"), [("ppo", 8), ("grpo", 7)])
+def test_the_learner_carries_the_numbers_in_order(learner: str, lines: int) -> None:
+    source = (REPOSITORY / "rlhf_jax" / "learners" / f"{learner}.py").read_text(encoding="utf-8")
+    numbers = [int(number) for number in re.findall(r"^(?:    |        )# (\d)\. ", source, re.MULTILINE)]
+    assert numbers == list(range(1, lines + 1))
+    box = (REPOSITORY / "docs" / "algorithms" / f"{learner}.md").read_text(encoding="utf-8")
+    assert re.findall(r"^> \*\*(\d)\. ", box, re.MULTILINE) == [str(number) for number in numbers]
 
 
-def test_the_table_of_defaults_is_that_of_the_configuration() -> None:
-    fields = {field.name: field.default for field in dataclasses.fields(PPOConfig)}
-    table = BOX.split("| symbol |")[1].split("\n\n")[0]
+@pytest.mark.parametrize(
+    ("learner", "config", "least"),
+    [
+        ("ppo", PPOConfig, {"clip_eps", "value_clip_eps", "value_coef", "gamma", "gae_lambda", "kl_coef", "epochs"}),
+        ("grpo", GRPOConfig, {"clip_eps", "group_size", "gamma", "kl_coef", "epochs", "ptx_coef"}),
+    ],
+)
+def test_the_table_of_defaults_is_that_of_the_configuration(learner: str, config: type, least: set[str]) -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    box = (REPOSITORY / "docs" / "algorithms" / f"{learner}.md").read_text(encoding="utf-8")
+    table = box.split("| symbol |")[1].split("\n\n")[0]
     checked = set()
     for row in table.splitlines()[2:]:
         _, names, defaults = (cell.strip() for cell in row.strip("|").split("|"))
-        for name in re.findall(r"`(\w+)`", names):
+        for name in set(re.findall(r"`(\w+)`", names)) - {"PPOConfig"}:
             default = fields[name]
             if isinstance(default, (int, float)) and not isinstance(default, bool) and name != "microbatches":
                 numbers = {float(x.replace(" ", "")) for x in re.findall(r"\d+(?: \d{3})*(?:\.\d+)?", defaults)}
                 assert default in numbers, f"{name}: {default} is not in {defaults!r}"
                 checked.add(name)
-    assert {"clip_eps", "value_clip_eps", "value_coef", "gamma", "gae_lambda", "kl_coef", "epochs"} <= checked
+    assert least <= checked

@@ -68,7 +68,7 @@ def main(names: list[str], meshes: list[str]) -> None:
                     for one, other in zip(alone["metrics"], spread["metrics"], strict=True)
                 ],
                 "alone": [{key: float(value) for key, value in logged.items()} for logged in alone["metrics"]],
-                "tokens_equal": name != "ppo"
+                "tokens_equal": name not in ("ppo", "grpo")
                 or all(
                     np.array_equal(one.response_tokens, other.response_tokens)
                     for one, other in zip(alone["others"], spread["others"], strict=True)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.interfaces import PromptBatch
+from rlhf_jax.interfaces import PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
-from rlhf_jax.learners import ppo, reward_model, sft
+from rlhf_jax.learners import grpo, ppo, reward_model, sft
+from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.reward_model import RewardBatch
@@ -178,10 +179,54 @@ def ppo_learner(layout: Layout, config: PPOConfig = PPO) -> Learner:
     return Learner(state, iteration, lambda index: (prompts(index), *fixed))
 
 
+def grpo_learner(layout: Layout) -> Learner:
+    """Stage 3 without a value function: groups of two, human responses mixed in, the average kept."""
+    config = GRPOConfig(group_size=2, minibatches=2, ptx_coef=0.5, average_decay=0.5)
+    spread, draw, vocab = on_mesh(agent(), layout), np.random.default_rng(5), vocabulary()
+    tokens = draw.integers(0, vocab.n_words, (4 * ROWS, PROMPT)).astype(np.int32)
+    mask = np.arange(PROMPT) >= draw.integers(0, PROMPT - 1, (4 * ROWS, 1))
+    said = np.tile(np.array([vocab.say, 1, 2, 3, vocab.eos], np.int32), (ROWS, 1))
+    scorer = reward_params(trunk(), agent().network.n_embd, root_key())
+    reference = {"trunk": jax.tree.map(lambda leaf: 0.9 * leaf, trunk())}
+    state = layout.place(grpo.init({"trunk": trunk()}, OPTIMIZER, config, root_key()))
+    iteration = grpo.make_grpo_iteration(
+        sample=spread.sample_groups(config.group_size),
+        policy=spread.policy,
+        score=spread.score,
+        optimizer=OPTIMIZER,
+        config=config,
+        out_shardings=layout.outputs(state),
+    )
+    fixed = layout.place(reference), layout.place(scorer)
+
+    def inputs(index: int) -> tuple[Any, ...]:
+        rows = np.arange(ROWS) + ROWS * index
+
+        def prompts(part: slice) -> PromptBatch:
+            return PromptBatch(tokens=jnp.asarray(tokens[rows[part]]), mask=jnp.asarray(mask[rows[part]]))
+
+        def human(part: slice) -> Rollout:
+            n = len(rows[part])
+            return Rollout(
+                prompt_tokens=jnp.asarray(tokens[rows[part]]),
+                prompt_mask=jnp.asarray(mask[rows[part]]),
+                response_tokens=jnp.asarray(said[part]),
+                response_mask=jnp.ones((n, RESPONSE), bool),
+                logprobs=jnp.zeros((n, RESPONSE)),
+                finished=jnp.ones(n, bool),
+            )
+
+        # As many prompts as groups.
+        return layout.batch(ROWS // 2, prompts), *fixed, layout.batch(ROWS, human)
+
+    return Learner(state, iteration, inputs)
+
+
 LEARNERS: dict[str, Callable[[Layout], Learner]] = {
     "sft": sft_learner,
     "reward_model": reward_learner,
     "ppo": ppo_learner,
+    "grpo": grpo_learner,
 }
 DEEP = {
     "unrolled": functools.partial(reward_learner, n_layer=3),

@@ -65,9 +65,10 @@ def test_a_loop_over_layers_on_a_mesh_is_the_written_out_network_on_one_device(e
     assert difference < 5e-5, name
 
 
+@pytest.mark.parametrize("learner", ["ppo", "grpo"])
 @pytest.mark.parametrize("mesh", MESHES)
-def test_sampled_tokens_are_identical(eight_devices: Facts, mesh: str) -> None:
-    assert eight_devices["ppo"][mesh]["tokens_equal"]
+def test_sampled_tokens_are_identical(eight_devices: Facts, mesh: str, learner: str) -> None:
+    assert eight_devices[learner][mesh]["tokens_equal"]
 
 
 @pytest.mark.parametrize(("learner", "mesh"), EVERY)

@@ -230,19 +230,20 @@ def test_a_study_without_a_known_truth_has_no_panel_of_it():
 
 def test_stages_of_one_kind_have_pages_of_their_own(tmp_path: Path):
     lines = metric_lines()
-    variants = [line | {"stage": f"ppo-{name}"} for name in ("kl0", "kl1") for line in lines if line["stage"] == "ppo"]
+    names = ("ppo-kl0", "grpo-kl1")
+    variants = [line | {"stage": name} for name in names for line in lines if line["stage"] == "ppo"]
     models = [{"stage": "reward_model-shift", "step": 1, "loss": 1.0, "loss/sentiment": 0.5}]
     titles = [section.title for section in run_figures.sections([*models, *variants], [])]
-    assert titles[1:4] == ["Reward model training: reward_model-shift", "PPO: ppo-kl0", "PPO: ppo-kl1"]
+    assert titles[1:4] == ["Reward model training: reward_model-shift", "PPO: ppo-kl0", "GRPO: grpo-kl1"]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in variants))
     text = diagnostics.write_diagnostics(tmp_path, title="Toy").read_text(encoding="utf-8")
     # Means of the last five of eight updates: score .1 a step, KL 1 a step.
-    assert "| ppo-kl1 | 0.6 | 6 |" in text and "(plots/ppo-kl0.png)" in text
+    assert "| grpo-kl1 | 0.6 | 6 |" in text and "(plots/ppo-kl0.png)" in text
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
-        f"ppo-{name}.{form}" for name in ("kl0", "kl1") for form in ("png", "svg")
+        f"{name}.{form}" for name in names for form in ("png", "svg")
     }
     (tmp_path / "metrics.jsonl").write_text(json.dumps(models[0]) + "\n")
-    with pytest.raises(ValueError, match="no line of a PPO stage"):
+    with pytest.raises(ValueError, match="no line of a PPO or GRPO stage"):
         diagnostics.write_diagnostics(tmp_path, title="Toy")
 
 

@@ -31,6 +31,8 @@ def test_document_is_the_table(repository: Path):
         ("ppo", "validation/response_length"),
         ("ppo", "world/kl_k1"),
         ("ppo", "objective/charm_raw"),
+        ("grpo", "objective/flat_group_share"),
+        ("grpo-rounds", "policy/kl_penalty"),
     ],
 )
 def test_known_names(stage: str, name: str):
@@ -43,10 +45,12 @@ def test_known_names(stage: str, name: str):
         ("ppo-full", "objective/kl_k2", "stage 'ppo-full' logs 'objective/kl_k2', which is not in the table"),
         ("sft", "objective/kl_k1", "not in the table"),
         ("ppo", "loss/engagement", "close names: loss"),
+        ("grpo", "value/loss", "not in the table"),
+        ("ppo", "policy/kl_penalty", "not in the table"),
         (
             "warmup",
             "loss",
-            "stage 'warmup' logs 'loss': no kind of stage 'warmup' .*; there are sft, reward_model, ppo",
+            "stage 'warmup' logs 'loss': no kind of stage 'warmup' .*; there are sft, reward_model, ppo, grpo",
         ),
         ("ppo", "world/success@ten", "not in the table"),
         ("ppo", "objective/not a name_raw", "not in the table"),
