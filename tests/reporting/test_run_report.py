@@ -180,6 +180,7 @@ def test_results_round_trip_and_refuse_doubles(tmp_path: Path):
     with pytest.raises(ValueError, match="'sft/hr@1' under 'full' on 'toy/test' occurs twice"):
         run_report.write_results(tmp_path, [results[0], results[0]])
     (tmp_path / "results.json").write_text('[{"name": "sft/hr@1"}]')
+    (tmp_path / "checksums.json").unlink()
     with pytest.raises(ValueError, match=r"results.json, entry 0: result 'sft/hr@1': missing value, n"):
         run_report.read_results(tmp_path)
 
