@@ -18,6 +18,7 @@ import tyro
 from command_line import options, start
 from rlhf_jax.assessment.conversation import Conversation
 from rlhf_jax.assessment.finished_run import open_finished, stage_policy
+from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import enable_compilation_cache
 
@@ -34,8 +35,11 @@ class Config:
     """Which stage's model; None takes the last that has a checkpoint."""
     greedy: bool = False
     """The likeliest token each time, instead of sampling."""
-    seed: int = 0
+    seed: Seed = 0
     """Of sampling."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 def main(config: Config) -> None:

@@ -28,8 +28,10 @@ def preset_and_options(presets: Mapping[str, tuple[str, Config]], arguments: Seq
             name, rest = first, list(arguments)
         else:
             # Shows the presets, and refuses a name that is none of them.
-            kinds = tyro.extras.subcommand_type_from_defaults({name: preset for name, (_, preset) in presets.items()},
-                                                              {name: what for name, (what, _) in presets.items()})
+            kinds = tyro.extras.subcommand_type_from_defaults(
+                {name: preset for name, (_, preset) in presets.items()},
+                {name: what for name, (what, _) in presets.items()},
+            )
             return tyro.cli(kinds, default=presets[first][1], description=description, args=list(arguments))
     what, preset = presets[name]
     with named_by_flags(type(preset)):

@@ -23,14 +23,14 @@ from command_line import preset_and_options, start
 from rlhf_jax.assessment import users
 from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
-from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.ranges import Seed
 from rlhf_jax.simulators.world import WorldConfig, hackable
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.launch import StartConfig, prepare, started
+from rlhf_jax.stages.launch import StartConfig, check_stages, prepare, started
 from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
@@ -42,7 +42,7 @@ class Config(StartConfig):
 
     run_dir: Path = Path("runs/demo")
     """Where everything goes; an interrupted run is continued from here."""
-    seed: int = 0
+    seed: Seed = 0
     """Of parameters, batches, sampling, and of the simulated world."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -53,7 +53,8 @@ class Config(StartConfig):
     assess: AssessmentConfig = AssessmentConfig()
 
     def __post_init__(self) -> None:
-        weights_of(self.reward.components, self.ppo.component_weights)
+        super().__post_init__()
+        check_stages(self)
 
 
 DEMO = Config(

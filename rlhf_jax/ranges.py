@@ -24,7 +24,9 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Union
 
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
-_prefixes: contextvars.ContextVar[Mapping[type, str]] = contextvars.ContextVar("prefixes", default={})
+_prefixes: contextvars.ContextVar[Mapping[type, str]] = contextvars.ContextVar(
+    "prefixes", default=types.MappingProxyType({})
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Range:
             raise ValueError(f"{self.interval!r} is no interval: write [0, 1), for example")
         return float(found[2].replace("_", "")), float(found[3].replace("_", ""))
 
-    def __contains__(self, number: float) -> bool:
+    def __contains__(self, number: int | float) -> bool:
         least, most = self.ends
         above = number > least if self.interval[0] == "(" else number >= least
         return above and (number < most if self.interval[-1] == ")" else number <= most)

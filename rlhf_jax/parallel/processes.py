@@ -6,13 +6,15 @@ With one process every function here returns at once and touches no device.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
+
+from rlhf_jax.ranges import Range, check_numbers, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,18 +23,25 @@ class ProcessConfig:
 
     coordinator: str | None = None
     """HOST:PORT of process 0, the same on all."""
-    count: int = 1
+    count: Annotated[int, Range("[1, 65_536]")] = 1
     """Processes in all."""
-    index: int = 0
+    index: Annotated[int, Range("[0, 65_535]")] = 0
     """Which of them this is, from 0."""
     detect: bool = False
     """Read all of this from the surroundings: SLURM, a TPU pod, GKE, Open MPI."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not 0 <= self.index < self.count:
-            raise ValueError(f"process {self.index} of {self.count} does not exist: indices begin at 0")
+            raise ValueError(
+                f"{option(self, 'index')} {self.index}: there are {option(self, 'count')} {self.count} processes, the first has "
+                "the index 0"
+            )
         if self.count > 1 and self.coordinator is None and not self.detect:
-            raise ValueError(f"{self.count} processes need --processes.coordinator HOST:PORT, or --processes.detect")
+            raise ValueError(
+                f"{option(self, 'count')} {self.count} needs {option(self, 'coordinator')} HOST:PORT, or "
+                f"{option(self, 'detect')}"
+            )
 
 
 def join(config: ProcessConfig) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import Adam, make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.ranges import Batch, Norm, Range, Rate, Steps, Tokens, check_numbers, option
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages.agent import copied, on_mesh, policy_params
@@ -32,41 +33,40 @@ Probe = Callable[[Params, int], Mapping[str, float]]
 class AlignmentConfig:
     """Stage 3: how long and how fast PPO goes; what an update does is `ppo`."""
 
-    updates: int = 60
+    updates: Steps = 60
     """Rollout batches."""
-    batch_size: int = 64
+    batch_size: Batch = 64
     """Prompts (and responses) of one update, over all devices."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range("[0.01, 100]")] = 1.0
     """Divides the logits of policy and reference, in sampling and in learning."""
-    learning_rate: float = 1e-4
+    learning_rate: Rate = 1e-4
     """Start of the linear schedule to 0."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range("[0, 1_000_000]")] = 0
     """Optimiser steps until the start of the schedule."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Norm = 1.0
     """Limit of the gradient's global norm."""
-    adam_eps: float = 1e-5
+    adam_eps: Annotated[float, Range("(0, 1]")] = 1e-5
     """ε of Adam."""
-    evaluations: int = 6
+    evaluations: Steps = 6
     """Evaluations during PPO (true utility in the simulated world), evenly spaced; fewer where they do not divide the updates."""
-    save_every: int = 5
+    save_every: Steps = 5
     """Updates between checkpoints."""
-    prompt_buckets: tuple[int, ...] = ()
+    prompt_buckets: tuple[Tokens, ...] = ()
     """Widths below `--data.context-tokens` that a batch is cut to where its prompts fit: the same numbers for less work, and
     one more program to compile for each. Batches as drawn nearly always hold a long prompt: see `prompt_group`."""
-    prompt_group: int = 1
+    prompt_group: Annotated[int, Range("[1, 1_000]")] = 1
     """Updates that share out their prompts by length, so that batches fit narrow buckets; 8 is a good number, 1 leaves
     batches as drawn. It changes which prompts meet in a batch (docs/decisions/0007)."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "evaluations", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--align.{name.replace('_', '-')} must be at least 1: got {getattr(self, name)}")
+        check_numbers(self)
         if sorted({0, *self.prompt_buckets}) != [0, *self.prompt_buckets]:
-            raise ValueError(f"prompt_buckets must be positive and ascending: got {self.prompt_buckets}")
-        if self.prompt_group < 1:
-            raise ValueError(f"prompt_group must be at least 1: got {self.prompt_group}")
+            raise ValueError(f"{option(self, 'prompt_buckets')} must ascend: got {self.prompt_buckets}")
         if self.prompt_group > 1 and not self.prompt_buckets:
-            raise ValueError(f"prompt_group {self.prompt_group} saves nothing without prompt_buckets: name some widths")
+            raise ValueError(
+                f"{option(self, 'prompt_group')} {self.prompt_group} saves nothing without "
+                f"{option(self, 'prompt_buckets')}: name some widths"
+            )
 
 
 def align(
