@@ -26,7 +26,7 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from rlhf_jax.assessment.satisfaction import check_unread, uss_judge
 from rlhf_jax.evaluation.ranking import RankingOutcome
 from rlhf_jax.evaluation.user_centric import TopOne
 from rlhf_jax.interfaces import Params
+from rlhf_jax.ranges import Cases, Range, Seed, check_numbers
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.interrupts import exits_on_signals
@@ -63,25 +64,22 @@ class Config:
     """How much of them, and how large the networks are."""
     data_dir: Path = Path("data")
     """Holds `redial/`, `uss/`, `opendialkg/`; not read for worlds."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Training seeds; a claim needs three."""
-    only_seed: int | None = None
+    only_seed: Seed | None = None
     """Does this seed alone and writes no summary."""
     variants: tuple[Variant, ...] = tuple(VARIANTS)
     """Rewards that PPO is trained on."""
-    best_of: int = 8
-    """Samples of best-of-n."""
-    sampled_turns: int = 500
+    best_of: Annotated[int, Range("[2, 1_024]")] = 8
+    """Samples of best-of-n; 1 would be imitation."""
+    sampled_turns: Cases = 500
     """Test turns answered by sampling."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         common.check_seeds(self.seeds, self.only_seed)
         if not self.variants or len(set(self.variants)) < len(self.variants):
             raise ValueError(f"--variants must name at least one variant, each once: got {self.variants}")
-        if self.best_of < 2:
-            raise ValueError(f"--best-of must be at least 2, 1 is SFT: got {self.best_of}")
-        if self.sampled_turns < 1:
-            raise ValueError(f"--sampled-turns must be at least 1: got {self.sampled_turns}")
         laid = study_setting(self.setting, self.size, self.data_dir).foundation
         for variant in self.variants:
             laid.check_sentiment(VARIANTS[variant].sentiment, f"--variants {variant}")

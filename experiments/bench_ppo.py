@@ -32,6 +32,7 @@ from benchmark import ceilings, interleaving, memory, networks, ours, report
 from benchmark.interleaving import Implementation, Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, Workload
 from command_line import options, start
+from rlhf_jax.ranges import Batch, Range, Tokens, check_numbers
 from rlhf_jax.reporting import plots
 from rlhf_jax.runtime.machine import environment
 from rlhf_jax.runtime.run import claim
@@ -47,7 +48,7 @@ class Config:
     """Of tiny, gpt2-124m, gpt2-345m; without any, those this device is fit for."""
     out: Path = Path("runs/bench")
     """Folder of the results."""
-    repeats: int = 5
+    repeats: Annotated[int, Range("[1, 1_000]")] = 5
     """Undisturbed rounds that are wanted; medians are over these."""
     implementations: tuple[str, ...] = ()
     """Names to measure; without any, all that are installed."""
@@ -59,21 +60,22 @@ class Config:
     """Measure the others' memory first, each in a process of its own."""
     memory_only: bool = False
     """Only print what one implementation of one size needs in memory; for the process just named."""
-    foreign_limit: float = 0.05
+    foreign_limit: Annotated[float, Range("(0, 1]")] = 0.05
     """A round in which other processes had more than this share of the cores is measured again."""
-    most_rounds: int = 0
+    most_rounds: Annotated[int, Range("[0, 10_000]")] = 0
     """Rounds at most; 0 is twice `repeats`."""
-    batch: int | None = None
-    prompt: int | None = None
-    response: int | None = None
+    batch: Batch | None = None
+    prompt: Tokens | None = None
+    response: Tokens | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         unknown = [size for size in self.sizes if size not in CPU_WORKLOADS]
         if unknown:
             raise ValueError(f"sizes must be of {list(CPU_WORKLOADS)}; got {unknown}")
-        if self.repeats < 1 or self.most_rounds < 0:
+        if self.most_rounds and self.most_rounds < self.repeats:
             raise ValueError(
-                f"repeats must be at least 1, most_rounds not negative: {self.repeats}, {self.most_rounds}"
+                f"--most-rounds {self.most_rounds} cannot hold --repeats {self.repeats}; 0 is twice as many"
             )
 
 

@@ -22,13 +22,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from command_line import preset_and_options, start
 from rlhf_jax.interfaces import Item
+from rlhf_jax.ranges import Cases, Range, Seed, check_numbers
 from rlhf_jax.recommenders import bm25, co_mention, context_knn, copy_last, ease, knowledge, mixture, popularity
 from rlhf_jax.recommenders.contexts import Catalogue, Contexts, Training
 from rlhf_jax.reporting.result_tables import markdown_table
@@ -44,22 +45,23 @@ class Config:
 
     run_dir: Path = Path("runs/growth")
     """Where the numbers go."""
-    items: int = 6_250
+    items: Cases = 6_250
     """Items at size 1."""
-    dialogues: int = 62_500
+    dialogues: Cases = 62_500
     """Training dialogues at size 1."""
-    sizes: tuple[int, ...] = (1, 4, 16)
+    sizes: tuple[Annotated[int, Range("[1, 10_000]")], ...] = (1, 4, 16)
     """How many times as many of both."""
-    words: int = 20
+    words: Annotated[int, Range("[1, 10_000]")] = 20
     """Words of a context."""
-    contexts: int = 16
+    contexts: Annotated[int, Range("[1, 100_000]")] = 16
     """Contexts that are scored for the time."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the simulated counts."""
 
     def __post_init__(self) -> None:
-        if min(self.items, self.dialogues, self.words, self.contexts, *self.sizes) < 1 or not self.sizes:
-            raise ValueError("--items, --dialogues, --words, --contexts and --sizes must be at least 1")
+        check_numbers(self)
+        if not self.sizes or len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"--sizes must be different numbers, at least one: got {self.sizes}")
 
 
 PRESETS = {

@@ -22,13 +22,14 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from command_line import options, start
 from rlhf_jax.assessment.conversation import Conversation
 from rlhf_jax.assessment.finished_run import STAGES, Finished, open_finished, stage_policy, stage_proxy
+from rlhf_jax.ranges import Range, Seed, check_numbers
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import enable_compilation_cache
 
@@ -45,18 +46,17 @@ class Config:
     """Which stage's model; None takes the last that has a checkpoint, and for the page all of them."""
     greedy: bool = False
     """The likeliest token each time, instead of sampling; the page can switch."""
-    seed: int = 0
+    seed: Seed = 0
     """Of sampling."""
     web: bool = False
     """Serves a page on 127.0.0.1 instead of reading from the terminal."""
-    port: int | None = None
+    port: Annotated[int, Range("[0, 65_535]")] | None = None
     """Of the page; None or 0 takes one that is free."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.port is not None and not self.web:
             raise ValueError(f"--port {self.port} is the page's: add --web")
-        if self.port is not None and not 0 <= self.port < 2**16:
-            raise ValueError(f"--port must be from 0 to 65535: got {self.port}")
 
 
 def main(config: Config) -> None:

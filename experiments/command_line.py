@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from rlhf_jax.ranges import named_by_flags
 from rlhf_jax.runtime.files import errors_in_one_line
 
 Config = TypeVar("Config")
@@ -23,15 +24,31 @@ def preset_and_options(presets: Mapping[str, tuple[str, Config]], arguments: Seq
       arguments: what stands behind the script's name.
       description: the script's docstring, for `--help`.
     """
-    arguments = list(arguments)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = [next(iter(presets)), *arguments]
-    return tyro.extras.overridable_config_cli(dict(presets), description=description, args=arguments)
+    name, *rest = arguments or [""]
+    first = next(iter(presets))
+    if name not in presets:
+        if not name or (name.startswith("-") and name not in ("-h", "--help")):
+            name, rest = first, list(arguments)
+        else:
+            # Shows the presets, and refuses a name that is none of them.
+            kinds = tyro.extras.subcommand_type_from_defaults(
+                {name: preset for name, (_, preset) in presets.items()},
+                {name: what for name, (what, _) in presets.items()},
+            )
+            return tyro.cli(kinds, default=presets[first][1], description=description, args=list(arguments))
+    what, preset = presets[name]
+    with named_by_flags(type(preset)):
+        return tyro.cli(type(preset), prog=f"{sys.argv[0]} {name}", description=what, args=rest, default=preset)
 
 
 def options(config: type[Config], description: Any) -> Callable[[Sequence[str]], Config]:
     """The parser of a script without presets: every field of `config` is an option."""
-    return lambda arguments: tyro.cli(config, description=description, args=arguments)
+
+    def parse(arguments: Sequence[str]) -> Config:
+        with named_by_flags(config):
+            return tyro.cli(config, description=description, args=arguments)
+
+    return parse
 
 
 @errors_in_one_line()

@@ -31,6 +31,7 @@ from typing import Any
 from command_line import preset_and_options, start
 from rlhf_jax.data.opendialkg_sources import DOMAINS
 from rlhf_jax.data.sources import read_corpus
+from rlhf_jax.ranges import Cases, Seed, check_numbers
 from rlhf_jax.reporting import diagnostics, gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, read_json, write_text
@@ -56,11 +57,11 @@ class Config:
     """Of data, network and training; see `studies/settings.py`."""
     data_dir: Path = Path("data")
     """Holds `opendialkg/`."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Training seeds; a claim needs three."""
-    only_seed: int | None = None
+    only_seed: Seed | None = None
     """Does this seed's work alone and writes no summary."""
-    max_dialogues: int | None = None
+    max_dialogues: Cases | None = None
     """Dialogues of each domain that are read; None: as many as the size says."""
     embeddings: tuple[Embeddings, ...] = transfer.EMBEDDINGS
     """Forms of item embeddings that are compared; verdicts are about `shared`."""
@@ -68,9 +69,8 @@ class Config:
     """The reward's sentiment signal: the paper's shift, or the level after the turn."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_seeds(self.seeds, self.only_seed)
-        if self.max_dialogues is not None and self.max_dialogues < 1:
-            raise ValueError(f"--max-dialogues must be at least 1: got {self.max_dialogues}")
         if "shared" not in self.embeddings or len(set(self.embeddings)) < len(self.embeddings):
             raise ValueError(f"--embeddings {self.embeddings}: shared must be among them, each once")
 

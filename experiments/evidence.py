@@ -27,6 +27,7 @@ from typing import Annotated, Literal, NamedTuple
 import tyro
 
 from command_line import options, start
+from rlhf_jax.ranges import Range, Seed, check_numbers
 from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.interrupts import INTERRUPTED
 from rlhf_jax.runtime.job_slots import find_slots
@@ -125,12 +126,13 @@ class Config:
     """Where foundations, studies and the report go."""
     data_dir: Path = Path("data")
     """Holds `redial/`, `opendialkg/`, `uss/` and `crs-response-ratings/`."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Of every study; a claim needs three."""
-    workers: int | None = None
+    workers: Annotated[int, Range("[1, 1_024]")] | None = None
     """Jobs at a time; None: one a core, or one a GPU."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds {self.seeds}: at least one is needed, each once")
 

@@ -21,6 +21,7 @@ from typing import Annotated
 import tyro
 
 from command_line import options, start
+from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import enable_compilation_cache
 from studies.foundation import lay
@@ -35,12 +36,15 @@ class Config:
     """World or data set."""
     size: Annotated[Size, tyro.conf.Positional] = "full"
     """`quick` has fewer dialogues and a smaller network, `debug` is for tests."""
-    seed: int = 0
+    seed: Seed = 0
     """Of parameters and batches, and of the simulated world."""
     runs: Path = Path("runs")
     """Where foundations lie."""
     data_dir: Path = Path("data")
     """Holds `redial/` and `opendialkg/`; not read for the worlds."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 def main(config: Config) -> Path:

@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jax.sharding import AbstractMesh, AxisType
 
@@ -26,6 +26,7 @@ from benchmark.workload import Workload
 from command_line import options, start
 from rlhf_jax.parallel.mesh import AXES, MeshConfig, check_sizes
 from rlhf_jax.parallel.partition import Partition
+from rlhf_jax.ranges import Batch, Epochs, Range, Tokens, check_numbers
 from rlhf_jax.runtime.machine import environment
 from rlhf_jax.runtime.run import claim
 from scale import plan as scale_plan
@@ -77,6 +78,10 @@ MESHES = {
 BATCHES = {"8xh200": 256, "64xh200": 1024, "v5e-256": 1024}
 
 
+Depth = Annotated[int, Range("[2, 1_000]")]
+Reached = Annotated[float, Range("(0, 1]")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to plan."""
@@ -85,37 +90,36 @@ class Config:
     fleets: tuple[str, ...] = tuple(FLEETS)
     mesh: MeshConfig = MeshConfig()
     """Of all plans; 1 × 1 × 1 takes the one chosen for each size and fleet."""
-    batch: int = 0
+    batch: Annotated[int, Range("[0, 1_000_000]")] = 0
     """Responses of an iteration over all devices; 0 is 256 on 8 devices, 1,024 on more."""
-    prompt: int = 256
-    response: int = 64
-    epochs: int = 4
-    minibatches: int = 4
-    microbatches: int = 1
-    items: int = REDIAL_ITEMS
+    prompt: Tokens = 256
+    response: Annotated[int, Range("[2, 65_536]")] = 64
+    epochs: Epochs = 4
+    minibatches: Batch = 4
+    microbatches: Batch = 1
+    items: Annotated[int, Range("[1, 10_000_000]")] = REDIAL_ITEMS
     """Tokens of the vocabulary that are items."""
-    depths: tuple[int, int] = (6, 10)
+    depths: tuple[Depth, Depth] = (6, 10)
     """Layers of the two programs that the line goes through; with fewer, other moments need the most memory."""
-    check_depth: int = 14
+    check_depth: Depth = 14
     """Layers of the third one, which says how straight the line is."""
-    shares: tuple[float, float, float] = (0.5, 0.6, 0.8)
+    shares: tuple[Reached, Reached, Reached] = (0.5, 0.6, 0.8)
     """What is assumed to be reached of the ceilings: matmul, memory, links."""
     tpu: bool = False
     """Let the TPU's compiler say the memory of its fleets at the two largest depths; minutes a program."""
     out: Path = Path("runs/scale")
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name, known in (("sizes", SIZES), ("fleets", FLEETS)):
             if unknown := [one for one in getattr(self, name) if one not in known]:
-                raise ValueError(f"{name} must be of {list(known)}; got {unknown}")
-        if not all(0 < share <= 1 for share in self.shares):
-            raise ValueError(f"shares must be in (0, 1], got {self.shares}")
-        if not 2 <= self.depths[0] < self.depths[1] < self.check_depth:
-            raise ValueError(f"2 <= depths < check_depth must rise, got {self.depths} and {self.check_depth}")
-        if self.epochs * self.minibatches < 2 or self.response < 2:
+                raise ValueError(f"--{name} must be of {list(known)}; got {unknown}")
+        if not self.depths[0] < self.depths[1] < self.check_depth:
+            raise ValueError(f"--depths and --check-depth must rise: got {self.depths} and {self.check_depth}")
+        if self.epochs * self.minibatches < 2:
             raise ValueError(
-                "epochs × minibatches must be above 1 and response above 1, because loops of one trip are no loops: got "
-                f"{self.epochs} × {self.minibatches} and {self.response}"
+                "--epochs times --minibatches must be above 1, because a loop of one trip is no loop: got "
+                f"{self.epochs} × {self.minibatches}"
             )
         if self.tpu and not set(self.fleets) & set(TOPOLOGIES):
             raise ValueError(f"--tpu asks about {list(TOPOLOGIES)} alone, got fleets {list(self.fleets)}")

@@ -27,14 +27,14 @@ import miniature
 from command_line import preset_and_options, start
 from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
-from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.ranges import Seed
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.launch import StartConfig, check_learner, prepare, started
+from rlhf_jax.stages.launch import StartConfig, check_learner, check_stages, prepare, started
 from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
@@ -53,7 +53,7 @@ class Config(StartConfig):
 
     run_dir: Path = Path("runs/opendialkg")
     """Where everything goes; an interrupted run is continued from here."""
-    seed: int = 0
+    seed: Seed = 0
     """Of parameters, batches and sampling; the split has its own fixed seed."""
     data: DataConfig = DataConfig(
         source="opendialkg", dir=Path("data/opendialkg"), n_words=5000, window=10, context_tokens=192
@@ -79,7 +79,7 @@ class Config(StartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights_of(self.reward.components, self.learner.component_weights)
+        check_stages(self)
         check_learner(self.align, self.learner, self.profile)
 
     @property

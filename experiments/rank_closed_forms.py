@@ -35,6 +35,7 @@ from rlhf_jax.evaluation import ranking
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.feedback.encoders import default_cache, minilm_encoder
 from rlhf_jax.interfaces import Corpus
+from rlhf_jax.ranges import Cases, Seed, check_numbers
 from rlhf_jax.recommenders import context_knn, copy_last, mixture, popularity
 from rlhf_jax.recommenders.contexts import (
     Catalogue,
@@ -71,9 +72,9 @@ class Config:
     """Where results, table and cases go."""
     world: WorldConfig = WorldConfig()
     """The simulated world's size."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the simulated world."""
-    max_dialogues: int | None = None
+    max_dialogues: Cases | None = None
     """Dialogues read of each file; None is all."""
     minilm: bool = False
     """Whether the contexts are compared by MiniLM too; needs the extra `minilm`, some hours on a CPU at first, then kept."""
@@ -81,8 +82,7 @@ class Config:
     """What is made of the ranks."""
 
     def __post_init__(self) -> None:
-        if self.max_dialogues is not None and self.max_dialogues < 1:
-            raise ValueError(f"--max-dialogues must be at least 1: got {self.max_dialogues}")
+        check_numbers(self)
 
 
 PRESETS = {

@@ -13,6 +13,9 @@ Systems: each stage alone (`sft`), with its prior (`sft_prior`), and the recomme
 `assessments/`. `decoding/prior.py` has the formula.
 """
 
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
@@ -30,6 +33,7 @@ from rlhf_jax.decoding import prior
 from rlhf_jax.evaluation import ranking
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Params
+from rlhf_jax.ranges import Batch, check_numbers
 from rlhf_jax.recommenders import mixture
 from rlhf_jax.recommenders.contexts import row_contexts, score_chunks
 from rlhf_jax.reporting.result_tables import markdown_table, protocol_tables
@@ -52,12 +56,11 @@ class Config:
     """Stages whose policies are ranked; none names all that are there."""
     parts: tuple[str, ...] = tuple(mixture.WEIGHTS)
     """Recommenders that the prior reads; `context_knn_titles` may be added."""
-    batch_size: int = 64
+    batch_size: Batch = 64
     """Contexts scored at once; their scores take 4·K·I bytes each."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1: got {self.batch_size}")
+        check_numbers(self)
         if not self.parts:
             raise ValueError("--parts names no recommender")
 

@@ -23,14 +23,14 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 
 # isort: split
 import dataclasses
-import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from command_line import preset_and_options, start
 from rlhf_jax.assessment import satisfaction
 from rlhf_jax.assessment.sampled import Against
 from rlhf_jax.data.human_ratings import read_uss
+from rlhf_jax.ranges import Range, Replicates, Seed, Steps, Weight, check_numbers
 from rlhf_jax.reporting import diagnostics, gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_json, write_text
@@ -61,51 +61,39 @@ class Config:
     """Of foundation and PPO."""
     data_dir: Path = Path("data")
     """Holds `redial/` and `uss/`; not read for the worlds."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Training seeds; a claim needs three."""
-    only_seed: int | None = None
+    only_seed: Seed | None = None
     """Run this seed alone and write no summary."""
     sentiment: Sentiment = "shift"
     """Form of the reward model's sentiment signal; the paper's is the shift."""
-    kl_coefs: tuple[float, ...] = (0.0, 0.05, 0.2)
+    kl_coefs: tuple[Weight, ...] = (0.0, 0.05, 0.2)
     """Prices of a nat, one way each; 0 is the paper."""
     length_control: tuple[bool, ...] = (False, True)
     """Every KL coefficient is run without a price on length, and with it."""
-    length_coef: float = 0.05
+    length_coef: Annotated[float, Range("(0, 1_000]")] = 0.05
     """Length control: score per token beyond `length_free`."""
-    length_free: int = 12
+    length_free: Annotated[int, Range("[0, 65_536]")] = 12
     """Tokens that cost nothing."""
-    updates: int | None = None
+    updates: Steps | None = None
     """Rollout batches of a way; None: the setting's."""
-    evaluations: int = 10
+    evaluations: Steps = 10
     """Points of a way at which it is measured at most, beside its start."""
-    batches_before: int = 12
-    """Batches that tell where each signature lies before learning."""
+    batches_before: Annotated[int, Range("[3, 1_000]")] = 12
+    """Batches that tell where each signature lies before learning; three at least make a band."""
     measure: PathConfig = PathConfig()
-    replicates: int = 1000
+    replicates: Replicates = 1000
     """Bootstrap replicates."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_seeds(self.seeds, self.only_seed)
         for name in ("kl_coefs", "length_control"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name.replace('_', '-')} {values}: at least one is needed, each once")
-        if not all(0 <= coef < math.inf for coef in self.kl_coefs):
-            raise ValueError(f"--kl-coefs {self.kl_coefs}: a price of a nat is not negative")
-        if not self.length_coef > 0:
-            raise ValueError(f"--length-coef {self.length_coef}: length control needs a positive price")
         laid = study_setting(self.setting, self.size, self.data_dir).foundation
         laid.check_sentiment(self.sentiment, f"--sentiment {self.sentiment}")
-        # A signature's band is made of at least three values; without them all the training would be for nothing.
-        for option, value, least in (
-            ("--batches-before", self.batches_before, 3),
-            ("--measure.repeats", self.measure.repeats, 3),
-            ("--evaluations", self.evaluations, 1),
-            ("--updates", 1 if self.updates is None else self.updates, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{option} must be at least {least}: got {value}")
 
     @property
     def ways(self) -> tuple[Way, ...]:

@@ -23,12 +23,13 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from command_line import preset_and_options, start
 from rlhf_jax.assessment import assess
 from rlhf_jax.assessment.sampled import Against, SampledConfig, sampled_answers
 from rlhf_jax.interfaces import Params
+from rlhf_jax.ranges import Range, Seed, check_numbers
 from rlhf_jax.reporting.diagnostics import write_diagnostics
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.interrupts import exits_on_signals
@@ -53,21 +54,20 @@ class Config:
     """How much of them, and how large the networks are."""
     data_dir: Path = Path("data")
     """Holds `redial/`; not read for worlds."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Training seeds; a claim needs three."""
-    only_seed: int | None = None
+    only_seed: Seed | None = None
     """Does this seed alone and writes no summary."""
-    windows: tuple[int, ...] = (2, 4, 6, 8, 10)
+    windows: tuple[Annotated[int, Range("[1, 10_000]")], ...] = (2, 4, 6, 8, 10)
     """k: turns of the conversation the policy sees."""
-    max_cut: float = 0.01
+    max_cut: Annotated[float, Range("[0, 1)")] = 0.01
     """Share of training contexts that may be too long for the prompt."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         common.check_seeds(self.seeds, self.only_seed)
-        if not self.windows or len(set(self.windows)) < len(self.windows) or min(self.windows) < 1:
-            raise ValueError(f"--windows must be different numbers of turns, at least 1: got {self.windows}")
-        if not 0 <= self.max_cut < 1:
-            raise ValueError(f"--max-cut must be a share in [0, 1): got {self.max_cut}")
+        if not self.windows or len(set(self.windows)) < len(self.windows):
+            raise ValueError(f"--windows must be different numbers of turns, at least one: got {self.windows}")
 
 
 def _preset(setting: Setting, size: Size, windows: tuple[int, ...] = (2, 4, 6, 8, 10)) -> Config:

@@ -25,11 +25,12 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 # isort: split
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from command_line import preset_and_options, start
 from rlhf_jax.assessment import satisfaction
 from rlhf_jax.evaluation.results import Result
+from rlhf_jax.ranges import Range, Replicates, Seed, check_numbers
 from rlhf_jax.reporting import gates
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_text
@@ -58,26 +59,27 @@ class Config:
     """Of the foundation."""
     data_dir: Path = Path("data")
     """Holds `redial/` and `uss/`; not read for the world."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Of the foundations."""
-    only_seed: int | None = None
+    only_seed: Seed | None = None
     """Measure this seed alone and write no summary: how `evidence.py` spreads seeds over cores."""
     sentiments: tuple[Sentiment, ...] = ("shift", "level")
     """Reward models by the form of their sentiment labels; the learning curve is that of the first."""
-    fractions: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2)
+    fractions: tuple[Annotated[float, Range("(0, 1)")], ...] = (1 / 8, 1 / 4, 1 / 2)
     """Shares of the labelled turns for the learning curve; all of them is the foundation's reward model."""
-    replicates: int = 500
+    replicates: Replicates = 500
     """Bootstrap replicates of every interval."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_seeds(self.seeds, self.only_seed)
         if not self.sentiments:
             raise ValueError("--sentiments must name at least one form of sentiment")
         laid = study_setting(self.setting, self.size, self.data_dir).foundation
         for sentiment in self.sentiments:
             laid.check_sentiment(sentiment, f"--sentiments {sentiment}")
-        if list(self.fractions) != sorted(set(self.fractions)) or not all(0 < share < 1 for share in self.fractions):
-            raise ValueError(f"--fractions must ascend within (0, 1): got {self.fractions}")
+        if list(self.fractions) != sorted(set(self.fractions)):
+            raise ValueError(f"--fractions must ascend: got {self.fractions}")
 
     @property
     def own_seeds(self) -> tuple[int, ...]:

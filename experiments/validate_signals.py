@@ -30,6 +30,7 @@ from command_line import preset_and_options, start
 from rlhf_jax.data.exchanges import liked_cases, rating_cases, satisfaction_cases
 from rlhf_jax.data.human_ratings import read_response_ratings, read_uss
 from rlhf_jax.data.redial import read_redial
+from rlhf_jax.ranges import Cases, Replicates, check_numbers
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_text
 from rlhf_jax.runtime.run import enable_compilation_cache, open_run
@@ -44,12 +45,11 @@ class DataConfig:
 
     dir: Path = Path("data")
     """Holds `redial/`, `uss/` and `crs-response-ratings/ratings.jsonl`."""
-    max_dialogues: int | None = None
+    max_dialogues: Cases | None = None
     """Judged dialogues of each kind; None is all."""
 
     def __post_init__(self) -> None:
-        if self.max_dialogues is not None and self.max_dialogues < 1:
-            raise ValueError(f"--data.max-dialogues must be at least 1: got {self.max_dialogues}")
+        check_numbers(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,11 @@ class Config:
     """Where results, table and figure go."""
     data: DataConfig = DataConfig()
     signals: SignalConfig = SignalConfig()
-    replicates: int = 500
+    replicates: Replicates = 500
     """Bootstrap replicates of every interval."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 PRESETS = {

@@ -6,10 +6,11 @@ models are made once per seed; whoever needs them opens the same directory and g
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from rlhf_jax.feedback.components import COMPONENTS, equal_weights
 from rlhf_jax.interfaces import Params
+from rlhf_jax.ranges import Range, check_numbers
 from rlhf_jax.reporting import gates
 from rlhf_jax.runtime.files import RunError, as_json, read_json
 from rlhf_jax.runtime.run import RunDirectory, open_run
@@ -35,10 +36,11 @@ class FoundationConfig:
     """Of every reward model; `labels.sentiment` is overruled by `sentiments`."""
     sentiments: tuple[Sentiment, ...] = ("shift",)
     """One reward model for each form of the sentiment signal."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range("[0.01, 100]")] = 1.0
     """Divides the logits of policy and reference, in sampling and in learning."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not self.sentiments or len(set(self.sentiments)) < len(self.sentiments):
             raise ValueError(f"sentiments must name shift, level or both, each once: got {self.sentiments}")
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from rlhf_jax.evaluation import ranking, user_centric
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.text import GeneratedTurn, is_grammatical, words_of
 from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch
+from rlhf_jax.ranges import Batch, Cases, Range, check_numbers
 from rlhf_jax.runtime.files import DamagedFileError, notice, read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
@@ -37,24 +38,21 @@ History = Sequence[Message]
 class AssessmentConfig:
     """Stage 4: the size of the evaluation on the test split."""
 
-    test_dialogues: int | None = None
+    test_dialogues: Cases | None = None
     """Test dialogues that are ranked; None is all."""
-    text_turns: int = 500
+    text_turns: Cases = 500
     """Test turns that are answered for the text metrics."""
-    batch_size: int = 64
+    batch_size: Batch = 64
     """Contexts of one forward pass."""
-    users: int = 300
+    users: Cases = 300
     """Users of the simulated world met in closed loop, none of whom the policy was trained on."""
-    user_turns: int = 4
+    user_turns: Annotated[int, Range("[1, 1_000]")] = 4
     """System turns a user has patience for."""
-    conversations: int = 6
+    conversations: Annotated[int, Range("[1, 1_000]")] = 6
     """Test contexts shown in the report with the systems' replies."""
 
     def __post_init__(self) -> None:
-        for name in ("test_dialogues", "text_turns", "batch_size", "users", "user_turns", "conversations"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--assess.{name.replace('_', '-')} must be at least 1: got {value}")
+        check_numbers(self)
 
 
 class Assessment(NamedTuple):

@@ -24,6 +24,7 @@ from rlhf_jax.data.windows import response_parts
 from rlhf_jax.evaluation.text import GeneratedTurn
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.keys import stream_key
+from rlhf_jax.ranges import Batch, Cases, check_numbers
 from rlhf_jax.runtime.files import DamagedFileError, read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
@@ -41,12 +42,15 @@ Judge = Callable[[Sequence[Sequence[Message]], Sequence[Message], Mapping[int, s
 class SampledConfig:
     """How much is sampled."""
 
-    turns: int = 500
+    turns: Cases = 500
     """Test turns that are answered, evenly spread."""
-    batch_size: int = 64
+    batch_size: Batch = 64
     """Contexts of one call."""
-    test_dialogues: int | None = None
+    test_dialogues: Cases | None = None
     """Test dialogues the turns are taken from; None is all."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 class Against(NamedTuple):

@@ -23,6 +23,8 @@ def weights_of(names: Sequence[str], weights: Sequence[float]) -> tuple[float, .
     """
     if tuple(weights) == equal_weights(COMPONENTS):
         return equal_weights(names)
+    if not any(weights):
+        raise ValueError(f"--ppo.component-weights {' '.join(map(str, weights))}: without a weight there is no reward")
     if len(weights) != len(names):
         raise ValueError(
             f"--ppo.component-weights has {len(weights)} numbers for {len(names)} components: give one each, in the "

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rlhf_jax.data.turns import AnsweredTurn
 from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.interfaces import Item
+from rlhf_jax.ranges import Range, Size, check_numbers, option
 
 Floats = NDArray[np.float64]
 Signal = Callable[[Sequence[AnsweredTurn]], Floats]
@@ -33,9 +34,9 @@ class LabelOptions:
     """Hugging Face folder of MiniLM; None takes the package of the extra `minilm`."""
     roberta: Path | None = None
     """Hugging Face folder of the sentiment classifier; needed where `scorer` is roberta."""
-    window: int = 6
+    window: Annotated[int, Range("[1, 10_000]")] = 6
     """Messages of context relevance compares with."""
-    n_components: int | None = 64
+    n_components: Size | None = 64
     """Dimensions of the SVD after TF-IDF; None keeps the words. Not used by MiniLM."""
     item_metadata: bool = True
     """Whether an item is spelled out with genres, people and decade besides its title."""
@@ -43,18 +44,21 @@ class LabelOptions:
     """Components made by signals of the package, by their names in `feedback.signals`."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.engagement not in ("dwell_sim", "latency", "continuation"):
-            raise ValueError(f"engagement must be dwell_sim, latency or continuation, got {self.engagement!r}")
+            raise ValueError(
+                f"{option(self, 'engagement')} must be dwell_sim, latency or continuation, got {self.engagement!r}"
+            )
         if self.sentiment not in ("shift", "level"):
-            raise ValueError(f"sentiment must be shift or level, got {self.sentiment!r}")
+            raise ValueError(f"{option(self, 'sentiment')} must be shift or level, got {self.sentiment!r}")
         if self.relevance not in ("tfidf", "minilm") or self.scorer not in ("vader", "roberta"):
             raise ValueError(
                 f"relevance must be tfidf or minilm and scorer vader or roberta, got {self.relevance!r}, {self.scorer!r}"
             )
         if self.scorer == "roberta" and self.roberta is None:
-            raise ValueError("scorer roberta needs a Hugging Face folder with the classifier in `roberta`")
-        if self.window < 1:
-            raise ValueError(f"window must be positive, got {self.window}")
+            raise ValueError(
+                f"{option(self, 'scorer')} roberta needs a Hugging Face folder with the classifier: {option(self, 'roberta')}"
+            )
 
 
 class Training(NamedTuple):

@@ -1,28 +1,29 @@
 """The numbers of GRPO, checked when they are set."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from rlhf_jax.feedback.components import COMPONENTS, equal_weights
 from rlhf_jax.learners.minibatch import Descent
 from rlhf_jax.learners.shaping import MissingEosMode
+from rlhf_jax.ranges import Decay, Epochs, Norm, Range, Share, Weight, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
     """Every number of an update; what PPO has too means the same here."""
 
-    group_size: int = 8
+    group_size: Annotated[int, Range("[2, 1_024]")] = 8
     """Responses to one prompt, which is read once for all of them."""
     scale_by_deviation: bool = True
     """Divide by the deviation of the group (GRPO); off, an advantage is in score units."""
-    clip_eps: float = 0.2
+    clip_eps: Norm = 0.2
     """Bound of the importance ratio, 1 ± ε."""
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per token of what is paid later."""
-    kl_coef: float = 0.04
+    kl_coef: Weight = 0.04
     """Weight of the k3 penalty in the loss, per nat; 0 is off."""
-    component_weights: tuple[float, ...] = equal_weights(COMPONENTS)
+    component_weights: tuple[Weight, ...] = equal_weights(COMPONENTS)
     """α, β, γ of the reward components."""
     component_names: tuple[str, ...] = COMPONENTS
     """Names the components are logged under."""
@@ -30,46 +31,33 @@ class GRPOConfig:
     """Running mean 0 and deviation 1 for each component before it is weighted."""
     normalise_score: bool = True
     """The same for their weighted sum."""
-    score_clip: float | None = 5.0
+    score_clip: Norm | None = 5.0
     """Bound of the normalised score, in deviations; None is off."""
-    missing_eos_penalty: float = 1.0
+    missing_eos_penalty: Weight = 1.0
     """Taken from the score of a response that did not end within its budget."""
     missing_eos_mode: MissingEosMode = "subtract"
     """`replace` pays such a response −penalty whatever it scored."""
-    length_coef: float = 0.0
+    length_coef: Weight = 0.0
     """Score taken per response token beyond `length_free`; 0 is off."""
-    length_free: int = 0
+    length_free: Annotated[int, Range("[0, 65_536]")] = 0
     """Tokens that cost nothing."""
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
     """Which log-probabilities stand below the ratio: the learner's own, or those the sampler stored, without a pass."""
-    epochs: int = 1
+    epochs: Epochs = 1
     """Passes over a rollout batch."""
-    minibatches: int = 1
+    minibatches: Annotated[int, Range("[1, 65_536]")] = 1
     """Optimiser steps per epoch."""
-    microbatches: int = 1
+    microbatches: Annotated[int, Range("[1, 65_536]")] = 1
     """Slices a minibatch's gradient is accumulated over; the same result in less memory."""
-    ptx_coef: float = 0.0
+    ptx_coef: Weight = 0.0
     """Weight of the supervised loss on human responses that is added; 0 is off."""
-    average_decay: float | None = None
+    average_decay: Decay | None = None
     """Of a moving average of the parameters over updates, which is then what is measured and kept; None is off."""
-    target_kl: float | None = None
+    target_kl: Norm | None = None
     """Stop this update's remaining steps once a minibatch's approximate KL (nats per token) passes this; None is off."""
 
     def __post_init__(self) -> None:
-        for name in ("clip_eps", "score_clip", "target_kl"):
-            number = getattr(self, name)
-            if number is not None and not number > 0:
-                raise ValueError(f"{name} must be positive: got {number}")
-        for name in ("kl_coef", "missing_eos_penalty", "length_coef", "length_free", "ptx_coef"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must be in [0, 1]: got {self.gamma}")
-        for name, least in (("epochs", 1), ("minibatches", 1), ("microbatches", 1), ("group_size", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}: got {getattr(self, name)}")
-        if self.average_decay is not None and not 0 < self.average_decay < 1:
-            raise ValueError(f"average_decay must be in (0, 1): got {self.average_decay}")
+        check_numbers(self)
         if self.component_names != COMPONENTS:  # The default gives way to the names of a run's reward model.
             self.check_components()
 

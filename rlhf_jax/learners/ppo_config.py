@@ -1,40 +1,41 @@
 """The numbers of PPO, checked when they are set."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from rlhf_jax.feedback.components import COMPONENTS, equal_weights
 from rlhf_jax.learners.minibatch import Descent, PPOLossConfig
 from rlhf_jax.learners.shaping import MissingEosMode
+from rlhf_jax.ranges import Decay, Epochs, Group, Norm, Range, Share, Weight, check_numbers, option
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
     """Every number of an update; the defaults are those of the reference implementations."""
 
-    clip_eps: float = 0.2
+    clip_eps: Annotated[float, Range("(0, 1e6]")] = 0.2
     """Bound of the importance ratio, 1 ± ε."""
-    value_clip_eps: float = 0.2
+    value_clip_eps: Norm = 0.2
     """Bound of a value's move within one update, reward units."""
-    value_coef: float = 0.1
+    value_coef: Weight = 0.1
     """Weight of the value loss."""
-    entropy_coef: float = 0.0
+    entropy_coef: Weight = 0.0
     """Weight of the entropy bonus."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float, Range("(1, 1e6]")] | None = None
     """Second bound, > 1, for tokens of negative advantage; None is off."""
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount per token."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """0 is one-step TD, 1 is return minus value."""
-    kl_coef: float = 0.05
+    kl_coef: Weight = 0.05
     """Price of leaving the reference, reward per nat; the start value under adaptive control."""
     kl_control: Literal["fixed", "adaptive"] = "fixed"
     """`adaptive` steers the coefficient so that the KL per response meets `kl_target` (start it at 0.15)."""
-    kl_target: float = 6.0
+    kl_target: Norm = 6.0
     """Nats per response."""
-    kl_horizon: float = 10_000.0
+    kl_horizon: Annotated[float, Range("(0, 1e9]")] = 10_000.0
     """Responses over which the coefficient may change by a fifth: at most by 1 ± 0.2·n/horizon in an update of n."""
-    component_weights: tuple[float, ...] = equal_weights(COMPONENTS)
+    component_weights: tuple[Weight, ...] = equal_weights(COMPONENTS)
     """α, β, γ of the reward components."""
     component_names: tuple[str, ...] = COMPONENTS
     """Names the components are logged under."""
@@ -42,15 +43,15 @@ class PPOConfig:
     """Running mean 0 and deviation 1 for each component before it is weighted."""
     normalise_score: bool = True
     """The same for their weighted sum."""
-    score_clip: float | None = 5.0
+    score_clip: Norm | None = 5.0
     """Bound of the normalised score, in deviations; None is off."""
-    missing_eos_penalty: float = 1.0
+    missing_eos_penalty: Weight = 1.0
     """Taken from the score of a response that did not end within its budget."""
     missing_eos_mode: MissingEosMode = "subtract"
     """`replace` pays such a response −penalty whatever it scored."""
-    length_coef: float = 0.0
+    length_coef: Weight = 0.0
     """Score taken per response token beyond `length_free`; 0 is off."""
-    length_free: int = 0
+    length_free: Annotated[int, Range("[0, 65_536]")] = 0
     """Tokens that cost nothing."""
     reward_whitening: bool = False
     """Scale token rewards to deviation 1 over the batch, keeping their mean."""
@@ -59,48 +60,24 @@ class PPOConfig:
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
     """Which log-probabilities stand below the ratio: the learner's own (one pass, which also gives the values),
     or those the sampler stored; where it stored its values too, that pass is saved."""
-    epochs: int = 4
+    epochs: Epochs = 4
     """Passes over a rollout batch."""
-    minibatches: int = 1
+    minibatches: Annotated[int, Range("[1, 65_536]")] = 1
     """Optimiser steps per epoch."""
-    microbatches: int = 1
+    microbatches: Annotated[int, Range("[1, 65_536]")] = 1
     """Slices a minibatch's gradient is accumulated over; the same result in less memory."""
-    group_size: int = 1
+    group_size: Group = 1
     """Responses to one prompt. Above 1 each is paid what it scores above its group's mean, a baseline beside the value
     function, and the prompt is read once for all of them; 1 is off."""
-    ptx_coef: float = 0.0
+    ptx_coef: Weight = 0.0
     """Weight of the supervised loss on human responses that is added to PPO's; 0 is off."""
-    average_decay: float | None = None
+    average_decay: Decay | None = None
     """Of a moving average of the parameters over updates, which is then what is measured and kept; None is off."""
-    target_kl: float | None = None
+    target_kl: Norm | None = None
     """Stop this update's remaining steps once a minibatch's approximate KL (nats per token) passes this; None is off."""
 
     def __post_init__(self) -> None:
-        for name in ("clip_eps", "value_clip_eps", "kl_target", "kl_horizon", "score_clip", "target_kl"):
-            number = getattr(self, name)
-            if number is not None and not number > 0:
-                raise ValueError(f"{name} must be positive: got {number}")
-        for name in (
-            "value_coef",
-            "entropy_coef",
-            "kl_coef",
-            "missing_eos_penalty",
-            "length_coef",
-            "length_free",
-            "ptx_coef",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative: got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1]: got {getattr(self, name)}")
-        for name in ("epochs", "minibatches", "microbatches", "group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1: got {getattr(self, name)}")
-        if self.average_decay is not None and not 0 < self.average_decay < 1:
-            raise ValueError(f"average_decay must be in (0, 1): got {self.average_decay}")
-        if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ValueError(f"dual_clip must be above 1: got {self.dual_clip}")
+        check_numbers(self)
         if self.component_names != COMPONENTS:  # The default gives way to the names of a run's reward model.
             self.check_components()
         for name, allowed in (
@@ -109,7 +86,7 @@ class PPOConfig:
             ("old_logprobs", ("recompute", "sampler")),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}: got {getattr(self, name)!r}")
+                raise ValueError(f"{option(self, name)} must be one of {allowed}: got {getattr(self, name)!r}")
 
     def check_components(self) -> None:
         """Raises ValueError where a component has no name or no weight."""

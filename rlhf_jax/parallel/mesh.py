@@ -9,32 +9,35 @@ Neighbouring devices share `tensor`, because it talks most, then `fsdp`, then `d
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
+
+from rlhf_jax.ranges import Range, check_numbers
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 """The axes that cut the rows of a batch."""
 
 
+Devices = Annotated[int, Range("[1, 65_536]")]
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How many devices along each axis; 1 × 1 × 1 is one device, without any of this."""
 
-    data: int = 1
+    data: Devices = 1
     """Copies of the model that share the rows of a batch."""
-    fsdp: int = 1
+    fsdp: Devices = 1
     """Devices that share rows, and hold one part each of parameters and optimiser state."""
-    tensor: int = 1
+    tensor: Devices = 1
     """Devices that share heads, hidden units and vocabulary."""
 
     def __post_init__(self) -> None:
-        wrong = {axis: getattr(self, axis) for axis in AXES if getattr(self, axis) < 1}
-        if wrong:
-            raise ValueError(f"mesh: every axis must be at least 1, got {wrong}")
+        check_numbers(self)
 
     @property
     def size(self) -> int:

@@ -9,13 +9,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
+
+from rlhf_jax.ranges import Range, check_numbers, option
 
 _HEARTBEAT_SECONDS = 40
 """Silence of a process after which the others are told that it is gone; the runtime's own 100 s are long to stare at."""
@@ -32,22 +34,27 @@ class ProcessConfig:
 
     coordinator: str | None = None
     """HOST:PORT of process 0, the same on all."""
-    count: int = 1
+    count: Annotated[int, Range("[1, 65_536]")] = 1
     """Processes in all."""
-    index: int = 0
+    index: Annotated[int, Range("[0, 65_535]")] = 0
     """Which of them this is, from 0."""
     detect: bool = False
     """Read all of this from the surroundings: SLURM, a TPU pod, GKE, Open MPI."""
-    wait_seconds: int = 120
+    wait_seconds: Annotated[int, Range("[1, 86_400]")] = 120
     """How long to wait at the start until all processes are there."""
 
     def __post_init__(self) -> None:
-        if self.wait_seconds < 1:
-            raise ValueError(f"--processes.wait-seconds must be at least 1: got {self.wait_seconds}")
+        check_numbers(self)
         if not 0 <= self.index < self.count:
-            raise ValueError(f"process {self.index} of {self.count} does not exist: indices begin at 0")
+            raise ValueError(
+                f"{option(self, 'index')} {self.index}: there are {option(self, 'count')} {self.count} processes, the first has "
+                "the index 0"
+            )
         if self.count > 1 and self.coordinator is None and not self.detect:
-            raise ValueError(f"{self.count} processes need --processes.coordinator HOST:PORT, or --processes.detect")
+            raise ValueError(
+                f"{option(self, 'count')} {self.count} needs {option(self, 'coordinator')} HOST:PORT, or "
+                f"{option(self, 'detect')}"
+            )
 
 
 def join(config: ProcessConfig) -> None:

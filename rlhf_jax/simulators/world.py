@@ -8,12 +8,13 @@ stream `(seed, crc32(name), index)`, so that one user or dialogue does not depen
 
 import dataclasses
 import zlib
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_jax.interfaces import Item
+from rlhf_jax.ranges import Cases, Range, Share, Weight, check_numbers, option
 
 Floats = NDArray[np.float64]
 
@@ -36,59 +37,53 @@ SPLITS = ("train", "test", "closed-loop")
 class WorldConfig:
     """Size, difficulty and hackability of the world. Utilities are in [0, 1], times in seconds."""
 
-    n_items: int = 100
+    n_items: Annotated[int, Range("[16, 100_000]")] = 100
     """Catalogue size, at least 16."""
-    n_genres: int = 6
+    n_genres: Annotated[int, Range("[2, 8]")] = 6
     """Genres, 2 to 8: with `n_people` what makes tastes hard to learn."""
-    n_people: int = 8
+    n_people: Annotated[int, Range("[3, 16]")] = 8
     """People who play in the movies, 3 to 16; two in each."""
     dislikes: bool = False
     """Whether users say which genre they do not want, which takes reading negations."""
-    n_train: int = 2500
+    n_train: Cases = 2500
     """Logged training dialogues."""
-    n_test: int = 250
+    n_test: Cases = 250
     """Logged test dialogues, with users who are not in the training file."""
-    n_users: int = 1000
+    n_users: Cases = 1000
     """Size of the training population; a quarter of it, at least one, is the test population."""
-    p_popularity: float = 0.25
+    p_popularity: Share = 0.25
     """Share of logged suggestions drawn by popularity."""
-    p_taste: float = 0.5
+    p_taste: Share = 0.5
     """Share of logged suggestions that match one stated fact; the rest is uniform."""
-    taste_noise: float = 0.2
+    taste_noise: Weight = 0.2
     """Standard deviation of what no fact explains in a user's taste, in logits."""
-    noise: float = 1.0
+    noise: Weight = 1.0
     """Scale of the noise in words, acceptance and dwell; 0 makes the reaction a function of utility."""
-    hackability: float = 1.0
+    hackability: Weight = 1.0
     """How strongly dwell grows with reply length: reading takes `0.15·hackability` seconds a word."""
-    politeness: float = 0.0
+    politeness: Share = 0.0
     """How strongly the user's words follow the length of the reply instead of its utility, in [0, 1]."""
-    impatience: float = 0.015
+    impatience: Share = 0.015
     """Relative loss of true utility per word beyond `patient_words`."""
-    patient_words: int = 10
+    patient_words: Annotated[int, Range("[0, 1_000]")] = 10
     """Words a system turn may have before it costs utility."""
-    min_messages: int = 8
+    min_messages: Annotated[int, Range("[6, 1_000]")] = 8
     """Messages of the shortest planned dialogue, at least 6; a user who leaves makes it shorter."""
-    max_messages: int = 12
+    max_messages: Annotated[int, Range("[6, 1_000]")] = 12
     """Messages of the longest dialogue."""
 
     def __post_init__(self) -> None:
-        if self.n_items < 16:
-            raise ValueError(f"n_items must be at least 16, got {self.n_items}")
-        if not (2 <= self.n_genres <= len(GENRES) and 3 <= self.n_people <= len(PEOPLE)):
-            raise ValueError(f"need 2 <= n_genres <= 8 and 3 <= n_people <= 16: {self.n_genres}, {self.n_people}")
-        if min(self.n_train, self.n_test) < 1 or self.n_users < 1:
-            raise ValueError(f"n_train, n_test, n_users must be > 0: {self.n_train}, {self.n_test}, {self.n_users}")
-        if min(self.p_popularity, self.p_taste) < 0 or self.p_popularity + self.p_taste > 1:
-            raise ValueError(f"p_popularity + p_taste must lie in [0, 1]: {self.p_popularity} + {self.p_taste}")
-        if not 0 <= self.politeness <= 1:
-            raise ValueError(f"politeness must lie in [0, 1], got {self.politeness}")
-        if min(self.noise, self.taste_noise, self.hackability, self.impatience) < 0:
+        check_numbers(self)
+        if self.p_popularity + self.p_taste > 1:
             raise ValueError(
-                "noise, taste_noise, hackability, impatience must not be negative: "
-                f"{self.noise}, {self.taste_noise}, {self.hackability}, {self.impatience}"
+                f"{option(self, 'p_popularity')} {self.p_popularity} and {option(self, 'p_taste')} {self.p_taste} are shares "
+                "of the same suggestions: their sum must be at most 1"
             )
-        if not 6 <= self.min_messages <= self.max_messages:
-            raise ValueError(f"need 6 <= min_messages <= max_messages: {self.min_messages}, {self.max_messages}")
+        if self.min_messages > self.max_messages:
+            raise ValueError(
+                f"{option(self, 'min_messages')} {self.min_messages} must not be above {option(self, 'max_messages')} "
+                f"{self.max_messages}"
+            )
 
 
 def hackable(config: WorldConfig) -> WorldConfig:

@@ -5,7 +5,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.optimizer import Adam, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.trainable import Trainable, held, without_moments
+from rlhf_jax.ranges import Batch, Norm, Range, Rate, Steps, Tokens, check_numbers, option
 from rlhf_jax.runtime.metrics import Sample
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
@@ -41,45 +42,44 @@ Probe = Callable[[Params, int], Mapping[str, float]]
 class AlignmentConfig:
     """Stage 3: how long and how fast PPO or GRPO goes; what an update does is `ppo` or `grpo`."""
 
-    updates: int = 60
+    updates: Steps = 60
     """Rollout batches."""
-    batch_size: int = 64
+    batch_size: Batch = 64
     """Responses of one update, over all devices; as many prompts, or a group's share of them where there are groups."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range("[0.01, 100]")] = 1.0
     """Divides the logits of policy and reference, in sampling and in learning."""
-    learning_rate: float = 1e-4
+    learning_rate: Rate = 1e-4
     """Start of the linear schedule to 0."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range("[0, 1_000_000]")] = 0
     """Optimiser steps until the start of the schedule."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Norm = 1.0
     """Limit of the gradient's global norm."""
-    adam_eps: float = 1e-5
+    adam_eps: Annotated[float, Range("(0, 1]")] = 1e-5
     """ε of Adam."""
     trainable: Trainable = "all"
     """What moves: every parameter, or `heads`: the table of words and items (tied: it is the input too), the last layer norm
     and the value head, while all blocks stay as imitation left them."""
-    evaluations: int = 6
+    evaluations: Steps = 6
     """Evaluations during the stage (true utility in the simulated world, replies of `--samples`), evenly spaced; fewer where they do
     not divide the updates."""
-    save_every: int = 5
+    save_every: Steps = 5
     """Updates between checkpoints."""
-    prompt_buckets: tuple[int, ...] = ()
+    prompt_buckets: tuple[Tokens, ...] = ()
     """Widths below `--data.context-tokens` that a batch is cut to where its prompts fit: the same numbers for less work, and
     one more program to compile for each. Batches as drawn nearly always hold a long prompt: see `prompt_group`."""
-    prompt_group: int = 1
+    prompt_group: Annotated[int, Range("[1, 1_000]")] = 1
     """Updates that share out their prompts by length, so that batches fit narrow buckets; 8 is a good number, 1 leaves
     batches as drawn. It changes which prompts meet in a batch (docs/decisions/0007)."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "evaluations", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--align.{name.replace('_', '-')} must be at least 1: got {getattr(self, name)}")
+        check_numbers(self)
         if sorted({0, *self.prompt_buckets}) != [0, *self.prompt_buckets]:
-            raise ValueError(f"prompt_buckets must be positive and ascending: got {self.prompt_buckets}")
-        if self.prompt_group < 1:
-            raise ValueError(f"prompt_group must be at least 1: got {self.prompt_group}")
+            raise ValueError(f"{option(self, 'prompt_buckets')} must ascend: got {self.prompt_buckets}")
         if self.prompt_group > 1 and not self.prompt_buckets:
-            raise ValueError(f"prompt_group {self.prompt_group} saves nothing without prompt_buckets: name some widths")
+            raise ValueError(
+                f"{option(self, 'prompt_group')} {self.prompt_group} saves nothing without "
+                f"{option(self, 'prompt_buckets')}: name some widths"
+            )
 
 
 def align(

@@ -4,16 +4,20 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import jax
 
+from rlhf_jax.data.turns import answered_turns
+from rlhf_jax.feedback.components import weights_of
+from rlhf_jax.interfaces import Corpus
 from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.mesh import MeshConfig, check_sizes, make_mesh
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
 from rlhf_jax.parallel.processes import ProcessConfig, join, several
+from rlhf_jax.ranges import Range, Seed, check_numbers
 from rlhf_jax.runtime.interrupts import ends_without_the_others, exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
 from rlhf_jax.stages.alignment import AlignmentConfig, prompts_of
@@ -23,8 +27,6 @@ from rlhf_jax.stages.supervised import SupervisedConfig
 
 Stage = Literal["sft", "reward_model", "ppo", "grpo"]
 """The training stages of the paper, as checkpoints and metrics name them."""
-MOST_SAMPLES = 64
-"""One forward pass draws them all, and somebody is to read them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class StartConfig:
 
     run_dir: Path
     """Where everything goes; an interrupted run is continued from here."""
-    seed: int = 0
+    seed: Seed = 0
     """Of parameters, batches and sampling."""
     trackers: tuple[Tracker, ...] = ("tensorboard",)
     """Where metrics go besides `metrics.jsonl`; wandb needs the extra `tracking`."""
@@ -43,13 +45,12 @@ class StartConfig:
     """Processes that share the mesh; see docs/scaling.md."""
     profile: tuple[Stage, ...] = ()
     """Stages whose third to fifth step are traced into `profile/STAGE` of the run directory; see docs/profiling.md."""
-    samples: int = 4
+    samples: Annotated[int, Range("[0, 64]")] = 4
     """Validation contexts that the policy answers at every evaluation of `sft` and `ppo`; prompts, replies and scores go to
     `samples.jsonl` and the trackers. 0 is none. It changes no other number."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.samples <= MOST_SAMPLES:
-            raise ValueError(f"--samples must be 0 to {MOST_SAMPLES}: got {self.samples}")
+        check_numbers(self)
 
 
 def check_learner(align: AlignmentConfig, learner: PPOConfig | GRPOConfig, profile: tuple[Stage, ...]) -> None:
@@ -111,15 +112,83 @@ class ChoosesLearner(Protocol):
     def learner(self) -> PPOConfig | GRPOConfig: ...
 
 
+def learner_of(config: Pipeline) -> PPOConfig | GRPOConfig:
+    """The numbers of the learner that stage 3 runs."""
+    return config.learner if isinstance(config, ChoosesLearner) else config.ppo
+
+
+def check_stages(config: Pipeline) -> None:
+    """What stages ask of one another, as far as no data are needed to know it; for an experiment's `__post_init__`.
+
+    Raises: ValueError naming the options that do not fit together.
+    """
+    learner, align, model = learner_of(config), config.align, config.model
+    weights_of(config.reward.components, learner.component_weights)
+    name = "grpo" if isinstance(learner, GRPOConfig) else "ppo"
+    slices = learner.minibatches * learner.microbatches
+    if align.batch_size % slices:
+        raise ValueError(
+            f"--align.batch-size {align.batch_size} cannot be cut into --{name}.minibatches {learner.minibatches} × "
+            f"--{name}.microbatches {learner.microbatches} = {slices} equal parts"
+        )
+    steps = align.updates * learner.epochs * learner.minibatches
+    if align.warmup_steps >= steps:
+        raise ValueError(
+            f"--align.warmup-steps {align.warmup_steps} leaves no step after it: --align.updates × --{name}.epochs × "
+            f"--{name}.minibatches are {steps} optimiser steps"
+        )
+    if align.prompt_buckets and align.prompt_buckets[-1] >= config.data.context_tokens:
+        raise ValueError(
+            f"--align.prompt-buckets {' '.join(map(str, align.prompt_buckets))} must be below --data.context-tokens "
+            f"{config.data.context_tokens}"
+        )
+    if model.weights is None:
+        check_lengths(config, model.n_positions, f"--model.n-positions {model.n_positions}")
+
+
+def check_lengths(config: Pipeline, n_positions: int, named: str) -> None:
+    """Raises ValueError where a text of some stage is longer than the network's positions; `named` says what those are."""
+    data, sft = config.data, config.sft
+    if data.context_tokens + data.response_tokens > n_positions:
+        raise ValueError(
+            f"--data.context-tokens {data.context_tokens} + --data.response-tokens {data.response_tokens} exceed {named}"
+        )
+    if sft.buckets[-1] > n_positions:
+        raise ValueError(f"--sft.buckets {' '.join(map(str, sft.buckets))}: the last exceeds {named}")
+
+
+def check_data(corpus: Corpus, config: Pipeline) -> None:
+    """Whether there are dialogues enough for every split, and turns enough for a batch of every stage.
+
+    Raises: ValueError naming the option and the numbers.
+    """
+    for split, dialogues in (("training", corpus.train), ("validation", corpus.validation), ("test", corpus.test)):
+        if len(dialogues) < 2:
+            raise ValueError(
+                f"--data: {len(dialogues)} {split} dialogues; at least 2 of each split are needed, because an interval over "
+                "one has no width (--data.max-dialogues, --data.world.n-train and --data.world.n-test say how many are read)"
+            )
+    turns = len(answered_turns(corpus.train))
+    batches = (("--align.batch-size", config.align.batch_size), ("--reward.batch-size", config.reward.batch_size))
+    for name, size in batches:
+        if size > turns:
+            raise ValueError(f"{name} {size} is more than the {turns} answered turns of the training dialogues")
+
+
 def prepare(run: RunDirectory, config: Pipeline) -> Setup:
     """Dialogues, vocabulary, network and the devices that train, checked against the sizes of every stage.
 
     Functions of the reward from outside are tried here. Raises: ValueError in one line, before anything is trained.
     """
     setup = set_up(run, config.data, config.model, seed=config.seed, temperature=config.align.temperature)
+    check_data(setup.corpus, config)
+    if config.model.weights is not None:
+        check_lengths(
+            config, setup.network.n_positions, f"the {setup.network.n_positions} positions of {config.model.weights}"
+        )
     check_functions(setup.corpus, config.reward)
-    learner = config.learner if isinstance(config, ChoosesLearner) else config.ppo
-    return setup._replace(layout=lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, learner))
+    layout = lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, learner_of(config))
+    return setup._replace(layout=layout)
 
 
 def lay_out(

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.learners.reward_model import RewardBatch
+from rlhf_jax.ranges import Batch, Cases, Epochs, Range, Rate, Share, Steps, check_numbers
 from rlhf_jax.runtime.files import DamagedFileError, RunError, check_npz, notice, write_json, write_npz
 from rlhf_jax.runtime.metric_names import kind
 from rlhf_jax.runtime.run import RunDirectory
@@ -53,32 +54,29 @@ class RewardConfig:
     function: tuple[str, ...] = ()
     """Rewards of your own, `package.module:name`: each is one more component, called by its name. `--ppo.component-weights`
     then has a number for each; left as they are, all weigh the same. See docs/howto/your_own_reward.md."""
-    epochs: int = 3
+    epochs: Epochs = 3
     """Passes over the labelled turns."""
-    max_turns: int | None = None
+    max_turns: Cases | None = None
     """Labelled training turns used, drawn with the run's seed; None uses all."""
-    validation_turns: int = 2000
+    validation_turns: Cases = 2000
     """Held-out turns, from validation dialogues, for early stopping and the gate."""
-    batch_size: int = 32
+    batch_size: Batch = 32
     """Turns of one optimiser step."""
-    learning_rate: float = 5e-4
+    learning_rate: Rate = 5e-4
     """Peak of the cosine schedule."""
-    weight_decay: float = 0.05
+    weight_decay: Share = 0.05
     """AdamW's, on matrices."""
-    patience: int | None = 3
+    patience: Steps | None = 3
     """Evaluations without a gain in Pearson after which the stage stops."""
-    evaluations_per_epoch: int = 2
+    evaluations_per_epoch: Steps = 2
     """Evaluations on held-out turns."""
     gate: Literal["stop", "warn"] = "stop"
     """What happens when a held-out Pearson is below `gate_pearson`: no PPO, or PPO with a warning in the report."""
-    gate_pearson: float = 0.6
+    gate_pearson: Annotated[float, Range("[-1, 1]")] = 0.6
     """Least held-out correlation of the weighted sum and of each component with a weight."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_turns", "validation_turns", "batch_size", "evaluations_per_epoch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--reward.{name.replace('_', '-')} must be at least 1: got {value}")
+        check_numbers(self)
         check_signals(self.labels.signals)
         check_names(self.components)
 

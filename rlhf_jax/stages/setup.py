@@ -5,7 +5,7 @@ import hashlib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 
@@ -19,6 +19,7 @@ from rlhf_jax.models.convert import extend_vocabulary, load_hf, read_config
 from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.pretrained import local_file
+from rlhf_jax.ranges import Cases, Range, Size, Tokens, check_numbers
 from rlhf_jax.runtime.files import RunError, notice, storage_errors
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world import WorldConfig
@@ -43,24 +44,24 @@ class DataConfig:
     """Which of them are learnt and validated on; catalogue and test split stay those of `domain`."""
     on_bad_line: Literal["error", "skip"] = "error"
     """A malformed line ends the run, or is counted and reported."""
-    max_dialogues: int | None = None
+    max_dialogues: Cases | None = None
     """Read only the first so many dialogues of each of ReDial's files (training and validation share one) or of each of
     OpenDialKG's domains, which are split afterwards; None reads all."""
     world: WorldConfig = WorldConfig()
     """The simulated world's size, difficulty and hackability; used where `source` is `world`."""
-    n_words: int = 1000
+    n_words: Annotated[int, Range("[1, 1_000_000]")] = 1000
     """Tokens of the BPE trained on the training split; used where no `tokenizer` is given."""
     tokenizer: str | None = None
     """GPT-2's own BPE: a folder with `vocab.json` and `merges.txt`, or a hub name in the local cache."""
-    window: int = 6
+    window: Annotated[int, Range("[1, 10_000]")] = 6
     """The state: how many turns of the conversation the policy sees."""
-    context_tokens: int = 96
+    context_tokens: Tokens = 96
     """Longest prompt; whole utterances only."""
-    response_tokens: int = 32
+    response_tokens: Tokens = 32
     """Longest response, `<eos>` included."""
-    max_items: int = 5
+    max_items: Annotated[int, Range("[1, 1_000]")] = 5
     """Longest suggestion list of a turn."""
-    rl_share: float = 0.0
+    rl_share: Annotated[float, Range("[0, 1)")] = 0.0
     """Share of the training dialogues that imitation leaves out and reinforcement learning takes its contexts from, so that
     the policy has not learnt them by heart. 0: both read all of them. The reward model reads all of them either way."""
 
@@ -70,12 +71,7 @@ class DataConfig:
         return self.name or (self.source if self.domain == "both" else f"{self.source}-{self.domain}")
 
     def __post_init__(self) -> None:
-        for name in ("max_dialogues", "window", "context_tokens", "response_tokens", "max_items", "n_words"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--data.{name.replace('_', '-')} must be at least 1: got {value}")
-        if not 0 <= self.rl_share < 1:
-            raise ValueError(f"--data.rl-share must be in [0, 1): got {self.rl_share}")
+        check_numbers(self)
         if self.source != WORLD and self.dir is None:
             raise ValueError(f"--data.dir must name the folder with the files when --data.source is {self.source}")
         if self.source == WORLD and self.dir is not None:
@@ -96,15 +92,15 @@ class ModelConfig:
     weights: str | None = None
     """Hugging Face folder (`config.json`, `model.safetensors`), or a hub name in the local cache; gives size and
     weights. None trains from scratch."""
-    n_layer: int = 2
+    n_layer: Annotated[int, Range("[1, 1_000]")] = 2
     """Blocks."""
-    n_embd: int = 128
+    n_embd: Size = 128
     """Width."""
-    n_head: int = 4
+    n_head: Annotated[int, Range("[1, 1_024]")] = 4
     """Attention heads."""
-    n_positions: int = 512
+    n_positions: Tokens = 512
     """Longest sequence."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Range("[0, 1)")] = 0.1
     """Rate while training stages 1 and 2."""
     attention_dropout: bool = True
     """Whether dropout also thins attention weights; off is faster on a CPU."""
@@ -120,12 +116,22 @@ class ModelConfig:
     attention: Literal["masked", "xla", "cudnn"] = "masked"
     """How whole sequences attend: any padding; or fused, where a row's real tokens stand together (`cudnn`: NVIDIA GPUs in
     bfloat16, `xla`: its plain twin). Fused attention thins no weights: `--model.no-attention-dropout`."""
-    head_chunk: int | None = None
+    head_chunk: Tokens | None = None
     """Response positions whose logits over the vocabulary are in memory at once in PPO; None keeps all."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.remat_saves != "nothing" and not self.remat:
             raise ValueError(f"--model.remat-saves {self.remat_saves} says what --model.remat spares, and that is off")
+        if self.weights is None and self.n_embd % self.n_head:
+            raise ValueError(f"--model.n-embd {self.n_embd} is not a multiple of --model.n-head {self.n_head}")
+        if self.attention != "masked" and self.dropout > 0 and self.attention_dropout:
+            raise ValueError(
+                f"--model.attention {self.attention} thins no attention weights: add --model.no-attention-dropout "
+                f"(--model.dropout is {self.dropout})"
+            )
+        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
+            raise ValueError(f"--model.attention cudnn needs --model.compute-dtype bfloat16: got {self.compute_dtype}")
 
 
 class Setup(NamedTuple):

@@ -8,7 +8,7 @@ leaves this stage is a plain GPT-2.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -26,6 +26,7 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import Layout
+from rlhf_jax.ranges import Cases, Epochs, Norm, Range, Rate, Share, Steps, Tokens, Weight, check_numbers, option
 from rlhf_jax.runtime.metrics import Sample
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
@@ -42,54 +43,61 @@ STAGE = "sft"
 class SupervisedConfig:
     """Stage 1: supervised training on whole dialogues."""
 
-    epochs: int = 3
+    epochs: Epochs = 3
     """Passes over the training dialogues."""
     loss_on: Literal["all", "recommender"] = "all"
     """Whose turns are learnt: everybody's (also teaches the reward model's trunk), or the recommender's alone."""
-    description_epochs: int = 1
+    description_epochs: Annotated[int, Range("[0, 10_000]")] = 1
     """Epochs in which item descriptions (title, genres, people, plot ↔ item) are mixed in; 0 is off."""
-    description_tokens: int = 48
+    description_tokens: Tokens = 48
     """Longest item description, in tokens."""
     title_embeddings: bool = True
     """Items share the embeddings of their titles' words."""
     metadata_words: bool = False
     """Items also share the embeddings of the words of their genres, people and decade, as users say them."""
-    features_per_item: int = 8
+    features_per_item: Annotated[int, Range("[0, 1_000]")] = 8
     """Features (genres, decade, people) an item's embedding is composed of at most; 0 is off."""
-    item_weight: float = 3.0
+    item_weight: Weight = 3.0
     """Weight of an item token's loss; a word's is 1."""
-    repeated_item_weight: float = 1.0
+    repeated_item_weight: Weight = 1.0
     """Factor on `item_weight` for a suggested item that the dialogue has named before; 0 teaches to suggest news."""
-    max_tokens: int = 512
+    max_tokens: Tokens = 512
     """Longest training text; longer dialogues are cut at utterances."""
-    buckets: tuple[int, ...] = (64, 128, 192, 256, 512)
+    buckets: tuple[Tokens, ...] = (64, 128, 192, 256, 512)
     """Lengths that texts are padded to; one compiled program each."""
-    tokens_per_batch: int = 4096
+    tokens_per_batch: Annotated[int, Range("[1, 16_777_216]")] = 4096
     """Tokens of one optimiser step, padding included."""
-    learning_rate: float = 1.5e-3
+    learning_rate: Rate = 1.5e-3
     """Peak of the cosine schedule."""
-    warmup_steps: int = 100
+    warmup_steps: Annotated[int, Range("[0, 1_000_000]")] = 100
     """Optimiser steps until the peak."""
-    weight_decay: float = 0.05
+    weight_decay: Share = 0.05
     """AdamW's, on matrices."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Norm = 1.0
     """Limit of the gradient's global norm."""
-    average_decay: float = 0.998
+    average_decay: Annotated[float, Range("[0, 1)")] = 0.998
     """Of the moving average of the parameters, which is what is evaluated and kept."""
-    patience: int | None = 3
+    patience: Steps | None = 3
     """Evaluations without a lower validation loss after which the stage stops; None never stops early."""
-    evaluations_per_epoch: int = 1
+    evaluations_per_epoch: Steps = 1
     """Evaluations on validation dialogues."""
-    validation_dialogues: int = 500
+    validation_dialogues: Cases = 500
     """Validation dialogues an evaluation reads."""
-    saves_per_epoch: int = 4
+    saves_per_epoch: Steps = 4
     """Checkpoints."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if list(self.buckets) != sorted(self.buckets) or not self.buckets or self.buckets[-1] < self.max_tokens:
-            raise ValueError(f"buckets {self.buckets} must rise and the last must hold max_tokens {self.max_tokens}")
-        if self.epochs < 1 or self.tokens_per_batch < self.buckets[-1]:
-            raise ValueError(f"epochs {self.epochs}, tokens_per_batch {self.tokens_per_batch}: too small")
+            raise ValueError(
+                f"{option(self, 'buckets')} {self.buckets} must rise and the last must hold {option(self, 'max_tokens')} "
+                f"{self.max_tokens}"
+            )
+        if self.tokens_per_batch < self.buckets[-1]:
+            raise ValueError(
+                f"{option(self, 'tokens_per_batch')} {self.tokens_per_batch} does not hold one text of the longest of "
+                f"{option(self, 'buckets')}, {self.buckets[-1]}"
+            )
 
 
 @chex.dataclass(frozen=True)

@@ -38,7 +38,7 @@ def test_debug_ranks_every_form(run_here: Callable[..., tuple[int, str]], tmp_pa
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--max-dialogues", "0"), "--max-dialogues must be at least 1"), ((), "movies_with_mentions.csv")],
+    [(("--max-dialogues", "0"), "--max-dialogues must be in [1, 10000000]: got 0"), ((), "movies_with_mentions.csv")],
 )
 def test_what_cannot_be_ranked_is_named(
     run_here: Callable[..., tuple[int, str]], tmp_path: Path, arguments: tuple[str, ...], message: str

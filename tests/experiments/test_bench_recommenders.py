@@ -34,5 +34,5 @@ def test_debug_measures_every_form(tmp_path: Path) -> None:
         }
         assert all(value >= 0 for form in found["forms"].values() for value in form.values())
     assert "| ease |" in report.read_text()
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match=r"must be in \[1, "):
         bench_recommenders.Config(items=0)

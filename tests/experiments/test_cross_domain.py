@@ -75,7 +75,7 @@ def test_other_options_do_not_take_what_is_done(tmp_path: Path) -> None:
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="--only-seed 7 is not one of --seeds"):
         cross_domain.Config(only_seed=7)
-    with pytest.raises(ValueError, match="--max-dialogues must be at least 1: got 0"):
+    with pytest.raises(ValueError, match=r"max_dialogues must be in \[1, 10000000\]: got 0"):
         cross_domain.Config(max_dialogues=0)
 
 

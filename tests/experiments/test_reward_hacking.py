@@ -14,7 +14,6 @@ from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime import metric_names
 from rlhf_jax.runtime.files import RunError, read_json
 from rlhf_jax.runtime.metrics import read_metrics
-from studies.hacking.path_probe import PathConfig
 
 SCRIPT = Path(reward_hacking.__file__).resolve()
 STAGE = "ppo-kl0_05-length"
@@ -96,20 +95,18 @@ def test_what_is_refused(finished: Path, config: reward_hacking.Config, monkeypa
     monkeypatch.setattr(reward_hacking, "study_setting", lambda *_: other)
     with pytest.raises(RunError, match="clip_eps was 0.2, now 0.1"):  # What a size stands for has changed since.
         reward_hacking.main(config)
-    with pytest.raises(ValueError, match="needs a positive price"):
-        dataclasses.replace(config, length_coef=0.0)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"only_seed": 7}, "--only-seed 7 is not one of --seeds"),
-        ({"kl_coefs": (-0.1,)}, r"--kl-coefs \(-0.1,\): a price of a nat is not negative"),
-        ({"kl_coefs": (float("nan"),)}, "--kl-coefs"),
-        ({"batches_before": 2}, "--batches-before must be at least 3: got 2"),
-        ({"measure": PathConfig(repeats=2)}, "--measure.repeats must be at least 3: got 2"),
-        ({"evaluations": 0}, "--evaluations must be at least 1: got 0"),
-        ({"updates": 0}, "--updates must be at least 1: got 0"),
+        ({"kl_coefs": (-0.1,)}, r"Config.kl_coefs must be in \[0, 1000\]: got -0.1"),
+        ({"kl_coefs": ()}, r"--kl-coefs \(\): at least one is needed"),
+        ({"length_coef": 0.0}, r"length_coef must be in \(0, 1000\]: got 0.0"),
+        ({"batches_before": 2}, r"batches_before must be in \[3, 1000\]: got 2"),
+        ({"evaluations": 0}, r"evaluations must be in \[1, "),
+        ({"updates": 0}, r"updates must be in \[1, "),
     ],
 )
 def test_wrong_options_are_refused_before_any_training(change: dict[str, object], message: str) -> None:

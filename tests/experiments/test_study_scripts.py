@@ -184,7 +184,7 @@ def test_other_options_are_refused_in_the_same_folder(ablation: ablate_reward.Co
         ({"seeds": (1, 1)}, "each once: got"),
         ({"only_seed": 7}, "--only-seed 7 is not one of --seeds"),
         ({"variants": ("full", "full")}, "--variants must name at least one variant, each once"),
-        ({"best_of": 1}, "--best-of must be at least 2"),
+        ({"best_of": 1}, r"best_of must be in \[2, 1024\]: got 1"),
     ],
 )
 def test_wrong_options_of_the_ablation(change: dict[str, object], message: str) -> None:
@@ -195,7 +195,7 @@ def test_wrong_options_of_the_ablation(change: dict[str, object], message: str) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"windows": (0, 2)}, "at least 1: got"),
+        ({"windows": (0, 2)}, r"windows must be in \[1, 10000\]: got 0"),
         ({"max_cut": 1.5}, "--max-cut must be a share"),
         ({"seeds": ()}, "--seeds"),
     ],
@@ -229,8 +229,8 @@ def test_a_mistake_is_one_line(
             ["world-quick", "--setting", "hackable"],
             "--variants level needs a reward model for the sentiment level; .* shift",
         ),
-        (["world-quick", "--sampled-turns", "0"], "--sampled-turns must be at least 1: got 0"),
-        (["redial", "--best-of", "1"], "--best-of must be at least 2, 1 is SFT: got 1"),
+        (["world-quick", "--sampled-turns", "0"], "--sampled-turns must be in [1, 10000000]: got 0"),
+        (["redial", "--best-of", "1"], "--best-of must be in [2, 1024]: got 1"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_trained(

@@ -200,7 +200,7 @@ def test_bad_input_is_refused():
     # Under the type-checking hook the annotation speaks first.
     with pytest.raises((ValueError, TypeCheckError), match="engagement"):
         LabelOptions(engagement="time")
-    with pytest.raises(ValueError, match="window must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"LabelOptions.window must be in \[1, 10000\]: got 0"):
         LabelOptions(window=0)
     silent = Dialogue("1", (Message("seeker", ("hi",), 0), Message("recommender", ("hi",), 1)), {}, {})
     with pytest.raises(ValueError, match="none of the 1 training dialogues"):

@@ -458,10 +458,10 @@ def test_minibatches_must_divide_the_batch(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"clip_eps": 0.0}, "clip_eps must be positive: got 0.0"),
+        ({"clip_eps": 0.0}, r"PPOConfig.clip_eps must be in \(0, 1e6\]: got 0.0"),
         ({"gae_lambda": 1.5}, r"gae_lambda must be in \[0, 1\]: got 1.5"),
-        ({"epochs": 0}, "epochs must be at least 1: got 0"),
-        ({"length_coef": -1.0}, "length_coef must not be negative: got -1.0"),
+        ({"epochs": 0}, r"epochs must be in \[1, 10000\]: got 0"),
+        ({"length_coef": -1.0}, r"length_coef must be in \[0, 1000\]: got -1.0"),
         ({"dual_clip": 1.0}, "dual_clip must be above 1: got 1.0"),
         ({"group_size": 0}, "group_size must be at least 1: got 0"),
         ({"ptx_coef": -0.1}, "ptx_coef must not be negative: got -0.1"),

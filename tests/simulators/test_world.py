@@ -94,13 +94,16 @@ def test_utilities_are_explained_by_facts_up_to_taste_noise(catalogue, dislikes)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_items": 15}, "n_items must be at least 16, got 15"),
-        ({"n_genres": 9}, "need 2 <= n_genres <= 8 and 3 <= n_people <= 16: 9, 8"),
-        ({"n_test": 0}, "must be > 0"),
-        ({"p_popularity": 0.8, "p_taste": 0.3}, r"p_popularity \+ p_taste must lie in \[0, 1\]: 0.8 \+ 0.3"),
-        ({"politeness": 1.5}, "politeness must lie in"),
-        ({"noise": -1.0}, "must not be negative"),
-        ({"min_messages": 9, "max_messages": 8}, "6 <= min_messages <= max_messages: 9, 8"),
+        ({"n_items": 15}, r"WorldConfig.n_items must be in \[16, 100000\]: got 15"),
+        ({"n_genres": 9}, r"n_genres must be in \[2, 8\]: got 9"),
+        ({"n_test": 0}, r"n_test must be in \[1, "),
+        (
+            {"p_popularity": 0.8, "p_taste": 0.3},
+            "p_popularity 0.8 and WorldConfig.p_taste 0.3 .* their sum must be at most 1",
+        ),
+        ({"politeness": 1.5}, r"politeness must be in \[0, 1\]: got 1.5"),
+        ({"noise": -1.0}, r"noise must be in \[0, 1000\]: got -1.0"),
+        ({"min_messages": 9, "max_messages": 8}, "min_messages 9 must not be above WorldConfig.max_messages 8"),
     ],
 )
 def test_bad_configuration_is_refused_with_its_numbers(changes, message):

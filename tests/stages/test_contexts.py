@@ -72,13 +72,13 @@ def test_any_update_can_be_asked_for_first() -> None:
 def test_impossible_buckets_are_refused_with_the_numbers() -> None:
     with pytest.raises(ValueError, match=r"prompt-buckets \(4, 17\): 17 is wider than --data.context-tokens 16"):
         prompt_batches(buckets=(4, 17))
-    with pytest.raises(ValueError, match=r"ascending: got \(8, 4\)"):
+    with pytest.raises(ValueError, match=r"prompt_buckets must ascend: got \(8, 4\)"):
         AlignmentConfig(prompt_buckets=(8, 4))
-    with pytest.raises(ValueError, match=r"positive and ascending: got \(0, 4\)"):
+    with pytest.raises(ValueError, match=r"prompt_buckets must be in \[1, 65536\]: got 0"):
         AlignmentConfig(prompt_buckets=(0, 4))
-    with pytest.raises(ValueError, match="prompt_group must be at least 1: got 0"):
+    with pytest.raises(ValueError, match=r"prompt_group must be in \[1, 1000\]: got 0"):
         AlignmentConfig(prompt_group=0)
-    with pytest.raises(ValueError, match="prompt_group 8 saves nothing without prompt_buckets"):
+    with pytest.raises(ValueError, match="prompt_group 8 saves nothing without AlignmentConfig.prompt_buckets"):
         AlignmentConfig(prompt_group=8)
 
 

@@ -49,8 +49,8 @@ def test_responses_follow_the_grammar(windows: Windows, vocab: Vocabulary) -> No
         ({"source": "opendialkg"}, r"--data.dir must name the folder .* is opendialkg"),
         ({"dir": "somewhere"}, r"--data.dir somewhere is not read"),
         ({"domain": "book"}, r"--data.domain book is OpenDialKG's; --data.source is world"),
-        ({"max_dialogues": 0}, r"--data.max-dialogues must be at least 1: got 0"),
-        ({"window": 0}, r"--data.window must be at least 1: got 0"),
+        ({"max_dialogues": 0}, r"DataConfig.max_dialogues must be in \[1, 10000000\]: got 0"),
+        ({"window": 0}, r"DataConfig.window must be in \[1, 10000\]: got 0"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,9 +106,9 @@ def test_a_suggestion_named_before_weighs_what_it_is_told_to(vocab: Vocabulary) 
     ("changes", "message"),
     [
         ({"buckets": (64, 32)}, "must rise"),
-        ({"buckets": (64,), "max_tokens": 65}, "must hold max_tokens 65"),
-        ({"epochs": 0}, "epochs 0"),
-        ({"tokens_per_batch": 100}, "tokens_per_batch 100: too small"),
+        ({"buckets": (64,), "max_tokens": 65}, "must hold SupervisedConfig.max_tokens 65"),
+        ({"epochs": 0}, r"epochs must be in \[1, 10000\]: got 0"),
+        ({"tokens_per_batch": 100}, "tokens_per_batch 100 does not hold one text of the longest .* 512"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(changes: dict, message: str) -> None:

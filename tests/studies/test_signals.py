@@ -20,9 +20,9 @@ CONFIG = SignalConfig(fit_dialogues=60, n_components=4)
 
 def test_numbers_that_cannot_be() -> None:
     """A window of 0 would be the whole context, Python counts it from the end."""
-    with pytest.raises(ValueError, match="--signals.window must be at least 1: got 0"):
+    with pytest.raises(ValueError, match=r"SignalConfig.window must be in \[1, 10000\]: got 0"):
         SignalConfig(window=0)
-    with pytest.raises(ValueError, match="--signals.minilm-dialogues must be at least 1: got 0"):
+    with pytest.raises(ValueError, match=r"SignalConfig.minilm_dialogues must be in \[1, "):
         SignalConfig(minilm_dialogues=0)
 
 

@@ -10,6 +10,7 @@ All measurements of a seed share users, contexts and random numbers.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from rlhf_jax.assessment.users import Responder, meet_users
 from rlhf_jax.evaluation.over_optimisation import Walk
 from rlhf_jax.evaluation.text import corpus_bleu, one_hot_bleu
 from rlhf_jax.interfaces import Dialogue, Params
+from rlhf_jax.ranges import Batch, Cases, Range, check_numbers
 from rlhf_jax.runtime.files import RunError, read_npz, write_npz
 from rlhf_jax.stages.setup import Setup
 
@@ -33,16 +35,19 @@ _SHIFT = 1000
 class PathConfig:
     """How much is measured at each point."""
 
-    users: int = 300
+    users: Cases = 300
     """Users of the simulated world, none of whom the policy was trained on."""
-    user_turns: int = 4
+    user_turns: Annotated[int, Range("[1, 1_000]")] = 4
     """System turns a user has patience for."""
-    contexts: int = 500
+    contexts: Cases = 500
     """Validation contexts that are answered."""
-    batch_size: int = 64
+    batch_size: Batch = 64
     """Contexts of one call."""
-    repeats: int = 12
-    """Times the supervised policy answers the contexts with other random numbers: BLEU's band before learning."""
+    repeats: Annotated[int, Range("[3, 1_000]")] = 12
+    """Times the supervised policy answers the contexts with other random numbers: BLEU's band before learning; three at least."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from rlhf_jax.feedback.encoders import RobertaScorer, default_cache, minilm_enco
 from rlhf_jax.feedback.relevance import Encoder
 from rlhf_jax.feedback.sentiment import Scorer, sentiment, spoken_around, vader_scorer
 from rlhf_jax.interfaces import Corpus, Dialogue, Message
+from rlhf_jax.ranges import Cases, Range, Size, check_numbers
 
 Floats = NDArray[np.float64]
 Table = dict[str, Floats]
@@ -56,26 +57,23 @@ SIGNALS: Mapping[str, tuple[str, str]] = {
 class SignalConfig:
     """What is measured, and on how much."""
 
-    window: int = 6
+    window: Annotated[int, Range("[1, 10_000]")] = 6
     """Messages of context relevance compares with."""
-    n_components: int = 64
+    n_components: Size = 64
     """Dimensions of the SVD after TF-IDF."""
-    fit_dialogues: int = 1000
+    fit_dialogues: Cases = 1000
     """Training dialogues TF-IDF is fitted on; none of them is judged."""
     minilm: bool = False
     """Whether MiniLM's relevance is measured; needs the extra `minilm`, or `minilm_folder`."""
     minilm_folder: Path | None = None
     """Hugging Face folder; None takes the package."""
-    minilm_dialogues: int | None = None
+    minilm_dialogues: Cases | None = None
     """MiniLM only for the first so many dialogues of each judgement (it is the slow part); None is all."""
     roberta_folder: Path | None = None
     """Hugging Face folder of a sentiment classifier; None leaves RoBERTa's rows out."""
 
     def __post_init__(self) -> None:
-        for name in ("window", "n_components", "fit_dialogues", "minilm_dialogues"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--signals.{name.replace('_', '-')} must be at least 1: got {value}")
+        check_numbers(self)
 
 
 class Instruments(NamedTuple):
