@@ -54,7 +54,7 @@ class Range:
             raise ValueError(f"{self.interval!r} is no interval: write [0, 1), for example")
         return float(found[2].replace("_", "")), float(found[3].replace("_", ""))
 
-    def __contains__(self, number: float) -> bool:
+    def __contains__(self, number: Any) -> bool:
         least, most = self.ends
         above = number > least if self.interval[0] == "(" else number >= least
         return above and (number < most if self.interval[-1] == ")" else number <= most)
@@ -167,6 +167,6 @@ def _check(hint: Any, value: Any, name: str, interval: Range | None = None) -> N
             _check(part, entry, name, interval)
     elif hint in (int, float) and interval is not None:
         is_one = isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
-        if not is_one or float(value) not in interval:
+        if not is_one or value not in interval:
             kind = "" if is_one else "a whole number " if hint is int else "a number "
             raise ValueError(f"{name} must be {kind}in {interval}: got {value!r}")

@@ -23,7 +23,13 @@ def presets(script: str) -> list[Any]:
     module = importlib.import_module(script)
     if hasattr(module, "PRESETS"):
         return [preset for _, preset in module.PRESETS.values()]
-    required = {"setting": "world", "run_dir": Path("run"), "out": Path("out"), "settings": ("a=b",)}
+    required = {
+        "setting": "world",
+        "run_dir": Path("run"),
+        "out": Path("out"),
+        "settings": ("a=b",),
+        "policy_run": Path("run"),
+    }
     needed = [field.name for field in dataclasses.fields(module.Config) if field.default is dataclasses.MISSING]
     return [module.Config(**{name: required[name] for name in needed})]
 

@@ -64,7 +64,7 @@ def test_parts_are_disjoint_whole_and_those_of_the_dialogue(setup: Setup) -> Non
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_of_everything_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=rf"--data.rl-share must be in \[0, 1\): got {share}"):
+    with pytest.raises(ValueError, match=rf"DataConfig.rl_share must be in \[0, 1\): got {share}"):
         DataConfig(rl_share=share)
 
 

@@ -55,7 +55,7 @@ def test_a_stage_that_does_not_exist_is_refused(script: ModuleType, capsys: pyte
 def test_samples_are_few(script: ModuleType, count: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         script.command_line(["debug", "--samples", str(count)])
-    assert f"--samples must be 0 to 64: got {count}" in "".join(capsys.readouterr())
+    assert f"--samples must be in [0, 64]: got {count}" in "".join(capsys.readouterr())
     assert script.command_line(["debug", "--samples", "0"]).samples == 0
 
 
