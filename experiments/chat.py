@@ -28,7 +28,7 @@ import tyro
 
 from command_line import options, start
 from rlhf_jax.assessment.conversation import Conversation
-from rlhf_jax.assessment.finished_run import STAGES, Finished, open_finished, stage_policy, stage_proxy
+from rlhf_jax.assessment.finished_run import Finished, open_finished, stage_policy, stage_proxy
 from rlhf_jax.ranges import Range, Seed, check_numbers
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import enable_compilation_cache
@@ -84,7 +84,7 @@ def serve_page(config: Config, run: Finished) -> None:
         stage: Conversation(run, stage_policy(run, stage), proxy=proxy, greedy=config.greedy, seed=config.seed)
         for stage in stages
     }
-    missing = [] if config.stage else [stage for stage in STAGES if stage not in stages]
+    missing = [] if config.stage else [stage for stage in run.expected if stage not in stages]
     serve(
         Exhibit(str(config.run_dir), talks, len(run.vocab.item_ids), missing, config.greedy, config.seed),
         config.port or 0,

@@ -40,6 +40,11 @@ class Finished(NamedTuple):
         return [stage for stage in STAGES if self._reached(stage)]
 
     @property
+    def expected(self) -> tuple[str, str]:
+        """Stages that end with a policy in a run of this configuration, reached or not."""
+        return supervised.STAGE, str(self.config.get("algorithm", alignment.STAGE))
+
+    @property
     def has_proxy(self) -> bool:
         """Whether the reward model has reached a checkpoint."""
         return self._reached(reward.STAGE)

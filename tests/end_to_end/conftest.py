@@ -25,9 +25,11 @@ FLAGS = (
 def chromium(tmp_path: Path) -> Iterator[Any]:
     """Selenium's driver of a headless Chromium that logs its console and its requests.
 
-    Where selenium or Chromium is absent the test is skipped, saying what is missing; with CI=true it fails.
+    Where selenium or Chromium is absent the test is skipped, saying what is missing; with CI=true it fails, unless BROWSER=none
+    says that there can be none.
     """
-    refuse: Callable[[str], Any] = pytest.fail if os.environ.get("CI", "").lower() == "true" else pytest.skip
+    must = os.environ.get("CI", "").lower() == "true" and os.environ.get("BROWSER") != "none"
+    refuse: Callable[[str], Any] = pytest.fail if must else pytest.skip
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if browser is None or driver is None:
         refuse("no browser to test pages in: install chromium and chromedriver (Debian: chromium, chromium-driver)")

@@ -118,10 +118,7 @@ def test_every_metric_of_the_table_is_logged(finished: Path) -> None:
         for name in set(entry) - {"stage", "step"}
     }
     table = {
-        (stage, metric): name
-        for stage, groups in STAGES_OF_TABLE.items()
-        for group in groups
-        for name, metric in group.items()
+        (stage, metric): name for stage in STAGES for group in STAGES_OF_TABLE[stage] for name, metric in group.items()
     }
     # What a way is measured by in `reward_hacking.py` alone.
     measured = {
