@@ -8,7 +8,6 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import jax
 
-from rlhf_jax.data.turns import answered_turns
 from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.interfaces import Corpus
 from rlhf_jax.learners.grpo_config import GRPOConfig
@@ -157,22 +156,18 @@ def check_lengths(config: Pipeline, n_positions: int, named: str) -> None:
         raise ValueError(f"--sft.buckets {' '.join(map(str, sft.buckets))}: the last exceeds {named}")
 
 
-def check_data(corpus: Corpus, config: Pipeline) -> None:
-    """Whether there are dialogues enough for every split, and turns enough for a batch of every stage.
+def check_data(corpus: Corpus) -> None:
+    """Whether there are dialogues enough in every split.
 
-    Raises: ValueError naming the option and the numbers.
+    Raises: ValueError naming the split, the number and the options.
     """
-    for split, dialogues in (("training", corpus.train), ("validation", corpus.validation), ("test", corpus.test)):
-        if len(dialogues) < 2:
+    splits = (("training", corpus.train, 1), ("validation", corpus.validation, 1), ("test", corpus.test, 2))
+    for split, dialogues, least in splits:
+        if len(dialogues) < least:
             raise ValueError(
-                f"--data: {len(dialogues)} {split} dialogues; at least 2 of each split are needed, because an interval over "
-                "one has no width (--data.max-dialogues, --data.world.n-train and --data.world.n-test say how many are read)"
+                f"--data: {len(dialogues)} {split} dialogues, at least {least} are needed (an interval over one test dialogue has no "
+                "width); --data.max-dialogues, --data.world.n-train and --data.world.n-test say how many are read"
             )
-    turns = len(answered_turns(corpus.train))
-    batches = (("--align.batch-size", config.align.batch_size), ("--reward.batch-size", config.reward.batch_size))
-    for name, size in batches:
-        if size > turns:
-            raise ValueError(f"{name} {size} is more than the {turns} answered turns of the training dialogues")
 
 
 def prepare(run: RunDirectory, config: Pipeline) -> Setup:
@@ -181,7 +176,7 @@ def prepare(run: RunDirectory, config: Pipeline) -> Setup:
     Functions of the reward from outside are tried here. Raises: ValueError in one line, before anything is trained.
     """
     setup = set_up(run, config.data, config.model, seed=config.seed, temperature=config.align.temperature)
-    check_data(setup.corpus, config)
+    check_data(setup.corpus)
     if config.model.weights is not None:
         check_lengths(
             config, setup.network.n_positions, f"the {setup.network.n_positions} positions of {config.model.weights}"

@@ -120,8 +120,10 @@ def test_every_metric_of_the_table_is_logged(finished: Path) -> None:
     table = {
         (stage, metric): name for stage in STAGES for group in STAGES_OF_TABLE[stage] for name, metric in group.items()
     }
-    # What a way is measured by in `reward_hacking.py` alone.
+    # What a way is measured by in `reward_hacking.py` alone, and what options that are off would log.
     measured = {
+        "policy/ptx_loss",
+        "objective/flat_group_share",
         "text/bleu4",
         "text/bleu4_one_hot",
         "judge/score",

@@ -1,12 +1,12 @@
 """The growth of the closed forms, at sizes of a moment."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bench_recommenders
+from rlhf_jax.runtime.files import read_object
 
 
 def test_simulated_training_is_consistent() -> None:
@@ -26,7 +26,7 @@ def test_simulated_training_is_consistent() -> None:
 def test_debug_measures_every_form(tmp_path: Path) -> None:
     config = bench_recommenders.command_line(["debug", "--run-dir", str(tmp_path / "run")])
     report = bench_recommenders.main(config)
-    growth = json.loads((tmp_path / "run" / "growth.json").read_text())
+    growth = read_object(tmp_path / "run" / "growth.json")
     assert set(growth) == {"1", "4"} and growth["4"]["items"] == 4 * growth["1"]["items"]
     for found in growth.values():
         assert set(found["forms"]) == {

@@ -298,7 +298,7 @@ def test_the_script_refuses_what_cannot_be_cut(script: ModuleType) -> None:
         script.program_of(script.Config(mesh=MeshConfig(fsdp=256)), "7b", script.FLEETS["v5e-256"])
     with pytest.raises(ValueError, match=r"sizes must be of .*got \['8b'\]"):
         script.Config(sizes=("8b",))
-    with pytest.raises(ValueError, match="depths < check_depth must rise"):
+    with pytest.raises(ValueError, match="--depths and --check-depth must rise"):
         script.Config(check_depth=10)
     with pytest.raises(ValueError, match="loops of one trip are no loops: got 1 × 1 and 64"):
         script.Config(epochs=1, minibatches=1)
