@@ -281,7 +281,7 @@ def mutants(lines: Sequence[bytes], n: int, seed: str) -> Iterator[bytes]:
 
 
 def storable(value: Any) -> bool:
-    """Whether a value holds nothing but finite numbers of 64 bits and text in UTF-8."""
+    """Whether a value holds nothing but finite numbers of 64 bits, NaN (stored as null) and text in UTF-8."""
     if isinstance(value, str):
         return not any("\ud800" <= character <= "\udfff" for character in value)
     if isinstance(value, bool) or value is None:
@@ -289,7 +289,7 @@ def storable(value: Any) -> bool:
     if isinstance(value, int):
         return -INT64 <= value < INT64
     if isinstance(value, float):
-        return math.isfinite(value)
+        return not math.isinf(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return all(storable(getattr(value, field.name)) for field in dataclasses.fields(value))
     if isinstance(value, Mapping):

@@ -100,7 +100,11 @@ def read_opendialkg(
         counts[session.domain] += 1
         inside += n_inside
     if not dialogues:
-        raise ValueError(f"{path}: no dialogue could be read ({len(skipped)} malformed lines skipped)")
+        beside = ", ".join(file.name for file in reader.files[1:])
+        raise ValueError(
+            f"{path}: no dialogue could be read ({len(skipped)} malformed lines skipped); none of the others is about a "
+            f"{' or a '.join(wanted)} of {beside}"
+        )
     if skipped:
         _LOG.warning("%s: skipped %d malformed lines; the first: %s", folder, len(skipped), skipped[0])
     splits: dict[str, list[Dialogue]] = {"train": [], "validation": [], "test": []}

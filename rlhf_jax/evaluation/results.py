@@ -187,20 +187,39 @@ class Result:
     def from_json(cls, entry: Mapping[str, Any]) -> "Result":
         """The inverse of `to_json`.
 
-        Raises: ValueError naming the missing field.
+        Raises: ValueError naming the field that is missing, or holds another kind of value.
         """
         missing = [field for field in ("name", "value", "n", "protocol", "split", "definition") if field not in entry]
         if missing:
             raise ValueError(f"result {entry.get('name', '?')!r}: missing {', '.join(missing)}")
-        interval = entry.get("interval")
+        interval, seeds = entry.get("interval"), entry.get("seeds", [])
+        kinds = {
+            "a text": {field: isinstance(entry[field], str) for field in ("name", "protocol", "split", "definition")},
+            "a finite number or null": {field: _is_number(entry.get(field)) for field in ("value", "std")},
+            "a whole number": {"n": type(entry["n"]) is int and 0 <= entry["n"] < 2**63},
+            "two numbers or null": {
+                "interval": interval is None
+                or (isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_is_number, interval)))
+            },
+            "whole numbers": {
+                "seeds": isinstance(seeds, list | tuple)
+                and all(type(seed) is int and abs(seed) < 2**63 for seed in seeds)
+            },
+        }
+        for expected, fields in kinds.items():
+            for field, fits in fields.items():
+                if not fits:
+                    raise ValueError(
+                        f"result {str(entry['name'])[:60]!r}: {field} is {str(entry.get(field))[:60]!r}, expected {expected}"
+                    )
         return cls(
             name=entry["name"],
             value=math.nan if entry["value"] is None else float(entry["value"]),
-            n=int(entry["n"]),
+            n=entry["n"],
             protocol=entry["protocol"],
             split=entry["split"],
             interval=None if interval is None or None in interval else (float(interval[0]), float(interval[1])),
-            seeds=tuple(entry.get("seeds", ())),
+            seeds=tuple(seeds),
             definition=entry["definition"],
             std=entry.get("std"),
         )
@@ -220,6 +239,11 @@ def exclude_zero(mean: float, std: float, seeds: int) -> bool:
       [True, False]
     """
     return seeds > 1 and abs(mean) > float(stdtrit(seeds - 1, 0.975)) * std / math.sqrt(seeds)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `to_json` could have written it in a number's place."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
 def _finite(number: float) -> float | None:

@@ -46,8 +46,10 @@ def read_results(run_dir: Path) -> list[Result]:
     file = Path(run_dir) / "results.json"
     if not file.exists():
         return []
-    results = []
-    for index, entry in enumerate(files.read_json(file)):
+    results, entries = [], files.read_json(file)
+    if not isinstance(entries, list):
+        raise ValueError(f"{file}: {str(entries)[:60]!r} is no list of results")  # noqa: TRY004 - a mistake in a file
+    for index, entry in enumerate(entries):
         try:
             results.append(Result.from_json(entry))
         except (ValueError, TypeError, AttributeError) as error:

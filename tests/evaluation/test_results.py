@@ -112,3 +112,20 @@ def test_refuses():
         entry(interval=(0.3, 0.1))
     with pytest.raises(ValueError, match="missing n, protocol"):
         Result.from_json({"name": "a/b", "value": 1.0, "split": "s", "definition": "d"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": 5}, "split is '5', expected a text"),
+        ({"n": "12"}, "n is '12', expected a whole number"),
+        ({"n": 2**63}, "n is .*, expected a whole number"),
+        ({"value": 10**400}, "value is .*, expected a finite number or null"),
+        ({"std": "1"}, "std is '1', expected a finite number or null"),
+        ({"interval": [0.1]}, "interval is .*, expected two numbers or null"),
+        ({"seeds": 3}, "seeds is '3', expected whole numbers"),
+    ],
+)
+def test_an_entry_of_another_kind_is_named(change, message):
+    with pytest.raises(ValueError, match=f"result 'ppo/hr@10': {message}"):
+        Result.from_json(entry().to_json() | change)
