@@ -6,7 +6,7 @@
 Nothing of the policy is trained again. Six closed-form recommenders are counted on the training split; their weights, the
 weight of the policy's own word and the price of a repetition are fitted by likelihood on the validation split, for each
 stage; the test split is ranked once, at the end. This is the likelihood rival of any reinforcement learning of the same
-numbers. Hardware: two CPU cores, about ten minutes for ReDial.
+numbers. Hardware: a CPU; its time on ReDial was not measured yet.
 
 Systems: each stage alone (`sft`), with its prior (`sft_prior`), and the recommenders' mixture without a policy
 (`mixture`, fixed weights). Writes `results.json`, `weights.json`, `report.md`, and the cases of each system in
@@ -112,14 +112,8 @@ def ranks_of(
 ) -> list[Result]:
     """Every system under every protocol, and the differences that answer the question."""
     rows = list(ranking_rows(setup.corpus.test))
-    recommender = partial(
-        mixture.scores,
-        mixture.mix(
-            known.parts,
-            dict.fromkeys(known.parts, 1.0)
-            | {name: weight for name, weight in mixture.WEIGHTS.items() if name in known.parts},
-        ),
-    )
+    weights = {name: mixture.WEIGHTS.get(name, 1.0) for name in known.parts}
+    recommender = partial(mixture.scores, mixture.mix(known.parts, weights))
     systems = {"mixture": lambda: score_chunks(recommender, row_contexts(rows, known.catalogue))}
     for stage, policy in policies.items():
         bare = {"trunk": policy["trunk"]}

@@ -128,7 +128,7 @@ def fit_weights(
     Concave in w, so that L-BFGS from w₀ = 1 and w_k = 0 finds the maximum; nothing keeps a weight positive. The trunk stays
     as it is.
 
-    Memory: 4·(K + 1)·I bytes a row with gold (ReDial's validation split, K = 8: .7 GB).
+    Memory: 4·(K + 1)·I bytes a row with gold.
 
     Args:
       policy: a tree with `trunk`; a `prior` in it is not read.
