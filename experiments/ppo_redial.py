@@ -36,14 +36,14 @@ from rlhf_jax.simulators.world import WorldConfig, hackable
 from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.launch import StartConfig, check_learner, check_stages, prepare, started
+from rlhf_jax.stages.launch import Pipeline, StartConfig, check_stages, prepare, started
 from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(StartConfig):
+class Config(StartConfig, Pipeline):
     """IUF-RLHF from data to report."""
 
     run_dir: Path = Path("runs/demo")
@@ -64,12 +64,6 @@ class Config(StartConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self)
-        check_learner(self.align, self.learner, self.profile)
-
-    @property
-    def learner(self) -> PPOConfig | GRPOConfig:
-        """The numbers of the learner that runs."""
-        return self.grpo if self.algorithm == "grpo" else self.ppo
 
 
 DEMO = Config(

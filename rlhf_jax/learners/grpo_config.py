@@ -4,13 +4,13 @@ import dataclasses
 from typing import Annotated, Literal
 
 from rlhf_jax.feedback.components import COMPONENTS, equal_weights
-from rlhf_jax.learners.minibatch import Descent
+from rlhf_jax.learners.rl_config import RLConfig
 from rlhf_jax.learners.shaping import MissingEosMode
-from rlhf_jax.ranges import Decay, Epochs, Norm, Range, Share, Weight, check_numbers
+from rlhf_jax.ranges import Decay, Epochs, Norm, Range, Share, Weight
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPOConfig:
+class GRPOConfig(RLConfig):
     """Every number of an update; what PPO has too means the same here."""
 
     group_size: Annotated[int, Range("[2, 1_024]")] = 8
@@ -55,21 +55,3 @@ class GRPOConfig:
     """Of a moving average of the parameters over updates, which is then what is measured and kept; None is off."""
     target_kl: Norm | None = None
     """Stop this update's remaining steps once a minibatch's approximate KL (nats per token) passes this; None is off."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-        if self.component_names != COMPONENTS:  # The default gives way to the names of a run's reward model.
-            self.check_components()
-
-    def check_components(self) -> None:
-        """Raises ValueError where a component has no name or no weight."""
-        if len(self.component_weights) != len(self.component_names):
-            raise ValueError(
-                f"{len(self.component_weights)} component_weights for {len(self.component_names)} component_names: "
-                f"{self.component_weights} for {self.component_names}"
-            )
-
-    @property
-    def descent(self) -> Descent:
-        """The part that says how many steps are taken on a batch."""
-        return Descent(self.epochs, self.minibatches, self.microbatches, self.target_kl, self.ptx_coef)

@@ -4,13 +4,14 @@ import dataclasses
 from typing import Annotated, Literal
 
 from rlhf_jax.feedback.components import COMPONENTS, equal_weights
-from rlhf_jax.learners.minibatch import Descent, PPOLossConfig
+from rlhf_jax.learners.minibatch import PPOLossConfig
+from rlhf_jax.learners.rl_config import RLConfig
 from rlhf_jax.learners.shaping import MissingEosMode
-from rlhf_jax.ranges import Decay, Epochs, Group, Norm, Range, Share, Weight, check_numbers, option
+from rlhf_jax.ranges import Decay, Epochs, Group, Norm, Range, Share, Weight
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(RLConfig):
     """Every number of an update; the defaults are those of the reference implementations."""
 
     clip_eps: Annotated[float, Range("(0, 1e6]")] = 0.2
@@ -77,29 +78,8 @@ class PPOConfig:
     """Stop this update's remaining steps once a minibatch's approximate KL (nats per token) passes this; None is off."""
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        if self.component_names != COMPONENTS:  # The default gives way to the names of a run's reward model.
-            self.check_components()
-        for name, allowed in (
-            ("kl_control", ("fixed", "adaptive")),
-            ("missing_eos_mode", ("subtract", "replace")),
-            ("old_logprobs", ("recompute", "sampler")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{option(self, name)} must be one of {allowed}: got {getattr(self, name)!r}")
-
-    def check_components(self) -> None:
-        """Raises ValueError where a component has no name or no weight."""
-        if len(self.component_weights) != len(self.component_names):
-            raise ValueError(
-                f"{len(self.component_weights)} component_weights for {len(self.component_names)} component_names: "
-                f"{self.component_weights} for {self.component_names}"
-            )
-
-    @property
-    def descent(self) -> Descent:
-        """The part that says how many steps are taken on a batch."""
-        return Descent(self.epochs, self.minibatches, self.microbatches, self.target_kl, self.ptx_coef)
+        super().__post_init__()
+        self.check_choice("kl_control", ("fixed", "adaptive"))
 
     @property
     def loss(self) -> PPOLossConfig:

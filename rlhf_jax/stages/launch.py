@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal
 
 import jax
 
@@ -52,14 +52,6 @@ class StartConfig:
         check_numbers(self)
 
 
-def check_learner(align: AlignmentConfig, learner: PPOConfig | GRPOConfig, profile: tuple[Stage, ...]) -> None:
-    """Raises ValueError where the responses do not fill their groups, or a learner that does not run is to be traced."""
-    prompts_of(align.batch_size, learner.group_size)
-    runs, idle = ("grpo", "ppo") if isinstance(learner, GRPOConfig) else ("ppo", "grpo")
-    if idle in profile:
-        raise ValueError(f"--profile {idle} traces nothing: --algorithm is {runs}")
-
-
 @contextlib.contextmanager
 def started(config: StartConfig) -> Iterator[RunDirectory]:
     """The run directory of `config`, opened by all processes of the run; a signal between stages ends it with code 75.
@@ -81,39 +73,25 @@ def started(config: StartConfig) -> Iterator[RunDirectory]:
         yield run
 
 
-@runtime_checkable
-class Pipeline(Protocol):
-    """The fields of an experiment's configuration that `prepare` reads."""
+class Pipeline:
+    """An experiment of all stages: its configuration inherits this beside `StartConfig`, and gives the fields their values."""
+
+    seed: int
+    mesh: MeshConfig
+    profile: tuple[Stage, ...]
+    data: DataConfig
+    model: ModelConfig
+    sft: SupervisedConfig
+    reward: RewardConfig
+    align: AlignmentConfig
+    algorithm: Literal["ppo", "grpo"]
+    ppo: PPOConfig
+    grpo: GRPOConfig
 
     @property
-    def seed(self) -> int: ...
-    @property
-    def mesh(self) -> MeshConfig: ...
-    @property
-    def data(self) -> DataConfig: ...
-    @property
-    def model(self) -> ModelConfig: ...
-    @property
-    def sft(self) -> SupervisedConfig: ...
-    @property
-    def reward(self) -> RewardConfig: ...
-    @property
-    def align(self) -> AlignmentConfig: ...
-    @property
-    def ppo(self) -> PPOConfig: ...
-
-
-@runtime_checkable
-class ChoosesLearner(Protocol):
-    """An experiment's configuration that says which learner stage 3 runs."""
-
-    @property
-    def learner(self) -> PPOConfig | GRPOConfig: ...
-
-
-def learner_of(config: Pipeline) -> PPOConfig | GRPOConfig:
-    """The numbers of the learner that stage 3 runs."""
-    return config.learner if isinstance(config, ChoosesLearner) else config.ppo
+    def learner(self) -> PPOConfig | GRPOConfig:
+        """The numbers of the learner that stage 3 runs."""
+        return self.grpo if self.algorithm == "grpo" else self.ppo
 
 
 def check_stages(config: Pipeline) -> None:
@@ -121,9 +99,8 @@ def check_stages(config: Pipeline) -> None:
 
     Raises: ValueError naming the options that do not fit together.
     """
-    learner, align, model = learner_of(config), config.align, config.model
+    learner, name, align, model = config.learner, config.algorithm, config.align, config.model
     weights_of(config.reward.components, learner.component_weights)
-    name = "grpo" if isinstance(learner, GRPOConfig) else "ppo"
     slices = learner.minibatches * learner.microbatches
     if align.batch_size % slices:
         raise ValueError(
@@ -143,6 +120,10 @@ def check_stages(config: Pipeline) -> None:
         )
     if model.weights is None:
         check_lengths(config, model.n_positions, f"--model.n-positions {model.n_positions}")
+    prompts_of(align.batch_size, learner.group_size)
+    idle = "ppo" if name == "grpo" else "grpo"
+    if idle in config.profile:
+        raise ValueError(f"--profile {idle} traces nothing: --algorithm is {name}")
 
 
 def check_lengths(config: Pipeline, n_positions: int, named: str) -> None:
@@ -182,7 +163,7 @@ def prepare(run: RunDirectory, config: Pipeline) -> Setup:
             config, setup.network.n_positions, f"the {setup.network.n_positions} positions of {config.model.weights}"
         )
     check_functions(setup.corpus, config.reward)
-    layout = lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, learner_of(config))
+    layout = lay_out(config.mesh, setup.network, config.sft, config.reward, config.align, config.learner)
     return setup._replace(layout=layout)
 
 

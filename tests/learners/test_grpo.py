@@ -1,7 +1,9 @@
 """One GRPO update against loops over tokens, and problems whose optimum is known."""
 
+import ast
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.learners import grpo
 from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.optimizer import make_optimizer
+from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime import metric_names
 
 B, GROUP = 16, 4
@@ -133,6 +136,34 @@ def test_what_does_not_fit_together_is_refused(
 def test_wrong_numbers_are_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GRPOConfig(**wrong)
+
+
+def spelled(config: type) -> dict[str, tuple[str, ...]]:
+    """Type, default and words of every field, as they are written."""
+    (of_class,) = ast.parse(inspect.getsource(config)).body
+    assert isinstance(of_class, ast.ClassDef)
+    return {
+        ast.unparse(field.target): (ast.unparse(field.annotation), ast.unparse(field.value), ast.unparse(words))
+        for field, words in zip(of_class.body, of_class.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and field.value is not None
+    }
+
+
+def test_what_ppo_has_too_is_spelled_alike() -> None:
+    ours, theirs = spelled(GRPOConfig), spelled(PPOConfig)
+    apart = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
+    # A price in the reward or in the loss, with or without a value function, four passes or one.
+    assert apart == {"clip_eps", "gamma", "kl_coef", "old_logprobs", "epochs", "group_size", "ptx_coef"}
+    assert len(ours.keys() & theirs.keys()) == 20
+
+
+@pytest.mark.parametrize("field", ["missing_eos_mode", "old_logprobs"])
+@pytest.mark.parametrize("config", [PPOConfig, GRPOConfig])
+def test_a_word_that_is_no_choice_is_named(config: type, field: str) -> None:
+    numbers = config()
+    object.__setattr__(numbers, field, "neither")  # Tests check types before, users do not.
+    with pytest.raises(ValueError, match=f"{field} must be one of .*: got 'neither'"):
+        numbers.__post_init__()
 
 
 def train(
