@@ -26,6 +26,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -66,17 +67,25 @@ def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def run_here(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program_cache: Path
 ) -> Iterator[Callable[..., tuple[int, str]]]:
-    """Runs a script of `experiments/` in this process: (exit code, everything printed). Imports are paid for once."""
+    """Runs a script of `experiments/` in this process: (exit code, everything printed). Imports are paid for once.
+
+    As when a person starts it, types are not checked and compiled programs are kept, here in the folder of all tests.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "100")
     settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in zip(settings, (str(program_cache), 0), strict=True):
+        jax.config.update(name, value)
+    unchecked = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
 
-    def run(script: str, *arguments: str) -> tuple[int, str]:
+    def run(script: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
         path, printed, code = str(repository / "experiments" / script), io.StringIO(), 0
         monkeypatch.setattr(sys, "argv", [path, *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             try:
                 runpy.run_path(path, run_name="__main__")
@@ -85,6 +94,7 @@ def run_here(
         return code, printed.getvalue()
 
     yield run
+    jaxtyping.config.update("jaxtyping_disable", unchecked)
     for name, value in before.items():
         jax.config.update(name, value)
 

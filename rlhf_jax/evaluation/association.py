@@ -11,7 +11,6 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.bootstrap import Estimate
@@ -21,7 +20,20 @@ Floats = NDArray[np.float64]
 
 def spearman(x: Floats, y: Floats) -> float:
     """Rank correlation, ties at their mean rank; NaN where a side does not vary, or holds a NaN. [N], [N]"""
-    return pearson(rankdata(x), rankdata(y))
+    return pearson(mean_ranks(x), mean_ranks(y))
+
+
+def mean_ranks(x: Floats) -> Floats:
+    """Ranks from 1, ties at their mean; all NaN where there is a NaN. `scipy.stats`, which has them, takes 1.5 s to import. [N] -> [N]
+
+    Examples:
+      >>> mean_ranks(np.array([7.0, 3.0, 7.0]))
+      array([2.5, 1. , 2.5])
+    """
+    if np.isnan(x).any():
+        return np.full(len(x), np.nan)
+    _, place, count = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]
 
 
 def pearson(x: Floats, y: Floats) -> float:
@@ -40,7 +52,7 @@ def auc(x: Floats, positive: NDArray[np.bool_]) -> float:
     n_negative = len(positive) - n_positive
     if not n_positive or not n_negative:
         return float("nan")
-    ranks = rankdata(x)
+    ranks = mean_ranks(x)
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 

@@ -21,13 +21,11 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
-from sklearn.linear_model import Ridge
 
 from rlhf_jax.data.typography import plain
 from rlhf_jax.evaluation.association import spearman
@@ -70,7 +68,10 @@ class Channel:
     """Satisfaction per unit of TF-IDF. [terms]"""
 
     @functools.cached_property
-    def _vectorizer(self) -> TfidfVectorizer:
+    def _vectorizer(self) -> Any:
+        """Scikit-learn's, imported where it is used: that takes longer than all of this package."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         vectorizer = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, vocabulary=self.terms)
         vectorizer.idf_ = self.idf
         return vectorizer
@@ -243,13 +244,16 @@ class _Form(NamedTuple):
 
     columns: NDArray[np.int64]
     """Terms that are frequent enough."""
-    scale: TfidfTransformer
+    scale: Any
+    """A `TfidfTransformer`."""
 
 
 def _count(
     turns: Sequence[JudgedTurn], titles: Mapping[int, str], reads: Sequence[Part]
 ) -> tuple[dict[Part, csr_array], dict[Part, NDArray]]:
     """How often each term occurs in each part of each turn [N, terms], and the terms; parts that say nothing left out."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
     counts: dict[Part, csr_array] = {}
     terms: dict[Part, NDArray] = {}
     texts = part_texts(turns, titles)
@@ -263,6 +267,8 @@ def _count(
 
 def _tfidf(counts: Mapping[Part, csr_array], rows: NDArray[np.int64], min_df: int) -> dict[Part, _Form]:
     """Fits the TF-IDF of every part on the given turns. Raises ValueError where no term is frequent enough."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+
     forms: dict[Part, _Form] = {}
     for part, count in counts.items():
         own = count[rows]
@@ -280,7 +286,10 @@ def _matrix(counts: Mapping[Part, csr_array], forms: Mapping[Part, _Form], rows:
     return csr_array(hstack(blocks, format="csr"))
 
 
-def _ridge(matrix: csr_array, target: Floats, penalty: float) -> Ridge:
+def _ridge(matrix: csr_array, target: Floats, penalty: float) -> Any:
+    """The fitted `Ridge`."""
+    from sklearn.linear_model import Ridge
+
     return Ridge(alpha=penalty, solver="sparse_cg", tol=1e-5).fit(matrix, target)
 
 

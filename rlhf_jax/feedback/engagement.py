@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from rlhf_jax.data.turns import AnsweredTurn, Turn, spell
 from rlhf_jax.feedback.labelling import Signal, Training
@@ -99,7 +99,7 @@ def _normal_scores(sorted_gaps: Floats, gaps: Floats) -> Floats:
     up_to = np.searchsorted(sorted_gaps, gaps, side="right")
     ranks = (below + up_to + 1) / 2
     share = np.clip(ranks / (len(sorted_gaps) + 1), 0.5 / (len(sorted_gaps) + 1), 1 - 0.5 / (len(sorted_gaps) + 1))
-    return np.where(np.isfinite(gaps), norm.ppf(share), np.nan)
+    return np.where(np.isfinite(gaps), ndtri(share), np.nan)
 
 
 def _lengths(message_words: Floats, reply_words: Floats) -> Floats:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from rlhf_jax.data.items import spoken_decade
 from rlhf_jax.data.turns import AnsweredTurn, spell
@@ -64,6 +62,10 @@ def fit_tfidf(texts: Sequence[str], *, n_components: int | None = 64, min_df: in
 
     Raises: ValueError if no word occurs in `min_df` texts.
     """
+    # Imported where it is used: scikit-learn takes longer to import than all of this package.
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min_df, lowercase=True, stop_words="english")
     try:
         matrix = vectorizer.fit_transform(texts)

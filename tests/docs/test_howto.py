@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jaxtyping
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,13 +69,19 @@ def commands(code: str) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program_cache: Path) -> Iterator[Path]:
-    """An empty current folder, from which modules can be imported; nothing of it is left afterwards."""
+    """An empty current folder, from which modules can be imported; nothing of it is left afterwards.
+
+    Types are checked where the parts are tested, as little here as where a reader follows the page.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     modules, settings = set(sys.modules), {name: getattr(jax.config, name) for name in SETTINGS}
     for name, value in zip(SETTINGS, (str(program_cache), 0), strict=True):
         jax.config.update(name, value)
+    unchecked = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
     yield tmp_path
+    jaxtyping.config.update("jaxtyping_disable", unchecked)
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]

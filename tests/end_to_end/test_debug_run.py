@@ -197,11 +197,11 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished: P
 
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
-def test_a_person_can_talk_with_the_model(finished: Path, lab: Lab, stage: str) -> None:
+def test_a_person_can_talk_with_the_model(finished: Path, run_here: Callable[..., tuple[int, str]], stage: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     name, title = (finished / "data" / "movies_with_mentions.csv").read_text().splitlines()[1].split(",")[:2]
     typed = f"hi, i liked {title.lower()} and @{name}\n/top 3\n/nonsense\n/reset\n/quit\nnever read\n"
-    code, output = lab.run("chat.py", str(finished), "--stage", stage, "--greedy", stdin=typed)
+    code, output = run_here("chat.py", str(finished), "--stage", stage, "--greedy", stdin=typed)
     assert code == 0, output
     assert f"recognised: {title}\n" in output
     assert "model> " in output
@@ -300,33 +300,33 @@ def test_a_run_with_imitation_alone_has_one_column(copied: Path, monkeypatch: py
     assert len(turn.top) == 3 and (turn.reply.components, turn.reply.score) == ({}, None)
 
 
-def test_another_configuration_is_refused(copied: Path, lab: Lab) -> None:
+def test_another_configuration_is_refused(copied: Path, run_here: Callable[..., tuple[int, str]]) -> None:
     before = (copied / "config.json").read_bytes()
-    code, output = lab.debug(copied, "--ppo.clip-eps", "0.1", "--seed", "5")
+    code, output = run_here("ppo_redial.py", "debug", "--run-dir", str(copied), "--ppo.clip-eps", "0.1", "--seed", "5")
     assert code == 1
     assert "belongs to a run of another configuration: seed was 0, now 5; ppo.clip_eps was 0.2, now 0.1" in output
     assert "Traceback" not in output
     assert (copied / "config.json").read_bytes() == before
 
 
-def test_a_truncated_checkpoint_is_named(copied: Path, lab: Lab) -> None:
+def test_a_truncated_checkpoint_is_named(copied: Path, run_here: Callable[..., tuple[int, str]]) -> None:
     folder = copied / "checkpoints" / "sft"
     step = json.loads((folder / "done.json").read_text())["step"]
     file = max((folder / str(step)).rglob("d/*"), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[:-10])
-    code, output = lab.debug(copied)
+    code, output = run_here("ppo_redial.py", "debug", "--run-dir", str(copied))
     assert code == 1
     assert "no checkpoint in" in output and file.name in output and "were written" in output
     assert "nothing was overwritten" in output
     assert "Traceback" not in output
 
 
-def test_the_gate_stops_before_ppo(copied: Path, lab: Lab) -> None:
+def test_the_gate_stops_before_ppo(copied: Path, run_here: Callable[..., tuple[int, str]]) -> None:
     forget(copied, "ppo")
     stored = json.loads((copied / "config.json").read_text())
     stored["config"]["reward"]["gate"] = "stop"
     write_json(copied / "config.json", stored)
-    code, output = lab.debug(copied, "--reward.gate", "stop")
+    code, output = run_here("ppo_redial.py", "debug", "--run-dir", str(copied), "--reward.gate", "stop")
     assert code == 1
     assert "the reward model's held-out Pearson is below 0.6 for " in output
     assert "--reward.gate warn" in output
@@ -343,9 +343,9 @@ def copy_of(finished: Path, folder: Path, seed: int, **changes: object) -> Path:
     return folder
 
 
-def test_runs_are_gathered_over_seeds(finished: Path, lab: Lab, tmp_path: Path) -> None:
+def test_runs_are_gathered_over_seeds(finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     other = copy_of(finished, tmp_path / "other", 1)
-    code, output = lab.run("gather_seeds.py", str(tmp_path / "summary"), f"plain={finished},{other}")
+    code, output = run_here("gather_seeds.py", str(tmp_path / "summary"), f"plain={finished},{other}")
     assert code == 0, output
     for name in ("study", "ppo", "differences"):
         assert (tmp_path / "summary" / "plots" / f"{name}.svg").stat().st_size > 5000
@@ -365,10 +365,12 @@ def test_runs_are_gathered_over_seeds(finished: Path, lab: Lab, tmp_path: Path) 
         assert result.std == 0.0
 
 
-def test_runs_that_do_not_belong_together_are_not_gathered(finished: Path, lab: Lab, tmp_path: Path) -> None:
+def test_runs_that_do_not_belong_together_are_not_gathered(
+    finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
     other = copy_of(finished, tmp_path / "other", 1, sft={"epochs": 99})
-    code, output = lab.run("gather_seeds.py", str(tmp_path / "summary"), f"plain={finished},{other}")
+    code, output = run_here("gather_seeds.py", str(tmp_path / "summary"), f"plain={finished},{other}")
     assert code == 1 and "its configuration differs in more than the seed" in output
     (other / "results.json").unlink()
-    code, output = lab.run("gather_seeds.py", str(tmp_path / "summary"), f"plain={other}")
+    code, output = run_here("gather_seeds.py", str(tmp_path / "summary"), f"plain={other}")
     assert code == 1 and "let the run finish first" in output

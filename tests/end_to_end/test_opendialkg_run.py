@@ -2,13 +2,9 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import write_json
@@ -40,23 +36,9 @@ def write_folder(folder: Path, n: int = 60) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def start(repository: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Runs a script as a person would: (exit code, output)."""
-    cache = tmp_path_factory.mktemp("cache")
-
-    def run(*arguments: str, script: str = "ppo_opendialkg.py") -> tuple[int, str]:
-        command = [sys.executable, str(repository / "experiments" / script), *arguments]
-        environment = os.environ | {"PYTHONPATH": str(repository), "XDG_CACHE_HOME": str(cache)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        return done.returncode, done.stdout + done.stderr
-
-    return run
-
-
-def test_debug_runs_from_data_to_report(start, tmp_path: Path) -> None:
+def test_debug_runs_from_data_to_report(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     folder, run = write_folder(tmp_path / "data"), tmp_path / "run"
-    code, output = start("debug", "--data.dir", str(folder), "--run-dir", str(run))
+    code, output = run_here("ppo_opendialkg.py", "debug", "--data.dir", str(folder), "--run-dir", str(run))
     assert code == 0, output
     assert f"report: {run / 'report.md'}" in output
     results = read_results(run)
@@ -75,13 +57,13 @@ def test_debug_runs_from_data_to_report(start, tmp_path: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     config["config"]["seed"] = 1
     write_json(tmp_path / "other" / "config.json", config)
-    code, output = start(str(gathered), f"both={run},{tmp_path / 'other'}", script="gather_seeds.py")
+    code, output = run_here("gather_seeds.py", str(gathered), f"both={run},{tmp_path / 'other'}")
     assert code == 0, output
     over_seeds = {r.protocol: r for r in read_results(gathered) if r.system == "ppo" and r.metric == "hr@5"}
     assert {p: r.n for p, r in over_seeds.items() if p.startswith("fresh, ")} == named
 
 
-def test_mistakes_are_one_line(run_here, tmp_path: Path) -> None:
+def test_mistakes_are_one_line(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     script = "ppo_opendialkg.py"
     code, output = run_here(script, "--data.dir", str(tmp_path / "nowhere"), "--run-dir", str(tmp_path / "run"))
     assert code == 1 and f"--data.dir {tmp_path / 'nowhere'}: " in output and "Traceback" not in output

@@ -1,25 +1,14 @@
 """The preset `debug` of the signal study on the real judgements."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_jax.reporting.run_report import read_results
 
 
-def start(repository: Path, cache: Path, *arguments: str) -> tuple[int, str]:
-    """Runs the script as a person would: (exit code, output)."""
-    command = [sys.executable, str(repository / "experiments" / "validate_signals.py"), *arguments]
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(repository)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
-def test_debug_measures_every_signal(repository: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_debug_measures_every_signal(run_here: Callable[..., tuple[int, str]], data_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, output = start(repository, tmp_path, "debug", "--data.dir", str(data_dir), "--run-dir", str(run))
+    code, output = run_here("validate_signals.py", "debug", "--data.dir", str(data_dir), "--run-dir", str(run))
     assert code == 0, output
     results = {(result.split, result.system): result for result in read_results(run)}
     assert {split for split, _ in results} == {"redial/uss", "redial/test+validation", "crs-response-ratings"}

@@ -10,6 +10,7 @@ from rlhf_jax.evaluation.association import (
     auc,
     auc_estimate,
     concordance_estimate,
+    mean_ranks,
     pearson,
     spearman,
     spearman_estimate,
@@ -27,6 +28,14 @@ def test_spearman_is_scipys() -> None:
     x, y = draws()
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
     assert np.isnan(spearman(x, np.ones(60)))
+
+
+@pytest.mark.parametrize(
+    "x", [[], [2.0], [0.0, -0.0, 1.0], [np.inf, -np.inf, np.inf], [1.0, np.nan], draws()[0], draws()[1]]
+)
+def test_ranks_are_scipys_to_the_bit(x: list[float]) -> None:
+    given = np.asarray(x, float)
+    np.testing.assert_array_equal(mean_ranks(given), stats.rankdata(given))
 
 
 def test_pearson_is_scipys() -> None:

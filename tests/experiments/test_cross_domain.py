@@ -1,9 +1,6 @@
 """The preset `debug` of the cross-domain study on real dialogues: seeds apart, then together, then done."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,22 +15,14 @@ from studies.transfer import measure as transfer
 from studies.transfer.measure import Model
 
 
-def start(repository: Path, *arguments: str) -> tuple[int, str]:
-    """Runs the script as a person would: (exit code, output)."""
-    command = [sys.executable, str(repository / "experiments" / "cross_domain.py"), "debug", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
-def test_debug_from_data_to_report(repository: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_debug_from_data_to_report(run_here: Callable[..., tuple[int, str]], data_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "cross-domain"
     options = ("--data-dir", str(data_dir), "--run-dir", str(run), "--embeddings", "shared")
-    code, output = start(repository, *options, "--only-seed", "0")
+    code, output = run_here("cross_domain.py", "debug", *options, "--only-seed", "0")
     assert code == 0, output
     assert not (run / "report.md").exists()
     # Gathering trains nothing again.
-    code, output = start(repository, *options)
+    code, output = run_here("cross_domain.py", "debug", *options)
     assert code == 0 and "starts" not in output, output
     assert f"report: {run / 'report.md'}" in output
     results = read_results(run)

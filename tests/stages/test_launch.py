@@ -1,6 +1,7 @@
 """The options every experiment of all stages has: one set of flags, none of which decides whether a run may go on."""
 
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,3 +76,12 @@ def test_a_run_goes_on_with_another_mesh_profile_and_number_of_samples(
     # Else a trace would show the names of whoever compiled the program first.
     assert changed["jax_compilation_cache_include_metadata_in_key"] is True
     assert (tmp_path / "jax_cache").is_dir()
+
+
+def test_a_script_starts_without_what_few_of_its_lines_need(repository: Path) -> None:
+    """They take two of the seconds before a mistake is named, or a conversation begins."""
+    slow = "import sys, ppo_redial, chat; print([name for name in ('scipy.stats', 'sklearn') if name in sys.modules])"
+    started = subprocess.run(
+        [sys.executable, "-c", slow], capture_output=True, text=True, check=True, cwd=repository / "experiments"
+    )
+    assert started.stdout.strip() == "[]"
