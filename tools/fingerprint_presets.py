@@ -8,6 +8,7 @@ every array of every checkpoint, every array of every `.npz`, the bytes of every
 value of other JSON files that is not a time, a path or a version, the names of all files, exit codes and help texts.
 `--against` prints what differs and exits with 1 where anything does. DIR holds `redial/`, `opendialkg/`, `uss/` and
 `crs-response-ratings/`.
+Both must be made with the same number of cores: it decides how BLAS and XLA cut their sums.
 
 It imports nothing of `rlhf_jax`, so that it can look at an older tree: `--tree DIR` names it.
 """
