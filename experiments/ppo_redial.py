@@ -33,9 +33,10 @@ from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.ranges import Seed
 from rlhf_jax.simulators.world import WorldConfig, hackable
-from rlhf_jax.stages import alignment, reward, supervised
+from rlhf_jax.stages import alignment, item_prior, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.launch import Pipeline, StartConfig, check_stages, prepare, started
 from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
@@ -53,6 +54,7 @@ class Config(StartConfig, Pipeline):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sft: SupervisedConfig = SupervisedConfig()
+    prior: PriorConfig = PriorConfig()
     reward: RewardConfig = RewardConfig()
     align: AlignmentConfig = AlignmentConfig()
     algorithm: Literal["ppo", "grpo"] = "ppo"
@@ -163,13 +165,20 @@ def main(config: Config) -> Path:
         setup = prepare(run, config)
         # 1. Imitation: the supervised policy, which is also the reference.
         trunk = supervised.train(run, setup, config.sft)
+        # What recommenders know of items, in the policy's item head (--prior.learner; none by default).
+        setup = item_prior.add(run, setup, trunk, config.prior)
         # 2. Implicit feedback: weak labels of users' reactions, and the reward model that predicts them.
         proxy, gate = reward.train(run, setup, trunk, config.reward, weights=config.learner.component_weights)
         # 3. PPO (or GRPO) against the reward model, in sight of the reference.
         truth = users.closed_loop_probe(setup, proxy, n_users=config.assess.users, n_turns=config.assess.user_turns)
         policy = alignment.align(run, setup, trunk, proxy, config.align, config.learner, truth=truth)
         # 4. Evaluation and report.
-        policies = {"sft": policy_params(trunk, setup.network.n_embd), config.algorithm: policy}
+        imitation = policy_params(trunk, setup.network.n_embd)
+        policies = {
+            "sft": imitation,
+            **({"prior": imitation | setup.prior} if setup.prior else {}),
+            config.algorithm: policy,
+        }
         systems = assess_all(run, setup, policies, config.assess, proxy)
         return main_report(run, setup, systems, config.assess, gate)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.assessment.users import Responder, meet_users, response_message
@@ -21,7 +20,7 @@ from rlhf_jax.data.windows import RankingRow, ranking_rows, response_parts
 from rlhf_jax.evaluation import ranking, user_centric
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.text import GeneratedTurn, is_grammatical, words_of
-from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch
+from rlhf_jax.interfaces import Dialogue, Message, Params
 from rlhf_jax.ranges import Batch, Cases, Range, check_numbers
 from rlhf_jax.runtime.files import DamagedFileError, notice, read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
@@ -125,14 +124,13 @@ def item_score_chunks(
     setup: Setup, params: Params, rows: Sequence[RankingRow], config: AssessmentConfig, *, name: str
 ) -> Iterator[np.ndarray]:
     """Scores of all items for every row, from the context alone."""
-    windows = Windows(setup.vocab, setup.corpus.test, setup.data)
+    windows = Windows.of(setup, setup.corpus.test)
     number = {dialogue.dialogue_id: index for index, dialogue in enumerate(setup.corpus.test)}
-    tokens, mask = windows.prompts([(number[row.dialogue.dialogue_id], row.message_index) for row in rows])
+    places = [(number[row.dialogue.dialogue_id], row.message_index) for row in rows]
     compiled = setup.agent.compiled("score_items", lambda: jax.jit(setup.agent.score_items))
     with Progress(name, 0, len(rows)) as progress:
         for chosen, own in wrapped_batches(len(rows), config.batch_size):
-            prompts = PromptBatch(tokens=jnp.asarray(tokens[chosen]), mask=jnp.asarray(mask[chosen]))
-            yield np.asarray(compiled(params, prompts))[:own]
+            yield np.asarray(compiled(params, windows.batch([places[row] for row in chosen])))[:own]
             progress.show(int(chosen[0]) + own, {})
 
 
@@ -146,7 +144,7 @@ def text_turns(windows: Windows, limit: int) -> list[tuple[int, int]]:
 
 def answer(setup: Setup, params: Params, config: AssessmentConfig, *, name: str) -> list[GeneratedTurn]:
     """Greedy answers to test contexts, beside what the human said there."""
-    windows = Windows(setup.vocab, setup.corpus.test[: config.test_dialogues], setup.data)
+    windows = Windows.of(setup, setup.corpus.test[: config.test_dialogues])
     turns = text_turns(windows, config.text_turns)
     responses = greedy_responses(setup.agent, params, windows, turns, config.batch_size, name=name)
     return [
@@ -189,15 +187,13 @@ def greedy_responses(
     name: str,
 ) -> list[list[int]]:
     """The likeliest response to every context, padding removed."""
-    tokens, mask = windows.prompts(turns)
     compiled = agent.compiled(
         "greedy", lambda: jax.jit(lambda params, prompts, key: agent.greedy(params, prompts, key, None))
     )
     responses: list[list[int]] = []
     with Progress(name, 0, len(turns)) as progress:
         for chosen, own in wrapped_batches(len(turns), batch_size):
-            prompts = PromptBatch(tokens=jnp.asarray(tokens[chosen]), mask=jnp.asarray(mask[chosen]))
-            rollout = compiled(params, prompts, jax.random.key(0))
+            rollout = compiled(params, windows.batch([turns[row] for row in chosen]), jax.random.key(0))
             said = zip(np.asarray(rollout.response_tokens)[:own], np.asarray(rollout.response_mask)[:own], strict=True)
             responses += [row[keep].tolist() for row, keep in said]
             progress.show(len(responses), {})

@@ -13,7 +13,6 @@ from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from rlhf_jax.data.batching import batch_indices
@@ -126,9 +125,8 @@ def kl_bound(n: int) -> float:
 
 
 def _training_prompts(setup: Setup, *, batch_size: int, n: int) -> Iterator[PromptBatch]:
-    windows = Windows(setup.vocab, setup.corpus.train, setup.data)
+    windows = Windows.of(setup, setup.corpus.train)
     turns = windows.turns()
     for step in range(n):
         rows: Any = batch_indices(len(turns), seed=setup.seed, step=step, batch_size=batch_size)
-        tokens, mask = windows.prompts([turns[row] for row in rows])
-        yield PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
+        yield windows.batch([turns[row] for row in rows])

@@ -159,7 +159,7 @@ def baseline_assessments(setup: Setup, config: AssessmentConfig) -> dict[str, Ra
 
 def conversations(setup: Setup, config: AssessmentConfig, params: Mapping[str, Params]) -> list[Conversation]:
     """Test contexts with what the human and every system said there, titles spelled out."""
-    windows = Windows(setup.vocab, setup.corpus.test[: config.test_dialogues], setup.data)
+    windows = Windows.of(setup, setup.corpus.test[: config.test_dialogues])
     turns = [
         turn for turn in text_turns(windows, config.text_turns) if windows.dialogues[turn[0]].messages[turn[1]].items
     ]

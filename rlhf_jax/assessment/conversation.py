@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.assessment.finished_run import Finished
+from rlhf_jax.assessment.users import response_message
 from rlhf_jax.data.batching import pad_left
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.titles import TitleIndex
@@ -55,7 +56,7 @@ class Turn(NamedTuple):
 
 
 class Conversation:
-    """Remembers what was said, as tokens: the policy's own are never encoded again."""
+    """Remembers what was said, as tokens: the policy's own are never encoded again; and as messages, for the prior."""
 
     greedy: bool
     """The likeliest token each time, instead of sampling; may be switched between turns."""
@@ -70,13 +71,16 @@ class Conversation:
         self._key = jax.random.key(seed)
         self._replies = 0
         self._utterances: list[list[int]] = []
+        self._said: list[Message] = []
+        self._scorer = run.scorer
         self._forgotten = 0
         self.greedy = greedy
 
     def afresh(self, *, seed: int) -> "Conversation":
         """Another conversation with the same policy, in which nothing was said yet; it shares all that takes time to make."""
         other = copy.copy(self)
-        other._key, other._replies, other._utterances, other._forgotten = jax.random.key(seed), 0, [], 0
+        other._key, other._replies, other._forgotten = jax.random.key(seed), 0, 0
+        other._utterances, other._said = [], []
         return other
 
     def title(self, item_id: int) -> str:
@@ -97,7 +101,7 @@ class Conversation:
     def hear(self, text: str) -> tuple[int, ...]:
         """Takes what the person says; returns the items that were recognised in it."""
         message = Message(role="seeker", parts=self._index.parts(text), message_id=len(self._utterances))
-        self._remember(utterance_tokens(self._vocab, message))
+        self._remember(utterance_tokens(self._vocab, message), message)
         return tuple(dict.fromkeys(message.items))
 
     def reply(self) -> Reply:
@@ -111,7 +115,7 @@ class Conversation:
         model = self._proxy.model if self._proxy is not None else None
         rollout, scores = respond(self._params, model, self._prompt(), key)
         tokens = np.asarray(rollout.response_tokens)[0][np.asarray(rollout.response_mask)[0]]
-        self._remember(utterance_from_response(self._vocab, tokens))
+        self._remember(utterance_from_response(self._vocab, tokens), response_message(self._vocab, tokens.tolist()))
         parts = response_parts(self._vocab, tokens)
         words = " ".join(self._vocab.decode(parts.words, self._titles).split())
         components, score = {}, None
@@ -141,15 +145,18 @@ class Conversation:
     def reset(self) -> None:
         """Forgets everything that was said."""
         self._utterances.clear()
+        self._said.clear()
         self._forgotten = 0
 
-    def _remember(self, utterance: list[int]) -> None:
+    def _remember(self, utterance: list[int], message: Message) -> None:
         """Adds an utterance. What no prompt can hold is let go: all but the end of a longer one, and the oldest ones."""
         limit = self._data.context_tokens
+        self._said.append(message)
         self._utterances.append(utterance if len(utterance) <= limit else [utterance[0], *utterance[-limit:]])
         surplus = len(self._utterances) - limit
         if surplus > 0:
             del self._utterances[:surplus]
+            del self._said[:surplus]
             self._forgotten += surplus
 
     def _prompt_tokens(self) -> list[int]:
@@ -159,7 +166,8 @@ class Conversation:
 
     def _prompt(self) -> PromptBatch:
         tokens, mask = pad_left([self._prompt_tokens()], self._data.context_tokens, self._vocab.pad)
-        return PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
+        scores = None if self._scorer is None else jnp.asarray(self._scorer.of_histories([self._said]))
+        return PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), item_scores=scores)
 
 
 def _compiled_reply(agent: Agent, *, greedy: bool) -> Any:

@@ -6,21 +6,24 @@ from typing import Any, NamedTuple
 
 from rlhf_jax.data.sources import WORLD, read_corpus
 from rlhf_jax.data.vocabulary import Vocabulary
+from rlhf_jax.decoding import prior
 from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
 from rlhf_jax.runtime.files import RunError, as_json, read_object
 from rlhf_jax.runtime.run import check_facts
 from rlhf_jax.runtime.settings import from_json
 from rlhf_jax.runtime.stage import stage_arrays
-from rlhf_jax.stages import alignment, items, reward, supervised
+from rlhf_jax.stages import alignment, item_prior, items, reward, supervised
 from rlhf_jax.stages.agent import Agent, make_agent, policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.reward import Proxy, RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, size_network, vocabulary_hashes
 from rlhf_jax.stages.supervised import SupervisedConfig
 
-STAGES = (supervised.STAGE, *alignment.STAGES)
+STAGES = (supervised.STAGE, item_prior.STAGE, *alignment.STAGES)
 """Stages that end with a policy, in their order."""
 
 
@@ -33,6 +36,8 @@ class Finished(NamedTuple):
     corpus: Corpus
     vocab: Vocabulary
     agent: Agent
+    scorer: ItemScorer | None = None
+    """What prompts bring along of items, where the policy has a prior."""
 
     @property
     def stages(self) -> list[str]:
@@ -40,9 +45,10 @@ class Finished(NamedTuple):
         return [stage for stage in STAGES if self._reached(stage)]
 
     @property
-    def expected(self) -> tuple[str, str]:
+    def expected(self) -> tuple[str, ...]:
         """Stages that end with a policy in a run of this configuration, reached or not."""
-        return supervised.STAGE, str(self.config.get("algorithm", alignment.STAGE))
+        learnt = (item_prior.STAGE,) if has_prior(self.config) else ()
+        return supervised.STAGE, *learnt, str(self.config.get("algorithm", alignment.STAGE))
 
     @property
     def has_proxy(self) -> bool:
@@ -50,6 +56,8 @@ class Finished(NamedTuple):
         return self._reached(reward.STAGE)
 
     def _reached(self, stage: str) -> bool:
+        if stage == item_prior.STAGE:
+            return (self.path / item_prior.FILE).exists()
         return any((self.path / "checkpoints" / stage).glob("[0-9]*"))
 
 
@@ -81,7 +89,17 @@ def open_finished(path: Path) -> Finished:
     agent = make_agent(
         vocab, network, max_items=data.max_items, response_tokens=data.response_tokens, temperature=align.temperature
     )
-    return Finished(path, config, data, corpus, vocab, agent)
+    found = Finished(path, config, data, corpus, vocab, agent)
+    if item_prior.STAGE not in found.stages:
+        return found
+    parts = from_json(PriorConfig, config["prior"], "config.prior").parts
+    return found._replace(scorer=fit_scorer(corpus, vocab.item_ids, parts))
+
+
+def has_prior(config: Mapping[str, Any]) -> bool:
+    """Whether policies of a run with this configuration have a prior; older ones say nothing of it."""
+    stored = config.get("prior")
+    return isinstance(stored, Mapping) and stored.get("learner", "none") != "none"
 
 
 def stage_policy(run: Finished, stage: str) -> Params:
@@ -89,10 +107,13 @@ def stage_policy(run: Finished, stage: str) -> Params:
 
     Raises: RunError where the stage has none.
     """
-    state = stage_arrays(run.path, stage)
     if stage in alignment.STAGES:
+        state = stage_arrays(run.path, stage)
         average = state.get("average")
         return state["params"] if average is None else average
+    if stage == item_prior.STAGE:
+        return stage_policy(run, supervised.STAGE) | {prior.NAME: item_prior.stored_prior(run.path / item_prior.FILE)}
+    state = stage_arrays(run.path, stage)
     config = from_json(SupervisedConfig, run.config["sft"], "config.sft")
     knowledge, _ = items.item_knowledge(run.vocab, run.corpus, config)
     trunk = items.compose(state["average"], knowledge, run.vocab.first_item)

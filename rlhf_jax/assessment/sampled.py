@@ -147,7 +147,6 @@ def draw_answers(
       best_of: replies are chosen among samples by the proxy, so that log-ratio and entropy of π say nothing about them.
     """
     windows, places = _answered(setup, config)
-    tokens, mask = windows.prompts(places)
     compiled = setup.agent.compiled(
         ("answers", best_of and best_of.kind), lambda: _compiled_answers(setup.agent, best_of)
     )
@@ -157,7 +156,7 @@ def draw_answers(
     with Progress(name, 0, len(places)) as progress:
         for rows, own in wrapped_batches(len(places), config.batch_size):
             start = int(rows[0])
-            prompts = PromptBatch(tokens=jnp.asarray(tokens[rows]), mask=jnp.asarray(mask[rows]))
+            prompts = windows.batch([places[row] for row in rows])
             key = stream_key(root, "sampled_answers", start)
             found = compiled(params, against.reference["trunk"], against.proxy.model, moments, prompts, key)
             parts.append(tuple(np.asarray(array)[:own] for array in found))
@@ -190,7 +189,7 @@ def judge_replies(setup: Setup, config: SampledConfig, replies: Sequence[Message
 
 
 def _answered(setup: Setup, config: SampledConfig) -> tuple[Windows, list[tuple[int, int]]]:
-    windows = Windows(setup.vocab, setup.corpus.test[: config.test_dialogues], setup.data)
+    windows = Windows.of(setup, setup.corpus.test[: config.test_dialogues])
     return windows, text_turns(windows, config.turns)
 
 

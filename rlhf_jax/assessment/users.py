@@ -46,7 +46,7 @@ class Responder:
             raise ValueError("the KL to a reference is that of sampled replies; these are greedy")
         if best_of is not None and (greedy or proxy is None):
             raise ValueError("best-of-n chooses among sampled replies, by a reward model")
-        self._vocab, self._data = setup.vocab, setup.data
+        self._vocab, self._data, self._scorer = setup.vocab, setup.data, setup.scorer
         self._params, self._reference = params, reference
         self._reward_model, weights = (None, ()) if proxy is None else (proxy.model, proxy.weights)
         self._key, self._calls = jax.random.key(setup.seed), 0
@@ -67,7 +67,10 @@ class Responder:
         size = max(8, 1 << (len(sequences) - 1).bit_length())
         padding = sequences[:1] * (size - len(sequences))
         tokens, mask = pad_left(sequences + padding, self._data.context_tokens, self._vocab.pad)
-        prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
+        scores = None
+        if self._scorer is not None:
+            scores = jnp.asarray(self._scorer.of_histories([*histories, *[histories[0]] * len(padding)]))
+        prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), item_scores=scores)
         key = jax.random.fold_in(self._key, self._calls)
         self._calls += 1
         arrays = self._params, self._reward_model, self._moments, self._reference

@@ -9,12 +9,13 @@ import optax
 
 from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, Rollout
 
-Trainable = Literal["all", "heads"]
+Trainable = Literal["all", "heads", "prior"]
 
 MOVING: Mapping[Trainable, str] = {
     "all": "",
     # The table is the head of words and items and the input embedding at once: the two are tied.
-    "heads": r"(^|/)(wte|ln_f/\w+|value/\w+)$",
+    "heads": r"(^|/)(wte|ln_f/\w+|value/\w+|prior/\w+)$",
+    "prior": r"(^|/)(prior|value)/\w+$",
 }
 """A pattern found in the paths of the parameters that move."""
 

@@ -118,6 +118,16 @@ GRPO: Group = {
         "nats", "k3 to the reference as the loss has it, before its weight; mean over tokens and steps"
     ),
 }
+PRIOR: Group = {
+    "loss": Metric("nats", "−A · log π, mean over the places of the lists"),
+    "learning_rate": Metric("", "of the optimiser at this step; a refused step does not advance its schedule"),
+    "objective/ndcg": Metric("", "NDCG of the drawn lists: what they were paid, mean over lists"),
+    "objective/first_hit": Metric("", "share of drawn lists whose first item is gold"),
+    "objective/entropy": Metric("nats", "of the item at the first place, mean over contexts"),
+    "objective/flat_group_share": Metric("", "share of contexts whose lists were all paid the same at every place"),
+    "validation/hr@<k>": Metric("", "of fresh gold items of the held-out dialogues, greedy"),
+    "validation/ndcg@<k>": Metric("", "the same with credit by rank"),
+}
 
 _CLOSED_LOOP = (
     "mean_utility",
@@ -137,6 +147,7 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "reward_model": (EVERY_STAGE, FITTED, REWARD_MODEL),
     "ppo": (EVERY_STAGE, REINFORCED, PPO),
     "grpo": (EVERY_STAGE, REINFORCED, GRPO),
+    "prior": (EVERY_STAGE, PRIOR),
 }
 """Which groups a kind of stage may log."""
 
@@ -212,6 +223,7 @@ def markdown() -> str:
         ("Reinforcement learning", REINFORCED),
         ("PPO", PPO),
         ("GRPO", GRPO),
+        ("Prior over items", PRIOR),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))

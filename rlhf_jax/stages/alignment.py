@@ -57,8 +57,8 @@ class AlignmentConfig:
     adam_eps: Annotated[float, Range("(0, 1]")] = 1e-5
     """ε of Adam."""
     trainable: Trainable = "all"
-    """What moves: every parameter, or `heads`: the table of words and items (tied: it is the input too), the last layer norm
-    and the value head, while all blocks stay as imitation left them."""
+    """What moves: every parameter; `heads`: the table of words and items (tied: it is the input too), the last layer norm, the
+    value head and the prior over items, while all blocks stay as imitation left them; `prior`: that prior and the value head."""
     evaluations: Steps = 6
     """Evaluations during the stage (true utility in the simulated world, replies of `--samples`), evenly spaced; fewer where they do
     not divide the updates."""
@@ -112,9 +112,10 @@ def align(
     grouped = learner_config.group_size
     n_prompts = prompts_of(config.batch_size, grouped)
     imitated, contexts = setup.training_parts()
-    windows = Windows(setup.vocab, contexts, setup.data)
+    windows = Windows.of(setup, contexts)
+    turns = windows.turns()
     dealt = PromptBatches(
-        *windows.prompts(windows.turns()),
+        *windows.prompts(turns),
         batch_size=n_prompts,
         seed=seed,
         buckets=config.prompt_buckets,
@@ -123,7 +124,7 @@ def align(
     human = None
     if learner_config.ptx_coef > 0:
         # A stream of its own: not the human answers to the very prompts of the update.
-        human = Windows(setup.vocab, imitated, setup.data).demonstrations(
+        human = Windows.of(setup, imitated).demonstrations(
             functools.partial(PromptBatches, batch_size=config.batch_size, seed=seed ^ zlib.crc32(b"demonstrations"))
         )
     steps = config.updates * learner_config.epochs * learner_config.minibatches
@@ -140,6 +141,7 @@ def align(
         config.trainable,
     )
     spread = on_mesh(agent, layout)
+    reference_params = {"trunk": trunk, **setup.prior}
     kind = "grpo" if isinstance(learner_config, GRPOConfig) else STAGE
     stage = stage or kind
     key = stream_key(jax.random.key(seed), kind, 0)
@@ -151,22 +153,27 @@ def align(
     }
     if isinstance(learner_config, GRPOConfig):
         # Nothing reads a value, so there is no head for it.
-        start_state = layout.place(grpo.init({"trunk": trunk}, optimizer, learner_config, key))
+        start_state = layout.place(grpo.init(reference_params, optimizer, learner_config, key))
         outputs = layout.outputs(start_state)
         iteration = grpo.make_grpo_iteration(**callables, config=learner_config, out_shardings=outputs)
     else:
-        policy = policy_params(trunk, agent.network.n_embd)
+        policy = policy_params(trunk, agent.network.n_embd) | dict(setup.prior)
         start_state = layout.place(ppo.init(policy, optimizer, learner_config, key))
         outputs = layout.outputs(start_state)
         iteration = ppo.make_ppo_iteration(**callables, config=learner_config, out_shardings=outputs)
     iterate = layout.together(iteration, STAGE)
-    reference, scorer = layout.place(copied({"trunk": trunk})), layout.place(proxy.model)
+    reference, scorer = layout.place(copied(reference_params)), layout.place(proxy.model)
 
     def update(state: RLState, index: int) -> tuple[RLState, dict[str, Any]]:
         tokens, mask = dealt.batch(index)
 
         def own_prompts(own: slice) -> PromptBatch:
-            return PromptBatch(tokens=jnp.asarray(tokens[own]), mask=jnp.asarray(mask[own]))
+            rows = dealt.rows(index)[own]
+            return PromptBatch(
+                tokens=jnp.asarray(tokens[own]),
+                mask=jnp.asarray(mask[own]),
+                item_scores=windows.item_scores([turns[row] for row in rows]),
+            )
 
         # Where the path begins: the supervised policy, KL 0. Measured before the state is donated.
         start = truth(layout.fetch(kept(state)), 0) if truth is not None and index == 0 else {}

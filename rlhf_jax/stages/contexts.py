@@ -10,14 +10,16 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.batching import batch_indices, pad_left, pad_right
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import encode_words, is_empty, prompt_tokens, response_tokens
-from rlhf_jax.interfaces import Dialogue, Rollout
-from rlhf_jax.stages.setup import DataConfig
+from rlhf_jax.interfaces import Dialogue, PromptBatch, Rollout
+from rlhf_jax.recommenders.scorer import ItemScorer
+from rlhf_jax.stages.setup import DataConfig, Setup
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +82,10 @@ class Demonstrations:
     """int32 [N, T]"""
     response_mask: np.ndarray
     """bool [N, T]"""
+    windows: "Windows"
+    """Where they are from."""
+    turns: Sequence[tuple[int, int]]
+    """[N]"""
 
     def batch(self, update: int, own: slice) -> Rollout:
         """Rows `own` of an update's human turns, as if they had been sampled with certainty."""
@@ -92,6 +98,7 @@ class Demonstrations:
             response_mask=jnp.asarray(self.response_mask[rows]),
             logprobs=jnp.zeros(self.response_tokens[rows].shape, jnp.float32),
             finished=jnp.ones(len(rows), bool),
+            item_scores=self.windows.item_scores([self.turns[row] for row in rows]),
         )
 
 
@@ -102,6 +109,13 @@ class Windows:
     vocab: Vocabulary
     dialogues: Sequence[Dialogue]
     data: DataConfig
+    scorer: ItemScorer | None = None
+    """What prompts bring along of items; None: nothing."""
+
+    @classmethod
+    def of(cls, setup: Setup, dialogues: Sequence[Dialogue]) -> "Windows":
+        """Windows into some dialogues of a run."""
+        return cls(setup.vocab, dialogues, setup.data, setup.scorer)
 
     @functools.cached_property
     def words(self) -> list[list[list[int]]]:
@@ -111,7 +125,7 @@ class Windows:
     def demonstrations(self, dealt: Callable[[np.ndarray, np.ndarray], PromptBatches]) -> Demonstrations:
         """Human turns of all dialogues, after contexts that `dealt` hands out to updates."""
         turns = self.turns()
-        return Demonstrations(dealt(*self.prompts(turns)), *self.responses(turns))
+        return Demonstrations(dealt(*self.prompts(turns)), *self.responses(turns), self, turns)
 
     def turns(self) -> list[tuple[int, int]]:
         """(dialogue, message) of every recommender message that says something after a context."""
@@ -137,6 +151,20 @@ class Windows:
             for number, index in turns
         ]
         return pad_left(sequences, self.data.context_tokens, self.vocab.pad)
+
+    def item_scores(self, turns: Sequence[tuple[int, int]]) -> jax.Array | None:
+        """What is known of every item before the given messages, a training dialogue left out of its own scores; None
+        without a scorer. [N, K, I]"""
+        if self.scorer is None:
+            return None
+        chosen = [(self.dialogues[number], index) for number, index in turns]
+        histories = [dialogue.messages[:index] for dialogue, index in chosen]
+        return jnp.asarray(self.scorer.of_histories(histories, [dialogue.dialogue_id for dialogue, _ in chosen]))
+
+    def batch(self, turns: Sequence[tuple[int, int]]) -> PromptBatch:
+        """The contexts before the given messages as a policy reads them."""
+        tokens, mask = self.prompts(turns)
+        return PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), item_scores=self.item_scores(turns))
 
     def responses(self, turns: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """The given messages as responses, right-padded: tokens and mask. [N, response_tokens] each"""

@@ -20,6 +20,7 @@ from rlhf_jax.ranges import Range, Seed, check_numbers
 from rlhf_jax.runtime.interrupts import ends_without_the_others, exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
 from rlhf_jax.stages.alignment import AlignmentConfig, prompts_of
+from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.reward import RewardConfig, check_functions
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup, set_up
 from rlhf_jax.stages.supervised import SupervisedConfig
@@ -82,6 +83,7 @@ class Pipeline:
     data: DataConfig
     model: ModelConfig
     sft: SupervisedConfig
+    prior: PriorConfig
     reward: RewardConfig
     align: AlignmentConfig
     algorithm: Literal["ppo", "grpo"]
@@ -121,6 +123,8 @@ def check_stages(config: Pipeline) -> None:
     if model.weights is None:
         check_lengths(config, model.n_positions, f"--model.n-positions {model.n_positions}")
     prompts_of(align.batch_size, learner.group_size)
+    if align.trainable == "prior" and config.prior.learner == "none":
+        raise ValueError("--align.trainable prior moves nothing: --prior.learner is none, the policy has no prior")
     idle = "ppo" if name == "grpo" else "grpo"
     if idle in config.profile:
         raise ValueError(f"--profile {idle} traces nothing: --algorithm is {name}")

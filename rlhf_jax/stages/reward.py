@@ -293,7 +293,7 @@ def train(
 
 
 def _turns(setup: Setup, dialogues: tuple[Dialogue, ...], table: LabelTable, limit: int | None) -> LabelledTurns:
-    windows = Windows(setup.vocab, dialogues, setup.data)
+    windows = Windows.of(setup, dialogues)
     return LabelledTurns(windows, table, drawn_rows(table, windows, limit, setup.seed))
 
 

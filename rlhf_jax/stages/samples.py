@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.items import spelled_titles
-from rlhf_jax.interfaces import Params, PromptBatch
+from rlhf_jax.interfaces import Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.runtime.metrics import Sample
 from rlhf_jax.stages.contexts import Windows
@@ -31,16 +30,15 @@ def reply_drawer(setup: Setup, count: int, proxy: Proxy | None = None) -> Drawer
       proxy: scores the replies by component and in sum, z, as the reward model says it: no penalty, no normalisation.
     Returns: None where `count` is 0 or no validation message has a context.
     """
-    whole = Windows(setup.vocab, setup.corpus.validation, setup.data)
+    whole = Windows.of(setup, setup.corpus.validation)
     turns = whole.turns() if count else []
     if not turns:
         return None
     places = np.linspace(0, len(turns) - 1, min(count, len(turns))).astype(int)
     chosen = [turns[place] for place in places]
     # Only dialogues that are shown are encoded.
-    few = Windows(setup.vocab, [whole.dialogues[number] for number, _ in chosen], setup.data)
-    tokens, mask = few.prompts([(row, index) for row, (_, index) in enumerate(chosen)])
-    prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
+    few = Windows.of(setup, [whole.dialogues[number] for number, _ in chosen])
+    prompts = few.batch([(row, index) for row, (_, index) in enumerate(chosen)])
     titles = spelled_titles(setup.corpus.items)
     key = stream_key(jax.random.key(setup.seed), "samples", 0)
     draw = setup.agent.compiled("samples", lambda: jax.jit(setup.agent.sample))
@@ -49,7 +47,7 @@ def reply_drawer(setup: Setup, count: int, proxy: Proxy | None = None) -> Drawer
     def text(row: np.ndarray, kept: np.ndarray) -> str:
         return setup.vocab.decode(row[kept], titles, specials=True)
 
-    asked = [text(row, kept) for row, kept in zip(tokens, mask, strict=True)]
+    asked = [text(row, kept) for row, kept in zip(np.asarray(prompts.tokens), np.asarray(prompts.mask), strict=True)]
 
     def samples(params: Params) -> list[Sample]:
         rollout = draw(params, prompts, key)

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.pretrained import local_file
 from rlhf_jax.ranges import Cases, Range, Size, Tokens, check_numbers
+from rlhf_jax.recommenders.scorer import ItemScorer
 from rlhf_jax.runtime.files import RunError, notice, storage_errors
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world import WorldConfig
@@ -150,6 +152,10 @@ class Setup(NamedTuple):
     """Seed of the simulated world; None for real data."""
     layout: Layout = ONE_DEVICE
     """The devices that train."""
+    scorer: ItemScorer | None = None
+    """What prompts bring along of items, for policies with a prior; None: nothing."""
+    prior: Mapping[str, Params] = MappingProxyType({})
+    """{`prior`: weights}, what the policy has beside its trunk when reinforcement learning starts; empty: nothing."""
 
     @property
     def network(self) -> GPT2Config:

@@ -211,21 +211,24 @@ def test_a_person_can_talk_with_the_model(finished: Path, run_here: Callable[...
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_a_prior_is_fitted_and_ranked(finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    code, output = run_here(
-        "rank_with_prior.py", str(finished), "--run-dir", str(tmp_path / "prior"), "--stages", "sft"
-    )
+def test_a_prior_is_learnt_and_ranked(finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    out = tmp_path / "prior"
+    options = ("--prior.updates", "20", "--prior.held-out", "0", "--assess.text-turns", "4")
+    code, output = run_here("align_prior.py", str(finished), "--run-dir", str(out), *options)
     assert code == 0, output
-    fitted = json.loads((tmp_path / "prior" / "weights.json").read_text())["sft"]
-    assert fitted["after"] > fitted["before"] and list(fitted["weights"])[-1] == "named"
-    results = {(r.system, r.metric, r.protocol): r for r in read_results(tmp_path / "prior")}
-    # Without the prior it is the policy that the run has ranked.
+    learnt = json.loads((out / "weights.json").read_text())["seed 0"]
+    assert set(learnt) == {"likelihood", "grpo"} and list(learnt["grpo"]["weights"])[-1] == "named"
+    results = {(r.system, r.metric, r.protocol): r for r in read_results(out)}
+    # Without the prior it is the policy that the run has ranked, and told by hand it is that without what was named.
     of_run = {(r.system, r.metric, r.protocol): r for r in read_results(finished)}
     for metric in ("hr@5", "mrr"):
         assert results["sft", metric, "fresh"].value == of_run["sft", metric, "fresh"].value
-    assert ("sft_prior-mixture", "hr@5", "full") in results
-    code, output = run_here("rank_with_prior.py", str(finished), "--stages", "dpo")
-    assert code == 1 and "has no stage ['dpo']; it has ['sft', 'ppo']" in output and "Traceback" not in output
+        filtered = results["sft_filtered", metric, "fresh"].value
+        assert filtered == pytest.approx(results["sft", metric, "fresh-filtered"].value)
+    assert ("grpo-likelihood", "hr@5", "fresh") in results and ("grpo-sft", "bleu4", "text") in results
+    assert "## Greedy replies beside the human's" in (out / "report.md").read_text()
+    code, output = run_here("align_prior.py", str(finished), str(finished), "--run-dir", str(tmp_path / "twice"))
+    assert code == 1 and "seed 0 is that of" in output and "Traceback" not in output
 
 
 def test_two_stages_answer_side_by_side_in_a_browser(finished: Path, lab: Lab, chromium: Any) -> None:

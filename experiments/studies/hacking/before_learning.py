@@ -3,12 +3,11 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from rlhf_jax.data.batching import batch_indices
 from rlhf_jax.evaluation.failure_signatures import SIGNATURES
-from rlhf_jax.interfaces import Params, PromptBatch
+from rlhf_jax.interfaces import Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.ppo_config import PPOConfig
@@ -28,7 +27,7 @@ def before_learning(
     training does not use.
     """
     agent, seed = setup.agent, setup.seed
-    windows = Windows(setup.vocab, setup.corpus.train, setup.data)
+    windows = Windows.of(setup, setup.corpus.train)
     turns = windows.turns()
     policy = policy_params(trunk, agent.network.n_embd)
     optimizer = optax.set_to_zero()
@@ -45,8 +44,7 @@ def before_learning(
     with Progress("before learning", 0, batches) as progress:
         for index in range(batches):
             rows = batch_indices(len(turns), seed=seed, step=index, batch_size=batch_size)
-            tokens, mask = windows.prompts([turns[row] for row in rows])
-            prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask))
+            prompts = windows.batch([turns[row] for row in rows])
             state, metrics, rollout = iterate(state, prompts, reference, reward_model)
             for name, value in (metrics | surface(rollout, setup.vocab.rec)).items():
                 if name in SIGNATURES:

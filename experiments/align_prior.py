@@ -1,0 +1,276 @@
+"""Does reinforcement learning of a few numbers make imitation recommend better on real dialogues?
+
+    python experiments/align_prior.py runs/redial-0 runs/redial-1 runs/redial-2     # one run of ppo_redial.py a seed
+    python experiments/align_prior.py runs/demo                                     # or one alone
+
+The runs need their supervised policy and nothing more. Six closed-form recommenders are counted on the training split; the
+policy's item head reads them with one weight each, beside a weight of its own word and a price of repeating what was named
+(`decoding/prior.py`). These numbers are learnt on 60 % of the validation dialogues, which no supervised gradient saw: by GRPO
+on lists of ten (`learners/list_grpo.py`), paid by the NDCG of what the human names from there on, and by likelihood, its
+cheapest rival. The other 40 % are measured alone; the test split is ranked once, at the end.
+
+Systems: `popularity`, `copy`; `mixture` (the recommenders without a policy, fixed weights); `sft`; `sft_filtered` (told by
+hand not to suggest what was named); `likelihood` and `grpo`. Writes `results.json`, `weights.json`, `report.md`, and the cases
+of every system and seed in `seed-S/assessments/`. Hardware: two CPU cores; minutes a run.
+"""
+
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from command_line import options, start
+from rlhf_jax.assessment import assess, comparison
+from rlhf_jax.assessment.assess import Assessment, AssessmentConfig
+from rlhf_jax.assessment.finished_run import Finished, open_finished, stage_policy
+from rlhf_jax.data.batching import wrapped_batches
+from rlhf_jax.decoding import prior
+from rlhf_jax.evaluation import ranking, text
+from rlhf_jax.evaluation.results import Result
+from rlhf_jax.interfaces import Params
+from rlhf_jax.recommenders import mixture
+from rlhf_jax.reporting.result_tables import markdown_table, protocol_tables
+from rlhf_jax.reporting.run_report import write_results
+from rlhf_jax.runtime.files import RunError, write_json, write_text
+from rlhf_jax.runtime.interrupts import exits_on_signals
+from rlhf_jax.runtime.progress import Progress
+from rlhf_jax.runtime.run import RunDirectory, open_run
+from rlhf_jax.stages import item_prior
+from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.item_prior import Fitted, PriorConfig
+from rlhf_jax.stages.setup import Setup
+
+LEARNT = ("likelihood", "grpo")
+SPEAKING = ("sft", "grpo")
+"""Systems whose greedy replies are compared with the human's."""
+PAIRS = (
+    ("grpo", "sft"),
+    ("grpo", "sft_filtered"),
+    ("grpo", "mixture"),
+    ("grpo", "likelihood"),
+    ("likelihood", "sft"),
+    ("sft_filtered", "sft"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which policies, and how the prior is learnt."""
+
+    policy_runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories of `ppo_redial.py` or `ppo_opendialkg.py`, one a seed, on the same dialogues."""
+    run_dir: Path | None = None
+    """Where results, table and cases go; None is `POLICY_RUN-prior` beside the first."""
+    prior: PriorConfig = PriorConfig(learner="grpo")
+    """The numbers of GRPO; both learners are run, whatever `--prior.learner` names."""
+    assess: AssessmentConfig = AssessmentConfig(text_turns=1000)
+    """Size of the evaluation."""
+
+    def __post_init__(self) -> None:
+        if not self.policy_runs:
+            raise ValueError("no run directory was named")
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        first = self.policy_runs[0]
+        return self.run_dir or first.with_name(f"{first.resolve().name}-prior")
+
+
+def main(config: Config) -> Path:
+    """1 policies, 2 counts, 3 weights, 4 ranks and replies, 5 table."""
+    # 1. Policies.
+    runs = by_seed([open_finished(path) for path in config.policy_runs])
+    with exits_on_signals(), open_run(config.folder, config, trackers=()) as run:
+        some = next(iter(runs.values()))
+        run.record(data=some.corpus.provenance)
+        fitted: dict[int, dict[str, Fitted]] = {}
+        cases: dict[str, dict[int, Assessment]] = {}
+        scorer = None
+        for seed, finished in runs.items():
+            setup = Setup(finished.data, finished.corpus, finished.vocab, finished.agent, seed)
+            # 2. Counts of the training split, which is the same for all.
+            if scorer is None or scorer.catalogue.item_ids != tuple(finished.vocab.item_ids):
+                setup = item_prior.with_scorer(setup, config.prior)
+                scorer = setup.scorer
+            setup = setup._replace(scorer=scorer)
+            sft = stage_policy(finished, "sft")
+            # 3. Weights, on the validation split.
+            known = item_prior.look_up_validation(setup, sft, config.prior)
+            fitted[seed] = {
+                learner: item_prior.train(
+                    run,
+                    setup,
+                    known,
+                    dataclasses.replace(config.prior, learner=learner),
+                    stage=f"{item_prior.STAGE}-seed{seed}",
+                )
+                for learner in LEARNT
+            }
+            # 4. Ranks and replies, on the test split.
+            for name, assessed in measure(run, setup, sft, fitted[seed], config).items():
+                cases.setdefault(name, {})[seed] = assessed
+        write_json(run.path / "weights.json", as_stored(fitted))
+        # 5. Table.
+        results = results_of(some, cases, config)
+        write_results(run.path, results)
+        report = run.path / "report.md"
+        write_text(report, report_text(results, fitted))
+        print(report_text([one for one in results if one.protocol == "fresh"], fitted))
+        print(f"report: {report}")
+        return report
+
+
+def by_seed(runs: list[Finished]) -> dict[int, Finished]:
+    """The runs in the order of their seeds.
+
+    Raises: RunError for a run without a supervised policy, a seed that occurs twice, or other dialogues.
+    """
+    found: dict[int, Finished] = {}
+    for run in runs:
+        seed = int(run.config["seed"])
+        if "sft" not in run.stages:
+            raise RunError(f"{run.path} has no supervised policy yet; it has {', '.join(run.stages) or 'no stage'}")
+        if seed in found:
+            raise RunError(f"{run.path}: seed {seed} is that of {found[seed].path} too")
+        if found and run.corpus.provenance != next(iter(found.values())).corpus.provenance:
+            raise RunError(f"{run.path} read other dialogues than {runs[0].path}: one data set at a time")
+        found[seed] = run
+    return dict(sorted(found.items()))
+
+
+def policies_of(setup: Setup, sft: Params, fitted: Mapping[str, Fitted]) -> dict[str, Params]:
+    """Every policy by its name."""
+    trunk, names = {"trunk": sft["trunk"]}, item_prior.scorer_of(setup).names
+    return {
+        "sft": trunk,
+        "sft_filtered": trunk | {prior.NAME: item_prior.filtered(names)},
+        **{name: trunk | {prior.NAME: one.params()} for name, one in fitted.items()},
+    }
+
+
+def measure(
+    run: RunDirectory, setup: Setup, sft: Params, fitted: Mapping[str, Fitted], config: Config
+) -> dict[str, Assessment]:
+    """Every system case by case, once a run and seed."""
+    folder = run.path / f"seed-{setup.seed}" / "assessments"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = assess.test_rows(setup, config.assess)
+    policies = policies_of(setup, sft, fitted)
+    missing = [name for name in (*policies, "mixture") if not (folder / f"{name}.npz").exists()]
+    scores = item_scores(setup, policies, rows, config.assess) if missing else {}
+    for name in missing:
+        outcome = ranking.rank_rows(rows, [scores.pop(name)], setup.vocab.item_ids)
+        turns = []
+        if name in SPEAKING:
+            turns = assess.answer(setup, policies[name], config.assess, name=f"{name}, seed {setup.seed}: answers")
+        assess.save(folder / f"{name}.npz", Assessment(outcome, turns, {}))
+    return {name: assess.load(folder / f"{name}.npz") for name in (*policies, "mixture")}
+
+
+def item_scores(
+    setup: Setup, policies: Mapping[str, Params], rows: list[Any], config: AssessmentConfig
+) -> dict[str, np.ndarray]:
+    """Scores of all items for every row, by system: the trunk reads each context once for all of them. [N, I] each"""
+    windows = Windows.of(setup, setup.corpus.test)
+    number = {dialogue.dialogue_id: place for place, dialogue in enumerate(setup.corpus.test)}
+    places = [(number[row.dialogue.dialogue_id], row.message_index) for row in rows]
+    score = setup.agent.compiled("score_items", lambda: jax.jit(setup.agent.score_items))
+    mixed = jax.jit(item_prior.mixed)
+    bare = {"trunk": policies["sft"]["trunk"]}
+    parts = item_prior.scorer_of(setup).parts
+    weights = np.array([mixture.WEIGHTS.get(name, 1.0) for name in parts], np.float32)
+    found = {name: np.empty((len(rows), setup.vocab.n_items), np.float32) for name in (*policies, "mixture")}
+    with Progress(f"seed {setup.seed}: ranking", 0, len(rows)) as progress:
+        for chosen, own in wrapped_batches(len(rows), config.batch_size):
+            prompts = windows.batch([places[row] for row in chosen])
+            known = jax.nn.log_softmax(score(bare, prompts)), prompts.item_scores
+            kept = chosen[:own]
+            for name, policy in policies.items():
+                given = known[0] if prior.NAME not in policy else mixed(policy[prior.NAME], known)
+                found[name][kept] = np.asarray(given)[:own]
+            # The mixture is that of z itself: sinh undoes what the prior reads.
+            standardised = np.sinh(np.asarray(prompts.item_scores, np.float32)[:own, :-1])
+            found["mixture"][kept] = mixture.weighted(weights, standardised)
+            progress.show(int(chosen[0]) + own, {})
+    return found
+
+
+def results_of(some: Finished, cases: Mapping[str, Mapping[int, Assessment]], config: Config) -> list[Result]:
+    """Every system under every protocol, the differences that answer the question, and the text of the replies."""
+    split = f"{some.data.corpus_name}/test"
+    seeds = sorted(next(iter(cases.values())))
+    setup = Setup(some.data, some.corpus, some.vocab, some.agent, seeds[0])
+    results: list[Result] = []
+    for name, outcome in comparison.baseline_assessments(setup, config.assess).items():
+        results += ranking.ranking_results(name, outcome.tables, split=split)
+    tables = {name: {seed: one.ranking.tables for seed, one in of.items()} for name, of in cases.items()}
+    # It needs no training, so that one of its equal runs is enough.
+    tables["mixture"] = tables["mixture"][seeds[0]]
+    order = ("mixture", *(name for name in tables if name != "mixture"))
+    for name in order:
+        results += ranking.ranking_results(name, tables[name], split=split)
+    for a, b in PAIRS:
+        results += ranking.difference_results(f"{a}-{b}", tables[a], tables[b], split=split)
+    replies = {name: [cases[name][seed].turns for seed in seeds] for name in SPEAKING}
+    for name, turns in replies.items():
+        results += text.text_results(name, turns, split=split, seeds=seeds)
+    return results + text.text_differences("grpo-sft", replies["grpo"], replies["sft"], split=split, seeds=seeds)
+
+
+def as_stored(fitted: Mapping[int, Mapping[str, Fitted]]) -> dict[str, Any]:
+    """Weights by seed and learner."""
+    return {
+        f"seed {seed}": {name: one._asdict() for name, one in learners.items()} for seed, learners in fitted.items()
+    }
+
+
+def report_text(results: list[Result], fitted: Mapping[int, Mapping[str, Fitted]]) -> str:
+    """A table a protocol, systems down and metrics across, and the weights."""
+    parts = [
+        "# A prior over items, learnt",
+        "95 % bootstrap intervals over test dialogues, mean over seeds; nothing was learnt or chosen on the test split.",
+    ]
+    parts += protocol_tables([one for one in results if "@" in one.metric or one.metric == "mrr"])
+    words = [one for one in results if not ("@" in one.metric or one.metric == "mrr")]
+    if words:
+        parts.append("## Greedy replies beside the human's")
+        lines = [[one.name, result_text(one), f"{one.n:,}"] for one in words]
+        parts.append(markdown_table(["what", "value", "n"], lines))
+    parts.append("## Weights")
+    lines = [
+        [
+            str(seed),
+            name,
+            ", ".join(f"{part} {weight:.2f}" for part, weight in one.weights.items()),
+            f"{one.contexts:,} of {one.dialogues:,} dialogues",
+            ", ".join(f"{what} {value:.3f}" for what, value in one.held_out.items()),
+        ]
+        for seed, learners in fitted.items()
+        for name, one in learners.items()
+    ]
+    parts.append(markdown_table(["seed", "learner", "weights", "contexts", "held-out dialogues"], lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def result_text(result: Result) -> str:
+    """The value with its interval."""
+    if result.interval is None:
+        return f"{result.value:.3f}"
+    return f"{result.value:.3f} [{result.interval[0]:.3f}, {result.interval[1]:.3f}]"
+
+
+def command_line(arguments: list[str]) -> Config:
+    """The options."""
+    return options(Config, __doc__)(arguments)
+
+
+if __name__ == "__main__":
+    start(main, command_line)
