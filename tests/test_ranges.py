@@ -28,7 +28,7 @@ def presets(script: str) -> list[Any]:
         "run_dir": Path("run"),
         "out": Path("out"),
         "settings": ("a=b",),
-        "policy_run": Path("run"),
+        "policy_runs": (Path("run"),),
     }
     needed = [field.name for field in dataclasses.fields(module.Config) if field.default is dataclasses.MISSING]
     return [module.Config(**{name: required[name] for name in needed})]

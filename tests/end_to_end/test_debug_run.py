@@ -15,12 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 import chat
 from chat_page import server
 from fingerprint import fingerprint
-from rlhf_jax.assessment.finished_run import open_finished
+from rlhf_jax.assessment.conversation import Conversation
+from rlhf_jax.assessment.finished_run import open_finished, stage_policy
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.metric_names import STAGES as STAGES_OF_TABLE
@@ -229,6 +232,34 @@ def test_a_prior_is_learnt_and_ranked(finished: Path, run_here: Callable[..., tu
     assert "## Greedy replies beside the human's" in (out / "report.md").read_text()
     code, output = run_here("align_prior.py", str(finished), str(finished), "--run-dir", str(tmp_path / "twice"))
     assert code == 1 and "seed 0 is that of" in output and "Traceback" not in output
+
+
+def test_a_run_with_a_prior_speaks_with_it_in_every_stage(
+    run_here: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = ("--algorithm", "grpo", "--align.trainable", "prior", "--align.updates", "2", "--align.evaluations", "1")
+    sizes = ("--prior.learner", "grpo", "--prior.updates", "4", "--assess.users", "4", "--assess.text-turns", "4")
+    code, output = run_here("ppo_redial.py", "debug", "--run-dir", str(out), "--trackers", *options, *sizes)
+    assert code == 0, output
+    run = open_finished(out)
+    assert run.stages == ["sft", "prior", "grpo"] == list(run.expected)
+    policies = {stage: stage_policy(run, stage) for stage in run.stages}
+    assert "prior" not in policies["sft"] and {"trunk", "prior"} == set(policies["grpo"])
+    # What may move is the prior alone, and it did.
+    jax.tree.map(np.testing.assert_array_equal, policies["grpo"]["trunk"], policies["prior"]["trunk"])
+    assert not np.array_equal(policies["grpo"]["prior"]["scores"], policies["prior"]["prior"]["scores"])
+    first = next(entry for entry in read_metrics(out / "metrics.jsonl") if entry["stage"] == "grpo")
+    assert first["policy/first_ratio_max_deviation"] < 1e-4 and abs(first["objective/kl_k1"]) < 1e-4
+    # A person meets the same policies, and what he says reaches the recommenders.
+    title = next(iter(run.corpus.items.values())).title
+    tops = {}
+    for stage, policy in policies.items():
+        turn = Conversation(run, policy, greedy=True).turn(f"I liked {title}", 5)
+        assert len(turn.recognised) == 1 and sum(share for _, share in turn.top) <= 1.0 + 1e-6
+        tops[stage] = turn.top
+    assert tops["sft"] != tops["prior"]
+    assert {"sft/hr@5", "prior/hr@5", "grpo/hr@5"} <= {r.name for r in read_results(out)}
 
 
 def test_two_stages_answer_side_by_side_in_a_browser(finished: Path, lab: Lab, chromium: Any) -> None:

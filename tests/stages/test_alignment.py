@@ -20,6 +20,7 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import alignment
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.contexts import PromptBatches, Windows
+from rlhf_jax.stages.item_prior import PriorConfig, with_scorer
 from rlhf_jax.stages.reward import Proxy
 from rlhf_jax.stages.setup import DataConfig, Setup
 from tiny_policy import Tiny
@@ -140,3 +141,20 @@ def test_grpo_is_selected_by_its_configuration(tmp_path: Path, setup: Setup, tin
 def test_responses_that_do_not_fill_their_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="--align.batch-size 10 cannot be divided into groups of 4 responses"):
         alignment.prompts_of(10, 4)
+
+
+@pytest.mark.parametrize("learner", [PPOConfig(kl_coef=0.1), GRPOConfig(group_size=4)])
+def test_a_prior_goes_along_and_may_be_all_that_moves(
+    setup: Setup, tiny: Tiny, tmp_path: Path, learner: PPOConfig | GRPOConfig
+) -> None:
+    config = AlignmentConfig(updates=2, batch_size=8, learning_rate=0.05, trainable="prior")
+    own = {"policy": jnp.float32(0.8), "scores": jnp.array([0.5, 1.0], jnp.float32)}
+    ready = with_scorer(setup, PriorConfig(learner="grpo", parts=("popularity",)))._replace(prior={"prior": own})
+    proxy = Proxy(tiny.reward_model, (0.5, 0.25, 0.25))
+    with open_run(tmp_path / "run", {}, trackers=()) as run:
+        policy = alignment.align(run, ready, tiny.reference["trunk"], proxy, config, learner)
+    jax.tree.map(np.testing.assert_array_equal, policy["trunk"], tiny.reference["trunk"])
+    assert not np.array_equal(policy["prior"]["scores"], own["scores"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["policy/first_ratio_max_deviation"] < 1e-4 and abs(lines[0]["objective/kl_k1"]) < 1e-4
+    assert lines[-1]["policy/sampler_mismatch"] < 1e-4
