@@ -151,7 +151,8 @@ class Conversation:
     def _remember(self, utterance: list[int], message: Message) -> None:
         """Adds an utterance. What no prompt can hold is let go: all but the end of a longer one, and the oldest ones."""
         limit = self._data.context_tokens
-        self._said.append(message)
+        if self._scorer is not None:
+            self._said.append(message)
         self._utterances.append(utterance if len(utterance) <= limit else [utterance[0], *utterance[-limit:]])
         surplus = len(self._utterances) - limit
         if surplus > 0:

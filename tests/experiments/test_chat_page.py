@@ -123,7 +123,7 @@ def test_long_conversations_are_cut_and_told(client: Client, talks: dict[str, Co
     assert found["newestCut"] and found["read"] == 1
     # Memory does not grow with the conversation, and nothing that could be read is lost.
     bounded, whole = talks["ppo"].afresh(seed=0), talks["ppo"].afresh(seed=0)
-    whole._remember = whole._utterances.append
+    whole._remember = lambda utterance, _: whole._utterances.append(utterance)
     for number in range(40):
         text = "hello there " * (1 + 20 * (number % 2))
         assert bounded.turn(text, 4).reply == whole.turn(text, 4).reply
