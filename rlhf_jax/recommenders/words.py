@@ -1,11 +1,10 @@
 """Words of texts as counts, for the recommenders that read what was said."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.feature_extraction.text import CountVectorizer
 
 from rlhf_jax.recommenders.contexts import shape_of
 
@@ -13,8 +12,8 @@ from rlhf_jax.recommenders.contexts import shape_of
 class Words(NamedTuple):
     """Which words are known."""
 
-    vectorizer: CountVectorizer | None
-    """None where the texts had no word at all."""
+    vectorizer: Any
+    """scikit-learn's `CountVectorizer`; None where the texts had no word at all."""
     size: int
     """V, at least 1."""
 
@@ -24,6 +23,9 @@ def learn_words(texts: Sequence[str]) -> tuple[Words, csr_array]:
 
     Words are runs of two or more letters or digits in lower case; English stop words are left out.
     """
+    # Imported where it is used: scikit-learn takes longer to import than all of this package.
+    from sklearn.feature_extraction.text import CountVectorizer
+
     vectorizer = CountVectorizer(stop_words="english", dtype=np.float32)
     try:
         matrix = csr_array(vectorizer.fit_transform(texts))
