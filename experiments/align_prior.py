@@ -69,13 +69,17 @@ class Config:
     run_dir: Path | None = None
     """Where results, table and cases go; None is `POLICY_RUN-prior` beside the first."""
     prior: PriorConfig = PriorConfig(learner="grpo")
-    """The numbers of GRPO; both learners are run, whatever `--prior.learner` names."""
+    """The numbers of GRPO; both learners are run, so that `--prior.learner` stays as it is."""
     assess: AssessmentConfig = AssessmentConfig(text_turns=1000)
     """Size of the evaluation."""
 
     def __post_init__(self) -> None:
         if not self.policy_runs:
             raise ValueError("no run directory was named")
+        if self.prior.learner != "grpo":
+            raise ValueError(
+                f"--prior.learner {self.prior.learner} changes nothing here: GRPO and likelihood are both run"
+            )
 
     @property
     def folder(self) -> Path:

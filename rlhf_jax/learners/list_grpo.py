@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.equations.group import advantages_by_place
 from rlhf_jax.interfaces import Params
 from rlhf_jax.keys import stream_key
-from rlhf_jax.learners.optimizer import TrainState, apply_or_skip, moving_average
+from rlhf_jax.learners.optimizer import TrainState, after_step, apply_or_skip
 
 Metrics = dict[str, Float[Array, ""]]
 Judge = Callable[[Params, Any], Float[Array, "B I"]]
@@ -194,31 +194,17 @@ def update(
     judge: Judge,
     lists: Lists,
     optimizer: optax.GradientTransformation,
-    average_decay: float | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update: lists are drawn, paid, compared, and one step is taken.
 
     Args:
       key: root of all draws; the update's number is folded in.
       judge: what the policy makes of a context.
-      average_decay: of the moving average of the parameters; None is off.
     """
     own = stream_key(key, "list_grpo/lists", state.step)
     drawn = draw(state.params, batch, own, judge, lists)
     grad = jax.value_and_grad(loss_and_metrics, has_aux=True)
     (loss, metrics), gradient = grad(state.params, batch, drawn, judge)
     result = apply_or_skip(optimizer, state.params, state.opt_state, gradient, loss)
-    metrics |= {
-        "skipped": 1 - result.finite.astype(jnp.int32),
-        "norms/gradient": result.gradient_norm,
-        "norms/update": result.update_norm,
-        "norms/parameter": optax.tree.norm(result.params),
-    }
-    state = TrainState(
-        step=state.step + 1,
-        params=result.params,
-        opt_state=result.opt_state,
-        skipped=state.skipped + metrics["skipped"],
-        average=moving_average(state.average, result.params, state.step, average_decay),
-    )
-    return state, metrics
+    state, stepped = after_step(state, result, average_decay=None)
+    return state, metrics | stepped

@@ -183,6 +183,26 @@ def apply_or_skip(
     return StepResult(new_params, new_opt_state, finite, gradient_norm, update_norm)
 
 
+def after_step(
+    state: TrainState, result: StepResult, *, average_decay: float | None
+) -> tuple[TrainState, dict[str, Array]]:
+    """The state after a step, taken or refused, and what every learner logs of it: `skipped` and `norms/*`."""
+    refused = (~result.finite).astype(jnp.int32)
+    after = TrainState(
+        step=state.step + 1,
+        params=result.params,
+        opt_state=result.opt_state,
+        skipped=state.skipped + refused,
+        average=moving_average(state.average, result.params, state.step, average_decay),
+    )
+    return after, {
+        "skipped": refused,
+        "norms/gradient": result.gradient_norm,
+        "norms/update": result.update_norm,
+        "norms/parameter": optax.tree.norm(result.params),
+    }
+
+
 def moving_average(average: Params, params: Params, step: Int[Array, ""], decay: float | None) -> Params:
     """The exponential moving average after one more step; None stays None.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from rlhf_jax.interfaces import Params
 from rlhf_jax.learners.microbatch import SummedLoss, loss_and_gradient
-from rlhf_jax.learners.optimizer import TrainState, apply_or_skip, moving_average
+from rlhf_jax.learners.optimizer import TrainState, after_step, apply_or_skip
 
 
 def init(params: Params, optimizer: optax.GradientTransformation, *, averaged: bool = False) -> TrainState:
@@ -54,25 +54,8 @@ def update(
     """
     loss, gradient, logged = loss_and_gradient(loss_fn, state.params, batch, key, microbatches=microbatches)
     result = apply_or_skip(optimizer, state.params, state.opt_state, gradient, loss)
-    refused = (~result.finite).astype(jnp.int32)
-    average = state.average
-    if average is not None:
-        average = moving_average(average, result.params, state.step, average_decay)
-    metrics = logged | {
-        "loss": loss,
-        "skipped": refused,
-        "norms/gradient": result.gradient_norm,
-        "norms/update": result.update_norm,
-        "norms/parameter": optax.tree.norm(result.params),
-    }
-    state = TrainState(
-        step=state.step + 1,
-        params=result.params,
-        opt_state=result.opt_state,
-        skipped=state.skipped + refused,
-        average=average,
-    )
-    return state, metrics
+    state, stepped = after_step(state, result, average_decay=average_decay)
+    return state, logged | {"loss": loss} | stepped
 
 
 def sum_and_count(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:

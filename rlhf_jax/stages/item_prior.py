@@ -107,8 +107,7 @@ class Fitted(NamedTuple):
 
     def params(self) -> Params:
         """The policy's `prior`."""
-        policy, *scores = self.weights.values()
-        return {"policy": jnp.float32(policy), "scores": jnp.array(scores, jnp.float32)}
+        return as_params(np.array(list(self.weights.values())))
 
 
 def add(run: RunDirectory, setup: Setup, trunk: Params, config: PriorConfig) -> Setup:
