@@ -128,6 +128,19 @@ PRIOR: Group = {
     "validation/hr@<k>": Metric("", "of fresh gold items of the held-out dialogues, greedy"),
     "validation/ndcg@<k>": Metric("", "the same with credit by rank"),
 }
+PREFERENCES: Group = {
+    "logprobs/chosen": Metric(
+        "nats",
+        "log π of the chosen response, summed over its tokens; falling while the margin grows is DPO's known failure",
+    ),
+    "logprobs/rejected": Metric("nats", "the same of the rejected ones, mean over those of a prompt"),
+    "rewards/chosen": Metric(
+        "", "β (log π − log π_ref) of the chosen response; β from the configuration, `ipo` and `rft` too"
+    ),
+    "rewards/rejected": Metric("", "the same of the rejected ones, mean over those of a prompt"),
+    "rewards/margin": Metric("", "rewards/chosen − rewards/rejected"),
+    "rewards/accuracy": Metric("", "share of rejected responses whose reward is below that of the chosen one"),
+}
 
 _CLOSED_LOOP = (
     "mean_utility",
@@ -148,6 +161,7 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "ppo": (EVERY_STAGE, REINFORCED, PPO),
     "grpo": (EVERY_STAGE, REINFORCED, GRPO),
     "prior": (EVERY_STAGE, PRIOR),
+    "dpo": (EVERY_STAGE, FITTED, PREFERENCES),
 }
 """Which groups a kind of stage may log."""
 
@@ -224,6 +238,7 @@ def markdown() -> str:
         ("PPO", PPO),
         ("GRPO", GRPO),
         ("Prior over items", PRIOR),
+        ("Preferences", PREFERENCES),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))

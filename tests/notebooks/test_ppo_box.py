@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 
@@ -32,7 +33,7 @@ def test_the_programs_that_write_the_box_down_carry_its_numbers_and_names(path: 
     assert {number: code.get(number) for number in box} == box
 
 
-@pytest.mark.parametrize(("learner", "lines"), [("ppo", 8), ("grpo", 7)])
+@pytest.mark.parametrize(("learner", "lines"), [("ppo", 8), ("grpo", 7), ("dpo", 4)])
 def test_the_learner_carries_the_numbers_in_order(learner: str, lines: int) -> None:
     source = (REPOSITORY / "rlhf_jax" / "learners" / f"{learner}.py").read_text(encoding="utf-8")
     numbers = [int(number) for number in re.findall(r"^(?:    |        )# (\d)\. ", source, re.MULTILINE)]
@@ -46,6 +47,7 @@ def test_the_learner_carries_the_numbers_in_order(learner: str, lines: int) -> N
     [
         ("ppo", PPOConfig, {"clip_eps", "value_clip_eps", "value_coef", "gamma", "gae_lambda", "kl_coef", "epochs"}),
         ("grpo", GRPOConfig, {"clip_eps", "group_size", "gamma", "kl_coef", "epochs", "ptx_coef"}),
+        ("dpo", DPOConfig, {"beta", "label_smoothing", "learning_rate", "epochs", "batch_size", "weight_decay"}),
     ],
 )
 def test_the_table_of_defaults_is_that_of_the_configuration(learner: str, config: type, least: set[str]) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
-from rlhf_jax.learners import grpo, ppo, reward_model, sft
+from rlhf_jax.learners import dpo, grpo, ppo, reward_model, sft
+from rlhf_jax.learners.dpo import PreferenceBatch
+from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
@@ -222,11 +224,44 @@ def grpo_learner(layout: Layout) -> Learner:
     return Learner(state, iteration, inputs)
 
 
+def dpo_learner(layout: Layout) -> Learner:
+    """Preferences among three responses, two micro-batches, weights of which some are 0, the average kept."""
+    config = DPOConfig(loss="softmax", beta=0.1, batch_size=ROWS, microbatches=2, average_decay=0.5)
+    spread, draw, vocab = on_mesh(agent(), layout), np.random.default_rng(6), vocabulary()
+    tokens = draw.integers(0, vocab.n_words, (4 * ROWS, PROMPT)).astype(np.int32)
+    mask = np.arange(PROMPT) >= draw.integers(0, PROMPT - 1, (4 * ROWS, 1))
+    said = np.array([[vocab.say, 1, 2, 3, vocab.eos], [vocab.say, 4, vocab.eos, 0, 0], [vocab.say, 3, 1, vocab.eos, 0]])
+    responses = said[np.stack([draw.permutation(3) for _ in range(4 * ROWS)])].astype(np.int32)
+    ends = np.argmax(responses == vocab.eos, axis=2)
+    ref = draw.normal(-10, 2, (4 * ROWS, 3)).astype(np.float32)
+    weight = draw.integers(0, 3, 4 * ROWS).astype(np.float32)
+    state = layout.place(dpo.init({"trunk": trunk()}, OPTIMIZER, config))
+    step = layout.step(functools.partial(dpo.update, policy=spread.policy, optimizer=OPTIMIZER, config=config), state)
+
+    def inputs(index: int) -> tuple[PreferenceBatch]:
+        rows = np.arange(ROWS) + ROWS * index
+
+        def own(part: slice) -> PreferenceBatch:
+            of = rows[part]
+            return PreferenceBatch(
+                prompts=PromptBatch(tokens=jnp.asarray(tokens[of]), mask=jnp.asarray(mask[of])),
+                response_tokens=responses[of],
+                response_mask=np.arange(RESPONSE) <= ends[of][..., None],
+                ref_logprobs=ref[of],
+                weight=weight[of],
+            )
+
+        return (layout.batch(ROWS, own),)
+
+    return Learner(state, step, inputs)
+
+
 LEARNERS: dict[str, Callable[[Layout], Learner]] = {
     "sft": sft_learner,
     "reward_model": reward_learner,
     "ppo": ppo_learner,
     "grpo": grpo_learner,
+    "dpo": dpo_learner,
 }
 DEEP = {
     "unrolled": functools.partial(reward_learner, n_layer=3),

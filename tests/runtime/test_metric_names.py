@@ -33,6 +33,8 @@ def test_document_is_the_table(repository: Path):
         ("ppo", "objective/charm_raw"),
         ("grpo", "objective/flat_group_share"),
         ("grpo-rounds", "policy/kl_penalty"),
+        ("dpo-2", "rewards/margin"),
+        ("dpo", "loss"),
     ],
 )
 def test_known_names(stage: str, name: str):
@@ -46,6 +48,7 @@ def test_known_names(stage: str, name: str):
         ("sft", "objective/kl_k1", "not in the table"),
         ("ppo", "loss/engagement", "close names: loss"),
         ("grpo", "value/loss", "not in the table"),
+        ("dpo", "logps/chosen", "close names: logprobs/chosen"),
         ("ppo", "policy/kl_penalty", "not in the table"),
         (
             "warmup",
