@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 
 import jax
 import numpy as np
-from small_learners import DEEP, HEAD_WIDTH, LEARNERS, PROMPT, RESPONSE, largest_difference
+from small_learners import DEEP, FEW_MESHES, HEAD_WIDTH, LEARNERS, PROMPT, RESPONSE, largest_difference
 
 from rlhf_jax.parallel import rules
 from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
@@ -43,7 +43,7 @@ def main(names: list[str], meshes: list[str]) -> None:
     for name in names:
         alone = steps(name, ONE_DEVICE)
         found[name] = {}
-        for mesh_name in meshes:
+        for mesh_name in (mesh for mesh in meshes if mesh in FEW_MESHES.get(name, MESHES)):
             begin = time.process_time()
             layout = Partition(make_mesh(MeshConfig(*MESHES[mesh_name])))
             spread = steps(name, layout)

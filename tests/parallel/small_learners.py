@@ -263,6 +263,8 @@ LEARNERS: dict[str, Callable[[Layout], Learner]] = {
     "grpo": grpo_learner,
     "dpo": dpo_learner,
 }
+FEW_MESHES = {"dpo": ("4x2x1", "2x2x2")}
+"""Of learners whose step is made of the others' parts: rows over two axes, and every axis; any other runs on all meshes."""
 DEEP = {
     "unrolled": functools.partial(reward_learner, n_layer=3),
     "scan": functools.partial(reward_learner, n_layer=3, layers="scan", remat="full"),
