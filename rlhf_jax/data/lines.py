@@ -41,13 +41,13 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             raise ValueError(f"{path}, after line {number}: the archive is damaged or cut short ({error})") from error
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines from 1 on. Raises ValueError naming file and line of what is no UTF-8."""
+def text_lines(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """Numbered lines from 1 on. Raises ValueError naming file and line of what is not in that encoding (Latin-1 has all bytes)."""
     for number, line in raw_lines(path):
         try:
-            yield number, line.decode("utf-8")
+            yield number, line.decode(encoding)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not UTF-8 ({error}): {_start(line)!r}") from error
+            raise ValueError(f"{path}, line {number}: not {encoding.upper()} ({error}): {_start(line)!r}") from error
 
 
 def json_of(line: bytes | str) -> Any:
