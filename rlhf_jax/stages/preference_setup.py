@@ -1,0 +1,161 @@
+"""Stage 0 of DPO4Rec: rated histories, who may see which user, words of texts, and the network that writes them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from rlhf_jax.data import preference_texts as texts
+from rlhf_jax.data.movielens import read_movielens
+from rlhf_jax.data.preference_texts import Attributes, Taste, Usual
+from rlhf_jax.data.preference_tokens import PreferenceVocabulary, preference_vocabulary
+from rlhf_jax.data.preference_vectors import TextCode, text_code, title_vectors
+from rlhf_jax.data.rating_lists import MOST_READ, UserSplit, popularity_of, read_part, split_users
+from rlhf_jax.data.ratings import RatingCorpus
+from rlhf_jax.decoding.grammar import Grammar, Opening
+from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply
+from rlhf_jax.decoding.sampler import Decoding
+from rlhf_jax.interfaces import PolicyApply
+from rlhf_jax.models.gpt2 import GPT2Config
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
+from rlhf_jax.ranges import Cases, Range, check_numbers
+from rlhf_jax.runtime.files import RunError
+from rlhf_jax.stages.setup import ModelConfig
+
+Source = Literal["movielens", "amazon-games", "redial"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RatingsConfig:
+    """Whose ratings, and what a text may say."""
+
+    source: Source = "movielens"
+    """`movielens` reads MovieLens 100k or 1M, by the files it finds."""
+    dir: Path = Path("data/movielens-100k")
+    """MovieLens: `u.data`, `u.item`, `u.genre`, or `ratings.dat`, `movies.dat`."""
+    max_users: Cases | None = None
+    """The first so many; None reads all."""
+    titles: Annotated[int, Range("[0, 30]")] = 0
+    """Liked titles that a text may name at most; 0: texts are words about attributes alone."""
+    title_width: Annotated[int, Range("[1, 512]")] = 32
+    """Numbers that a title is encoded by."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Writer:
+    """The language model as callables over parameters."""
+
+    network: GPT2Config
+    grammar: Grammar
+    response_tokens: int
+    policy: PolicyApply
+    programs: dict[tuple[int, float], Decode] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def decode(self, n: int, temperature: float) -> Decode:
+        """n texts to every prompt, row by row; the prompt is read once. Temperature 0 is greedy."""
+        if (n, temperature) not in self.programs:
+            decoding = Decoding(self.response_tokens, temperature, rollout_for_learning=temperature > 0)
+            made = make_decode(self.network, self.grammar, decoding, group_size=n)
+            self.programs[n, temperature] = jax.jit(made)
+        return self.programs[n, temperature]
+
+
+class PreferenceSetup(NamedTuple):
+    """What every stage of DPO4Rec starts from."""
+
+    corpus: RatingCorpus
+    split: UserSplit
+    attributes: Attributes
+    usual: Usual
+    popularity: np.ndarray
+    """Training users who rated each item. [I]"""
+    vocab: PreferenceVocabulary
+    code: TextCode
+    writer: Writer
+    titles: int
+    """What a text may name at most."""
+    seed: int
+    layout: Layout = ONE_DEVICE
+
+    def tastes(self, users: np.ndarray) -> list[Taste]:
+        """What may be said of some users, by the part of their histories that a text reads."""
+        return [
+            texts.taste(read_part(self.corpus.histories[user]), self.corpus, self.attributes, self.usual) for user in users
+        ]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Longest prompt."""
+        return MOST_READ * (2 if self.vocab.levels else 1) + 1
+
+
+def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int) -> PreferenceSetup:
+    """Reads the ratings, divides the users, and sizes the network. The seed is the fold of the test users too.
+
+    Raises: RunError naming the folder, file, line and value of what cannot be read.
+    """
+    try:
+        corpus = READERS[config.source](config.dir, max_users=config.max_users)
+        split = split_users(len(corpus.users), fold=seed)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(f"--data.dir {config.dir}: {error}") from error
+    attributes = texts.attributes_of(corpus.items)
+    if not attributes.words:
+        raise RunError(f"--data.dir {config.dir}: items have neither genres nor years, and no words that titles share")
+    vocab = preference_vocabulary(corpus, attributes)
+    width = config.title_width if config.titles else 0
+    titles = title_vectors(corpus, split.train, width=width) if width else np.zeros((len(corpus.items), 0), np.float32)
+    response = 4 + len(texts.SECTIONS) + sum(texts.MOST.values()) + config.titles
+    prompt = MOST_READ * 2 + 1
+    network = GPT2Config(
+        vocab_size=vocab.size,
+        n_positions=max(model.n_positions, prompt + response),
+        n_embd=model.n_embd,
+        n_layer=model.n_layer,
+        n_head=model.n_head,
+        dropout=0.0,
+        compute_dtype=model.compute_dtype,
+        layers=model.layers,
+        remat="full" if model.remat else "none",
+    )
+    return PreferenceSetup(
+        corpus=corpus,
+        split=split,
+        attributes=attributes,
+        usual=texts.usual(corpus, attributes, split.train),
+        popularity=popularity_of(corpus, split.train),
+        vocab=vocab,
+        code=text_code(attributes, titles),
+        writer=make_writer(network, vocab, response_tokens=response, titles=config.titles),
+        titles=config.titles,
+        seed=seed,
+    )
+
+
+def make_writer(network: GPT2Config, vocab: PreferenceVocabulary, *, response_tokens: int, titles: int) -> Writer:
+    """The callables; titles are in the grammar only where texts may name them."""
+    openings = (Opening(vocab.say, "words"),) + ((Opening(vocab.rec, "list"),) if titles else ())
+    grammar = Grammar(
+        n_words=len(vocab.words),
+        pad=vocab.pad,
+        eos=vocab.eos,
+        rec=vocab.rec,
+        say=vocab.say,
+        first_item=vocab.first_item,
+        n_items=vocab.n_items,
+        max_items=max(titles, 1),
+        vocab_size=vocab.size,
+        openings=openings,
+    )
+    return Writer(network, grammar, response_tokens, make_policy_apply(network, grammar))
+
+
+READERS: dict[str, Callable[..., RatingCorpus]] = {"movielens": functools.partial(read_movielens)}
+"""Source to reader."""

@@ -1,0 +1,248 @@
+"""Stage 1 of DPO4Rec: a GPT-2 learns to read a rated history and to write a preference text, from the teacher's drawn texts."""
+
+import dataclasses
+import functools
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int32, Key
+
+from rlhf_jax.data import preference_texts as texts
+from rlhf_jax.data.batching import pad_left, pad_right, wrapped_batches
+from rlhf_jax.data.preference_texts import PreferenceText
+from rlhf_jax.data.preference_tokens import item_words
+from rlhf_jax.data.rating_lists import MOST_READ, read_part
+from rlhf_jax.data.ratings import History
+from rlhf_jax.interfaces import Params, PolicyApply, PromptBatch, Rollout
+from rlhf_jax.keys import stream_key
+from rlhf_jax.learners import sft
+from rlhf_jax.learners.microbatch import LossSums
+from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.models import gpt2
+from rlhf_jax.ranges import Batch, Rate, Share, Steps, check_numbers, Range
+from rlhf_jax.runtime.progress import Progress
+from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
+from rlhf_jax.stages.preference_setup import PreferenceSetup
+
+STAGE = "writer"
+
+
+@dataclasses.dataclass(frozen=True)
+class WriterConfig:
+    """Stage 1: supervised training on the teacher's texts."""
+
+    steps: Steps = 800
+    """Optimiser steps."""
+    batch_size: Batch = 64
+    """Histories of a step; each is a window of its own, with a text drawn for it."""
+    spread: Annotated[float, Range("(0, 100]")] = 1.0
+    """How far the teacher's texts depart from the strongest statistics."""
+    learning_rate: Rate = 1e-3
+    """Peak of the cosine schedule."""
+    warmup_steps: Annotated[int, Range("[0, 1_000_000]")] = 50
+    """Optimiser steps until the peak."""
+    weight_decay: Share = 0.05
+    """AdamW's, on matrices."""
+    evaluations: Steps = 8
+    """Of the validation users' texts; the best state is kept."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
+
+def text_loss(params: Params, batch: Rollout, key: Key[Array, ""] | None, *, policy: PolicyApply) -> LossSums:
+    """−log π of the texts' tokens under the grammar, summed over tokens."""
+    del key
+    mask = batch.response_mask
+    return LossSums(
+        loss=-jnp.sum(policy(params, batch).logprobs), count=jnp.sum(mask.astype(jnp.float32)), parts={}, maxima={}
+    )
+
+
+def train(run: RunDirectory, setup: PreferenceSetup, config: WriterConfig) -> Params:
+    """Runs the stage; returns {`trunk`}, the state of the lowest validation loss."""
+    writer, key = setup.writer, jax.random.key(setup.seed)
+    trunk = gpt2.init(writer.network, stream_key(key, f"{STAGE}/init", 0))
+    params = {"trunk": with_item_words(setup, trunk)}
+    schedule: Any = {
+        "learning_rate": config.learning_rate,
+        "warmup_steps": min(config.warmup_steps, config.steps // 2),
+        "total_steps": config.steps,
+        "schedule": "cosine",
+    }
+    optimizer, rate = make_optimizer(**schedule, weight_decay=config.weight_decay), learning_rate_schedule(**schedule)
+    layout = setup.layout
+    loss = layout.loss(functools.partial(text_loss, policy=writer.policy), whole_table=True)
+
+    def one_step(state: TrainState, batch: Rollout, key: Key[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
+        used = jnp.asarray(rate(steps_taken(state.opt_state)))
+        state, metrics = sft.update(state, batch, key, loss_fn=loss, optimizer=optimizer)
+        return state, metrics | {"learning_rate": used}
+
+    state = layout.place(sft.init(params, optimizer))
+    step = layout.together(layout.step(one_step, state), STAGE)
+    judged = layout.together(jax.jit(lambda params, batch: loss(params, batch, None)), f"{STAGE}/validation")
+
+    def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
+        batch = layout.batch(config.batch_size, lambda own: teacher_batch(setup, config, index, own))
+        return step(state, batch, layout.same(key))
+
+    checked = validation_batches(setup, config)
+
+    def evaluate(state: TrainState, index: int) -> dict[str, float]:
+        del index
+        total, count = 0.0, 0.0
+        for batch in checked:
+            sums = jax.device_get(judged(state.params, layout.batch(config.batch_size, lambda own: jax.tree.map(lambda leaf: leaf[own], batch))))
+            total, count = total + float(sums.loss), count + float(sums.count)
+        return {"validation/loss": total / max(count, 1.0)}
+
+    every = max(1, config.steps // config.evaluations)
+    final = run_stage(
+        run,
+        state,
+        update,
+        StagePlan(
+            STAGE,
+            config.steps,
+            save_every=every,
+            log_every=max(1, config.steps // 40),
+            on_eval=evaluate,
+            eval_every=every,
+            best=Best("validation/loss", "min", None),
+            advice="a lower --writer.learning-rate or a longer --writer.warmup-steps",
+        ),
+    )
+    return layout.fetch(final.params)
+
+
+def with_item_words(setup: PreferenceSetup, trunk: Params) -> Params:
+    """The trunk whose items start as the mean of their attributes' words, scaled as words are."""
+    vocab = setup.vocab
+    weights = jnp.asarray(item_words(vocab, setup.attributes))
+    table = trunk["wte"]
+    own = table[vocab.first_item : vocab.first_item + vocab.n_items]
+    table = table.at[vocab.first_item : vocab.first_item + vocab.n_items].set(own + weights @ table[: len(vocab.words)])
+    return trunk | {"wte": table}
+
+
+def windows_of(setup: PreferenceSetup) -> list[History]:
+    """Histories that texts are learnt from: all of a scorer's user, of the others what a text reads, no list of theirs."""
+    scorer = [setup.corpus.histories[user] for user in setup.split.scorer]
+    return scorer + [read_part(setup.corpus.histories[user]) for user in setup.split.pairs]
+
+
+def teacher_batch(setup: PreferenceSetup, config: WriterConfig, index: int, own: slice) -> Rollout:
+    """Rows `own` of batch `index`: a window of a history each, and a drawn text; each row has its own random numbers."""
+    histories = windows_of(setup)
+    pairs = []
+    for row in range(config.batch_size)[own]:
+        draws = np.random.Generator(np.random.PCG64([13, setup.seed, index, row]))
+        history = histories[int(draws.integers(len(histories)))]
+        n = min(len(history.items), int(draws.integers(2, MOST_READ + 1)))
+        start = int(draws.integers(len(history.items) - n + 1))
+        pairs.append(taught(setup, history.part(slice(start, start + n)), draws, config.spread))
+    return teacher_rollout(setup, pairs)
+
+
+def taught(
+    setup: PreferenceSetup, history: History, draws: np.random.Generator, spread: float
+) -> tuple[History, PreferenceText]:
+    """A history with a text that the teacher draws for it."""
+    found = texts.taste(history, setup.corpus, setup.attributes, setup.usual)
+    return history, texts.drawn_text(found, draws, titles=setup.titles, spread=spread)
+
+
+def validation_batches(setup: PreferenceSetup, config: WriterConfig) -> list[Rollout]:
+    """One drawn text for each validation user, in batches of one size; what fills the last is masked."""
+    users = setup.split.validation
+    pairs = []
+    for user in users:
+        draws = np.random.Generator(np.random.PCG64([17, int(user)]))
+        pairs.append(taught(setup, read_part(setup.corpus.histories[user]), draws, config.spread))
+    found = []
+    for rows, own in wrapped_batches(len(pairs), config.batch_size):
+        batch = teacher_rollout(setup, [pairs[row] for row in rows])
+        batch.response_mask[own:] = False
+        found.append(batch)
+    return found
+
+
+def teacher_rollout(setup: PreferenceSetup, pairs: list[tuple[History, PreferenceText]]) -> Rollout:
+    """Given texts in the form of sampled ones, as NumPy arrays."""
+    vocab = setup.vocab
+    prompts = pad_left([vocab.prompt(history) for history, _ in pairs], setup.prompt_tokens, vocab.pad)
+    length = setup.writer.response_tokens
+    responses = pad_right([vocab.response(text) for _, text in pairs], length, vocab.pad)
+    return Rollout(
+        prompt_tokens=prompts[0],
+        prompt_mask=prompts[1],
+        response_tokens=responses[0],
+        response_mask=responses[1],
+        logprobs=np.zeros(responses[0].shape, np.float32),
+        finished=np.ones(len(pairs), bool),
+    )
+
+
+def prompts_of(setup: PreferenceSetup, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and mask of some users' prompts: what a text may read of them. [B, P] each"""
+    vocab = setup.vocab
+    return pad_left(
+        [vocab.prompt(read_part(setup.corpus.histories[user])) for user in users], setup.prompt_tokens, vocab.pad
+    )
+
+
+def write(
+    setup: PreferenceSetup,
+    params: Params,
+    users: np.ndarray,
+    *,
+    n: int,
+    stream: str,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+) -> Int32[np.ndarray, "U N T"]:
+    """n texts for each user as response tokens; a text hangs on seed, stream, user and its number, not on the batch.
+
+    Args:
+      params: {`trunk`, …}.
+      stream: names the random stream.
+      temperature: 0 writes the likeliest token each time.
+    """
+    decode = setup.writer.decode(n, temperature)
+    key = stream_key(jax.random.key(setup.seed), stream, 0)
+    found = np.empty((len(users), n, setup.writer.response_tokens), np.int32)
+    size = min(batch_size, max(len(users), 1))
+    with Progress(f"{stream}: texts", 0, len(users)) as progress:
+        for rows, own in wrapped_batches(len(users), size):
+            tokens, mask = prompts_of(setup, users[rows])
+            numbers = (users[rows][:, None] * n + np.arange(n)).reshape(-1)
+            rollout = decode(
+                params, PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask)), key, jnp.asarray(numbers, jnp.int32)
+            )
+            found[rows[:own]] = np.asarray(rollout.response_tokens).reshape(size, n, -1)[:own]
+            progress.show(int(rows[0]) + own, {})
+    return found
+
+
+def as_rollout(setup: PreferenceSetup, users: np.ndarray, tokens: np.ndarray) -> Rollout:
+    """Responses of users as a rollout, NumPy arrays with leading axes [U, N] as those of `tokens` [U, N, T]."""
+    vocab, (n_users, n, length) = setup.vocab, tokens.shape
+    prompt, mask = prompts_of(setup, users)
+    ended = np.cumsum(tokens == vocab.eos, axis=2) - (tokens == vocab.eos) > 0
+    return Rollout(
+        prompt_tokens=np.repeat(prompt[:, None], n, axis=1),
+        prompt_mask=np.repeat(mask[:, None], n, axis=1),
+        response_tokens=tokens,
+        response_mask=~ended,
+        logprobs=np.zeros((n_users, n, length), np.float32),
+        finished=(tokens == vocab.eos).any(axis=2),
+    )
+
+
+def read_texts(setup: PreferenceSetup, tokens: np.ndarray) -> list[PreferenceText]:
+    """Response tokens [..., T] as texts, in order."""
+    return [setup.vocab.text(row) for row in tokens.reshape(-1, tokens.shape[-1])]
