@@ -26,7 +26,32 @@ MOST = {LIKES: 5, AVOIDS: 4, FROM: 3}
 LEAST_SHARED = 20
 """Items that must share a word of their titles before it counts as an attribute, where the catalogue has no genres."""
 MOST_ATTRIBUTES = 60
-_COMMON = frozenset(["the", "a", "an", "of", "and", "for", "to", "in", "on", "with", "at", "by", "from", "edition", "game", "games", "video", "pack", "one", "two", "new", "no"])
+_COMMON = frozenset(
+    [
+        "the",
+        "a",
+        "an",
+        "of",
+        "and",
+        "for",
+        "to",
+        "in",
+        "on",
+        "with",
+        "at",
+        "by",
+        "from",
+        "edition",
+        "game",
+        "games",
+        "video",
+        "pack",
+        "one",
+        "two",
+        "new",
+        "no",
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)

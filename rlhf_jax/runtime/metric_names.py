@@ -142,6 +142,24 @@ PREFERENCES: Group = {
     "rewards/accuracy": Metric("", "share of rejected responses whose reward is below that of the chosen one"),
 }
 
+TEXTS: Group = {
+    "validation/ndcg@<k>": Metric(
+        "", "of validation users' lists with texts drawn for them, in the frozen scorer's order"
+    ),
+    "text/well_formed": Metric(
+        "", "share of these texts whose sections are in order and hold different words of their kind"
+    ),
+    "text/response_length": Metric("tokens", "of these texts, marks and <eos> included"),
+    "text/distinct": Metric("", "share of these texts that differ from all other texts of their user"),
+}
+WRITER: Group = {
+    "loss": Metric("nats", "negative log-likelihood of the teacher's texts, per token"),
+    "validation/loss": Metric("nats", "the same of texts about validation users"),
+}
+RERANKER: Group = {
+    "validation/ndcg@<k>": Metric("", "of validation users' lists, mean over lists and their texts"),
+}
+
 _CLOSED_LOOP = (
     "mean_utility",
     "first_utility",
@@ -161,7 +179,9 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "ppo": (EVERY_STAGE, REINFORCED, PPO),
     "grpo": (EVERY_STAGE, REINFORCED, GRPO),
     "prior": (EVERY_STAGE, PRIOR),
-    "dpo": (EVERY_STAGE, FITTED, PREFERENCES),
+    "dpo": (EVERY_STAGE, FITTED, PREFERENCES, TEXTS),
+    "writer": (EVERY_STAGE, FITTED, WRITER),
+    "reranker": (EVERY_STAGE, FITTED, RERANKER),
 }
 """Which groups a kind of stage may log."""
 

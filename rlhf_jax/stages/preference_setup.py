@@ -87,7 +87,8 @@ class PreferenceSetup(NamedTuple):
     def tastes(self, users: np.ndarray) -> list[Taste]:
         """What may be said of some users, by the part of their histories that a text reads."""
         return [
-            texts.taste(read_part(self.corpus.histories[user]), self.corpus, self.attributes, self.usual) for user in users
+            texts.taste(read_part(self.corpus.histories[user]), self.corpus, self.attributes, self.usual)
+            for user in users
         ]
 
     @property

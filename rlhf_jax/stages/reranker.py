@@ -1,6 +1,6 @@
 """Stage 2 of DPO4Rec: a re-ranker that reads what a text says of the user; once trained it is the reward of texts.
 
-    score of a text = mean over the user's lists of NDCG@5 of the list in the re-ranker's order
+score of a text = mean over the user's lists of NDCG@5 of the list in the re-ranker's order
 """
 
 import dataclasses
@@ -28,7 +28,6 @@ from rlhf_jax.models import rerankers
 from rlhf_jax.models.rerankers import ItemTable, ListInputs, RerankerConfig
 from rlhf_jax.ranges import Batch, Epochs, Range, Rate, Share, Size, check_numbers
 from rlhf_jax.runtime.files import RunError
-from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.preference_setup import PreferenceSetup
@@ -299,19 +298,17 @@ def _scores(config: RerankerConfig, params: Params, lists: ListInputs, items: It
 
 
 def list_scores(
-    found: Reranker, lists: Lists, texts: TextPool, *, batch_size: int = 512, progress: str | None = None
+    found: Reranker, lists: Lists, texts: TextPool, *, batch_size: int = 512
 ) -> Float32[np.ndarray, "L M N"]:
     """Scores of every list with every one of its user's texts. [L, M, N]"""
     own = texts.of(lists.lists.users)
     n, m = own.shape[:2]
     out = np.empty((n * m, lists.lists.items.shape[1]), np.float32)
     size = min(batch_size, max(n * m, 1))
-    with Progress(progress or "", 0, n * m, enabled=progress is not None) as shown:
-        for rows, kept in wrapped_batches(n * m, size):
-            of_list, of_text = np.divmod(rows, m)
-            scored = _scores(found.config, found.params, lists.inputs(of_list, own[of_list, of_text]), found.items)
-            out[rows[:kept]] = np.asarray(scored)[:kept]
-            shown.show(int(rows[0]) + kept, {})
+    for rows, kept in wrapped_batches(n * m, size):
+        of_list, of_text = np.divmod(rows, m)
+        scored = _scores(found.config, found.params, lists.inputs(of_list, own[of_list, of_text]), found.items)
+        out[rows[:kept]] = np.asarray(scored)[:kept]
     return out.reshape(n, m, -1)
 
 

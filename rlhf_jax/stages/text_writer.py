@@ -21,7 +21,7 @@ from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.models import gpt2
-from rlhf_jax.ranges import Batch, Rate, Share, Steps, check_numbers, Range
+from rlhf_jax.ranges import Batch, Range, Rate, Share, Steps, check_numbers
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
@@ -96,7 +96,8 @@ def train(run: RunDirectory, setup: PreferenceSetup, config: WriterConfig) -> Pa
         del index
         total, count = 0.0, 0.0
         for batch in checked:
-            sums = jax.device_get(judged(state.params, layout.batch(config.batch_size, lambda own: jax.tree.map(lambda leaf: leaf[own], batch))))
+            placed = layout.batch(config.batch_size, functools.partial(rows_of, batch))
+            sums = jax.device_get(judged(state.params, placed))
             total, count = total + float(sums.loss), count + float(sums.count)
         return {"validation/loss": total / max(count, 1.0)}
 
@@ -117,6 +118,11 @@ def train(run: RunDirectory, setup: PreferenceSetup, config: WriterConfig) -> Pa
         ),
     )
     return layout.fetch(final.params)
+
+
+def rows_of(batch: Rollout, own: slice) -> Rollout:
+    """Some rows of a rollout."""
+    return jax.tree.map(lambda leaf: leaf[own], batch)
 
 
 def with_item_words(setup: PreferenceSetup, trunk: Params) -> Params:
@@ -221,7 +227,10 @@ def write(
             tokens, mask = prompts_of(setup, users[rows])
             numbers = (users[rows][:, None] * n + np.arange(n)).reshape(-1)
             rollout = decode(
-                params, PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask)), key, jnp.asarray(numbers, jnp.int32)
+                params,
+                PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask)),
+                key,
+                jnp.asarray(numbers, jnp.int32),
             )
             found[rows[:own]] = np.asarray(rollout.response_tokens).reshape(size, n, -1)[:own]
             progress.show(int(rows[0]) + own, {})

@@ -1,0 +1,239 @@
+"""Stages 3 and 4 of DPO4Rec: a frozen re-ranker scores N texts of every user, and the writer learns from best and worst."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from rlhf_jax.data.batching import batch_indices, wrapped_batches
+from rlhf_jax.data.preference_texts import well_formed
+from rlhf_jax.interfaces import Params, PromptBatch, Rollout
+from rlhf_jax.learners import dpo
+from rlhf_jax.learners.dpo import PreferenceBatch
+from rlhf_jax.learners.dpo_config import DPOConfig
+from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, steps_taken
+from rlhf_jax.ranges import Range, check_numbers
+from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.runtime.stage import StagePlan, run_stage
+from rlhf_jax.stages.preference_setup import PreferenceSetup
+from rlhf_jax.stages.reranker import METRIC, Lists, Reranker, TextPool, pool, text_rewards, text_values
+from rlhf_jax.stages.text_writer import as_rollout, read_texts, write
+
+STAGE = "dpo"
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsConfig:
+    """Stage 3: how texts become preferences."""
+
+    samples: Annotated[int, Range("[2, 1_024]")] = 10
+    """N: texts drawn for each user."""
+    per_user: Annotated[int, Range("[1, 64]")] = 1
+    """Pairs of a user: the best with the worst, the second with the second worst and so on."""
+    temperature: Annotated[float, Range("(0, 10]")] = 1.0
+    """Of the drawn texts."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if 2 * self.per_user > self.samples:
+            raise ValueError(
+                f"--pairs.per-user {self.per_user} needs twice as many texts: --pairs.samples is {self.samples}"
+            )
+
+
+class Mined(NamedTuple):
+    """Texts of users, what they were paid, and what is compared."""
+
+    users: np.ndarray
+    """Who has lists. [U]"""
+    tokens: Int[np.ndarray, "U N T"]
+    rewards: Float[np.ndarray, "U N"]
+    """Mean NDCG@5 of the user's lists with a text."""
+    picked: Int[np.ndarray, "P K"]
+    """Texts that are compared, the chosen first."""
+    of_user: Int[np.ndarray, " P"]
+    """Row of `users` of each comparison."""
+
+    @property
+    def kept(self) -> int:
+        """Users with a preference; the others' texts are all paid the same."""
+        return len(np.unique(self.of_user))
+
+    def gain(self) -> float:
+        """Mean reward of the best text of a user over the mean of all."""
+        return float((self.rewards.max(axis=1) - self.rewards.mean(axis=1)).mean())
+
+
+def mine(
+    setup: PreferenceSetup,
+    params: Params,
+    scorer: Reranker,
+    lists: Lists,
+    config: PairsConfig,
+    *,
+    stream: str,
+    every: bool,
+) -> Mined:
+    """Draws N texts of every user with lists, scores them, and picks what is compared.
+
+    Args:
+      params: the writer.
+      stream: names the random stream of the texts.
+      every: compare the best with all others (`softmax`); else best with worst.
+    Raises: RunError where every user's texts are all paid the same.
+    """
+    users = np.unique(lists.lists.users)
+    tokens = write(setup, params, users, n=config.samples, stream=stream, temperature=config.temperature)
+    same, rewards = text_rewards(scorer, lists, as_pool(setup, users, tokens))
+    assert np.array_equal(same, users)
+    picked, of_user = compared(rewards, per_user=config.per_user, every=every)
+    if not len(picked):
+        raise RunError(
+            f"{stream}: the {config.samples} texts of each of {len(users)} users are all paid the same: nothing to prefer"
+        )
+    return Mined(users, tokens, rewards, picked, of_user)
+
+
+def compared(rewards: np.ndarray, *, per_user: int, every: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which texts of each user are compared, the chosen first; ties are left out.
+
+    Args:
+      rewards: [U, N]
+      every: all N texts, the best first; else `per_user` pairs.
+    Returns: places [P, K], rows of the users [P].
+    Examples:
+      >>> paid = np.array([[0.1, 0.3, 0.2], [0.5, 0.5, 0.5]])
+      >>> compared(paid, per_user=1, every=False)[0].tolist(), compared(paid, per_user=1, every=True)[0].tolist()
+      ([[1, 0]], [[1, 2, 0]])
+    """
+    order = np.argsort(-rewards, axis=1, kind="stable")
+    sorted_rewards = np.take_along_axis(rewards, order, axis=1)
+    if every:
+        rows = np.flatnonzero(sorted_rewards[:, 0] > sorted_rewards[:, -1])
+        return order[rows], rows
+    pairs, of_user = [], []
+    for k in range(per_user):
+        differ = np.flatnonzero(sorted_rewards[:, k] > sorted_rewards[:, -1 - k])
+        pairs.append(np.stack([order[differ, k], order[differ, -1 - k]], axis=1))
+        of_user.append(differ)
+    rows = np.concatenate(of_user)
+    by_user = np.argsort(rows, kind="stable")
+    return np.concatenate(pairs)[by_user], rows[by_user]
+
+
+def as_pool(setup: PreferenceSetup, users: np.ndarray, tokens: np.ndarray) -> TextPool:
+    """Written texts as a re-ranker reads them. `tokens`: [U, N, T]"""
+    n = tokens.shape[1]
+    flat = read_texts(setup, tokens)
+    return pool(setup, users, [flat[start : start + n] for start in range(0, len(flat), n)])
+
+
+def best_tokens(mined: Mined) -> np.ndarray:
+    """The best text of every user. [U, 1, T]"""
+    best = mined.rewards.argmax(axis=1)
+    return np.take_along_axis(mined.tokens, best[:, None, None], axis=1)
+
+
+def preference_batch(setup: PreferenceSetup, params: Params, mined: Mined) -> PreferenceBatch:
+    """What is compared, with the reference's log-probabilities."""
+    n_users, n, _ = mined.tokens.shape
+    rollout = as_rollout(setup, mined.users, mined.tokens)
+    flat: Rollout = jax.tree.map(lambda leaf: leaf.reshape(n_users * n, *leaf.shape[2:]), rollout)
+    read = jax.jit(functools.partial(dpo.reference_logprobs, setup.writer.policy))
+    logprobs = np.empty(n_users * n, np.float32)
+    for rows, own in wrapped_batches(n_users * n, min(256, n_users * n)):
+        part = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), flat)  # noqa: B023 - used at once
+        logprobs[rows[:own]] = np.asarray(read(params, part))[:own]
+    of_user = mined.of_user
+    tokens, mask = rollout.prompt_tokens[:, 0], rollout.prompt_mask[:, 0]
+    picked = mined.picked
+    return PreferenceBatch(
+        prompts=PromptBatch(tokens=tokens[of_user], mask=mask[of_user]),
+        response_tokens=np.take_along_axis(mined.tokens[of_user], picked[:, :, None], axis=1),
+        response_mask=np.take_along_axis(rollout.response_mask[of_user], picked[:, :, None], axis=1),
+        ref_logprobs=np.take_along_axis(logprobs.reshape(n_users, n)[of_user], picked, axis=1),
+        weight=np.ones(len(of_user), np.float32),
+    )
+
+
+def quality_of_texts(setup: PreferenceSetup, tokens: np.ndarray) -> dict[str, float]:
+    """What texts are like, whatever they are worth. `tokens`: [U, N, T]"""
+    texts = read_texts(setup, tokens)
+    n = tokens.shape[1]
+    groups = [texts[start : start + n] for start in range(0, len(texts), n)]
+    return {
+        "text/well_formed": float(np.mean([well_formed(text, setup.attributes) for text in texts])),
+        "text/response_length": float((tokens != setup.vocab.pad).sum(axis=-1).mean()),
+        "text/distinct": float(np.mean([sum(own.count(text) == 1 for text in own) / n for own in groups])),
+    }
+
+
+def train(
+    run: RunDirectory,
+    setup: PreferenceSetup,
+    params: Params,
+    batch: PreferenceBatch,
+    config: DPOConfig,
+    *,
+    name: str,
+    validation: tuple[Reranker, Lists],
+) -> Params:
+    """Runs the stage from `params`, which are the reference too; returns {`trunk`}.
+
+    Args:
+      batch: all preferences.
+      name: of the stage, behind `dpo-`.
+      validation: the frozen scorer and validation users' lists, for what is logged at every epoch; nothing is chosen by it.
+    """
+    dpo.check_preferences(batch, config)
+    n = len(batch.weight)
+    steps, layout = config.steps(n), setup.layout
+    optimizer, rate = dpo.optimizer_of(config, n), learning_rate_schedule(**config.rate(n))
+    policy = setup.writer.policy
+    stage = f"{STAGE}-{name}"
+
+    def one_step(state: TrainState, part: PreferenceBatch) -> tuple[TrainState, dict[str, Array]]:
+        used = jnp.asarray(rate(steps_taken(state.opt_state)))
+        state, metrics = dpo.update(state, part, policy=layout.by_row(policy), optimizer=optimizer, config=config)
+        return state, metrics | {"learning_rate": used}
+
+    state = layout.place(dpo.init({"trunk": params["trunk"]}, optimizer, config))
+    step = layout.together(layout.step(one_step, state), stage)
+
+    def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
+        rows = batch_indices(n, seed=setup.seed, step=index, batch_size=config.batch_size)
+        return step(state, layout.batch(len(rows), lambda own: dpo.take(batch, rows[own])))
+
+    scorer, lists = validation
+    users = np.unique(lists.lists.users)
+
+    def evaluate(state: TrainState, index: int) -> Mapping[str, float]:
+        del index
+        kept = state.params if state.average is None else state.average
+        tokens = write(setup, layout.fetch(kept), users, n=4, stream=f"{stage}/validation")
+        paid = text_values(scorer, lists, as_pool(setup, users, tokens))
+        return {f"validation/{METRIC}": float(paid.mean())} | quality_of_texts(setup, tokens)
+
+    epoch = max(1, steps // config.epochs)
+    final = run_stage(
+        run,
+        state,
+        update,
+        StagePlan(
+            stage,
+            steps,
+            save_every=epoch,
+            log_every=max(1, epoch // 4),
+            on_eval=evaluate,
+            eval_every=epoch,
+            advice="a lower --dpo.learning-rate",
+        ),
+    )
+    kept = final.params if final.average is None else final.average
+    return layout.fetch(kept)
