@@ -54,6 +54,7 @@ TESTS = {
     "group": "test_group.py",
     "dpo": "test_dpo_losses.py",
     "preference": "test_preference_losses.py",
+    "listwise": "test_listwise.py",
 }
 
 
@@ -276,6 +277,42 @@ MUTANTS = [
     Mutant("preference", "logsumexp(remaining, axis=-1)", "logsumexp(remaining)", "one normaliser for all places"),
     Mutant("preference", "(mask, logprobs, 0).sum()", "(mask, logprobs, 0).mean()", "mean over places"),
     Mutant("preference", "(mask, logprobs, 0).sum()", "logprobs.sum()", "places after the end count"),
+    Mutant("listwise", "total = jnp.sum(labels)", "total = jnp.max(labels)", "labels are no shares"),
+    Mutant("listwise", "labels / jnp.where(total > 0, total, 1.0)", "labels / total", "0 / 0 without a positive"),
+    Mutant("listwise", "return -jnp.sum(shares *", "return jnp.sum(shares *", "softmax loss negative"),
+    Mutant("listwise", "return -jnp.sum(shares *", "return -jnp.mean(shares *", "softmax loss an item"),
+    Mutant(
+        "listwise", "log_softmax(scores))\n\n\ndef listnet", "log_softmax(-scores))\n\n\ndef listnet", "worst first"
+    ),
+    Mutant("listwise", "return -jnp.sum(jax.nn.softmax", "return -jnp.mean(jax.nn.softmax", "ListNet's loss an item"),
+    Mutant("listwise", "return -jnp.sum(jax.nn.softmax", "return jnp.sum(jax.nn.softmax", "ListNet's loss negative"),
+    Mutant("listwise", "jax.nn.softmax(labels", "jax.nn.softmax(scores", "entropy of the scores"),
+    Mutant("listwise", "positive = x > 0", "positive = x >= 0", "score 0 takes part"),
+    Mutant("listwise", "positive = x > 0", "positive = x > -1e9", "all items take part"),
+    Mutant("listwise", "x - largest, 0.0)", "x, 0.0)", "exponentials beyond float32"),
+    Mutant("listwise", "x - largest, 0.0)", "largest - x, 0.0)", "largest share to the smallest score"),
+    Mutant("listwise", "x - largest, 0.0)), 0.0)", "x - largest, 0.0)), 1.0)", "what takes no part weighs 1"),
+    Mutant("listwise", "jax.lax.stop_gradient(jnp.max(x))", "jnp.max(x) * 0.5", "largest exponent halved"),
+    Mutant(
+        "listwise", "weights / jnp.where(total > 0, total, 1.0)", "weights / total", "0 / 0 where nobody takes part"
+    ),
+    Mutant("listwise", "weights / jnp.where(total", "x / jnp.where(total", "scores instead of weights"),
+    Mutant("listwise", "1e-6, 1 - 1e-6)", "0.0, 1.0)", "logarithm of 0"),
+    Mutant("listwise", "1e-6, 1 - 1e-6)", "1e-4, 1 - 1e-4)", "bound a hundred times larger"),
+    Mutant("listwise", "-jnp.sum(wanted * jnp.log(given) +", "-jnp.mean(wanted * jnp.log(given) +", "loss an item"),
+    Mutant("listwise", "wanted * jnp.log(given) +", "wanted * jnp.log(given) -", "others pulled up"),
+    Mutant("listwise", "wanted * jnp.log(given) +", "", "others say nothing"),
+    Mutant("listwise", "(1 - wanted) * jnp.log1p", "wanted * jnp.log1p", "weight of the wrong side"),
+    Mutant("listwise", "jnp.log1p(-given)", "jnp.log1p(given)", "logarithm of 1 + share"),
+    Mutant("listwise", "jnp.where(jnp.any(labels > 0), loss, 0.0)", "loss", "lists without a positive count"),
+    Mutant("listwise", "jnp.any(labels > 0)", "jnp.all(labels > 0)", "lists with a negative do not count"),
+    Mutant("listwise", "return -jnp.mean(", "return -jnp.sum(", "sum over items"),
+    Mutant(
+        "listwise", "labels * jax.nn.log_sigmoid(scores)", "labels * jax.nn.log_sigmoid(-scores)", "liked pushed down"
+    ),
+    Mutant("listwise", "(scores) + (1 - labels)", "(scores) - (1 - labels)", "others pulled up, item by item"),
+    Mutant("listwise", "(1 - labels) * jax.nn.log_sigmoid(-scores)", "(1 - labels)", "others have no gradient"),
+    Mutant("listwise", "labels.dtype), jnp.float32)", "labels.dtype), jnp.bfloat16)", "bfloat16 stays bfloat16"),
 ]
 
 

@@ -19,7 +19,8 @@ from rlhf_jax.interfaces import Item
 
 LATIN = "latin-1"
 LIKED_ABOVE = 3.0
-_ARTICLE = re.compile(r"^(.+), (The|A|An|La|Le|Les|L'|Il|El|Los|Las|Das|Der|Die|De|Det|Un|Une)$")
+_ARTICLE = re.compile(r"^(.+), (The|A|An|La|Le|Les|L'|Il|El|Los|Las|O|Das|Der|Die|De|Det|Un|Une)$")
+_OTHER_NAME = re.compile(r"^(.+) \(([^()]+)\)$")
 _GENRE_FIELDS = 19
 
 
@@ -53,18 +54,26 @@ def read_movielens(folder: Path, *, max_users: int | None = None) -> RatingCorpu
 
 
 def article_first(title: str) -> str:
-    """A title as people say it.
+    """A title as people say it; so is another name that stands in brackets after it.
 
     Examples:
       >>> article_first("Usual Suspects, The (1995)"), article_first("Fargo (1996)")
       ('The Usual Suspects (1995)', 'Fargo (1996)')
+      >>> article_first("Tin Drum, The (Blechtrommel, Die) (1979)")
+      'The Tin Drum (Die Blechtrommel) (1979)'
     """
     name, year = split_title(title)
-    moved = _ARTICLE.match(name)
-    if moved is None:
-        return title
-    space = "" if moved[2].endswith("'") else " "
-    return f"{moved[2]}{space}{moved[1]}" + ("" if year is None else f" ({year})")
+    both = _OTHER_NAME.match(name)
+    said = _moved(name) if both is None else f"{_moved(both[1])} ({_moved(both[2])})"
+    return said + ("" if year is None else f" ({year})")
+
+
+def _moved(name: str) -> str:
+    found = _ARTICLE.match(name)
+    if found is None:
+        return name
+    space = "" if found[2].endswith("'") else " "
+    return f"{found[2]}{space}{found[1]}"
 
 
 def _ratings(path: Path, separator: str, known: set[int]) -> Iterator[Interaction]:
@@ -102,6 +111,7 @@ def _genres(path: Path) -> tuple[str, ...]:
 
 
 def _items_100k(path: Path, genres: tuple[str, ...]) -> Iterator[Item]:
+    seen: set[int] = set()
     for number, line in text_lines(path, encoding=LATIN):
         fields = line.split("|")
         try:
@@ -112,27 +122,32 @@ def _items_100k(path: Path, genres: tuple[str, ...]) -> Iterator[Item]:
                 raise malformed("genre flag", next(flag for flag in flags if flag not in ("0", "1")), "0 or 1")
             own = [genre for genre, flag in zip(genres, flags, strict=True) if flag == "1"]
             year = re.search(r"-(\d{4})$", fields[2])
-            yield _item(fields[0], fields[1], own, None if year is None else int(year[1]))
+            yield _item(fields[0], seen, fields[1], own, None if year is None else int(year[1]))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
 
 
 def _items_1m(path: Path) -> Iterator[Item]:
+    seen: set[int] = set()
     for number, line in text_lines(path, encoding=LATIN):
         fields = line.split("::")
         try:
             if len(fields) != 3:
                 raise ValueError(f"{len(fields)} fields, expected id, title and genres: {line[:60]!r}")
-            yield _item(fields[0], fields[1], fields[2].split("|"), None)
+            yield _item(fields[0], seen, fields[1], fields[2].split("|"), None)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
 
 
-def _item(identity: str, title: str, genres: list[str], released: int | None) -> Item:
+def _item(identity: str, seen: set[int], title: str, genres: list[str], released: int | None) -> Item:
+    item_id = number_of(identity, "id", "a number")
+    if item_id in seen:
+        raise malformed("id", identity, "an id not seen before")
+    seen.add(item_id)
     title = clean_title(title)
     year = split_title(title)[1]
     return Item(
-        item_id=number_of(identity, "id", "a number"),
+        item_id=item_id,
         title=article_first(title),
         year=released if year is None else year,
         genres=tuple(genre.lower() for genre in genres if genre not in ("unknown", "(no genres listed)")),

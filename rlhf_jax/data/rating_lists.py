@@ -5,7 +5,8 @@
     label                1 where the user rated the item as liked; a negative is 0
 
 Source: the protocol of KAR (Xi et al. 2023, arXiv:2306.10933) and its public code; early stopping on validation users is ours.
-Two ways of drawing negatives: `uniform` over the catalogue, as there, which a count of popularity all but solves; and
+Two ways of drawing negatives: `uniform` over the catalogue, as there, which a count of popularity all but solves, only that what
+a text reads is left out (there it may come back as a negative, so that a liked title in a text says "not this one"); and
 `popularity-matched`, items the user never met and about as popular as those of the chunk.
 """
 
@@ -112,7 +113,7 @@ def candidate_lists(
       users: places in `corpus.users`.
       negatives: where the other six come from.
       popularity: counts by training users, that `popularity-matched` compares; `popularity_of`.
-    Raises: ValueError where the catalogue is too small for lists of ten.
+    Raises: ValueError where the catalogue is too small for lists of ten, or a user leaves too little of it.
     """
     n_items = len(corpus.items)
     if n_items < 2 * LIST_LENGTH:
@@ -127,8 +128,7 @@ def candidate_lists(
         for start in range(n_read(len(history.items)), len(history.items), CHUNK):
             chunk = history.part(slice(start, start + CHUNK))
             if negatives == "uniform":
-                others = np.setdiff1d(np.arange(n_items, dtype=np.int32), chunk.items)
-                drawn = draws.choice(others, LIST_LENGTH - len(chunk.items), replace=False)
+                drawn = _uniform(chunk.items, read_part(history).items, n_items, draws)
             else:
                 drawn = _matched(chunk.items, history.items, by_popularity, draws)
             items = np.concatenate([chunk.items, drawn])
@@ -143,6 +143,16 @@ def candidate_lists(
     )
 
 
+def _uniform(chunk: np.ndarray, read: np.ndarray, n_items: int, draws: np.random.Generator) -> np.ndarray:
+    """Items of the catalogue; those of the user's other lists may come, as the protocol has it."""
+    free = np.ones(n_items, bool)
+    free[read], free[chunk] = False, False
+    n = LIST_LENGTH - len(chunk)
+    if free.sum() < n:
+        raise ValueError(f"a text reads {len(read)} of {n_items} items: too few are left as negatives")
+    return draws.choice(np.flatnonzero(free).astype(np.int32), n, replace=False)
+
+
 def _matched(chunk: np.ndarray, seen: np.ndarray, by_popularity: np.ndarray, draws: np.random.Generator) -> np.ndarray:
     """Items the user never met, each about as popular as one of the chunk, taken in turn."""
     place = np.empty(len(by_popularity), np.int64)
@@ -151,12 +161,22 @@ def _matched(chunk: np.ndarray, seen: np.ndarray, by_popularity: np.ndarray, dra
     free[place[seen]] = False
     found = []
     for turn in range(LIST_LENGTH - len(chunk)):
-        centre = place[chunk[turn % len(chunk)]]
-        places = np.flatnonzero(free)
-        if not len(places):
+        near = _nearest(free, int(place[chunk[turn % len(chunk)]]))
+        if not len(near):
             raise ValueError(f"a user met {len(seen)} of {len(free)} items: too few are left as negatives")
-        near = places[np.argsort(np.abs(places - centre), kind="stable")[: 2 * _NEIGHBOURS]]
         chosen = draws.choice(near)
         free[chosen] = False
         found.append(by_popularity[chosen])
     return np.array(found, np.int32)
+
+
+def _nearest(free: np.ndarray, centre: int) -> np.ndarray:
+    """The free places nearest to one, at most twice `_NEIGHBOURS`; of two as near the earlier first."""
+    reach = 2 * _NEIGHBOURS
+    while True:
+        # A catalogue has many thousand places: sorted are those of a window that surely holds the nearest.
+        start = max(centre - reach, 0)
+        places = start + np.flatnonzero(free[start : centre + reach + 1])
+        if len(places) >= 2 * _NEIGHBOURS or reach >= len(free):
+            return places[np.argsort(np.abs(places - centre), kind="stable")[: 2 * _NEIGHBOURS]]
+        reach *= 2

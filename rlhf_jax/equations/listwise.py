@@ -27,9 +27,11 @@ def softmax_loss(scores: Float[Array, " N"], labels: Float[Array, " N"]) -> Floa
       1.386294
     """
     chex.assert_equal_shape([scores, labels])
+    dtype = _wide(scores, labels)
+    scores, labels = scores.astype(dtype), labels.astype(dtype)
     total = jnp.sum(labels)
     shares = labels / jnp.where(total > 0, total, 1.0)
-    return -jnp.sum(shares * jax.nn.log_softmax(scores.astype(jnp.float32)))
+    return -jnp.sum(shares * jax.nn.log_softmax(scores))
 
 
 def listnet_loss(scores: Float[Array, " N"], labels: Float[Array, " N"]) -> Float[Array, ""]:
@@ -49,7 +51,8 @@ def listnet_loss(scores: Float[Array, " N"], labels: Float[Array, " N"]) -> Floa
       0.693147
     """
     chex.assert_equal_shape([scores, labels])
-    return -jnp.sum(jax.nn.softmax(labels.astype(jnp.float32)) * jax.nn.log_softmax(scores.astype(jnp.float32)))
+    dtype = _wide(scores, labels)
+    return -jnp.sum(jax.nn.softmax(labels.astype(dtype)) * jax.nn.log_softmax(scores.astype(dtype)))
 
 
 def attention_rank_loss(scores: Float[Array, " N"], labels: Float[Array, " N"]) -> Float[Array, ""]:
@@ -58,7 +61,8 @@ def attention_rank_loss(scores: Float[Array, " N"], labels: Float[Array, " N"]) 
         −Σ_i [ a^y_i log a^s_i + (1 − a^y_i) log(1 − a^s_i) ],   a^x_i = τ(x_i) / Σ_j τ(x_j),   τ(x) = eˣ if x > 0 else 0
 
     Source: Ai et al. 2018, "Learning a deep listwise context model", arXiv:1804.05936, eqs. 7–9; τ as in their released code,
-    for scores as well. An item of score ≤ 0 gets no gradient at all; `softmax_loss` has no such trap.
+    for scores as well. An item of score ≤ 0 gets no gradient at all, nor does a share at its bound; `softmax_loss` has no such
+    trap.
 
     Args:
       scores: s; those > 0 take part. [N]
@@ -70,15 +74,17 @@ def attention_rank_loss(scores: Float[Array, " N"], labels: Float[Array, " N"]) 
       1.386294
     """
     chex.assert_equal_shape([scores, labels])
+    dtype = _wide(scores, labels)
 
     def shares(x: Array) -> Array:
         positive = x > 0
-        # The inner choice keeps the exponential of what does not take part finite, also in the gradient.
-        weights = jnp.where(positive, jnp.exp(jnp.where(positive, x, 0.0)), 0.0)
+        # Shares do not change when all exponents fall by the largest; so none of them is beyond float32.
+        largest = jax.lax.stop_gradient(jnp.max(x))
+        weights = jnp.where(positive, jnp.exp(jnp.where(positive, x - largest, 0.0)), 0.0)
         total = jnp.sum(weights)
         return weights / jnp.where(total > 0, total, 1.0)
 
-    wanted, given = shares(labels.astype(jnp.float32)), jnp.clip(shares(scores.astype(jnp.float32)), 1e-6, 1 - 1e-6)
+    wanted, given = shares(labels.astype(dtype)), jnp.clip(shares(scores.astype(dtype)), 1e-6, 1 - 1e-6)
     loss = -jnp.sum(wanted * jnp.log(given) + (1 - wanted) * jnp.log1p(-given))
     return jnp.where(jnp.any(labels > 0), loss, 0.0)
 
@@ -100,5 +106,10 @@ def pointwise_loss(scores: Float[Array, " N"], labels: Float[Array, " N"]) -> Fl
       0.693147
     """
     chex.assert_equal_shape([scores, labels])
-    scores = scores.astype(jnp.float32)
+    dtype = _wide(scores, labels)
+    scores, labels = scores.astype(dtype), labels.astype(dtype)
     return -jnp.mean(labels * jax.nn.log_sigmoid(scores) + (1 - labels) * jax.nn.log_sigmoid(-scores))
+
+
+def _wide(scores: Array, labels: Array) -> jnp.dtype:
+    return jnp.promote_types(jnp.promote_types(scores.dtype, labels.dtype), jnp.float32)

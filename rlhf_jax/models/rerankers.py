@@ -125,8 +125,10 @@ class Experts(nn.Module):
         b_1 = self.param("b_1", nn.initializers.zeros, (self.n, self.hidden))
         w_2 = self.param("w_2", many, (self.n, self.hidden, self.width))
         b_2 = self.param("b_2", nn.initializers.zeros, (self.n, self.width))
-        hidden = nn.relu(jnp.einsum("...e,neh->...nh", x, w_1) + b_1)
-        return nn.relu(jnp.einsum("...nh,nhw->...nw", hidden, w_2) + b_2)
+        hidden = jnp.einsum("...e,neh->...nh", x, w_1)
+        hidden = nn.relu(hidden + jnp.broadcast_to(b_1, hidden.shape))
+        out = jnp.einsum("...nh,nhw->...nw", hidden, w_2)
+        return nn.relu(out + jnp.broadcast_to(b_2, out.shape))
 
 
 class Adaptor(nn.Module):
@@ -228,7 +230,7 @@ class PRM(nn.Module):
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """[B, N, Z] -> [B, N]."""
-        x = z + sinusoids(*z.shape[1:]) if self.positions else z
+        x = z + sinusoids(*z.shape[1:])[None] if self.positions else z
         read = nn.MultiHeadDotProductAttention(self.heads, name="attention")(x, x)
         y = jnp.concatenate([read, z], axis=-1)
         for place, width in enumerate((256, 200, 80)):
