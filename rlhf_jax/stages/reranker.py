@@ -23,7 +23,7 @@ from rlhf_jax.interfaces import Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.models import rerankers
 from rlhf_jax.models.rerankers import ItemTable, ListInputs, RerankerConfig
 from rlhf_jax.ranges import Batch, Epochs, Range, Rate, Share, Size, check_numbers
@@ -245,7 +245,9 @@ def train(
         "total_steps": steps,
         "schedule": "cosine",
     }
-    optimizer, rate = make_optimizer(**schedule, weight_decay=config.weight_decay), learning_rate_schedule(**schedule)
+    # Gradients of a mean over lists are small beside the 1e-5 of PPO's Adam.
+    optimizer = make_optimizer(**schedule, weight_decay=config.weight_decay, adam=Adam(eps=1e-8))
+    rate = learning_rate_schedule(**schedule)
     one_list = LOSSES[config.loss]
 
     def loss(params: Params, batch: tuple[ListInputs, Array], key: Key[Array, ""]) -> LossSums:
