@@ -91,7 +91,7 @@ class PreferenceVocabulary:
         """What a response says; its marks and its padding are left out."""
         found = [int(token) for token in tokens]
         return PreferenceText(
-            tuple(self.words[token] for token in found if token < len(self.words)),
+            tuple(self.words[token] for token in found if 0 <= token < len(self.words)),
             tuple(token - self.first_item for token in found if 0 <= token - self.first_item < self.n_items),
         )
 

@@ -7,6 +7,8 @@ import jaxtyping
 import pytest
 from toy_release import write_release
 
+from rlhf_jax.data.movielens import read_movielens
+from rlhf_jax.data.ratings import RatingCorpus
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import training_texts
@@ -42,5 +44,15 @@ def redial(data_dir: Path) -> Corpus:
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         return read_redial(data_dir / "redial")
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def movielens(data_dir: Path) -> RatingCorpus:
+    """All of the real MovieLens 100k."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        return read_movielens(data_dir / "movielens-100k")
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

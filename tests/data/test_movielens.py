@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.movielens import article_first, read_movielens
+from rlhf_jax.data.ratings import RatingCorpus
 
 GENRES = [
     *(
@@ -197,8 +198,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         read_movielens(tmp_path)
 
 
-def test_the_real_files(data_dir: Path) -> None:
-    corpus = read_movielens(data_dir / "movielens-100k")
+def test_the_real_files(movielens: RatingCorpus) -> None:
+    corpus = movielens
     assert corpus.provenance["counts"] == {"users": 943, "items": 1682, "ratings": 100_000}
     given = np.concatenate([history.ratings for history in corpus.histories])
     assert np.bincount(given.astype(int))[1:].tolist() == [6_110, 11_370, 27_145, 34_174, 21_201]
