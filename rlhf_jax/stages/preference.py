@@ -127,6 +127,38 @@ def compared(rewards: np.ndarray, *, per_user: int, every: bool) -> tuple[np.nda
     return np.concatenate(pairs)[by_user], rows[by_user]
 
 
+STUDIED = (2, 5, 10, 15)
+"""Numbers of samples that `study_samples` looks at."""
+
+
+def study_samples(
+    setup: PreferenceSetup, params: Params, scorer: Reranker, lists: Lists, config: PairsConfig
+) -> dict[str, dict[str, float]]:
+    """What N is worth: of how many users the texts differ in reward, and what the best of N gains.
+
+    Returns: by N: `kept`, share of users; `gain`, reward of the best text over the mean of all; `held_out`, the same where the
+      text is chosen by every other list of a user and measured on the rest, so that luck in the choice is not counted.
+    """
+    users = np.unique(lists.lists.users)
+    tokens = write(setup, params, users, n=max(STUDIED), stream="study", temperature=config.temperature)
+    values = text_values(scorer, lists, as_pool(setup, users, tokens))
+    of_user = [values[lists.lists.users == user] for user in users]
+    found = {}
+    for n in STUDIED:
+        means = [own[:, :n].mean(axis=0) for own in of_user]
+        held_out = []
+        for own in of_user:
+            if len(own) > 1:
+                best = own[::2, :n].mean(axis=0).argmax()
+                held_out.append(float((own[1::2, best] - own[1::2, :n].mean(axis=1)).mean()))
+        found[str(n)] = {
+            "kept": float(np.mean([one.max() > one.min() for one in means])),
+            "gain": float(np.mean([one.max() - one.mean() for one in means])),
+            "held_out": float(np.mean(held_out)) if held_out else 0.0,
+        }
+    return found
+
+
 def as_pool(setup: PreferenceSetup, users: np.ndarray, tokens: np.ndarray) -> TextPool:
     """Written texts as a re-ranker reads them. `tokens`: [U, N, T]"""
     n = tokens.shape[1]

@@ -1,8 +1,6 @@
 """Stage 0 of DPO4Rec: rated histories, who may see which user, words of texts, and the network that writes them."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -10,23 +8,26 @@ import jax
 import numpy as np
 
 from rlhf_jax.data import preference_texts as texts
-from rlhf_jax.data.movielens import read_movielens
 from rlhf_jax.data.preference_texts import Attributes, Taste, Usual
 from rlhf_jax.data.preference_tokens import PreferenceVocabulary, preference_vocabulary
 from rlhf_jax.data.preference_vectors import TextCode, text_code, title_vectors
 from rlhf_jax.data.rating_lists import MOST_READ, UserSplit, popularity_of, read_part, split_users
+from rlhf_jax.data.rating_sources import read_ratings
 from rlhf_jax.data.ratings import RatingCorpus
 from rlhf_jax.decoding.grammar import Grammar, Opening
 from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply
 from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.interfaces import PolicyApply
 from rlhf_jax.models.gpt2 import GPT2Config
-from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
+from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
 from rlhf_jax.ranges import Cases, Range, check_numbers
 from rlhf_jax.runtime.files import RunError
+from rlhf_jax.simulators.rating_world import made_up_ratings
 from rlhf_jax.stages.setup import ModelConfig
 
-Source = Literal["movielens", "amazon-games", "redial"]
+NO_MESH = MeshConfig()
+Source = Literal["movielens", "amazon-games", "redial", "world"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,9 @@ class RatingsConfig:
     """Whose ratings, and what a text may say."""
 
     source: Source = "movielens"
-    """`movielens` reads MovieLens 100k or 1M, by the files it finds."""
-    dir: Path = Path("data/movielens-100k")
-    """MovieLens: `u.data`, `u.item`, `u.genre`, or `ratings.dat`, `movies.dat`."""
+    """`movielens` reads MovieLens 100k or 1M, by the files it finds; `world` makes ratings up."""
+    dir: Path | None = None
+    """MovieLens: `u.data`, `u.item`, `u.genre`, or `ratings.dat`, `movies.dat`; Amazon: `Games-6k.*`; ReDial: its own files."""
     max_users: Cases | None = None
     """The first so many; None reads all."""
     titles: Annotated[int, Range("[0, 30]")] = 0
@@ -46,6 +47,8 @@ class RatingsConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.source == "world" and self.dir is not None:
+            raise ValueError(f"--data.dir {self.dir} is not read when --data.source is world")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,15 +100,17 @@ class PreferenceSetup(NamedTuple):
         return MOST_READ * (2 if self.vocab.levels else 1) + 1
 
 
-def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int) -> PreferenceSetup:
+def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int, mesh: MeshConfig = NO_MESH) -> PreferenceSetup:
     """Reads the ratings, divides the users, and sizes the network. The seed is the fold of the test users too.
 
+    Args:
+      mesh: devices that train the writer.
     Raises: RunError naming the folder, file, line and value of what cannot be read.
     """
+    corpus = read(config)
     try:
-        corpus = READERS[config.source](config.dir, max_users=config.max_users)
         split = split_users(len(corpus.users), fold=seed)
-    except (FileNotFoundError, ValueError) as error:
+    except ValueError as error:
         raise RunError(f"--data.dir {config.dir}: {error}") from error
     attributes = texts.attributes_of(corpus.items)
     if not attributes.words:
@@ -125,6 +130,7 @@ def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int) -> Preferenc
         compute_dtype=model.compute_dtype,
         layers=model.layers,
         remat="full" if model.remat else "none",
+        qkv_groups=mesh.tensor,
     )
     return PreferenceSetup(
         corpus=corpus,
@@ -137,7 +143,20 @@ def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int) -> Preferenc
         writer=make_writer(network, vocab, response_tokens=response, titles=config.titles),
         titles=config.titles,
         seed=seed,
+        layout=ONE_DEVICE if mesh.size == 1 else Partition(make_mesh(mesh)),
     )
+
+
+def read(config: RatingsConfig) -> RatingCorpus:
+    """The ratings. Raises: RunError naming the option, and the file, line and value of what cannot be read."""
+    if config.source == "world":
+        return made_up_ratings(max_users=config.max_users)
+    if config.dir is None:
+        raise RunError(f"--data.dir must name the folder with the files when --data.source is {config.source}")
+    try:
+        return read_ratings(config.source, config.dir, max_users=config.max_users)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(f"--data.dir {config.dir}: {error}") from error
 
 
 def make_writer(network: GPT2Config, vocab: PreferenceVocabulary, *, response_tokens: int, titles: int) -> Writer:
@@ -156,7 +175,3 @@ def make_writer(network: GPT2Config, vocab: PreferenceVocabulary, *, response_to
         openings=openings,
     )
     return Writer(network, grammar, response_tokens, make_policy_apply(network, grammar))
-
-
-READERS: dict[str, Callable[..., RatingCorpus]] = {"movielens": functools.partial(read_movielens)}
-"""Source to reader."""

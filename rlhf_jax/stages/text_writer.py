@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -22,6 +24,7 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.models import gpt2
 from rlhf_jax.ranges import Batch, Range, Rate, Share, Steps, check_numbers
+from rlhf_jax.runtime.files import read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
@@ -235,6 +238,24 @@ def write(
             found[rows[:own]] = np.asarray(rollout.response_tokens).reshape(size, n, -1)[:own]
             progress.show(int(rows[0]) + own, {})
     return found
+
+
+def stored(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Texts that are made once a run."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_npz(path, {"tokens": make()}, compressed=True)
+    return read_npz(path)["tokens"]
+
+
+def taught_tokens(setup: PreferenceSetup, config: WriterConfig, n: int) -> np.ndarray:
+    """n texts that the teacher draws for every user, as tokens. [U, n, T]"""
+    vocab, found = setup.vocab, []
+    for user, taste in enumerate(setup.tastes(np.arange(len(setup.corpus.users)))):
+        draws = np.random.Generator(np.random.PCG64([31, setup.seed, user]))
+        found += [texts.drawn_text(taste, draws, titles=setup.titles, spread=config.spread) for _ in range(n)]
+    tokens = pad_right([vocab.response(text) for text in found], setup.writer.response_tokens, vocab.pad)[0]
+    return tokens.reshape(-1, n, tokens.shape[1])
 
 
 def as_rollout(setup: PreferenceSetup, users: np.ndarray, tokens: np.ndarray) -> Rollout:
