@@ -260,8 +260,8 @@ def assess(
             row("shuffled", reranking.with_texts(own, test, reranking.shuffled(texts, seed=setup.seed)))
             row(f"best_of_{config.texts}", lambda own=own, texts=texts: reranking.best_by_other_lists(own, test, texts))
     # The frozen scorer of round 1: only the texts differ.
-    for name in pools:
-        row(f"scorer_{name}", reranking.with_texts(scorers[0], test, pools[name]))
+    for name, texts in pools.items():
+        row(f"scorer_{name}", reranking.with_texts(scorers[0], test, texts))
     for network in config.networks:
         numbers = dataclasses.replace(config.rerank, network=network, form="kar")
         for name in ("sft", "dpo_1"):

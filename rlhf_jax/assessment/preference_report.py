@@ -69,8 +69,10 @@ def write(run: RunDirectory, results: list[Result], *, seeds: Sequence[int], pro
     }
     parts = [
         "# Texts about users, chosen by a recommender's feedback",
-        f"Seeds {', '.join(map(str, seeds))}; each tests on users of its own. 95 % bootstrap intervals over test users; a claim "
-        "needs three seeds that agree and an interval that excludes 0 (▲ more, ▼ less; else no difference is shown).",
+        (
+            f"Seeds {', '.join(map(str, seeds))}; each tests on users of its own. 95 % bootstrap intervals over test users; a claim "
+            "needs three seeds that agree and an interval that excludes 0 (▲ more, ▼ less; else no difference is shown)."
+        ),
         *headline(results),
     ]
     folder = run.path / "plots"
