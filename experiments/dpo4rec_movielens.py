@@ -20,6 +20,7 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 
 # isort: split
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,8 +45,8 @@ from rlhf_jax.stages.reranker import Lists, RerankConfig, TextPool
 from rlhf_jax.stages.setup import ModelConfig
 from rlhf_jax.stages.text_writer import WriterConfig
 
-VOLATILE = ("run_dir", "seeds", "trackers", "mesh")
-"""Fields that may differ when a run is continued."""
+VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "protocols", "networks", "titles", "trees")
+"""Fields that may differ when a run is continued: rows may be added, and no number of the others changes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Config:
     rerank: RerankConfig = RerankConfig()
     pairs: PairsConfig = PairsConfig()
     dpo: DPOConfig = DPOConfig(beta=0.1, learning_rate=3e-4)
-    rounds: Annotated[int, Range("[1, 10]")] = 3
-    """Rounds of re-ranker, pairs and DPO; the paper stops after two."""
+    rounds: Annotated[int, Range("[1, 10]")] = 2
+    """Rounds of re-ranker, pairs and DPO; the paper stops after two, because a third over-fits."""
     texts: Annotated[int, Range("[1, 64]")] = 4
     """Texts of each user that a re-ranker learns from, and that a test list is read with."""
     protocols: tuple[Negatives, ...] = ("popularity-matched", "uniform")
@@ -243,9 +244,7 @@ def assess(
 
     labels = test.lists.labels
     row("random", lambda: np.random.Generator(np.random.PCG64([29, setup.seed])).random(labels.shape))
-    for name, scores in list_baselines.rows(
-        setup.corpus, setup.split.train, lists["train"].lists, test.lists, trees=config.trees
-    ).items():
+    for name, scores in baselines(setup, config, protocol, test).items():
         row(name, scores)
     row("oracle", lambda: labels)
     nothing = reranker.no_text(setup, everyone)
@@ -278,13 +277,32 @@ def assess(
     return found
 
 
+def baselines(
+    setup: PreferenceSetup, config: Config, protocol: Negatives, test: Lists
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Rows without a network."""
+    known = setup.corpus, setup.split.train, test.lists
+    found: dict[str, Callable[[], np.ndarray]] = {
+        "popularity": lambda: list_baselines.popularity(*known),
+        "mean_rating": lambda: list_baselines.mean_rating(*known),
+        "item_knn": lambda: list_baselines.item_knn(*known),
+    }
+    if config.trees:
+        found |= {
+            "trees_item": lambda: list_baselines.trees(*known, negatives=protocol, known="item"),
+            "trees_attributes": lambda: list_baselines.trees(*known, negatives=protocol, known="attributes"),
+            "trees_co_likes": lambda: list_baselines.trees(*known, negatives=protocol, known="history"),
+        }
+    return found
+
+
 DEBUG = Config(
     run_dir=Path("runs/debug-dpo4rec"),
     data=RatingsConfig(source="world"),
     model=ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=128, dropout=0.0),
     writer=WriterConfig(steps=20, batch_size=16, warmup_steps=5, evaluations=2),
     rerank=RerankConfig(epochs=1, width=8),
-    pairs=PairsConfig(samples=4),
+    pairs=PairsConfig(samples=4, per_user=1),
     dpo=DPOConfig(beta=0.1, learning_rate=1e-3, epochs=1, batch_size=16),
     rounds=2,
     texts=2,
@@ -315,8 +333,8 @@ PRESETS = {
                 n_layer=24, n_embd=1024, n_head=16, dropout=0.0, compute_dtype="bfloat16", layers="scan", remat=True
             ),
             writer=WriterConfig(steps=4000, learning_rate=2e-4),
+            pairs=PairsConfig(per_user=1),
             dpo=DPOConfig(),
-            rounds=2,
         ),
     ),
 }

@@ -34,8 +34,8 @@ class PairsConfig:
 
     samples: Annotated[int, Range("[2, 1_024]")] = 10
     """N: texts drawn for each user."""
-    per_user: Annotated[int, Range("[1, 64]")] = 1
-    """Pairs of a user: the best with the worst, the second with the second worst and so on."""
+    per_user: Annotated[int, Range("[1, 64]")] = 3
+    """Pairs of a user: the best with the worst, the second with the second worst and so on; the paper has one."""
     temperature: Annotated[float, Range("(0, 10]")] = 1.0
     """Of the drawn texts."""
 

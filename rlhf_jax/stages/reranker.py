@@ -62,7 +62,7 @@ class RerankConfig:
     """Whether the input holds the product of user and item text."""
     dropout: Annotated[float, Range("[0, 1)")] = 0.2
     """Of the input while training."""
-    epochs: Epochs = 10
+    epochs: Epochs = 8
     """Passes over the training lists with a positive."""
     batch_size: Batch = 128
     """Lists of an optimiser step."""
