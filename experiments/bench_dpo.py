@@ -2,10 +2,12 @@
 
     python experiments/bench_dpo.py                      # tiny and GPT-2 124M (with an accelerator: 345M too)
     python experiments/bench_dpo.py tiny --repeats 9     # one size
+    OMP_NUM_THREADS=1 taskset -c 0 python experiments/bench_dpo.py --clock cpu      # on a machine that others use
 
 `make bench` installs what is needed and runs this after `bench_ppo.py`; without torch it reports our own step alone. Both
 take turns in one process, from the same weights, pairs and cached reference, in float32 on a CPU and bfloat16 on an
-accelerator. Time on two CPU cores: tiny one minute, GPT-2 124M five. Writes `bench_dpo.json` and `bench_dpo.md` into
+accelerator. `--clock cpu` counts the seconds the process computes, which others disturb less; hold it on one core then,
+because PyTorch's threads compute while they wait. Time on two CPU cores: tiny one minute, GPT-2 124M five. Writes `bench_dpo.json` and `bench_dpo.md` into
 `--out`. How to read them: docs/benchmarks.md.
 """
 
@@ -16,8 +18,9 @@ import dataclasses
 import importlib.util
 import json
 import os
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 # Two frameworks share an accelerator here; the first must not take all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -48,6 +51,8 @@ class Config:
     """A round in which other processes had more than this share of the cores is measured again."""
     most_rounds: Annotated[int, Range("[0, 10_000]")] = 0
     """Rounds at most; 0 is twice `repeats`."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """What a step's seconds are: the wall's, or those the process computes."""
     batch: Batch | None = None
     """Responses of a step, half of them chosen."""
 
@@ -70,16 +75,18 @@ def workloads(config: Config) -> list[Workload]:
     return [dataclasses.replace(table[name], batch=config.batch or table[name].batch) for name in names]
 
 
-def implementations_of(workload: Workload) -> list[Implementation]:
+def implementations_of(workload: Workload, clock: dpo_step.Clock) -> list[Implementation]:
     """Ours, and TRL's where it is installed; each holds its own parameters and moments."""
     on_cpu = jax.default_backend() == "cpu"
     drawn, rate = networks.draw_networks(workload), networks.LEARNING_RATE
     dtype = "float32" if on_cpu else "bfloat16"
-    made: list[Implementation] = [dpo_step.OurStep(workload, drawn, learning_rate=rate, compute_dtype=dtype)]
+    made: list[Implementation] = [
+        dpo_step.OurStep(workload, drawn, learning_rate=rate, compute_dtype=dtype, clock=clock)
+    ]
     if importlib.util.find_spec("trl") is not None:
         from benchmark import trl_dpo
 
-        made.append(trl_dpo.TrlStep(workload, drawn, learning_rate=rate, bf16=not on_cpu))
+        made.append(trl_dpo.TrlStep(workload, drawn, learning_rate=rate, bf16=not on_cpu, clock=clock))
     return made
 
 
@@ -87,9 +94,10 @@ def bench(config: Config, workload: Workload) -> tuple[str, dict[str, Any]]:
     """The table of one size, and what it was made of."""
     kind = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     # 1. The ceiling of the chip.
-    ceiling = ceilings.measure(workload, kind)
+    ceiling = ceilings.measure(workload, kind) if config.clock == "wall" else None
     # 2. First calls, compilation included.
-    implementations = implementations_of(workload)
+    clock = time.perf_counter if config.clock == "wall" else time.process_time
+    implementations = implementations_of(workload, clock)
     for one in implementations:
         one.warm_up()
         print(f"{workload.name} {one.name}: first call {one.first_call['whole']:.1f} s", flush=True)
@@ -104,14 +112,16 @@ def bench(config: Config, workload: Workload) -> tuple[str, dict[str, Any]]:
         implementations, repeats=config.repeats, foreign_limit=config.foreign_limit, most_rounds=most, report=tell
     )
     kept, quiet = interleaving.kept_rounds(rounds, repeats=config.repeats, foreign_limit=config.foreign_limit)
-    return dpo_step.markdown(workload, kept, quiet=quiet, matmul={kind: ceiling.matmul}), {
+    matmul = {kind: ceiling.matmul} if ceiling is not None else None
+    return dpo_step.markdown(workload, kept, quiet=quiet, matmul=matmul), {
+        "clock": config.clock,
         "workload": dataclasses.asdict(workload),
         "seconds": {one.name: interleaving.seconds_of(kept, one.name, "whole") for one in implementations},
         "ratios": {name: list(found.pairs) for name, found in dpo_step.ratios(kept).items()},
         "first_call_seconds": {one.name: one.first_call["whole"] for one in implementations},
         "foreign_cpu_share": [dict(one.foreign) for one in kept],
         "quiet": quiet,
-        "ceiling": dataclasses.asdict(ceiling),
+        "ceiling": dataclasses.asdict(ceiling) if ceiling is not None else None,
         "environment": environment(),
     }
 

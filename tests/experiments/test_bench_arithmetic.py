@@ -237,7 +237,7 @@ def test_our_dpo_step_learns_the_pairs_it_is_timed_on() -> None:
     for _ in range(5):
         seconds = ours.iterate()
     assert set(seconds) == {"whole"} and seconds["whole"] > 0 and ours.first_call["whole"] > 0
-    assert float(ours.metrics["loss"]) < before - 0.05 and int(ours.state.step) == 6
+    assert float(ours.metrics["loss"]) < before - 0.05 and int(ours.state.step) == 7
 
 
 def test_the_table_of_dpo_steps_compares_like_with_like() -> None:
@@ -249,4 +249,6 @@ def test_the_table_of_dpo_steps_compares_like_with_like() -> None:
     rows = [line for line in text.splitlines() if line.startswith(("| ours |", "| trl |"))]
     assert rows == ["| ours | 2 (2–2) | 50 % | – |", "| trl | 4 (3–5) | 25 % | 2.00× (1.50–2.50) |"]
     assert "2 pairs" in text and "other processes were running" in text
+    by_cpu = dpo_step.markdown(SMALL, rounds, quiet=True, matmul=None)
+    assert "step, CPU s" in by_cpu and "| ours | 2 (2–2) | – | – |" in by_cpu
     assert dpo_step.ratios([Round({"ours_bf16": {"whole": 1.0}, "trl": {"whole": 3.0}}, {})]) == {}
