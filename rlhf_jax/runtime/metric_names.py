@@ -140,6 +140,13 @@ PREFERENCES: Group = {
     "rewards/rejected": Metric("", "the same of the rejected ones, mean over those of a prompt"),
     "rewards/margin": Metric("", "rewards/chosen − rewards/rejected"),
     "rewards/accuracy": Metric("", "share of rejected responses whose reward is below that of the chosen one"),
+RETRIEVER: Group = {
+    "first_share": Metric(
+        "", "share of pairs whose item scores highest among the step's candidates, uncorrected, dropout on"
+    ),
+    "validation/recall@<k>": Metric(
+        "", "share of fresh gold items among the k highest scores, items named before at the end"
+    ),
 }
 
 _CLOSED_LOOP = (
@@ -162,6 +169,7 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "grpo": (EVERY_STAGE, REINFORCED, GRPO),
     "prior": (EVERY_STAGE, PRIOR),
     "dpo": (EVERY_STAGE, FITTED, PREFERENCES),
+    "retriever": (EVERY_STAGE, FITTED, RETRIEVER),
 }
 """Which groups a kind of stage may log."""
 
@@ -239,6 +247,7 @@ def markdown() -> str:
         ("GRPO", GRPO),
         ("Prior over items", PRIOR),
         ("Preferences", PREFERENCES),
+        ("Retriever", RETRIEVER),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))
