@@ -292,9 +292,11 @@ def report_text(results: list[Result], weights: Mapping[str, mixture.FittedWeigh
     """A table a protocol, and the fitted weights."""
     parts = [
         "# SMTPO's retriever",
-        "95 % bootstrap intervals over dialogues; nothing was fitted or chosen on the test split. Under `fresh` the closed forms "
-        "`popularity`, `co_mention` and `mixture` may rank what was named before; all others put it last, as `fresh-filtered` "
-        "does for everyone.",
+        (
+            "95 % bootstrap intervals over dialogues; nothing was fitted or chosen on the test split. Under `fresh` the closed forms "
+            "`popularity`, `co_mention` and `mixture` may rank what was named before; all others put it last, as `fresh-filtered` "
+            "does for everyone."
+        ),
         *protocol_tables(results),
         "## Weights by maximum likelihood on the validation split",
     ]

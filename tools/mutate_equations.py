@@ -54,6 +54,7 @@ TESTS = {
     "group": "test_group.py",
     "dpo": "test_dpo_losses.py",
     "preference": "test_preference_losses.py",
+    "contrastive": "test_contrastive.py",
 }
 
 
@@ -276,6 +277,36 @@ MUTANTS = [
     Mutant("preference", "logsumexp(remaining, axis=-1)", "logsumexp(remaining)", "one normaliser for all places"),
     Mutant("preference", "(mask, logprobs, 0).sum()", "(mask, logprobs, 0).mean()", "mean over places"),
     Mutant("preference", "(mask, logprobs, 0).sum()", "logprobs.sum()", "places after the end count"),
+    Mutant("contrastive", "counted & (weights > 0)", "(weights > 0)", "a masked positive counts"),
+    Mutant("contrastive", "counted & (weights <= 0)", "counted", "positives stand in their own denominator twice"),
+    Mutant("contrastive", "counted & (weights <= 0)", "(weights <= 0)", "a masked candidate is a negative"),
+    Mutant("contrastive", "jnp.where(counted, scores, 0)", "scores", "what is masked is read"),
+    Mutant("contrastive", "jnp.where(negative, scores, lowest)", "scores", "every candidate in the denominator"),
+    Mutant("contrastive", "others - scores, lowest", "scores - others, lowest", "negatives pulled, positives pushed"),
+    Mutant("contrastive", "jax.nn.softplus(", "jax.nn.relu(", "a hinge instead of a logarithm"),
+    Mutant("contrastive", "jnp.where(negative.any(), others", "jnp.where(True, others", "no negative: not 0"),
+    Mutant("contrastive", "weights.astype(dtype) * losses", "losses", "weights ignored"),
+    Mutant("contrastive", "jnp.where(positive, weights", "jnp.where(counted, weights", "weights without their mask"),
+    Mutant("contrastive", "losses, 0).sum()", "losses, 0).mean()", "divided by the candidates"),
+    Mutant(
+        "contrastive",
+        "(scores.dtype, jnp.float32)\n    positive",
+        "(scores.dtype, jnp.bfloat16)\n    positive",
+        "bfloat16",
+    ),
+    Mutant(
+        "contrastive",
+        "scores.astype(dtype) - log_expected",
+        "scores.astype(dtype) + log_expected",
+        "corrected twice over",
+    ),
+    Mutant(
+        "contrastive", "(scores.dtype, jnp.float32)\n    return", "(scores.dtype, jnp.bfloat16)\n    return", "bfloat16"
+    ),
+    Mutant("contrastive", "bool), -1)", "bool), 0)", "a candidate is its own earlier mention"),
+    Mutant("contrastive", "jnp.tril(", "jnp.triu(", "the last mention counts instead of the first"),
+    Mutant("contrastive", "return ~jnp.any(", "return jnp.any(", "only repetitions count"),
+    Mutant("contrastive", "& earlier, axis=1)", "& earlier, axis=0)", "transposed: earlier for later"),
 ]
 
 

@@ -54,7 +54,10 @@ class Views(NamedTuple):
     def of(self, contexts: Contexts) -> DialogueViews:
         """The views of contexts."""
         said = contexts.texts if self.titles else contexts.words
-        return DialogueViews(semantic=unit_rows(self.encoder(said)), recent=recent_items(contexts, self.n_recent))
+        return DialogueViews(
+            semantic=jnp.asarray(unit_rows(self.encoder(said))),
+            recent=jnp.asarray(recent_items(contexts, self.n_recent)),
+        )
 
 
 class DualView(NamedTuple):
@@ -95,7 +98,9 @@ def fit_views(
     if len(ids) < 2:
         raise ValueError(f"a factorisation needs 2 items: got {len(ids)}")
     semantic = unit_rows(encoder([item_text(items[item_id]) for item_id in ids]))
-    found = ItemViews(semantic=semantic, collaborative=factorise(training, components, shrinkage))
+    found = ItemViews(
+        semantic=jnp.asarray(semantic), collaborative=jnp.asarray(factorise(training, components, shrinkage))
+    )
     return Views(encoder, found, n_recent, titles)
 
 
@@ -152,7 +157,7 @@ def scores_of_views(fitted: DualView, dialogues: DialogueViews) -> Float32[np.nd
     n = len(dialogues.recent)
     out = np.empty((n, fitted.network.n_items), np.float32)
     for rows, own in wrapped_batches(n, BATCH):
-        part = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf[rows]), dialogues)
+        part = jax.tree.map(lambda leaf, rows=rows: leaf[rows], dialogues)
         out[rows[:own]] = np.asarray(_scores(fitted.network, fitted.params, fitted.views.items, part))[:own]
     return out
 

@@ -211,7 +211,7 @@ def train(
     popular = np.log1p(np.asarray(training.fresh.sum(0), np.float64))
     params = retriever.init(network, stream_key(key, f"{STAGE}/init", 0), jnp.asarray(popular, jnp.float32))
 
-    known = Known(jax.tree.map(jnp.asarray, views.items), jnp.asarray(pairs.log_expected))
+    known = Known(views.items, jnp.asarray(pairs.log_expected))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
@@ -320,7 +320,7 @@ class Pairs:
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed, index, 1])))
         hard = self._hard[rows[np.arange(n_hard) % size], rng.integers(0, self._hard.shape[1], n_hard)]
         return PairBatch(
-            dialogues=jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), self._said),
+            dialogues=jax.tree.map(lambda leaf: leaf[rows], self._said),
             target=jnp.asarray(self._target[chosen]),
             gold=jnp.asarray(self._gold[rows]),
             hard=jnp.asarray(hard),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.equations import (
+    contrastive,
     dpo,
     gae,
     group,
@@ -36,6 +37,9 @@ def table(x: jax.Array) -> jax.Array:
 
 
 FINITE: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "info_nce": lambda x: contrastive.info_nce(x, jnp.array([1.0, 0.0, 0.5, 0.0])),
+    "info_nce, a positive far below": lambda x: contrastive.info_nce(x.at[0].multiply(-1), jnp.eye(4)[0]),
+    "corrected_scores": lambda x: contrastive.corrected_scores(x, -x),
     "implicit_reward": lambda x: dpo.implicit_reward(x, ZEROS, beta=0.1),
     "dpo_loss": lambda x: dpo.dpo_loss(x, -x, ZEROS, ZEROS, beta=1.0, label_smoothing=0.1),
     "ipo_loss": lambda x: dpo.ipo_loss(x, -x, ZEROS, ZEROS, beta=0.1),
