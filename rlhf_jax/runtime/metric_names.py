@@ -140,6 +140,7 @@ PREFERENCES: Group = {
     "rewards/rejected": Metric("", "the same of the rejected ones, mean over those of a prompt"),
     "rewards/margin": Metric("", "rewards/chosen − rewards/rejected"),
     "rewards/accuracy": Metric("", "share of rejected responses whose reward is below that of the chosen one"),
+}
 RETRIEVER: Group = {
     "first_share": Metric(
         "", "share of pairs whose item scores highest among the step's candidates, uncorrected, dropout on"
