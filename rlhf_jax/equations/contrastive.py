@@ -44,7 +44,7 @@ def info_nce(
     lowest = jnp.finfo(dtype).min
     others = jax.nn.logsumexp(jnp.where(negative, scores, lowest))
     # log(1 + e^{others − s}): nothing is left of it where there is no negative.
-    losses = jax.nn.softplus(jnp.where(negative.any(), others - scores, lowest))
+    losses = jax.nn.softplus(others - scores)
     return jnp.where(positive, weights.astype(dtype) * losses, 0).sum()
 
 
@@ -69,7 +69,7 @@ def corrected_scores(scores: Float[Array, " N"], log_expected: Float[Array, " N"
       [1.0, 0.5]
     """
     chex.assert_equal_shape([scores, log_expected])
-    dtype = jnp.promote_types(scores.dtype, jnp.float32)
+    dtype = jnp.promote_types(jnp.promote_types(scores.dtype, log_expected.dtype), jnp.float32)
     return scores.astype(dtype) - log_expected.astype(dtype)
 
 

@@ -50,6 +50,9 @@ FINITE: dict[str, Callable[[jax.Array], jax.Array]] = {
     ),
     "group_advantages": lambda x: group.group_advantages(x.at[0].multiply(-1)),
     "group_advantages, flat": group.group_advantages,
+    "turn_advantages": lambda x: group.turn_advantages(
+        x.at[0].multiply(-1).reshape(2, 2, 1), jnp.ones((2, 2), bool), jnp.ones(1)
+    ),
     "leave_one_out_advantages": group.leave_one_out_advantages,
     "kl_k1": lambda x: kl.kl_k1(x, ZEROS),
     "kl_k2": lambda x: kl.kl_k2(x, ZEROS),
