@@ -55,6 +55,7 @@ TESTS = {
     "dpo": "test_dpo_losses.py",
     "preference": "test_preference_losses.py",
     "listwise": "test_listwise.py",
+    "contrastive": "test_contrastive.py",
 }
 
 
@@ -313,6 +314,53 @@ MUTANTS = [
     Mutant("listwise", "(scores) + (1 - labels)", "(scores) - (1 - labels)", "others pulled up, item by item"),
     Mutant("listwise", "(1 - labels) * jax.nn.log_sigmoid(-scores)", "(1 - labels)", "others have no gradient"),
     Mutant("listwise", "labels.dtype), jnp.float32)", "labels.dtype), jnp.bfloat16)", "bfloat16 stays bfloat16"),
+    Mutant(
+        "group",
+        "rewards, running)\n    paid",
+        "rewards, running | True)\n    paid",
+        "ended conversations normalise too",
+    ),
+    Mutant("group", "    if decoupled:", "    if not decoupled:", "option inverted"),
+    Mutant("group", "paid = rewards @ weights.astype(rewards.dtype)", "paid = rewards.sum(-1)", "weights ignored"),
+    Mutant("group", "now + gamma * after", "now + after", "no discount"),
+    Mutant("group", "paid.T, reverse=True", "paid.T, reverse=False", "paid for the past"),
+    Mutant(
+        "group",
+        "(returns.T, running, scaled=False)",
+        "(returns.T, running, scaled=True)",
+        "returns divided by their deviation",
+    ),
+    Mutant(
+        "group",
+        "(returns.T, running, scaled=False)",
+        "(returns.T, running | True, scaled=False)",
+        "an ended conversation is a zero",
+    ),
+    Mutant("group", "jnp.where(running[..., None], rewards, 0)", "rewards", "what stands after the end is read"),
+    Mutant("contrastive", "counted & (weights > 0)", "(weights > 0)", "a masked positive counts"),
+    Mutant("contrastive", "counted & (weights <= 0)", "counted", "positives stand in their own denominator twice"),
+    Mutant("contrastive", "counted & (weights <= 0)", "(weights <= 0)", "a masked candidate is a negative"),
+    Mutant("contrastive", "jnp.where(counted, scores, 0)", "scores", "what is masked is read"),
+    Mutant("contrastive", "jnp.where(negative, scores, lowest)", "scores", "every candidate in the denominator"),
+    Mutant(
+        "contrastive", "softplus(others - scores)", "softplus(scores - others)", "positives pushed, negatives pulled"
+    ),
+    Mutant("contrastive", "jax.nn.softplus(", "jax.nn.relu(", "a hinge instead of a logarithm"),
+    Mutant("contrastive", "weights.astype(dtype) * losses", "losses", "weights ignored"),
+    Mutant("contrastive", "jnp.where(positive, weights", "jnp.where(negative, weights", "negatives are paid"),
+    Mutant("contrastive", "losses, 0).sum()", "losses, 0).mean()", "divided by the candidates"),
+    Mutant(
+        "contrastive",
+        "promote_types(scores.dtype, jnp.float32)",
+        "promote_types(scores.dtype, jnp.bfloat16)",
+        "bfloat16",
+    ),
+    Mutant("contrastive", "astype(dtype) - log_expected", "astype(dtype) + log_expected", "corrected the wrong way"),
+    Mutant("contrastive", "log_expected.dtype), jnp.float32)", "log_expected.dtype), jnp.bfloat16)", "bfloat16"),
+    Mutant("contrastive", "bool), -1)", "bool), 0)", "a candidate is its own earlier mention"),
+    Mutant("contrastive", "jnp.tril(", "jnp.triu(", "the last mention counts instead of the first"),
+    Mutant("contrastive", "return ~jnp.any(", "return jnp.any(", "only repetitions count"),
+    Mutant("contrastive", "& earlier, axis=1)", "& earlier, axis=0)", "transposed: earlier for later"),
 ]
 
 

@@ -41,6 +41,7 @@ from rlhf_jax.ranges import Range, numbers_of
 PAGE = REPOSITORY / "docs" / "wrong_input.md"
 OUTCOMES = ("refused", "accepted", "unclear", "outside", "traceback")
 STARTS: dict[str, tuple[str, ...]] = {
+    "bench_dpo": ("tiny",),
     "bench_ppo": ("tiny",),
     "chat": ("run",),
     "evidence": ("debug",),
@@ -49,6 +50,7 @@ STARTS: dict[str, tuple[str, ...]] = {
 }
 """What stands behind the names of the scripts that have no preset `debug`."""
 WORK = {
+    "bench_dpo": ("bench_dpo.bench",),
     "bench_ppo": ("bench_ppo.bench",),
     "bench_recommenders": ("bench_recommenders.multiprocessing.get_context",),
     "chat": ("chat.open_finished",),
@@ -57,6 +59,7 @@ WORK = {
     "plan_scale": ("plan_scale.plan",),
     "ppo_opendialkg": ("rlhf_jax.stages.setup.read_corpus",),
     "rank_closed_forms": ("rank_closed_forms.read_training",),
+    "smtpo_redial": ("smtpo_redial.read_dialogues",),
     "validate_signals": ("validate_signals.read_redial",),
 }
 """What is not begun: of scripts that read real data, reading them. All others stop where imitation is trained."""

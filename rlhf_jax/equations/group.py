@@ -1,6 +1,7 @@
 """Advantages without a critic: a response is compared with others drawn for the same prompt."""
 
 import chex
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -107,3 +108,56 @@ def leave_one_out_advantages(scores: Float[Array, " G"]) -> Float[Array, " G"]:
         raise ValueError(f"leaving one out needs at least 2 responses per prompt, got {n_responses}")
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     return (scores - scores.mean()) * n_responses / (n_responses - 1)
+
+
+def turn_advantages(
+    rewards: Float[Array, "G N C"],
+    running: Bool[Array, "G N"],
+    weights: Float[Array, " C"],
+    *,
+    gamma: float = 1.0,
+    decoupled: bool = True,
+) -> Float[Array, "G N"]:
+    """Advantages of the turns of G conversations that began alike, each turn against the same turn of the others.
+
+        r̂_{g,k} = Σ_c w_c (r^c_{g,k} − mean_k)/(std_k + 1e-6)      decoupled: each component by itself, 0 where it is flat
+        r̂_{g,k} = Σ_c w_c r^c_{g,k}                                else
+        R_{g,k} = Σ_{j≥k} γ^{j−k} r̂_{g,j},     A_{g,k} = R_{g,k} − mean_k R
+
+    Means and deviations at turn k are over the conversations that still run there: one that has ended leaves them, it is no
+    zero. A is exactly 0 where all that run at k have one return, and after the end.
+
+    Source: components by themselves, Liu et al. 2026, arXiv:2601.05242 (GDPO), there for whole responses and normalised
+    once more over the batch, which is left out here; without `decoupled`, Shao et al. 2024, arXiv:2402.03300, section
+    4.1.3 (process supervision), without its division. Turns in the place of steps, and the baseline of returns, are ours.
+
+    Args:
+      rewards: r^c, of C components, paid for a turn, each in units of its own; anything after the end. [G, N, C]
+      running: True on the turns that a conversation had, the first ones. [G, N]
+      weights: w_c. [C]
+      gamma: discount per turn, in [0, 1].
+      decoupled: normalise each component before it is weighted.
+    Returns: A, weighted standard deviations, or reward units where not `decoupled`; one for all tokens of a turn; data, no
+      gradient is meant to flow. [G, N]
+    Raises: AssertionError at trace time if the shapes do not fit.
+    Examples:
+      >>> rewards = jnp.array([[[1.0], [0.0]], [[0.0], [1.0]], [[4.0], [9.0]]])
+      >>> running = jnp.array([[True, True], [True, True], [True, False]])
+      >>> turn_advantages(rewards, running, jnp.ones(1), decoupled=False).tolist()
+      [[-1.0, -0.5], [-1.0, 0.5], [2.0, 0.0]]
+    """
+    chex.assert_shape(running, rewards.shape[:2])
+    chex.assert_shape(weights, rewards.shape[2:])
+    rewards = rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32))
+    rewards = jnp.where(running[..., None], rewards, 0)
+    if decoupled:
+        by_turn = jax.vmap(advantages_by_place, in_axes=(2, None), out_axes=2)
+        rewards = by_turn(rewards, running)
+    paid = rewards @ weights.astype(rewards.dtype)
+
+    def earlier(after: Float[Array, " G"], now: Float[Array, " G"]) -> tuple[Float[Array, " G"], Float[Array, " G"]]:
+        to_go = now + gamma * after
+        return to_go, to_go
+
+    _, returns = jax.lax.scan(earlier, jnp.zeros_like(paid[:, 0]), paid.T, reverse=True)
+    return advantages_by_place(returns.T, running, scaled=False)

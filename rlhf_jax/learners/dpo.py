@@ -142,8 +142,8 @@ def optimizer_of(config: DPOConfig, n_prompts: int) -> optax.GradientTransformat
 def preference_loss(params: Params, batch: PreferenceBatch, *, policy: PolicyApply, config: DPOConfig) -> LossSums:
     """Lines 1–3 of the box, as weighted sums; with `loss_and_gradient` or alone, to evaluate held-out preferences.
 
-    Returns: nats per prompt (`ipo`: squared nats; `rft`: nats per token); what is logged: `rewards/*` and `logprobs/*` of
-      chosen and rejected, the latter not under `rft`, which never judges the rejected.
+    Returns: nats per prompt (`ipo`: squared nats; `rft`: nats per token); what is logged: `rewards/*` and `logprobs/*`.
+      Under `rft` only those of the chosen, since the rejected are not judged.
     Raises: ValueError at trace time if N does not suit the loss.
     """
     n_prompts, n_responses = batch.ref_logprobs.shape

@@ -9,7 +9,7 @@ that a list's scores hang on the list alone (KAR's DLCM has batch norms).
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import chex
 import flax.linen as nn
@@ -104,7 +104,7 @@ def scores(
     Args:
       dropout_key: thins z; None in evaluation.
     """
-    found: Array = Reranker(config).apply({"params": params}, lists, items, dropout_key)
+    found: Any = Reranker(config).apply({"params": params}, lists, items, dropout_key)
     return found
 
 
@@ -208,7 +208,7 @@ class DLCM(nn.Module):
     def __call__(self, z: Array) -> Array:
         """[B, N, Z] -> [B, N]."""
         gru = nn.RNN(nn.GRUCell(self.hidden), reverse=self.form == "original", keep_order=True, name="gru")
-        states = gru(z)
+        states: Array = cast(Array, gru(z))
         if self.form == "original":
             last = states[:, :1]
             local = nn.tanh(nn.Dense(4 * self.hidden, name="local")(states)).reshape(*states.shape, 4)

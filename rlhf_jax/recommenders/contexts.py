@@ -67,6 +67,19 @@ class Contexts:
             self.own[start:stop],
         )
 
+    def chosen(self, rows: Sequence[int] | Int[np.ndarray, " K"]) -> "Contexts":
+        """Some of the contexts, in the order given."""
+        lengths = np.diff(self.starts)[rows]
+        places = [np.arange(self.starts[row], self.starts[row + 1]) for row in rows]
+        return Contexts(
+            self.n_items,
+            self.items[np.concatenate(places)] if places else self.items[:0],
+            np.cumsum([0, *lengths], dtype=np.int64),
+            tuple(self.words[row] for row in rows),
+            tuple(self.texts[row] for row in rows),
+            self.own[rows],
+        )
+
     def left_in(self) -> "Contexts":
         """The same contexts as if from no training dialogue: nothing is left out."""
         return dataclasses.replace(self, own=np.full(len(self), -1, np.int32))

@@ -141,6 +141,14 @@ PREFERENCES: Group = {
     "rewards/margin": Metric("", "rewards/chosen − rewards/rejected"),
     "rewards/accuracy": Metric("", "share of rejected responses whose reward is below that of the chosen one"),
 }
+RETRIEVER: Group = {
+    "first_share": Metric(
+        "", "share of pairs whose item scores highest among the step's candidates, uncorrected, dropout on"
+    ),
+    "validation/recall@<k>": Metric(
+        "", "share of fresh gold items among the k highest scores, items named before at the end"
+    ),
+}
 
 TEXTS: Group = {
     "validation/ndcg@<k>": Metric(
@@ -182,6 +190,7 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "dpo": (EVERY_STAGE, FITTED, PREFERENCES, TEXTS),
     "writer": (EVERY_STAGE, FITTED, WRITER),
     "reranker": (EVERY_STAGE, FITTED, RERANKER),
+    "retriever": (EVERY_STAGE, FITTED, RETRIEVER),
 }
 """Which groups a kind of stage may log."""
 
@@ -259,6 +268,7 @@ def markdown() -> str:
         ("GRPO", GRPO),
         ("Prior over items", PRIOR),
         ("Preferences", PREFERENCES),
+        ("Retriever", RETRIEVER),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))

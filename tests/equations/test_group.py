@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rlhf_jax.equations.group import advantages_by_place, group_advantages, is_flat_group, leave_one_out_advantages
+from rlhf_jax.equations.group import (
+    advantages_by_place,
+    group_advantages,
+    is_flat_group,
+    leave_one_out_advantages,
+    turn_advantages,
+)
 
 groups = hnp.arrays(np.float32, 4, elements=st.floats(-9, 9, width=16))
 SCORES = jnp.array([0.3, -1.0, 2.0, 0.9])
@@ -83,3 +89,80 @@ def test_a_place_is_compared_with_those_that_still_run(scaled: bool) -> None:
 def test_places_that_all_reach_have_the_advantages_of_whole_responses() -> None:
     found = advantages_by_place(SCORES[:, None], jnp.ones((4, 1), bool))
     np.testing.assert_allclose(found[:, 0], grpo(SCORES), rtol=1e-6)
+
+
+TURNS = [4, 2, 3, 4]
+"""Of four conversations of at most five turns; the fifth turn nobody has."""
+RUNNING = np.arange(5)[None] < np.array(TURNS)[:, None]
+WEIGHTS = np.array([1.0, 0.5, 2.0])
+credit = jax.jit(turn_advantages, static_argnames=("gamma", "decoupled"))
+
+
+def turn_rewards() -> np.ndarray:
+    """Three components of unlike size; the second is flat at the first turn, and after the end nothing is a number."""
+    rewards = np.random.default_rng(1).normal(size=(4, 5, 3)) * [1.0, 10.0, 0.1]
+    rewards[:, 0, 1] = 0.1
+    rewards[~RUNNING] = np.nan
+    return rewards.astype(np.float32)
+
+
+def turn_by_turn(rewards: np.ndarray, gamma: float, decoupled: bool) -> np.ndarray:
+    """The definition in loops, float64."""
+    paid = np.zeros((4, 5))
+    for k in range(5):
+        there = [g for g in range(4) if k < TURNS[g]]
+        for c in range(3):
+            values = {g: float(rewards[g, k, c]) for g in there}
+            mean = sum(values.values()) / max(len(there), 1)
+            std = (sum((value - mean) ** 2 for value in values.values()) / max(len(there), 1)) ** 0.5
+            for g, value in values.items():
+                flat = len(set(values.values())) == 1
+                paid[g, k] += WEIGHTS[c] * ((0 if flat else (value - mean) / (std + 1e-6)) if decoupled else value)
+    to_go = [[sum(gamma ** (j - k) * paid[g, j] for j in range(k, TURNS[g])) for k in range(5)] for g in range(4)]
+    out = np.zeros((4, 5))
+    for k in range(5):
+        there = [g for g in range(4) if k < TURNS[g]]
+        for g in there:
+            out[g, k] = to_go[g][k] - sum(to_go[i][k] for i in there) / len(there)
+    return out
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("gamma", [1.0, 0.7, 0.0])
+def test_turns_have_the_advantages_of_the_definition(gamma: float, decoupled: bool) -> None:
+    rewards = turn_rewards()
+    found = credit(rewards, RUNNING, WEIGHTS, gamma=gamma, decoupled=decoupled)
+    np.testing.assert_allclose(found, turn_by_turn(rewards, gamma, decoupled), atol=2e-5)
+    np.testing.assert_array_equal(np.asarray(found)[~RUNNING], 0)
+
+
+def test_a_components_unit_does_not_count_unless_rewards_are_summed_as_they_are() -> None:
+    rewards = turn_rewards()
+    other = rewards * np.array([1000.0, 1.0, 1.0], np.float32)
+    np.testing.assert_allclose(credit(rewards, RUNNING, WEIGHTS), credit(other, RUNNING, WEIGHTS), atol=1e-3)
+    plain = [credit(one, RUNNING, WEIGHTS, decoupled=False) for one in (rewards, other)]
+    assert np.abs(np.asarray(plain[0]) - np.asarray(plain[1])).max() > 100
+
+
+def test_one_turn_is_a_response_and_flat_turns_teach_nothing() -> None:
+    one = jnp.ones((4, 1), bool)
+    np.testing.assert_allclose(credit(SCORES[:, None, None], one, jnp.ones(1))[:, 0], grpo(SCORES), atol=1e-6)
+    flat = np.full((4, 5, 3), 0.1, np.float32)
+    np.testing.assert_array_equal(credit(flat, RUNNING, WEIGHTS), 0)
+    # What was paid before a turn is no merit of it.
+    early = np.zeros((4, 5, 1), np.float32)
+    early[:, 0, 0] = [1, 2, 3, 4]
+    found = np.asarray(credit(early, RUNNING, np.ones(1), decoupled=False))
+    np.testing.assert_allclose(found[:, 0], [-1.5, -0.5, 0.5, 1.5])
+    np.testing.assert_array_equal(found[:, 1:], 0)
+    # Nor does an ended conversation stand at 0 among those that go on.
+    late = np.zeros((4, 5, 1), np.float32)
+    late[:, 3, 0] = [5, 9, 9, 7]
+    np.testing.assert_allclose(credit(late, RUNNING, np.ones(1), decoupled=False)[:, 3], [-1, 0, 0, 1])
+
+
+def test_turns_in_float32_and_by_vmap(assert_float32, assert_vmap) -> None:
+    rewards, running = jnp.asarray(np.nan_to_num(turn_rewards())), jnp.asarray(RUNNING)
+    assert_float32(lambda r: turn_advantages(r, running, jnp.asarray(WEIGHTS, jnp.float32)), rewards)
+    weights = jnp.asarray(WEIGHTS, jnp.float32)
+    assert_vmap(lambda r: turn_advantages(r, running, weights), jnp.stack([rewards, rewards[::-1]]))

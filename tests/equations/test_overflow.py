@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.equations import (
+    contrastive,
     dpo,
     gae,
     group,
@@ -37,6 +38,9 @@ def table(x: jax.Array) -> jax.Array:
 
 
 FINITE: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "info_nce": lambda x: contrastive.info_nce(x, jnp.array([1.0, 0.0, 0.5, 0.0])),
+    "info_nce, a positive far below": lambda x: contrastive.info_nce(x.at[0].multiply(-1), jnp.eye(4)[0]),
+    "corrected_scores": lambda x: contrastive.corrected_scores(x, -x),
     "implicit_reward": lambda x: dpo.implicit_reward(x, ZEROS, beta=0.1),
     "dpo_loss": lambda x: dpo.dpo_loss(x, -x, ZEROS, ZEROS, beta=1.0, label_smoothing=0.1),
     "ipo_loss": lambda x: dpo.ipo_loss(x, -x, ZEROS, ZEROS, beta=0.1),
@@ -47,6 +51,9 @@ FINITE: dict[str, Callable[[jax.Array], jax.Array]] = {
     ),
     "group_advantages": lambda x: group.group_advantages(x.at[0].multiply(-1)),
     "group_advantages, flat": group.group_advantages,
+    "turn_advantages": lambda x: group.turn_advantages(
+        x.at[0].multiply(-1).reshape(2, 2, 1), jnp.ones((2, 2), bool), jnp.ones(1)
+    ),
     "leave_one_out_advantages": group.leave_one_out_advantages,
     "kl_k1": lambda x: kl.kl_k1(x, ZEROS),
     "kl_k2": lambda x: kl.kl_k2(x, ZEROS),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmark import ceilings, interleaving, memory, networks, report
+from benchmark import ceilings, dpo_step, interleaving, memory, networks, report
 from benchmark.interleaving import Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, PHASES, Workload
 from rlhf_jax.models import gpt2
@@ -214,3 +214,41 @@ def test_what_does_not_fit_is_refused_before_it_is_built(monkeypatch: pytest.Mon
 
 def test_the_best_of_several_timings_is_kept() -> None:
     assert 0 < ceilings.best_seconds(lambda: sum(range(1000)), repeats=2, least_seconds=0.001) < 0.05
+
+
+def test_a_dpo_step_is_three_passes_with_the_head_on_responses() -> None:
+    assert dpo_step.floor_flops(SMALL) == 3 * (SMALL.trunk_flops(4, 9) + SMALL.head_flops(12))
+
+
+def test_pairs_end_and_stand_on_the_networks_prompts() -> None:
+    drawn = networks.draw_networks(SMALL)
+    pairs = dpo_step.draw_pairs(SMALL, drawn)
+    np.testing.assert_array_equal(pairs.prompts, drawn.prompts[:2])
+    assert pairs.responses.shape == (2, 2, 3) and np.all(pairs.responses[..., -1] == networks.grammar(SMALL).eos)
+    assert not np.array_equal(pairs.responses[:, 0], pairs.responses[:, 1])
+    with pytest.raises(ValueError, match="5 responses are no whole pairs"):
+        dpo_step.draw_pairs(dataclasses.replace(SMALL, batch=5), drawn)
+
+
+def test_our_dpo_step_learns_the_pairs_it_is_timed_on() -> None:
+    ours = dpo_step.OurStep(SMALL, networks.draw_networks(SMALL), learning_rate=1e-2)
+    ours.warm_up()
+    before = float(ours.metrics["loss"])
+    for _ in range(5):
+        seconds = ours.iterate()
+    assert set(seconds) == {"whole"} and seconds["whole"] > 0 and ours.first_call["whole"] > 0
+    assert float(ours.metrics["loss"]) < before - 0.05 and int(ours.state.step) == 7
+
+
+def test_the_table_of_dpo_steps_compares_like_with_like() -> None:
+    rounds = [
+        Round({"trl": {"whole": 3.0}, "ours": {"whole": 2.0}}, {}),
+        Round({"ours": {"whole": 2.0}, "trl": {"whole": 5.0}}, {}),
+    ]
+    text = dpo_step.markdown(SMALL, rounds, quiet=False, matmul={"float32": dpo_step.floor_flops(SMALL)})
+    rows = [line for line in text.splitlines() if line.startswith(("| ours |", "| trl |"))]
+    assert rows == ["| ours | 2 (2–2) | 50 % | – |", "| trl | 4 (3–5) | 25 % | 2.00× (1.50–2.50) |"]
+    assert "2 pairs" in text and "other processes were running" in text
+    by_cpu = dpo_step.markdown(SMALL, rounds, quiet=True, matmul=None)
+    assert "step, CPU s" in by_cpu and "| ours | 2 (2–2) | – | – |" in by_cpu
+    assert dpo_step.ratios([Round({"ours_bf16": {"whole": 1.0}, "trl": {"whole": 3.0}}, {})]) == {}

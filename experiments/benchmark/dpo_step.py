@@ -1,0 +1,177 @@
+"""One step of DPO: the pairs and the reference that every implementation gets, ours, and the table of what was measured.
+
+The workload is that of a PPO iteration: as many responses, half of them chosen. The reference's log-probabilities are
+cached on both sides. Nobody has a grammar here, because TRL has none and the numbers shall be the same.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmark.interleaving import Ratio, Round, ratio, seconds_of
+from benchmark.networks import Networks, grammar, network_config
+from benchmark.workload import Form, Workload
+from rlhf_jax.decoding.policy import response_hidden
+from rlhf_jax.equations.logprobs import token_logprobs
+from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.learners import dpo
+from rlhf_jax.learners.dpo import PreferenceBatch
+from rlhf_jax.learners.dpo_config import DPOConfig
+from rlhf_jax.models import gpt2
+
+Clock = Callable[[], float]
+"""Seconds since some moment: the wall's, or those the process has computed on all cores."""
+CONFIG = DPOConfig(beta=0.1, schedule="constant")
+"""TRL's β; everything else is that of AdamW on both sides."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Comparisons of responses of full length, which end with `<eos>`."""
+
+    prompts: np.ndarray
+    """[B/2, P]"""
+    responses: np.ndarray
+    """The chosen one first. [B/2, 2, T]"""
+
+
+def draw_pairs(workload: Workload, networks: Networks, seed: int = 0) -> Pairs:
+    """Random words after the networks' own prompts.
+
+    Raises: ValueError where the responses are no whole pairs.
+    """
+    if workload.batch % 2:
+        raise ValueError(f"workload {workload.name}: {workload.batch} responses are no whole pairs")
+    rules, draw = grammar(workload), np.random.default_rng(seed)
+    responses = draw.integers(0, rules.n_words, (workload.batch // 2, 2, workload.response)).astype(np.int32)
+    responses[..., -1] = rules.eos
+    return Pairs(np.asarray(networks.prompts)[: workload.batch // 2], responses)
+
+
+def plain_policy(workload: Workload, compute_dtype: str) -> PolicyApply:
+    """Log-probabilities over the whole vocabulary; what else a policy says, DPO does not read."""
+    network = network_config(workload, compute_dtype)
+
+    def policy(params: Params, rollout: Rollout) -> PolicyOutput:
+        hidden = response_hidden(network, params["trunk"], rollout)
+        logits = gpt2.lm_logits(params["trunk"], hidden, compute_dtype=network.compute_dtype)
+        logprobs = jax.vmap(token_logprobs)(logits, rollout.response_tokens)
+        return PolicyOutput(logprobs=logprobs, entropy=jnp.zeros_like(logprobs), values=jnp.zeros_like(logprobs))
+
+    return policy
+
+
+def preference_batch(workload: Workload, pairs: Pairs, policy: PolicyApply, reference: Params) -> PreferenceBatch:
+    """The pairs as our learner reads them, the reference's log-probabilities cached."""
+    n_pairs = len(pairs.prompts)
+    batch = PreferenceBatch(
+        prompts=PromptBatch(tokens=jnp.asarray(pairs.prompts), mask=jnp.ones(pairs.prompts.shape, bool)),
+        response_tokens=jnp.asarray(pairs.responses),
+        response_mask=jnp.ones(pairs.responses.shape, bool),
+        ref_logprobs=jnp.zeros((n_pairs, 2)),
+        weight=jnp.ones(n_pairs),
+    )
+    judge = jax.jit(lambda params: dpo.reference_logprobs(policy, params, dpo.as_rollout(batch)))
+    return dataclasses.replace(batch, ref_logprobs=judge({"trunk": reference}).reshape(n_pairs, 2))
+
+
+class OurStep:
+    """`learners.dpo.update` as one program. The reference is the networks' critic: another network, so that h is not 0."""
+
+    form: Form = "shared"
+
+    def __init__(
+        self,
+        workload: Workload,
+        networks: Networks,
+        *,
+        learning_rate: float,
+        compute_dtype: str = "float32",
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """Compiles nothing of the step yet; `warm_up` does."""
+        self.clock = clock
+        self.name = "ours" + ("_bf16" if compute_dtype == "bfloat16" else "")
+        self.first_call: dict[str, float] = {}
+        self.config = dataclasses.replace(CONFIG, learning_rate=learning_rate, microbatches=workload.microbatches)
+        self.policy = plain_policy(workload, compute_dtype)
+        self.batch = preference_batch(workload, draw_pairs(workload, networks), self.policy, networks.critic)
+        # The rate is constant: the length of the schedule says nothing.
+        optimizer = dpo.optimizer_of(self.config, 10**6)
+        self.state = dpo.init({"trunk": networks.policy}, optimizer, self.config)
+        self.metrics: Mapping[str, jax.Array] = {}
+        bound = functools.partial(dpo.update, policy=self.policy, optimizer=optimizer, config=self.config)
+        self.step: Any = jax.jit(bound, donate_argnums=0)
+
+    def warm_up(self) -> None:
+        """Compiles the step, noting how long it takes, and takes two: the second still finds new pages."""
+        started = time.perf_counter()
+        self.step = self.step.lower(self.state, self.batch).compile()
+        self.first_call = {"whole": time.perf_counter() - started}
+        self.iterate()
+        self.iterate()
+
+    def iterate(self) -> dict[str, float]:
+        """One optimiser step."""
+        started = self.clock()
+        self.state, self.metrics = jax.block_until_ready(self.step(self.state, self.batch))
+        return {"whole": self.clock() - started}
+
+
+def floor_flops(workload: Workload) -> float:
+    """Useful multiplications and additions: three times the forward pass, the head on response positions only."""
+    head = workload.head_flops(workload.batch * workload.response)
+    return 3.0 * (workload.trunk_flops(workload.batch, workload.length) + head)
+
+
+def ratios(rounds: Sequence[Round]) -> dict[str, Ratio]:
+    """How many times faster our step is than each other one of the same type of numbers."""
+    names = list(rounds[0].seconds)
+    found = {}
+    for theirs in names:
+        ours = "ours_bf16" if theirs.endswith("_bf16") else "ours"
+        if not theirs.startswith("ours") and ours in names:
+            found[theirs] = ratio(rounds, ours=ours, theirs=theirs, phase="whole")
+    return found
+
+
+def markdown(workload: Workload, rounds: Sequence[Round], *, quiet: bool, matmul: Mapping[str, float] | None) -> str:
+    """The table of one size.
+
+    Args:
+      quiet: False where other processes disturbed what was measured.
+      matmul: ceiling of each type of number, floating-point operations per second; None where the seconds are not the wall's.
+    """
+    unit = "step, CPU s" if matmul is None else "step, s"
+    lines = [
+        f"## One DPO step, {workload.name}",
+        f"{workload.n_layer} layers, width {workload.n_embd}, vocabulary {workload.vocab_size}; {workload.batch // 2} "
+        f"pairs, prompt {workload.prompt}, response {workload.response}, {workload.microbatches} microbatch(es). "
+        f"{len(rounds)} interleaved rounds"
+        + ("." if quiet else "; **other processes were running: ratios hold better than seconds.**"),
+        "",
+        f"| implementation | {unit} | of the ceiling | ours is faster by |",
+        "|---|---|---|---|",
+    ]
+    found = ratios(rounds)
+    for name in sorted(rounds[0].seconds):  # Turns rotate; ours comes first here.
+        seconds = seconds_of(rounds, name, "whole")
+        median = statistics.median(seconds)
+        share = "–"
+        if matmul is not None:
+            ceiling = matmul["bfloat16" if name.endswith("_bf16") else "float32"]
+            share = f"{100 * floor_flops(workload) / ceiling / median:.0f} %"
+        faster = "–"
+        if name in found:
+            least, most = found[name].spread
+            faster = f"{found[name].median:.2f}× ({least:.2f}–{most:.2f})"
+        spread = f"{min(seconds):.3g}–{max(seconds):.3g}"
+        lines.append(f"| {name} | {median:.3g} ({spread}) | {share} | {faster} |")
+    return "\n".join([*lines, "", "Median (least–most)."])
