@@ -14,7 +14,7 @@ Shape letters: L lists, N = 10 items of a list, I items of the catalogue, K numb
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -121,10 +121,11 @@ def trees(
       negatives: of the lists, also of those it is fitted on.
       known: `item`: count and mean rating; `attributes`: and shares of the history's liked items with the item's kinds and decade;
         `history`: and `item_knn`.
-      rounds: of boosting, a tree each.
+      rounds: of boosting, a tree each; in one thread, as threads that wait for one another on a busy machine take many times as long.
     Raises: ValueError for other options, or where the training users have no list with both labels.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits  # Comes with scikit-learn.
 
     if known not in get_args(Known):
         raise ValueError(f"known is {known!r}; it must be one of {get_args(Known)}")
@@ -138,10 +139,11 @@ def trees(
     numbers = functools.partial(_numbers, corpus, users, known)
     fitted = HistGradientBoostingClassifier(max_iter=rounds, early_stopping=False, random_state=0)
     n_listed = own.items.shape[1]
-    fitted.fit(numbers(own).reshape(len(own.users) * n_listed, -1), own.labels.ravel())
-    if not len(lists.users):
-        return np.zeros(lists.items.shape)
-    found = fitted.predict_proba(numbers(lists).reshape(len(lists.users) * n_listed, -1))[:, 1]
+    with threadpool_limits(1):
+        fitted.fit(numbers(own).reshape(len(own.users) * n_listed, -1), own.labels.ravel())
+        if not len(lists.users):
+            return np.zeros(lists.items.shape)
+        found = fitted.predict_proba(numbers(lists).reshape(len(lists.users) * n_listed, -1))[:, 1]
     return found.reshape(lists.items.shape)
 
 
@@ -154,7 +156,9 @@ def together(corpus: RatingCorpus, users: Users) -> csr_array:
     return csr_array(rated.T @ rated)
 
 
-def _by_user(corpus: RatingCorpus, lists: CandidateLists, score) -> np.ndarray:
+def _by_user(
+    corpus: RatingCorpus, lists: CandidateLists, score: Callable[[int, History, np.ndarray], np.ndarray]
+) -> np.ndarray:
     """Calls `score(user, history, items)` once a user, with the items of all of the user's lists in a row."""
     found: np.ndarray | None = None
     for user, rows in _rows(lists):
