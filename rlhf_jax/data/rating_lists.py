@@ -106,6 +106,7 @@ def candidate_lists(
     *,
     negatives: Negatives,
     popularity: Int64[np.ndarray, " I"],
+    counted: Sequence[int] | np.ndarray = (),
 ) -> CandidateLists:
     """All lists of some users; a user's lists hang on the user alone. Users with nothing left after what a text reads have none.
 
@@ -113,24 +114,33 @@ def candidate_lists(
       users: places in `corpus.users`.
       negatives: where the other six come from.
       popularity: counts by training users, that `popularity-matched` compares; `popularity_of`.
+      counted: users whom `popularity` counts. Their own lists are matched without what they added to it: else their items would be
+        one rating rarer than the negatives as soon as a baseline or network leaves the list's own user out, and on rare items it
+        would learn that rare is liked.
     Raises: ValueError where the catalogue is too small for lists of ten, or a user leaves too little of it.
     """
     n_items = len(corpus.items)
     if n_items < 2 * LIST_LENGTH:
         raise ValueError(f"{corpus.name}: {n_items} items are too few for lists of {LIST_LENGTH}")
-    by_popularity = np.argsort(-popularity, kind="stable").astype(np.int32)
+    by_popularity = _most_popular_first(popularity)
+    own_counted = frozenset(int(user) for user in counted)
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
     for user in users:
         history = corpus.histories[user]
         draws = np.random.Generator(
             np.random.PCG64([11, ("uniform", "popularity-matched").index(negatives), int(user)])
         )
+        ordered = by_popularity
+        if negatives == "popularity-matched" and int(user) in own_counted:
+            others = popularity.copy()
+            others[history.items] -= 1
+            ordered = _most_popular_first(others)
         for start in range(n_read(len(history.items)), len(history.items), CHUNK):
             chunk = history.part(slice(start, start + CHUNK))
             if negatives == "uniform":
                 drawn = _uniform(chunk.items, read_part(history).items, n_items, draws)
             else:
-                drawn = _matched(chunk.items, history.items, by_popularity, draws)
+                drawn = _matched(chunk.items, history.items, ordered, draws)
             items = np.concatenate([chunk.items, drawn])
             labels = np.zeros(LIST_LENGTH, np.float32)
             labels[: len(chunk.items)] = chunk.ratings > corpus.liked_above
@@ -141,6 +151,10 @@ def candidate_lists(
         np.array([items for _, items, _ in found], np.int32).reshape(-1, LIST_LENGTH),
         np.array([labels for _, _, labels in found], np.float32).reshape(-1, LIST_LENGTH),
     )
+
+
+def _most_popular_first(popularity: np.ndarray) -> np.ndarray:
+    return np.argsort(-popularity, kind="stable").astype(np.int32)
 
 
 def _uniform(chunk: np.ndarray, read: np.ndarray, n_items: int, draws: np.random.Generator) -> np.ndarray:

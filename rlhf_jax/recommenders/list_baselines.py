@@ -131,7 +131,7 @@ def trees(
         raise ValueError(f"known is {known!r}; it must be one of {get_args(Known)}")
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; it must be at least 1")
-    own = candidate_lists(corpus, users, negatives=negatives, popularity=popularity_of(corpus, users))
+    own = candidate_lists(corpus, users, negatives=negatives, popularity=popularity_of(corpus, users), counted=users)
     if len(np.unique(own.labels)) < 2:
         raise ValueError(
             f"{corpus.name}: {len(own.users)} lists of training users hold one label alone: nothing to fit"

@@ -150,6 +150,38 @@ def test_matched_negatives_are_unseen_and_about_as_popular() -> None:
         assert low < counted[bought].mean() / counted[~bought].mean() < high
 
 
+def test_a_counted_users_own_ratings_do_not_move_what_they_are_matched_with() -> None:
+    popularity = popularity_of(CORPUS, range(20))
+    users = np.array([2, 3, 30])
+    lists = candidate_lists(CORPUS, users, negatives="popularity-matched", popularity=popularity, counted=np.arange(20))
+    for user in users:
+        others = popularity_of(CORPUS, [u for u in range(20) if u != user])
+        alone = candidate_lists(CORPUS, np.array([user]), negatives="popularity-matched", popularity=others)
+        for one, other in zip(lists.of(np.array([user])), alone, strict=True):
+            np.testing.assert_array_equal(one, other)
+    left_in = candidate_lists(CORPUS, users, negatives="popularity-matched", popularity=popularity)
+    assert (left_in.items != lists.items).any()
+
+
+def test_without_what_they_added_rare_is_not_liked() -> None:
+    """Where everything is rare, a user's items must not be the rarer ones of their lists once the user is left out."""
+    corpus = toy_ratings(300, 3000, lengths=(3,))
+    popularity = popularity_of(corpus, range(300))
+    gaps = []
+    for counted in ((), range(300)):
+        lists = candidate_lists(
+            corpus, range(300), negatives="popularity-matched", popularity=popularity, counted=list(counted)
+        )
+        own = np.array([np.isin(i, corpus.histories[u].items) for u, i in zip(lists.users, lists.items, strict=True)])
+        others = popularity[lists.items] - own
+        rank = (others[:, :, None] > others[:, None]).mean(axis=2) + 0.5 * (others[:, :, None] == others[:, None]).mean(
+            axis=2
+        )
+        gaps.append(rank[own].mean() - rank[~own].mean())
+    # What is left points the other way: users meet what is popular, so near the top little is unseen.
+    assert gaps[0] < -0.2 and 0 < gaps[1] < 0.08
+
+
 def test_matched_negatives_against_a_loop() -> None:
     """Of the sorted free places those nearest to the item's own, at most fifty, and one of them is taken."""
     from rlhf_jax.data.rating_lists import _nearest
