@@ -73,25 +73,38 @@ def shuffled(texts: TextPool, *, seed: int) -> TextPool:
 
 
 def best_by_other_lists(found: Reranker, lists: Lists, texts: TextPool) -> np.ndarray:
-    """Scores of every list with the one text that served the user's other lists best. [L, N]
-
-    Lists of a user are numbered; a list of even number is read with the text of the highest mean NDCG@5 over those of odd number,
-    and the other way round. Someone who knows part of the answers chooses, without seeing the list that counts. Users with one
-    list read their first text.
-    """
+    """Scores of every list with the one text that served the user's other lists best. [L, N]"""
     scores = list_scores(found, lists, texts)
     n, m = scores.shape[:2]
     labels = np.repeat(lists.lists.labels, m, axis=0)
     values = reranking.list_values(METRIC, scores.reshape(n * m, -1), labels).reshape(n, m)
-    chosen = np.zeros(n, np.int64)
-    for user in np.unique(lists.lists.users):
-        own = np.flatnonzero(lists.lists.users == user)
+    picked: np.ndarray = scores[np.arange(n), chosen_by_other_lists(values, lists.lists.users)]
+    return picked
+
+
+def chosen_by_other_lists(values: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """The text of every list that served the user's other lists best.
+
+    Lists of a user are numbered; one of even number is read with the text of the highest mean over those of odd number, and the
+    other way round. Someone who knows part of the answers chooses, without seeing the list that counts. Users with one list
+    read their first text.
+
+    Args:
+      values: of every list with every text. [L, M]
+      users: of the lists. [L]
+    Returns: numbers of texts. [L]
+    Examples:
+      >>> chosen_by_other_lists(np.array([[1.0, 0.0], [0.0, 1.0], [0.3, 0.4]]), np.array([7, 7, 9])).tolist()
+      [1, 0, 0]
+    """
+    chosen = np.zeros(len(users), np.int64)
+    for user in np.unique(users):
+        own = np.flatnonzero(users == user)
         for side in (0, 1):
             others = own[1 - side :: 2]
             if len(others):
                 chosen[own[side::2]] = int(values[others].mean(axis=0).argmax())
-    picked: np.ndarray = scores[np.arange(n), chosen]
-    return picked
+    return chosen
 
 
 def results(

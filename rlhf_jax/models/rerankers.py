@@ -63,23 +63,23 @@ class RerankerConfig:
 class ListInputs:
     """What is known of lists; a list has one user."""
 
-    items: Int[Array, "B N"]
+    items: Int[Array | np.ndarray, "B N"]
     """Columns of the catalogue."""
-    counts: Float[Array, "B N F"]
+    counts: Float[Array | np.ndarray, "B N F"]
     """Of every item, counted on training users, the list's own user left out."""
-    text: Float[Array, "B E"]
+    text: Float[Array | np.ndarray, "B E"]
     """The user's text, encoded; zeros where there is none."""
-    history: Int[Array, "B H"]
+    history: Int[Array | np.ndarray, "B H"]
     """Columns that the user rated before, as liked."""
-    history_mask: Bool[Array, "B H"]
+    history_mask: Bool[Array | np.ndarray, "B H"]
 
 
 @chex.dataclass(frozen=True)
 class ItemTable:
     """What is known of all items; not trained."""
 
-    attributes: Float[Array, "I A"]
-    text: Float[Array, "I E"]
+    attributes: Float[Array | np.ndarray, "I A"]
+    text: Float[Array | np.ndarray, "I E"]
 
 
 def init(config: RerankerConfig, key: Key[Array, ""], items: ItemTable, n_counts: int) -> Params:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
 from rlhf_jax.data.preference_texts import well_formed
-from rlhf_jax.interfaces import Params, PromptBatch, Rollout
+from rlhf_jax.interfaces import Params, PromptBatch
 from rlhf_jax.learners import dpo
 from rlhf_jax.learners.dpo import PreferenceBatch
 from rlhf_jax.learners.dpo_config import DPOConfig
@@ -23,7 +23,7 @@ from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages.preference_setup import PreferenceSetup
 from rlhf_jax.stages.reranker import METRIC, Lists, Reranker, TextPool, pool, text_rewards, text_values
-from rlhf_jax.stages.text_writer import as_rollout, read_texts, write
+from rlhf_jax.stages.text_writer import given_rollout, prompts_of, read_texts, real_tokens, write
 
 STAGE = "dpo"
 
@@ -166,30 +166,24 @@ def as_pool(setup: PreferenceSetup, users: np.ndarray, tokens: np.ndarray) -> Te
     return pool(setup, users, [flat[start : start + n] for start in range(0, len(flat), n)])
 
 
-def best_tokens(mined: Mined) -> np.ndarray:
-    """The best text of every user. [U, 1, T]"""
-    best = mined.rewards.argmax(axis=1)
-    return np.take_along_axis(mined.tokens, best[:, None, None], axis=1)
-
-
 def preference_batch(setup: PreferenceSetup, params: Params, mined: Mined) -> PreferenceBatch:
     """What is compared, with the reference's log-probabilities."""
-    n_users, n, _ = mined.tokens.shape
-    rollout = as_rollout(setup, mined.users, mined.tokens)
-    flat: Rollout = jax.tree.map(lambda leaf: leaf.reshape(n_users * n, *leaf.shape[2:]), rollout)
+    n = mined.tokens.shape[1]
+    prompts, mask = prompts_of(setup, mined.users)
+    real = real_tokens(setup, mined.tokens)
     read = jax.jit(functools.partial(dpo.reference_logprobs, setup.writer.policy))
-    logprobs = np.empty(n_users * n, np.float32)
-    for rows, own in wrapped_batches(n_users * n, min(256, n_users * n)):
-        part = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), flat)  # noqa: B023 - used at once
-        logprobs[rows[:own]] = np.asarray(read(params, part))[:own]
-    of_user = mined.of_user
-    tokens, mask = rollout.prompt_tokens[:, 0], rollout.prompt_mask[:, 0]
-    picked = mined.picked
+    logprobs = np.empty(mined.tokens.shape[:2], np.float32)
+    size = min(256, logprobs.size)
+    for rows, own in wrapped_batches(logprobs.size, size):
+        user, text = np.divmod(rows, n)
+        given = given_rollout((prompts[user], mask[user]), (mined.tokens[user, text], real[user, text]))
+        logprobs[user[:own], text[:own]] = np.asarray(read(params, given))[:own]
+    of_user, picked = mined.of_user, mined.picked
     return PreferenceBatch(
-        prompts=PromptBatch(tokens=tokens[of_user], mask=mask[of_user]),
-        response_tokens=np.take_along_axis(mined.tokens[of_user], picked[:, :, None], axis=1),
-        response_mask=np.take_along_axis(rollout.response_mask[of_user], picked[:, :, None], axis=1),
-        ref_logprobs=np.take_along_axis(logprobs.reshape(n_users, n)[of_user], picked, axis=1),
+        prompts=PromptBatch(tokens=jnp.asarray(prompts[of_user]), mask=jnp.asarray(mask[of_user])),
+        response_tokens=mined.tokens[of_user[:, None], picked],
+        response_mask=real[of_user[:, None], picked],
+        ref_logprobs=logprobs[of_user[:, None], picked],
         weight=np.ones(len(of_user), np.float32),
     )
 

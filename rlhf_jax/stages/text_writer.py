@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, Key
+from jaxtyping import Array, Bool, Int32, Key
 
 from rlhf_jax.data import preference_texts as texts
 from rlhf_jax.data.batching import pad_left, pad_right, wrapped_batches
@@ -175,24 +175,29 @@ def validation_batches(setup: PreferenceSetup, config: WriterConfig) -> list[Rol
     found = []
     for rows, own in wrapped_batches(len(pairs), config.batch_size):
         batch = teacher_rollout(setup, [pairs[row] for row in rows])
-        batch.response_mask[own:] = False
-        found.append(batch)
+        counts = jnp.arange(len(rows))[:, None] < own
+        found.append(dataclasses.replace(batch, response_mask=batch.response_mask & counts))
     return found
 
 
 def teacher_rollout(setup: PreferenceSetup, pairs: list[tuple[History, PreferenceText]]) -> Rollout:
-    """Given texts in the form of sampled ones, as NumPy arrays."""
+    """Given texts in the form of sampled ones."""
     vocab = setup.vocab
     prompts = pad_left([vocab.prompt(history) for history, _ in pairs], setup.prompt_tokens, vocab.pad)
     length = setup.writer.response_tokens
     responses = pad_right([vocab.response(text) for _, text in pairs], length, vocab.pad)
+    return given_rollout(prompts, responses)
+
+
+def given_rollout(prompts: tuple[np.ndarray, np.ndarray], responses: tuple[np.ndarray, np.ndarray]) -> Rollout:
+    """Tokens and masks as a policy judges them. [B, P] and [B, T], each twice"""
     return Rollout(
-        prompt_tokens=prompts[0],
-        prompt_mask=prompts[1],
-        response_tokens=responses[0],
-        response_mask=responses[1],
-        logprobs=np.zeros(responses[0].shape, np.float32),
-        finished=np.ones(len(pairs), bool),
+        prompt_tokens=jnp.asarray(prompts[0]),
+        prompt_mask=jnp.asarray(prompts[1]),
+        response_tokens=jnp.asarray(responses[0]),
+        response_mask=jnp.asarray(responses[1]),
+        logprobs=jnp.zeros(responses[0].shape, jnp.float32),
+        finished=jnp.ones(len(responses[0]), bool),
     )
 
 
@@ -258,19 +263,11 @@ def taught_tokens(setup: PreferenceSetup, config: WriterConfig, n: int) -> np.nd
     return tokens.reshape(-1, n, tokens.shape[1])
 
 
-def as_rollout(setup: PreferenceSetup, users: np.ndarray, tokens: np.ndarray) -> Rollout:
-    """Responses of users as a rollout, NumPy arrays with leading axes [U, N] as those of `tokens` [U, N, T]."""
-    vocab, (n_users, n, length) = setup.vocab, tokens.shape
-    prompt, mask = prompts_of(setup, users)
-    ended = np.cumsum(tokens == vocab.eos, axis=2) - (tokens == vocab.eos) > 0
-    return Rollout(
-        prompt_tokens=np.repeat(prompt[:, None], n, axis=1),
-        prompt_mask=np.repeat(mask[:, None], n, axis=1),
-        response_tokens=tokens,
-        response_mask=~ended,
-        logprobs=np.zeros((n_users, n, length), np.float32),
-        finished=(tokens == vocab.eos).any(axis=2),
-    )
+def real_tokens(setup: PreferenceSetup, tokens: np.ndarray) -> Bool[np.ndarray, "*n T"]:
+    """True up to the first `<eos>` of a response, which is included."""
+    ends = tokens == setup.vocab.eos
+    found: np.ndarray = np.cumsum(ends, axis=-1) - ends == 0
+    return found
 
 
 def read_texts(setup: PreferenceSetup, tokens: np.ndarray) -> list[PreferenceText]:
