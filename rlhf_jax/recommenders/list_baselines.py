@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse import csr_array
 
-from rlhf_jax.data.preference_texts import Attributes, attributes_of
+from rlhf_jax.data.preference_texts import Attributes, attributes_of, usual
 from rlhf_jax.data.rating_lists import CandidateLists, Negatives, candidate_lists, popularity_of, read_part
 from rlhf_jax.data.ratings import History, RatingCorpus
 
@@ -119,7 +119,7 @@ def trees(
 
     Args:
       negatives: of the lists, also of those it is fitted on.
-      known: `item`: count and mean rating; `attributes`: and shares of the history's liked items with the item's kinds and decade;
+      known: `item`: count and mean rating; `attributes`: and how far the history's liked items have the item's kinds and decade;
         `history`: and `item_knn`.
       rounds: of boosting, a tree each; in one thread, as threads that wait for one another on a busy machine take many times as long.
     Raises: ValueError for other options, or where the training users have no list with both labels.
@@ -204,13 +204,14 @@ def _numbers(corpus: RatingCorpus, users: Users, known: Known, lists: CandidateL
     """What trees read of every listed item."""
     counts = count(corpus, users)
     attributes = attributes_of(corpus.items) if known != "item" else None
+    shares = usual(corpus, attributes, users).shares if attributes is not None else None
     pairs = together(corpus, users) if known == "history" else None
 
     def numbers(user: int, history: History, items: np.ndarray) -> np.ndarray:
         n, ratings = counts.without(user, history, items)
         columns = [n, _shrunk(counts, n, ratings, PRIOR_RATINGS)]
-        if attributes is not None:
-            columns += _matches(corpus, attributes, history, items)
+        if attributes is not None and shares is not None:
+            columns += _matches(corpus, attributes, shares, history, items)
         if pairs is not None:
             columns.append(_cosines(corpus, counts, pairs, user, history, items))
         return np.stack(columns, axis=-1)
@@ -218,17 +219,26 @@ def _numbers(corpus: RatingCorpus, users: Users, known: Known, lists: CandidateL
     return _by_user(corpus, lists, numbers)
 
 
-def _matches(corpus: RatingCorpus, attributes: Attributes, history: History, items: np.ndarray) -> list[np.ndarray]:
-    """How an item's attributes match the history: of its kinds the mean share of liked items, and of those not liked, that have
-    them; and the same of its decade. Missing where the item has none."""
+def _matches(
+    corpus: RatingCorpus, attributes: Attributes, usual_shares: np.ndarray, history: History, items: np.ndarray
+) -> list[np.ndarray]:
+    """How an item's attributes match the history: means over its kinds, and the same of its decade; missing where it has none.
+
+        share of liked items that have the attribute,   share of the others that have it,
+        excess = (liked items that have it + u) / (liked items + 1) − u,   u = share in all liked ratings of training users
+
+    u is the same for everybody, so the list's own user is left in.
+    """
     read = read_part(history)
     liked = read.ratings > corpus.liked_above
+    has = [attributes.has[some].sum(axis=0) for some in (read.items[liked], read.items[~liked])]
+    n, n_others = int(liked.sum()), int((~liked).sum())
+    values = (has[0] / max(n, 1), has[1] / max(n_others, 1), (has[0] + usual_shares) / (n + 1) - usual_shares)
     n_kinds = len(attributes.kinds)
     found = []
-    for some in (read.items[liked], read.items[~liked]):
-        shares = attributes.has[some].sum(axis=0) / max(len(some), 1)
+    for value in values:
         for part in (slice(0, n_kinds), slice(n_kinds, None)):
             own = attributes.has[items][:, part]
             total = own.sum(axis=1)
-            found.append(np.where(total > 0, own @ shares[part] / np.maximum(total, 1), np.nan))
+            found.append(np.where(total > 0, own @ value[part] / np.maximum(total, 1), np.nan))
     return found

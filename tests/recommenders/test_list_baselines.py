@@ -184,11 +184,13 @@ def test_what_trees_read_against_loops() -> None:
     history = CORPUS.histories[user]
     n = n_read(len(history.items))
     read = list(zip(history.items.tolist()[:n], history.ratings.tolist()[:n], strict=True))
-    assert numbers.shape == (*lists.items.shape, 7)
+    assert numbers.shape == (*lists.items.shape, 9)
 
     def said(item: int) -> tuple[set[str], set[str]]:
         return set(CORPUS.items[item].genres), {f"{str(CORPUS.items[item].year)[2]}0s"}
 
+    rated = [pair for u in TRAIN for pair in zip(*(a.tolist() for a in CORPUS.histories[u]), strict=True)]
+    all_liked = [item for item, rating in rated if rating > 3]
     for place, item in enumerate(lists.items[0].tolist()):
         expected = [slow_popularity(user, item)]
         for liked in (True, False):
@@ -197,6 +199,13 @@ def test_what_trees_read_against_loops() -> None:
                 words = said(item)[kind]
                 shares = [sum(word in said(other)[kind] for other in some) / max(len(some), 1) for word in words]
                 expected.append(sum(shares) / len(shares) if shares else math.nan)
+        some = [other for other, rating in read if rating > 3]
+        for kind in (0, 1):
+            excess = []
+            for word in said(item)[kind]:
+                share = sum(word in said(other)[kind] for other in all_liked) / len(all_liked)
+                excess.append((sum(word in said(other)[kind] for other in some) + share) / (len(some) + 1) - share)
+            expected.append(sum(excess) / len(excess) if excess else math.nan)
         expected.append(slow_knn(user, item))
         np.testing.assert_allclose(np.delete(numbers[0, place], 1), expected, atol=1e-6)
     counts = list_baselines.count(CORPUS, TRAIN)
@@ -206,7 +215,7 @@ def test_what_trees_read_against_loops() -> None:
     np.testing.assert_allclose(numbers[..., 1], list_baselines.mean_rating(CORPUS, TRAIN, lists))
     assert counts.trained == set(range(30))
     assert list_baselines._numbers(CORPUS, TRAIN, "item", lists).shape[-1] == 2
-    np.testing.assert_array_equal(list_baselines._numbers(CORPUS, TRAIN, "attributes", lists), numbers[..., :6])
+    np.testing.assert_array_equal(list_baselines._numbers(CORPUS, TRAIN, "attributes", lists), numbers[..., :8])
 
 
 def test_trees_give_the_same_twice() -> None:
