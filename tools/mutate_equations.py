@@ -278,10 +278,7 @@ MUTANTS = [
     Mutant("preference", "(mask, logprobs, 0).sum()", "(mask, logprobs, 0).mean()", "mean over places"),
     Mutant("preference", "(mask, logprobs, 0).sum()", "logprobs.sum()", "places after the end count"),
     Mutant(
-        "group",
-        "rewards, running)\n    paid",
-        "rewards, running | True)\n    paid",
-        "ended conversations normalise too",
+        "group", "by_turn(rewards, running)", "by_turn(rewards, running | True)", "ended conversations normalise too"
     ),
     Mutant("group", "    if decoupled:", "    if not decoupled:", "option inverted"),
     Mutant("group", "paid = rewards @ weights.astype(rewards.dtype)", "paid = rewards.sum(-1)", "weights ignored"),
