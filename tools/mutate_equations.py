@@ -315,10 +315,7 @@ MUTANTS = [
     Mutant("listwise", "(1 - labels) * jax.nn.log_sigmoid(-scores)", "(1 - labels)", "others have no gradient"),
     Mutant("listwise", "labels.dtype), jnp.float32)", "labels.dtype), jnp.bfloat16)", "bfloat16 stays bfloat16"),
     Mutant(
-        "group",
-        "rewards, running)\n    paid",
-        "rewards, running | True)\n    paid",
-        "ended conversations normalise too",
+        "group", "by_turn(rewards, running)", "by_turn(rewards, running | True)", "ended conversations normalise too"
     ),
     Mutant("group", "    if decoupled:", "    if not decoupled:", "option inverted"),
     Mutant("group", "paid = rewards @ weights.astype(rewards.dtype)", "paid = rewards.sum(-1)", "weights ignored"),

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.feedback.encoders import default_cache
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, Message
 from rlhf_jax.models import retriever as towers
 from rlhf_jax.recommenders import dual_view
+from rlhf_jax.recommenders.bm25 import item_text
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import retriever
@@ -52,12 +54,16 @@ def talk(number: int) -> Dialogue:
 
 
 @pytest.fixture(scope="module")
-def sources() -> Sources:
+def corpus() -> Corpus:
     items = {number: Item(item_id=number, title=f"Film {number}") for number in (10, 11, 12, 13, 20, 21, 30)}
     dialogues = tuple(map(talk, range(48)))
-    corpus = Corpus(
+    return Corpus(
         train=dialogues[:32], validation=dialogues[32:40], test=dialogues[40:], items=items, provenance={"n_skipped": 0}
     )
+
+
+@pytest.fixture(scope="module")
+def sources(corpus: Corpus) -> Sources:
     return count_sources(corpus, CONFIG)
 
 
@@ -144,6 +150,20 @@ def test_it_learns_the_wish_and_a_killed_run_ends_the_same(
     nothing = {"nothing": lambda contexts: np.zeros((len(contexts), 7), np.float32)}
     weights = retriever.fuse(whole, nothing, sources).weights
     assert weights["towers"] > 0.1 and weights["nothing"] == pytest.approx(0.3)
+
+
+def test_the_words_may_be_read_by_a_pretrained_encoder(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(CONFIG, encoder="minilm", minilm=Path("folder"))
+
+    def encoder(folder: Path, *, cache: Path) -> dual_view.Encoder:
+        assert folder == config.minilm and cache == default_cache()
+        return lambda texts: np.array([[len(text), 1.0] for text in texts])
+
+    monkeypatch.setattr(retriever, "minilm_encoder", encoder)
+    views = count_sources(corpus, config).views
+    wanted = np.array([[len(item_text(item)), 1.0] for item in corpus.items.values()])
+    expected = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(views.items.semantic, expected, rtol=1e-5)
 
 
 def test_recall_counts_gold_items_and_ties_against() -> None:
