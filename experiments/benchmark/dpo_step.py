@@ -127,9 +127,10 @@ class OurStep:
 
 
 def floor_flops(workload: Workload) -> float:
-    """Useful multiplications and additions: three times the forward pass, the head on response positions only."""
-    head = workload.head_flops(workload.batch * workload.response)
-    return 3.0 * (workload.trunk_flops(workload.batch, workload.length) + head)
+    """Useful multiplications and additions: three times a forward pass that reads each prompt once, head on responses only."""
+    row = workload.trunk_flops(workload.batch // 2, workload.length)
+    trunk = row * (workload.prompt + 2 * workload.response) / workload.length
+    return 3.0 * (trunk + workload.head_flops(workload.batch * workload.response))
 
 
 def ratios(rounds: Sequence[Round]) -> dict[str, Ratio]:

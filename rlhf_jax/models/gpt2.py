@@ -273,19 +273,15 @@ class GPT2(nn.Module):
 
     def __call__(self, tokens: Array, mask: Array) -> tuple[Array, tuple[KeyValues, ...]]:
         """Hidden states from `from_position` on, float32, and keys and values of all positions (unrolled; a scan keeps none)."""
-        length = tokens.shape[1]
-        before = jnp.tril(jnp.ones((length, length), bool))
         if self.branch is None:
             position = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         else:
-            branch = jnp.array(self.branch)
-            before &= (branch == 0)[None] | (branch[None] == branch[:, None])
-            position = jnp.maximum(jnp.sum(before[None] & mask[:, None, :], axis=2) - 1, 0)
+            position = jnp.maximum(jnp.sum(self.seen(mask), axis=2) - 1, 0)
         # Zero, not multiply: whatever stands in padding, NaN included, must not reach values or gradients.
         x = jnp.where(mask[..., None], self.wte[tokens] + self.wpe[position], 0.0)
         x = self.embedding_dropout(x.astype(self.config.compute_dtype), self.embedding_dropout.key())
         if self.config.attention == "masked":
-            visible = before[None] & mask[:, None, :]
+            visible = self.seen(mask)
         else:
             visible = jnp.sum(mask, axis=1, dtype=jnp.int32)
         layers, blocks = [], list(self.h)
@@ -297,6 +293,15 @@ class GPT2(nn.Module):
             x, key_values = block(x, seen, None, None, block.dropout_keys())
             layers.append(key_values)
         return self.ln_f(x), tuple(layers)
+
+    def seen(self, mask: Array) -> Array:
+        """Which real tokens each position may look at: those before it, and itself, that are not another branch's. [B, S, S]"""
+        length = mask.shape[1]
+        before = jnp.tril(jnp.ones((length, length), bool))
+        if self.branch is not None:
+            branch = jnp.array(self.branch)
+            before &= (branch == 0)[None] | (branch[None] == branch[:, None])
+        return before[None] & mask[:, None, :]
 
     def scan(self, x: Array, visible: Array) -> Array:
         """All blocks but the last as one loop over their stacked parameters."""
