@@ -196,7 +196,11 @@ def lists_of(setup: PreferenceSetup, protocol: Negatives) -> dict[str, Lists]:
     parts = {name: getattr(setup.split, name) for name in ("scorer", "pairs", "validation", "test", "train")}
     return {
         name: reranker.known_lists(
-            setup, counted, candidate_lists(setup.corpus, users, negatives=protocol, popularity=setup.popularity)
+            setup,
+            counted,
+            candidate_lists(
+                setup.corpus, users, negatives=protocol, popularity=setup.popularity, counted=setup.split.train
+            ),
         )
         for name, users in parts.items()
     }

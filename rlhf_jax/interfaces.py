@@ -5,7 +5,7 @@ V vocabulary, I items, C reward components.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import chex
@@ -120,6 +120,16 @@ class Rollout:
     """Those of the prompts."""
 
 
+@chex.dataclass(frozen=True)
+class ResponseGroups:
+    """N responses to each of B prompts; a prompt stands once."""
+
+    prompts: PromptBatch
+    response_tokens: Int[Array, "B N T"]
+    response_mask: Bool[Array, "B N T"]
+    """As a rollout's."""
+
+
 def check_rollout(rollout: Rollout) -> None:
     """Raises ValueError where a row's mask has a hole: what stands there would be neither read nor learnt.
 
@@ -148,6 +158,14 @@ class PolicyApply(Protocol):
     """Judges given responses: masked, tempered log-probabilities, entropy and values of every response token."""
 
     def __call__(self, params: Params, rollout: Rollout) -> PolicyOutput: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPolicy:
+    """A policy that reads each prompt once for all its responses, in the place of a `PolicyApply`."""
+
+    logprobs: Callable[[Params, ResponseGroups], Float[Array, "B N T"]]
+    """What `PolicyApply` says of the same responses row by row; 0 on padding."""
 
 
 @runtime_checkable

@@ -18,9 +18,9 @@ import numpy as np
 from benchmark.interleaving import Ratio, Round, ratio, seconds_of
 from benchmark.networks import Networks, grammar, network_config
 from benchmark.workload import Form, Workload
-from rlhf_jax.decoding.policy import response_hidden
+from rlhf_jax.decoding.policy import group_hidden
 from rlhf_jax.equations.logprobs import token_logprobs
-from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.interfaces import GroupPolicy, Params, PromptBatch, ResponseGroups
 from rlhf_jax.learners import dpo
 from rlhf_jax.learners.dpo import PreferenceBatch
 from rlhf_jax.learners.dpo_config import DPOConfig
@@ -55,20 +55,21 @@ def draw_pairs(workload: Workload, networks: Networks, seed: int = 0) -> Pairs:
     return Pairs(np.asarray(networks.prompts)[: workload.batch // 2], responses)
 
 
-def plain_policy(workload: Workload, compute_dtype: str) -> PolicyApply:
-    """Log-probabilities over the whole vocabulary; what else a policy says, DPO does not read."""
+def plain_policy(workload: Workload, compute_dtype: str) -> GroupPolicy:
+    """Log-probabilities over the whole vocabulary, each prompt read once."""
     network = network_config(workload, compute_dtype)
 
-    def policy(params: Params, rollout: Rollout) -> PolicyOutput:
-        hidden = response_hidden(network, params["trunk"], rollout)
+    def logprobs(params: Params, groups: ResponseGroups) -> jax.Array:
+        shape = groups.response_tokens.shape
+        hidden = group_hidden(network, params["trunk"], groups)
         logits = gpt2.lm_logits(params["trunk"], hidden, compute_dtype=network.compute_dtype)
-        logprobs = jax.vmap(token_logprobs)(logits, rollout.response_tokens)
-        return PolicyOutput(logprobs=logprobs, entropy=jnp.zeros_like(logprobs), values=jnp.zeros_like(logprobs))
+        said = jax.vmap(token_logprobs)(logits, groups.response_tokens.reshape(-1, shape[2]))
+        return said.reshape(shape)
 
-    return policy
+    return GroupPolicy(logprobs)
 
 
-def preference_batch(workload: Workload, pairs: Pairs, policy: PolicyApply, reference: Params) -> PreferenceBatch:
+def preference_batch(workload: Workload, pairs: Pairs, policy: GroupPolicy, reference: Params) -> PreferenceBatch:
     """The pairs as our learner reads them, the reference's log-probabilities cached."""
     n_pairs = len(pairs.prompts)
     batch = PreferenceBatch(
@@ -78,8 +79,8 @@ def preference_batch(workload: Workload, pairs: Pairs, policy: PolicyApply, refe
         ref_logprobs=jnp.zeros((n_pairs, 2)),
         weight=jnp.ones(n_pairs),
     )
-    judge = jax.jit(lambda params: dpo.reference_logprobs(policy, params, dpo.as_rollout(batch)))
-    return dataclasses.replace(batch, ref_logprobs=judge({"trunk": reference}).reshape(n_pairs, 2))
+    judge = jax.jit(functools.partial(dpo.group_logprobs, policy))
+    return dataclasses.replace(batch, ref_logprobs=judge({"trunk": reference}, batch))
 
 
 class OurStep:
@@ -126,9 +127,10 @@ class OurStep:
 
 
 def floor_flops(workload: Workload) -> float:
-    """Useful multiplications and additions: three times the forward pass, the head on response positions only."""
-    head = workload.head_flops(workload.batch * workload.response)
-    return 3.0 * (workload.trunk_flops(workload.batch, workload.length) + head)
+    """Useful multiplications and additions: three times a forward pass that reads each prompt once, head on responses only."""
+    row = workload.trunk_flops(workload.batch // 2, workload.length)
+    trunk = row * (workload.prompt + 2 * workload.response) / workload.length
+    return 3.0 * (trunk + workload.head_flops(workload.batch * workload.response))
 
 
 def ratios(rounds: Sequence[Round]) -> dict[str, Ratio]:

@@ -17,7 +17,8 @@ import datasets
 import tokenizers
 import torch
 import transformers
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from benchmark import torch_loop
 from benchmark.dpo_step import CONFIG, Clock, draw_pairs

@@ -17,7 +17,17 @@ from rlhf_jax.decoding import prior
 from rlhf_jax.decoding.grammar import Along, Grammar, allowed_at, read_along
 from rlhf_jax.decoding.sampler import Decoding, Reweigh, sample_with_cache
 from rlhf_jax.equations.logprobs import entropy, token_logprobs
-from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, Rollout, Sample, Score
+from rlhf_jax.interfaces import (
+    GroupPolicy,
+    Params,
+    PolicyApply,
+    PolicyOutput,
+    PromptBatch,
+    ResponseGroups,
+    Rollout,
+    Sample,
+    Score,
+)
 from rlhf_jax.models import gpt2, heads
 from rlhf_jax.models.gpt2 import GPT2Config
 
@@ -132,8 +142,70 @@ def make_policy_apply(config: GPT2Config, grammar: Grammar, *, temperature: floa
 
     Where the tree has no `value` head (a reference policy), values are 0. `config.head_chunk` bounds the logits in memory.
     """
+    judge = make_judge(config, grammar, temperature)
 
-    def judge(read: Read, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
+    def apply(params: Params, rollout: Rollout) -> PolicyOutput:
+        mask = rollout.response_mask
+        hidden = response_hidden(config, params["trunk"], rollout)
+        logprobs, entropies = judge(params, rollout, hidden, rollout.response_tokens)
+        judged = response_hidden(config, params["critic"], rollout) if "critic" in params else hidden
+        values = heads.value(params["value"], judged) if "value" in params else jnp.zeros_like(logprobs)
+        return PolicyOutput(
+            logprobs=jnp.where(mask, logprobs, 0.0),
+            entropy=jnp.where(mask, entropies, 0.0),
+            values=jnp.where(mask, values, 0.0),
+        )
+
+    return apply
+
+
+def make_group_policy(config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0) -> GroupPolicy:
+    """What `make_policy_apply` says of N responses to a prompt, which is read once: P + N·T positions, not N·(P + T).
+
+    Needs `config.attention` "masked"; each response then attends to the prompt and to itself.
+    """
+    judge = make_judge(config, grammar, temperature)
+
+    def logprobs(params: Params, groups: ResponseGroups) -> Float[Array, "B N T"]:
+        tokens = groups.response_tokens
+        n_prompts, n_responses, length = tokens.shape
+        prompts = jax.tree.map(lambda leaf: jnp.repeat(leaf, n_responses, axis=0), groups.prompts)
+        hidden = group_hidden(config, params["trunk"], groups)
+        said, _ = judge(params, prompts, hidden, tokens.reshape(-1, length))
+        return jnp.where(groups.response_mask, said.reshape(n_prompts, n_responses, length), 0.0)
+
+    return GroupPolicy(logprobs)
+
+
+def group_hidden(config: GPT2Config, trunk: Params, groups: ResponseGroups) -> Float[Array, "rows T D"]:
+    """Hidden states each response token was drawn from, response by response. [B·N, T, D]"""
+    n_prompts, n_responses, length = groups.response_tokens.shape
+    prompt = groups.prompts.tokens.shape[1]
+
+    def one_row(prompts: Array, responses: Array) -> Array:
+        # The last token drawn is never read.
+        return jnp.concatenate([prompts, responses[..., :-1].reshape(n_prompts, -1)], axis=1)
+
+    hidden = gpt2.hidden_states(
+        config,
+        trunk,
+        one_row(groups.prompts.tokens, groups.response_tokens),
+        one_row(groups.prompts.mask, groups.response_mask),
+        from_position=prompt - 1,
+        branch=(0,) * prompt + tuple(text + 1 for text in range(n_responses) for _ in range(length - 1)),
+    )
+    # The prompt's last position says the first token of all.
+    first = jnp.broadcast_to(hidden[:, None, :1], (n_prompts, n_responses, 1, hidden.shape[-1]))
+    later = hidden[:, 1:].reshape(n_prompts, n_responses, length - 1, -1)
+    return jnp.concatenate([first, later], axis=2).reshape(n_prompts * n_responses, length, -1)
+
+
+def make_judge(
+    config: GPT2Config, grammar: Grammar, temperature: float
+) -> Callable[[Params, PromptBatch | Rollout, Array, Array], tuple[Array, Array]]:
+    """Log-probabilities and entropies of the tokens drawn from hidden states; the prompts say what a prior adds."""
+
+    def at_positions(read: Read, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
         trunk, reweigh = read
         logits, allowed = gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype), allowed_at(grammar, along)
         if reweigh is not None:
@@ -146,24 +218,14 @@ def make_policy_apply(config: GPT2Config, grammar: Grammar, *, temperature: floa
 
         return jax.vmap(one)(logits, tokens, allowed)
 
-    def apply(params: Params, rollout: Rollout) -> PolicyOutput:
-        trunk, tokens, mask = params["trunk"], rollout.response_tokens, rollout.response_mask
-        hidden = response_hidden(config, trunk, rollout)
+    def judge(params: Params, prompts: PromptBatch | Rollout, hidden: Array, tokens: Array) -> tuple[Array, Array]:
         along = read_along(grammar, tokens)
-        read = trunk, of_prompts(grammar, params, rollout)
+        read = params["trunk"], of_prompts(grammar, params, prompts)
         if config.head_chunk is None:
-            logprobs, entropies = judge(read, hidden, tokens, along)
-        else:
-            logprobs, entropies = in_chunks(judge, config.head_chunk, read, hidden, tokens, along)
-        judged = response_hidden(config, params["critic"], rollout) if "critic" in params else hidden
-        values = heads.value(params["value"], judged) if "value" in params else jnp.zeros_like(logprobs)
-        return PolicyOutput(
-            logprobs=jnp.where(mask, logprobs, 0.0),
-            entropy=jnp.where(mask, entropies, 0.0),
-            values=jnp.where(mask, values, 0.0),
-        )
+            return at_positions(read, hidden, tokens, along)
+        return in_chunks(at_positions, config.head_chunk, read, hidden, tokens, along)
 
-    return apply
+    return judge
 
 
 def in_chunks(

@@ -16,7 +16,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.equations.dpo import dpo_loss, implicit_reward, ipo_loss, softmax_dpo_loss
-from rlhf_jax.interfaces import Params, PolicyApply, PromptBatch, Rollout
+from rlhf_jax.equations.masked import zero_padding
+from rlhf_jax.interfaces import GroupPolicy, Params, PolicyApply, PromptBatch, ResponseGroups, Rollout
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.learners.microbatch import LossSums
@@ -121,6 +122,20 @@ def as_rollout(batch: PreferenceBatch, responses: slice = slice(None)) -> Rollou
     )
 
 
+def group_logprobs(
+    policy: PolicyApply | GroupPolicy, params: Params, batch: PreferenceBatch, responses: slice = slice(None)
+) -> Float[Array, "B N"]:
+    """`response_logprobs` of some responses of every prompt, by whichever kind of policy there is. [B, N]"""
+    if not isinstance(policy, GroupPolicy):
+        return response_logprobs(policy, params, as_rollout(batch, responses)).reshape(len(batch.weight), -1)
+    groups = ResponseGroups(
+        prompts=batch.prompts,
+        response_tokens=jnp.asarray(batch.response_tokens)[:, responses],
+        response_mask=jnp.asarray(batch.response_mask)[:, responses],
+    )
+    return jnp.sum(zero_padding(policy.logprobs(params, groups), groups.response_mask), axis=2)
+
+
 def init(params: Params, optimizer: optax.GradientTransformation, config: DPOConfig) -> TrainState:
     """Step 0; see `sft.init`."""
     return sft.init(params, optimizer, averaged=config.average_decay is not None)
@@ -139,18 +154,21 @@ def optimizer_of(config: DPOConfig, n_prompts: int) -> optax.GradientTransformat
     )
 
 
-def preference_loss(params: Params, batch: PreferenceBatch, *, policy: PolicyApply, config: DPOConfig) -> LossSums:
+def preference_loss(
+    params: Params, batch: PreferenceBatch, *, policy: PolicyApply | GroupPolicy, config: DPOConfig
+) -> LossSums:
     """Lines 1–3 of the box, as weighted sums; with `loss_and_gradient` or alone, to evaluate held-out preferences.
 
+    Args:
+      policy: judges row by row, or all responses of a prompt together, reading it once: the same numbers for less work.
     Returns: nats per prompt (`ipo`: squared nats; `rft`: nats per token); what is logged: `rewards/*` and `logprobs/*`.
       Under `rft` only those of the chosen, since the rejected are not judged.
     Raises: ValueError at trace time if N does not suit the loss.
     """
-    n_prompts, n_responses = batch.ref_logprobs.shape
-    check_responses(n_responses, config)
+    check_responses(batch.ref_logprobs.shape[1], config)
     read = slice(0, 1) if config.loss == "rft" else slice(None)
     # 1. Judge every response: log π, a sum over its tokens; log π_ref was cached.
-    logprobs = response_logprobs(policy, params, as_rollout(batch, read)).reshape(n_prompts, -1)
+    logprobs = group_logprobs(policy, params, batch, read)
     counts = (batch.weight > 0)[:, None]
     logprobs, ref_logprobs = jnp.where(counts, logprobs, 0.0), jnp.where(counts, batch.ref_logprobs[:, read], 0.0)
     # 2. Reward: how far the policy has moved towards each, β nats at a time.
@@ -204,7 +222,7 @@ def update(
     state: TrainState,
     batch: PreferenceBatch,
     *,
-    policy: PolicyApply,
+    policy: PolicyApply | GroupPolicy,
     optimizer: optax.GradientTransformation,
     config: DPOConfig,
 ) -> tuple[TrainState, Metrics]:

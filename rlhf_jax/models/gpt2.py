@@ -256,6 +256,8 @@ class GPT2(nn.Module):
     from_position: int = 0
     """The last block computes only rows from here on (keys and values are of all rows, so numbers are the same)."""
     deterministic: bool = True
+    branch: tuple[int, ...] | None = None
+    """Of every position, where texts share their beginning: see `hidden_states`."""
 
     def setup(self) -> None:
         """Declares the tables and blocks."""
@@ -271,13 +273,15 @@ class GPT2(nn.Module):
 
     def __call__(self, tokens: Array, mask: Array) -> tuple[Array, tuple[KeyValues, ...]]:
         """Hidden states from `from_position` on, float32, and keys and values of all positions (unrolled; a scan keeps none)."""
-        position = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        if self.branch is None:
+            position = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        else:
+            position = jnp.maximum(jnp.sum(self.seen(mask), axis=2) - 1, 0)
         # Zero, not multiply: whatever stands in padding, NaN included, must not reach values or gradients.
         x = jnp.where(mask[..., None], self.wte[tokens] + self.wpe[position], 0.0)
         x = self.embedding_dropout(x.astype(self.config.compute_dtype), self.embedding_dropout.key())
-        length = tokens.shape[1]
         if self.config.attention == "masked":
-            visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
+            visible = self.seen(mask)
         else:
             visible = jnp.sum(mask, axis=1, dtype=jnp.int32)
         layers, blocks = [], list(self.h)
@@ -289,6 +293,15 @@ class GPT2(nn.Module):
             x, key_values = block(x, seen, None, None, block.dropout_keys())
             layers.append(key_values)
         return self.ln_f(x), tuple(layers)
+
+    def seen(self, mask: Array) -> Array:
+        """Which real tokens each position may look at: those before it, and itself, that are not another branch's. [B, S, S]"""
+        length = mask.shape[1]
+        before = jnp.tril(jnp.ones((length, length), bool))
+        if self.branch is not None:
+            branch = jnp.array(self.branch)
+            before &= (branch == 0)[None] | (branch[None] == branch[:, None])
+        return before[None] & mask[:, None, :]
 
     def scan(self, x: Array, visible: Array) -> Array:
         """All blocks but the last as one loop over their stacked parameters."""
@@ -328,6 +341,7 @@ def hidden_states(
     *,
     dropout_key: Key[Array, ""] | None = None,
     from_position: int = 0,
+    branch: tuple[int, ...] | None = None,
 ) -> Float[Array, "B R D"]:
     """Final hidden states, after the last layer norm; padding may stand on either side.
 
@@ -338,17 +352,28 @@ def hidden_states(
       mask: True on real tokens. [B, S]
       dropout_key: draws dropout; None (rollouts, scoring, RL updates) means none.
       from_position: first position wanted, static; the last block skips the work of those before it.
+      branch: number of the text each position belongs to, static; 0 is the beginning that all share. A position sees the
+        beginning and its own text, and its place is counted along them; other texts are not there. [S]
     Returns: float32, R = S − from_position; rows of padding are finite and mean nothing. [B, R, D]
-    Raises: ValueError at trace time if S exceeds `n_positions` or `from_position` is outside [0, S).
+    Raises: ValueError at trace time if S (with branches the longest text) exceeds `n_positions`, `from_position` is outside
+      [0, S), or there are branches and the attention is fused, which knows none.
     """
     length = tokens.shape[1]
-    if length > config.n_positions:
-        raise ValueError(f"hidden_states: {length} tokens exceed n_positions {config.n_positions}")
+    longest = length
+    if branch is not None:
+        if len(branch) != length or config.attention != "masked":
+            raise ValueError(
+                f"hidden_states: {len(branch)} branch numbers for {length} tokens, attention {config.attention!r}: one number "
+                "for each, and attention 'masked', are needed"
+            )
+        longest = branch.count(0) + max((branch.count(text) for text in set(branch) - {0}), default=0)
+    if longest > config.n_positions:
+        raise ValueError(f"hidden_states: {longest} tokens exceed n_positions {config.n_positions}")
     if not 0 <= from_position < length:
         raise ValueError(f"hidden_states: from_position {from_position} is outside [0, {length})")
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     masked = config.attention == "masked"
-    model = GPT2(config, from_position=from_position if masked else 0, deterministic=dropout_key is None)
+    model = GPT2(config, from_position=from_position if masked else 0, deterministic=dropout_key is None, branch=branch)
     if masked:
         return model.apply({"params": params}, tokens, mask, rngs=rngs)[0]
     # Real tokens first, and back.

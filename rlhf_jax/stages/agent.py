@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding import prior
 from rlhf_jax.decoding.grammar import Grammar
-from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply, make_sample, make_score
+from rlhf_jax.decoding.policy import Decode, make_decode, make_group_policy, make_policy_apply, make_sample, make_score
 from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.feedback.components import COMPONENTS
-from rlhf_jax.interfaces import Params, PolicyApply, PromptBatch, Sample, Score
+from rlhf_jax.interfaces import GroupPolicy, Params, PolicyApply, PromptBatch, Sample, Score
 from rlhf_jax.models import gpt2, heads
 from rlhf_jax.parallel.partition import Layout, OneDevice
 
@@ -56,6 +56,8 @@ class Agent:
     score_items: ScoreItems
     sample_groups: Callable[[int], Sample]
     """`sample` with so many responses to each prompt, row by row; a prompt is read once."""
+    group_policy: GroupPolicy | None = None
+    """`policy` on groups of responses to one prompt, which it reads once; None where the attention is fused."""
     programs: dict[Hashable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
     """What `compiled` has made; it lives as long as the agent."""
 
@@ -94,6 +96,7 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
         return spread.score_tokens(params, *inputs, key)
 
     by_row = layout.by_row(score_rows)
+    grouped = spread.group_policy
     return dataclasses.replace(
         spread,
         policy=layout.by_row(spread.policy),
@@ -103,6 +106,7 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
         score_tokens=lambda params, tokens, mask, key: by_row(params, (tokens, mask), key),
         score_items=layout.by_row(spread.score_items),
         sample_groups=lambda size: layout.by_row(spread.sample_groups(size)),
+        group_policy=None if grouped is None else GroupPolicy(layout.by_row(grouped.logprobs)),
     )
 
 
@@ -145,6 +149,9 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         sample_groups=lambda size: make_sample(
             network, grammar, max_tokens=response_tokens, temperature=temperature, group_size=size
         ),
+        group_policy=make_group_policy(network, grammar, temperature=temperature)
+        if network.attention == "masked"
+        else None,
     )
 
 

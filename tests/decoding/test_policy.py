@@ -12,7 +12,7 @@ import pytest
 from rlhf_jax.decoding import policy
 from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.decoding.sampler import Decoding
-from rlhf_jax.interfaces import PolicyApply, PolicyOutput, PromptBatch, Rollout, check_rollout
+from rlhf_jax.interfaces import PolicyApply, PolicyOutput, PromptBatch, ResponseGroups, Rollout, check_rollout
 from rlhf_jax.models import gpt2, heads
 
 CONFIG = gpt2.GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2)
@@ -87,6 +87,65 @@ def test_a_group_reads_its_prompt_once_and_answers_as_single_rows_would(params: 
     text = grouped.lower(params, prompts, jax.random.key(3)).as_text()
     rows = {int(n) for n in re.findall(r"stablehlo\.dot_general [^\n]*: \(tensor<(\d+)x", text)}
     assert BATCH * PROMPT in rows and 3 * BATCH * PROMPT not in rows
+
+
+def test_a_group_is_judged_as_its_rows_are_and_the_prompt_is_read_once(prompts: PromptBatch, rollout: Rollout) -> None:
+    """Numbers and gradients, with prompts and responses of several lengths, and NaN where padding would be read."""
+    config = dataclasses.replace(CONFIG, n_layer=2)
+    trunk = jax.tree.map(lambda leaf: 4 * leaf, gpt2.init(config, jax.random.key(9)))
+    trunk["wte"] = trunk["wte"].at[GRAMMAR.pad].set(jnp.nan)
+    # Each prompt gets the responses of three rows, its own first.
+    picked = (np.arange(BATCH)[:, None] + np.arange(3)) % BATCH
+    tokens, mask = rollout.response_tokens[picked], rollout.response_mask[picked]
+    assert len(set(rollout.response_mask.sum(axis=1).tolist())) > 2
+    groups = ResponseGroups(prompts=prompts, response_tokens=tokens, response_mask=mask)
+    row_by_row = Rollout(
+        prompt_tokens=jnp.repeat(prompts.tokens, 3, axis=0),
+        prompt_mask=jnp.repeat(prompts.mask, 3, axis=0),
+        response_tokens=tokens.reshape(-1, RESPONSE),
+        response_mask=mask.reshape(-1, RESPONSE),
+        logprobs=jnp.zeros((3 * BATCH, RESPONSE)),
+        finished=jnp.ones(3 * BATCH, bool),
+    )
+    rows = policy.make_policy_apply(config, GRAMMAR, temperature=TEMPERATURE)
+    together = policy.make_group_policy(
+        dataclasses.replace(config, layers="scan", head_chunk=4), GRAMMAR, temperature=TEMPERATURE
+    )
+    shares = jnp.linspace(-1.0, 1.0, mask.size).reshape(mask.shape)
+
+    def theirs(trunk: dict) -> tuple[jax.Array, jax.Array]:
+        said = rows({"trunk": trunk}, row_by_row).logprobs.reshape(mask.shape)
+        return jnp.sum(shares * said), said
+
+    def ours(trunk: dict) -> tuple[jax.Array, jax.Array]:
+        said = together.logprobs({"trunk": trunk}, groups)
+        return jnp.sum(shares * said), said
+
+    (slope, said), (expected_slope, expected) = (jax.jit(jax.grad(f, has_aux=True))(trunk) for f in (ours, theirs))
+    np.testing.assert_allclose(said, expected, atol=1e-5)
+    assert float(expected.min()) < -2 and np.isfinite(expected).all()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4, rtol=1e-3), slope, expected_slope)
+    # One row a prompt, whose last response tokens are not read; the rows of single texts are nowhere.
+    text = jax.jit(together.logprobs).lower({"trunk": trunk}, groups).as_text()
+    sizes = {int(n) for n in re.findall(r"stablehlo\.dot_general [^\n]*: \(tensor<(\d+)x", text)}
+    assert BATCH * (PROMPT + 3 * (RESPONSE - 1)) in sizes and 3 * BATCH * (PROMPT + RESPONSE - 1) not in sizes
+
+
+def test_groups_need_room_for_the_longest_text_and_an_attention_that_knows_them(
+    params: dict, prompts: PromptBatch
+) -> None:
+    groups = ResponseGroups(
+        prompts=prompts,
+        response_tokens=jnp.full((BATCH, 2, RESPONSE), GRAMMAR.say),
+        response_mask=jnp.ones((BATCH, 2, RESPONSE), bool),
+    )
+    for change, said in (
+        ({"n_positions": PROMPT + RESPONSE - 2}, "16 tokens exceed n_positions 15"),
+        ({"attention": "xla", "attention_dropout": False}, "attention 'xla'.*attention 'masked', are needed"),
+    ):
+        config = dataclasses.replace(CONFIG, **change)
+        with pytest.raises(ValueError, match=said):
+            jax.eval_shape(policy.make_group_policy(config, GRAMMAR).logprobs, params, groups)
 
 
 def test_a_row_keeps_its_response_whatever_the_batch_and_the_padding(

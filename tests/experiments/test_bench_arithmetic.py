@@ -216,8 +216,10 @@ def test_the_best_of_several_timings_is_kept() -> None:
     assert 0 < ceilings.best_seconds(lambda: sum(range(1000)), repeats=2, least_seconds=0.001) < 0.05
 
 
-def test_a_dpo_step_is_three_passes_with_the_head_on_responses() -> None:
-    assert dpo_step.floor_flops(SMALL) == 3 * (SMALL.trunk_flops(4, 9) + SMALL.head_flops(12))
+def test_a_dpo_step_is_three_passes_over_each_prompt_and_both_responses() -> None:
+    # 2 prompts of 6 tokens with 2 × 3 of responses; attention reaches over the 9 that a response sees.
+    trunk = 2 * 12 * 2 * 32 * (24 * 32 + 4 * 9)
+    assert dpo_step.floor_flops(SMALL) == pytest.approx(3 * (trunk + SMALL.head_flops(12)))
 
 
 def test_pairs_end_and_stand_on_the_networks_prompts() -> None:

@@ -12,7 +12,7 @@ import optax
 import pytest
 from tabular_policy import policy, table
 
-from rlhf_jax.interfaces import Params, PolicyOutput, PromptBatch, Rollout
+from rlhf_jax.interfaces import GroupPolicy, Params, PolicyOutput, PromptBatch, ResponseGroups, Rollout
 from rlhf_jax.learners import dpo
 from rlhf_jax.learners.dpo import PreferenceBatch
 from rlhf_jax.learners.dpo_config import DPOConfig
@@ -132,6 +132,39 @@ def test_what_is_logged() -> None:
     for name, value in expected.items():
         assert float(logged[name]) == pytest.approx(float((weight * value).sum() / weight.sum()), rel=1e-5), name
     assert 0 < float(logged["rewards/accuracy"]) < 1
+
+
+def by_groups(params: Params, groups: ResponseGroups) -> jax.Array:
+    """The same tables on groups; NaN on padding too. [B, N, T]"""
+    n_responses, length = groups.response_tokens.shape[1:]
+    rows = Rollout(
+        prompt_tokens=jnp.repeat(groups.prompts.tokens, n_responses, axis=0),
+        prompt_mask=jnp.repeat(groups.prompts.mask, n_responses, axis=0),
+        response_tokens=groups.response_tokens.reshape(-1, length),
+        response_mask=groups.response_mask.reshape(-1, length),
+        logprobs=jnp.zeros((groups.response_mask.size // length, length)),
+        finished=jnp.ones(groups.response_mask.size // length, bool),
+    )
+    return policy(params, rows).logprobs.reshape(groups.response_tokens.shape)
+
+
+@pytest.mark.parametrize(("kind", "n"), [("softmax", 3), ("rft", 2)])
+def test_a_policy_that_reads_a_prompt_once_gives_the_same(kind: str, n: int) -> None:
+    params, batch = drawn(n)
+
+    @jax.jit
+    def together(params: Params, batch: PreferenceBatch) -> Any:
+        return loss_and_gradient(
+            lambda p, b, key: dpo.preference_loss(p, b, policy=GroupPolicy(by_groups), config=CONFIGS[kind]),
+            params,
+            batch,
+            jax.random.key(0),
+            microbatches=2,
+        )
+
+    expected = value_and_gradient(params, batch, CONFIGS[kind])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), together(params, batch), expected)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "rft"])

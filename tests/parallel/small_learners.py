@@ -225,7 +225,7 @@ def grpo_learner(layout: Layout) -> Learner:
 
 
 def dpo_learner(layout: Layout) -> Learner:
-    """Preferences among three responses, two micro-batches, weights of which some are 0, the average kept."""
+    """Preferences among three responses judged together, two micro-batches, some weights 0, the average kept."""
     config = DPOConfig(loss="softmax", beta=0.1, batch_size=ROWS, microbatches=2, average_decay=0.5)
     spread, draw, vocab = on_mesh(agent(), layout), np.random.default_rng(6), vocabulary()
     tokens = draw.integers(0, vocab.n_words, (4 * ROWS, PROMPT)).astype(np.int32)
@@ -236,7 +236,9 @@ def dpo_learner(layout: Layout) -> Learner:
     ref = draw.normal(-10, 2, (4 * ROWS, 3)).astype(np.float32)
     weight = draw.integers(0, 3, 4 * ROWS).astype(np.float32)
     state = layout.place(dpo.init({"trunk": trunk()}, OPTIMIZER, config))
-    step = layout.step(functools.partial(dpo.update, policy=spread.policy, optimizer=OPTIMIZER, config=config), state)
+    step = layout.step(
+        functools.partial(dpo.update, policy=spread.group_policy, optimizer=OPTIMIZER, config=config), state
+    )
 
     def inputs(index: int) -> tuple[PreferenceBatch]:
         rows = np.arange(ROWS) + ROWS * index
