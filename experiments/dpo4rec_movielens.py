@@ -156,26 +156,25 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> dict[str, dict[str
                 "reward": float(mined.rewards.mean()),
                 "reward_best": float(mined.rewards.max(axis=1).mean()),
             }
+            batch = preference.preference_batch(setup, policy, mined)
             if number == 1:
                 facts["samples"] = preference.study_samples(setup, policy, scorer, lists["pairs"], config.pairs)
-                rft_batch = preference.preference_batch(setup, policy, mined)
                 rft = preference.train(
                     run,
                     setup,
                     policy,
-                    rft_batch,
+                    batch,
                     dataclasses.replace(config.dpo, loss="rft", label_smoothing=0.0),
                     name=f"rft-{protocol}",
                     validation=(scorer, lists["validation"]),
                 )
                 tokens["rft"] = written(run, setup, rft, everyone, config.texts, f"rft-{protocol}")
             # 4. DPO: the policy moves from the worst towards the best, in sight of where it was.
-            before = policy
             policy = preference.train(
                 run,
                 setup,
-                before,
-                preference.preference_batch(setup, before, mined),
+                policy,
+                batch,
                 config.dpo,
                 name=name,
                 validation=(scorer, lists["validation"]),

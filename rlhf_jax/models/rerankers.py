@@ -9,6 +9,7 @@ that a list's scores hang on the list alone (KAR's DLCM has batch norms).
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, cast
 
 import chex
@@ -91,9 +92,13 @@ def init(config: RerankerConfig, key: Key[Array, ""], items: ItemTable, n_counts
         history=jnp.zeros((1, 1), jnp.int32),
         history_mask=jnp.ones((1, 1), bool),
     )
+    return dict(_drawn(config, key, one, items))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(config: RerankerConfig, key: Array, one: ListInputs, items: ItemTable) -> Any:
     # Compiled, because an initialisation op by op takes seconds.
-    made = jax.jit(lambda key: Reranker(config).init(key, one, items, None)["params"])(key)
-    return dict(made)
+    return Reranker(config).init(key, one, items, None)["params"]
 
 
 def scores(

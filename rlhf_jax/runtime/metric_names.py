@@ -161,7 +161,9 @@ TEXTS: Group = {
     "text/distinct": Metric("", "share of these texts that differ from all other texts of their user"),
 }
 WRITER: Group = {
-    "validation/loss": Metric("nats", "negative log-likelihood per token of the teacher's texts about validation users"),
+    "validation/loss": Metric(
+        "nats", "negative log-likelihood per token of the teacher's texts about validation users"
+    ),
 }
 RERANKER: Group = {
     "validation/ndcg@<k>": Metric("", "of validation users' lists, mean over lists and their texts"),

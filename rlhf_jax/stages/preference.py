@@ -171,7 +171,8 @@ def preference_batch(setup: PreferenceSetup, params: Params, mined: Mined) -> Pr
     n = mined.tokens.shape[1]
     prompts, mask = prompts_of(setup, mined.users)
     real = real_tokens(setup, mined.tokens)
-    read = jax.jit(functools.partial(dpo.reference_logprobs, setup.writer.policy))
+    policy = setup.writer.policy
+    read = setup.writer.compiled("reference", lambda: jax.jit(functools.partial(dpo.reference_logprobs, policy)))
     logprobs = np.empty(mined.tokens.shape[:2], np.float32)
     size = min(256, logprobs.size)
     for rows, own in wrapped_batches(logprobs.size, size):

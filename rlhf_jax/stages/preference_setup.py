@@ -1,8 +1,9 @@
 """Stage 0 of DPO4Rec: rated histories, who may see which user, words of texts, and the network that writes them."""
 
 import dataclasses
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -59,15 +60,23 @@ class Writer:
     grammar: Grammar
     response_tokens: int
     policy: PolicyApply
-    programs: dict[tuple[int, float], Decode] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    programs: dict[Hashable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    """What `compiled` has made."""
+
+    def compiled(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """The program called `name`, made once: whoever asks again shares its compilation."""
+        if name not in self.programs:
+            self.programs[name] = make()
+        return self.programs[name]
 
     def decode(self, n: int, temperature: float) -> Decode:
         """n texts to every prompt, row by row; the prompt is read once. Temperature 0 is greedy."""
-        if (n, temperature) not in self.programs:
-            decoding = Decoding(self.response_tokens, temperature, rollout_for_learning=temperature > 0)
-            made = make_decode(self.network, self.grammar, decoding, group_size=n)
-            self.programs[n, temperature] = jax.jit(made)
-        return self.programs[n, temperature]
+        decoding = Decoding(self.response_tokens, temperature, rollout_for_learning=temperature > 0)
+        found: Decode = self.compiled(
+            ("decode", n, temperature),
+            lambda: jax.jit(make_decode(self.network, self.grammar, decoding, group_size=n)),
+        )
+        return found
 
 
 class PreferenceSetup(NamedTuple):

@@ -250,17 +250,20 @@ def train(
     rate = learning_rate_schedule(**schedule)
     one_list = LOSSES[config.loss]
 
-    def loss(params: Params, batch: tuple[ListInputs, Array], key: Key[Array, ""]) -> LossSums:
+    def loss(params: Params, batch: tuple[ListInputs, Array], key: Key[Array, ""], items: ItemTable) -> LossSums:
         inputs, labels = batch
         found = jax.vmap(one_list)(rerankers.scores(sizes, params, inputs, items, dropout_key=key), labels)
         return LossSums(jnp.sum(found), jnp.float32(len(labels)), {}, {})
 
-    def one_step(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
+    def one_step(state: TrainState, batch: Any, key: Array, items: ItemTable) -> tuple[TrainState, dict[str, Array]]:
         used = jnp.asarray(rate(steps_taken(state.opt_state)))
-        state, metrics = sft.update(state, batch, key, loss_fn=loss, optimizer=optimizer)
+        state, metrics = sft.update(
+            state, batch, key, loss_fn=functools.partial(loss, items=items), optimizer=optimizer
+        )
         return state, metrics | {"learning_rate": used}
 
-    step = jax.jit(one_step, donate_argnums=0)
+    # Re-rankers that differ in their texts alone share a program.
+    step = setup.writer.compiled((STAGE, sizes, config, steps), lambda: jax.jit(one_step, donate_argnums=0))
     own_texts = texts[0].of(learnt.lists.users)
     number = zlib.crc32(stage.encode())
 
@@ -269,7 +272,7 @@ def train(
         draws = np.random.Generator(np.random.PCG64([19, setup.seed, number, index]))
         chosen = own_texts[rows, draws.integers(own_texts.shape[1], size=len(rows))]
         batch = learnt.inputs(rows, chosen), learnt.lists.labels[rows]
-        return step(state, batch, stream_key(key, f"{STAGE}/dropout", index))
+        return step(state, batch, stream_key(key, f"{STAGE}/dropout", index), items)
 
     def evaluate(state: TrainState, index: int) -> dict[str, float]:
         del index
