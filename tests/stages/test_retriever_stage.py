@@ -197,7 +197,7 @@ def test_what_cannot_be_learnt_is_refused(sources: Sources) -> None:
     )
     with pytest.raises(RunError, match="suggests something new"):
         count_sources(corpus, CONFIG)
-    with pytest.raises(ValueError, match="not a multiple of --retriever.n-head 3"):
+    with pytest.raises(ValueError, match="not a multiple of RetrieverConfig.n_head 3"):
         dataclasses.replace(CONFIG, n_head=3)
-    with pytest.raises(ValueError, match="--retriever.encoder is tfidf"):
+    with pytest.raises(ValueError, match="RetrieverConfig.encoder is tfidf"):
         dataclasses.replace(CONFIG, minilm=Path("somewhere"))
