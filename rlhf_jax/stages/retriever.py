@@ -30,7 +30,7 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.models import retriever
 from rlhf_jax.models.retriever import DialogueViews, ItemViews, RetrieverNetwork, View
-from rlhf_jax.ranges import Batch, Epochs, Range, Rate, Share, Size, Steps, check_numbers
+from rlhf_jax.ranges import Batch, Epochs, Range, Rate, Share, Size, Steps, check_numbers, option
 from rlhf_jax.recommenders import co_mention, dual_view, mixture
 from rlhf_jax.recommenders.bm25 import item_text
 from rlhf_jax.recommenders.contexts import (
@@ -101,9 +101,13 @@ class RetrieverConfig:
     def __post_init__(self) -> None:
         check_numbers(self)
         if self.minilm is not None and self.encoder != "minilm":
-            raise ValueError(f"--retriever.minilm {self.minilm} is not read: --retriever.encoder is {self.encoder}")
+            raise ValueError(
+                f"{option(self, 'minilm')} {self.minilm} is not read: {option(self, 'encoder')} is {self.encoder}"
+            )
         if self.width % self.n_head:
-            raise ValueError(f"--retriever.width {self.width} is not a multiple of --retriever.n-head {self.n_head}")
+            raise ValueError(
+                f"{option(self, 'width')} {self.width} is not a multiple of {option(self, 'n_head')} {self.n_head}"
+            )
 
 
 class Sources(NamedTuple):

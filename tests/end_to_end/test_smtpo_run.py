@@ -44,6 +44,7 @@ def test_debug_recalls_with_every_system(run_here: Callable[..., tuple[int, str]
         (("redial",), "movies_with_mentions.csv"),
         (("debug", "--seeds", "1", "1"), "--seeds must name different seeds"),
         (("debug", "--data.dir", "somewhere"), "the world has none"),
+        (("debug", "--retriever.width", "7"), "--retriever.width 7 is not a multiple of --retriever.n-head 2"),
         (("debug", "--retriever.titles"), "--retriever.titles changes nothing here"),
         (("debug", "--retriever.epochs", "0"), "--retriever.epochs must be in [1, 10000]: got 0"),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -26,14 +27,14 @@ CONFIG = RetrieverConfig(
     width=8,
     n_head=2,
     dropout=0.0,
-    epochs=8,
+    epochs=4,
     batch_size=16,
     hard_negatives=4,
     uniform_negatives=6,
     learning_rate=0.05,
     warmup_steps=2,
     average_decay=0.8,
-    candidates=1,
+    candidates=2,
     patience=None,
     evaluations_per_epoch=1,
 )
@@ -125,17 +126,31 @@ def test_the_loss_is_that_of_its_definition(sources: Sources) -> None:
     assert sums.loss == pytest.approx(total, rel=1e-4) and sums.count == 16
 
 
+@pytest.fixture
+def kept_programs(program_cache: Path) -> Iterator[None]:
+    """One step is compiled for three runs."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    for name, value in zip(names, (str(program_cache), 0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.usefixtures("kept_programs")
 def test_it_learns_the_wish_and_a_killed_run_ends_the_same(
     sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_run(tmp_path / "whole", CONFIG, trackers=()) as run:
         whole = retriever.train(run, sources, CONFIG, seed=0)
     found = dual_view.without_named(lambda contexts: dual_view.scores(whole, contexts), sources.validation)
-    assert recall(found, sources.gold, 1) > 0.9, "the words say it"
+    # Who knows what is popular and not the wish finds 21 always and the other one time in four.
+    assert recall(found, sources.gold, 2) > 0.9
     made = Pairs.batch
 
     def killed(self: Pairs, index: int) -> PairBatch:
-        if index == 20:
+        if index == 11:
             raise KeyboardInterrupt
         return made(self, index)
 
@@ -182,7 +197,7 @@ def test_what_cannot_be_learnt_is_refused(sources: Sources) -> None:
     )
     with pytest.raises(RunError, match="suggests something new"):
         count_sources(corpus, CONFIG)
-    with pytest.raises(ValueError, match="not a multiple of --retriever.n-head 3"):
+    with pytest.raises(ValueError, match="not a multiple of RetrieverConfig.n_head 3"):
         dataclasses.replace(CONFIG, n_head=3)
-    with pytest.raises(ValueError, match="--retriever.encoder is tfidf"):
+    with pytest.raises(ValueError, match="RetrieverConfig.encoder is tfidf"):
         dataclasses.replace(CONFIG, minilm=Path("somewhere"))
