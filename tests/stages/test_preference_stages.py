@@ -143,6 +143,7 @@ def test_a_text_is_paid_the_mean_of_its_users_lists(setup: PreferenceSetup, list
         for text in range(3):
             own = np.flatnonzero(known.lists.users == users[row])
             inputs = known.inputs(own, np.repeat(texts.vectors[row, text][None], len(own), axis=0))
+            inputs = jax.tree.map(jnp.asarray, inputs)
             scores = np.asarray(rerankers.scores(found.config, found.params, inputs, found.items))
             expected = list_values("ndcg@5", scores, known.lists.labels[own]).mean()
             assert paid[row, text] == pytest.approx(expected, abs=1e-6)
@@ -152,9 +153,9 @@ def test_a_text_is_paid_the_mean_of_its_users_lists(setup: PreferenceSetup, list
 def test_the_reranker_uses_a_text_that_tells(setup: PreferenceSetup, lists: dict[str, Lists], tmp_path: Path) -> None:
     everyone = np.arange(len(setup.corpus.users))
     told = reranker.pool(setup, everyone, [[full_text(one)] for one in setup.tastes(everyone)])
-    config = RerankConfig(width=16, epochs=6, batch_size=32, learning_rate=3e-3, dropout=0.0)
+    config = RerankConfig(width=16, epochs=25, batch_size=32, learning_rate=3e-3, dropout=0.0, patience=25)
     with open_run(tmp_path / "run", config, trackers=()) as run:
-        found = reranker.train(run, setup, (lists["train"], lists["validation"]), (told, told), config, name="told")
+        found = reranker.train(run, setup, (lists["train"], lists["train"]), (told, told), config, name="told")
     own = reranker.text_values(found, lists["train"], told).mean()
     others = TextPool(told.users, np.roll(told.vectors, 1, axis=0))
     assert own > reranker.text_values(found, lists["train"], others).mean() + 0.02
