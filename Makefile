@@ -16,10 +16,11 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 # block above 64 MiB, so that every large one would be mapped, zeroed and given back (other systems ignore all this).
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1
 
-.PHONY: run test check bench evidence evidence-quick notebooks docs clean
+.PHONY: run test test-slow check bench evidence evidence-quick notebooks docs clean
 
 run: $(VENV)/.run          ; $(MALLOC) $(BIN)/python experiments/ppo_redial.py $(RUN)
 test: $(VENV)/.test        ; $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+test-slow: $(VENV)/.test   ; $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
 check: $(VENV)/.check      ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python && PYTHONPATH=experiments $(BIN)/lint-imports
 bench: $(VENV)/.bench      ; $(MALLOC) $(BIN)/python experiments/bench_ppo.py $(SIZES) && $(MALLOC) $(BIN)/python experiments/bench_dpo.py $(SIZES)
 evidence: $(VENV)/.run     ; $(MALLOC) $(BIN)/python experiments/evidence.py --data-dir $(DATA) --seeds $(SEEDS)

@@ -134,6 +134,7 @@ def test_the_real_games(data_dir: Path) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.slow
 def test_the_real_seekers(redial: Corpus) -> None:
     found = redial_users(redial)
     given = np.concatenate([one.ratings for one in found.histories])

@@ -93,7 +93,12 @@ def test_there_are_pages() -> None:
     assert PAGES
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    # Each runs the preset `debug` of a main script; one does so in every run of the suite.
+    [pytest.param(page, marks=() if page.stem == "your_own_dialogues" else pytest.mark.slow) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_page_does_what_it_says(page: Path, empty: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "howto"}
     for block in blocks(page.read_text(encoding="utf-8")):

@@ -214,6 +214,7 @@ def test_a_person_can_talk_with_the_model(finished: Path, run_here: Callable[...
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_prior_is_learnt_and_ranked(finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     out = tmp_path / "prior"
     options = ("--prior.updates", "20", "--prior.held-out", "0", "--assess.text-turns", "4")
@@ -234,6 +235,7 @@ def test_a_prior_is_learnt_and_ranked(finished: Path, run_here: Callable[..., tu
     assert code == 1 and "seed 0 is that of" in output and "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_run_with_a_prior_speaks_with_it_in_every_stage(
     run_here: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:

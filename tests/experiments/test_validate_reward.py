@@ -107,6 +107,7 @@ def test_one_seed_alone_writes_no_summary(world: Path, tmp_path: Path) -> None:
         (tmp_path / "study" / "seed-0").rename(world / "study" / "seed-0")
 
 
+@pytest.mark.slow
 def test_debug_on_real_dialogues(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The judge of a thousand dialogues takes its time; what is asked here is whether its worth is told.
     judged = {
