@@ -8,7 +8,7 @@ A bag of words would read "likes drama, avoids horror" and "likes horror, avoids
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -105,7 +105,8 @@ def title_vectors(corpus: RatingCorpus, users: Sequence[int] | np.ndarray, *, wi
     columns = np.concatenate(liked)
     weights = 1 / np.sqrt(np.maximum(np.bincount(columns, minlength=n_items), 1))[columns]
     matrix = csr_matrix((weights, (rows, columns)), shape=(len(liked), n_items))
-    _, values, vectors = svds(matrix, k=width, v0=np.full(min(matrix.shape), 1.0 / np.sqrt(min(matrix.shape))))
+    found_svd: Any = svds(matrix, k=width, v0=np.full(min(matrix.shape), 1.0 / np.sqrt(min(matrix.shape))))
+    _, values, vectors = found_svd
     # The sign of a singular vector is the solver's choice; the largest entry is made positive.
     signs = np.sign(vectors[np.arange(width), np.abs(vectors).argmax(axis=1)])
     found = (vectors * (signs * values)[:, None]).T

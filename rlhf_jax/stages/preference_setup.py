@@ -127,7 +127,8 @@ def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int, mesh: MeshCo
     vocab = preference_vocabulary(corpus, attributes)
     width = config.title_width if config.titles else 0
     titles = title_vectors(corpus, split.train, width=width) if width else np.zeros((len(corpus.items), 0), np.float32)
-    response = 4 + len(texts.SECTIONS) + sum(texts.MOST.values()) + config.titles
+    # <say> and <eos>; sections, their words, one word each of the two that have no limit; <rec> and titles.
+    response = 4 + len(texts.SECTIONS) + sum(texts.MOST.values()) + (config.titles + 1 if config.titles else 0)
     prompt = MOST_READ * 2 + 1
     network = GPT2Config(
         vocab_size=vocab.size,

@@ -218,6 +218,17 @@ def test_titles_are_in_the_grammar_only_where_texts_may_name_them(setup: Prefere
     read = read_part(named.corpus.histories[user[0]])
     assert set(text.titles) <= set(read.items.tolist()) and named.vocab.text(named.vocab.response(text)) == text
     vectors = preference.as_pool(named, user, np.array([[named.vocab.response(text)]])).vectors[0, 0]
+    # The longest text that the teacher may write fits.
+    longest = PreferenceText(
+        tuple(
+            word
+            for section in ("likes", "avoids", "from")
+            for word in (section, *named.attributes.kinds[:5])[: {"likes": 6, "avoids": 5, "from": 4}[section]]
+        )
+        + ("rates", "fairly", "picks", "known"),
+        (0, 1),
+    )
+    assert len(named.vocab.response(longest)) == named.writer.response_tokens
     np.testing.assert_allclose(vectors[-4:], named.code.titles[list(text.titles)].mean(axis=0), rtol=1e-6)
 
 
