@@ -55,6 +55,7 @@ WORK = {
     "bench_recommenders": ("bench_recommenders.multiprocessing.get_context",),
     "chat": ("chat.open_finished",),
     "cross_domain": ("rlhf_jax.stages.setup.read_corpus",),
+    "dpo4rec_movielens": ("dpo4rec_movielens.one_seed",),
     "evidence": ("evidence.with_data",),
     "plan_scale": ("plan_scale.plan",),
     "ppo_opendialkg": ("rlhf_jax.stages.setup.read_corpus",),
