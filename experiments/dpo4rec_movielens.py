@@ -33,7 +33,7 @@ from rlhf_jax.data.rating_lists import Negatives, candidate_lists
 from rlhf_jax.interfaces import Params
 from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.parallel.mesh import MeshConfig
-from rlhf_jax.ranges import Range, Seed, check_numbers
+from rlhf_jax.ranges import Epochs, Range, Seed, check_numbers
 from rlhf_jax.recommenders import list_baselines
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.interrupts import exits_on_signals
@@ -67,6 +67,8 @@ class Config:
     rerank: RerankConfig = RerankConfig()
     pairs: PairsConfig = PairsConfig()
     dpo: DPOConfig = DPOConfig(beta=0.1, learning_rate=3e-4)
+    scorer_epochs: Epochs = 16
+    """Passes of the scorer, whose users have half of the lists that the re-rankers of line 5 learn from."""
     rounds: Annotated[int, Range("[1, 10]")] = 2
     """Rounds of re-ranker, pairs and DPO; the paper stops after two, because a third over-fits."""
     texts: Annotated[int, Range("[1, 64]")] = 4
@@ -135,7 +137,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> dict[str, dict[str
                 setup,
                 (lists["scorer"], lists["validation"]),
                 (chosen, chosen),
-                config.rerank,
+                dataclasses.replace(config.rerank, epochs=config.scorer_epochs),
                 name=f"scorer-{name}",
             )
             scorers.append(scorer)
@@ -305,6 +307,7 @@ DEBUG = Config(
     model=ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=128, dropout=0.0),
     writer=WriterConfig(steps=20, batch_size=16, warmup_steps=5, evaluations=2),
     rerank=RerankConfig(epochs=1, width=8),
+    scorer_epochs=1,
     pairs=PairsConfig(samples=4, per_user=1),
     dpo=DPOConfig(beta=0.1, learning_rate=1e-3, epochs=1, batch_size=16),
     rounds=2,
