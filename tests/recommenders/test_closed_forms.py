@@ -137,7 +137,11 @@ def test_blocks_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     form = FORMS[name](training)
     at_once = form(training.rows)
     monkeypatch.setattr(contexts, "BLOCK_ENTRIES", 1)
-    np.testing.assert_array_equal(form(training.rows), at_once)
+    if "encoder" in name:
+        # A dense product; BLAS takes another kernel for one row than for several, on some CPUs with another last digit.
+        np.testing.assert_allclose(form(training.rows), at_once, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(form(training.rows), at_once)
     monkeypatch.setattr(context_knn, "PIECE", 4)
     np.testing.assert_allclose(FORMS[name](training)(training.rows), at_once, atol=1e-6)
     chunks = list(contexts.score_chunks(form, training.rows, chunk=3))
