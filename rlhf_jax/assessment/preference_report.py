@@ -139,12 +139,16 @@ def tables(results: Sequence[Result]) -> list[str]:
 
 
 def systems_figure(results: Sequence[Result]) -> Any:
-    """NDCG@5 of every system, a panel a protocol."""
+    """Every system, two panels a protocol; differences stand in the tables."""
+    short = {"popularity-matched": "matched"}
     groups = {
-        protocol: [(one.system, one) for one in found if one.metric == MAIN and not one.is_difference]
+        f"{short.get(protocol, protocol)}: {words}": [
+            (one.system, one) for one in found if one.metric == metric and not one.is_difference
+        ]
         for (_, protocol), found in by_protocol(results).items()
+        for metric, words in (("ndcg@5", "NDCG@5"), ("map@5", "MAP@5"))
     }
-    return plots.forest(groups, x_label="NDCG@5")
+    return plots.forest(groups, x_label="mean over lists", one_scale=False)
 
 
 def mined_table(stored: Mapping[tuple[int, str], Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.bootstrap import DialogueSums
-from rlhf_jax.evaluation.results import Result, difference_name
+from rlhf_jax.evaluation.results import DIFFERENCE, Result, difference_name
 
 CUTOFFS = (1, 3, 5, 7)
 METRICS = (*(f"ndcg@{k}" for k in CUTOFFS), *(f"map@{k}" for k in CUTOFFS), *(f"map_all@{k}" for k in CUTOFFS))
@@ -114,7 +114,15 @@ def list_differences(
         name = f"{difference_name(*pair)}/{metric}"
         found.append(
             Result(
-                name, one.value, one.n // len(seeds), protocol, split, one.interval, seeds, definition(metric), one.std
+                name,
+                one.value,
+                one.n // len(seeds),
+                protocol,
+                split,
+                one.interval,
+                seeds,
+                f"{DIFFERENCE}{definition(metric)}",
+                one.std,
             )
         )
     return found

@@ -59,4 +59,5 @@ def test_seeds_with_test_users_of_their_own_are_pooled() -> None:
     one = found["a-b/ndcg@5"]
     assert one.value == pytest.approx(1 / 3) and one.n == 3 and one.seeds == (0, 1, 2)
     assert one.interval is not None and one.interval[0] >= 0
+    assert one.is_difference and not found["b/map@5"].is_difference
     assert found["b/map@5"].value == pytest.approx(2 / 3) and "a-missing/ndcg@5" not in found
