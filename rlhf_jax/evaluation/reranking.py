@@ -121,7 +121,7 @@ def list_differences(
                 split,
                 one.interval,
                 seeds,
-                f"{DIFFERENCE}{definition(metric)}",
+                f"{DIFFERENCE} means of: {definition(metric)}",
                 one.std,
             )
         )
