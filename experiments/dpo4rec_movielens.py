@@ -45,7 +45,7 @@ from rlhf_jax.stages.reranker import Lists, RerankConfig, TextPool
 from rlhf_jax.stages.setup import ModelConfig
 from rlhf_jax.stages.text_writer import WriterConfig
 
-VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "protocols", "networks", "titles", "trees")
+VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "protocols", "networks", "trees")
 """Fields that may differ when a run is continued: rows may be added, and no number of the others changes."""
 
 
@@ -317,7 +317,7 @@ DEBUG = Config(
     trees=False,
 )
 PRESETS = {
-    "movielens": ("MovieLens 100k; two CPU cores, ≤ 45 minutes a seed", Config()),
+    "movielens": ("MovieLens 100k; two CPU cores, about 15 minutes a seed and protocol", Config()),
     "debug": ("made-up ratings in miniature; under a minute, for tests", DEBUG),
     "games": (
         "Amazon Games: what was bought, no ratings; two CPU cores",

@@ -48,7 +48,7 @@ from rlhf_jax.recommenders.contexts import (
     row_contexts,
     score_chunks,
 )
-from rlhf_jax.reporting.result_tables import markdown_table, protocol_tables
+from rlhf_jax.reporting.result_tables import protocol_tables, weights_table
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, write_json, write_text
 from rlhf_jax.runtime.run import RunDirectory, open_run
@@ -223,17 +223,7 @@ def report_text(results: list[Result], fitted: dict[str, mixture.FittedWeights])
     ]
     parts += protocol_tables(results)
     parts.append("## Weights by maximum likelihood on the validation split")
-    lines = [
-        [
-            name,
-            ", ".join(f"{part} {weight:.2f}" for part, weight in found.weights.items()),
-            f"{found.sharpness:.2f}",
-            f"{found.log_likelihood:.3f}",
-            f"{found.n:,}",
-        ]
-        for name, found in fitted.items()
-    ]
-    parts.append(markdown_table(["mixture", "weights", "sharpness", "nats per gold item", "gold items"], lines))
+    parts.append(weights_table(fitted))
     return "\n\n".join(parts) + "\n"
 
 

@@ -43,7 +43,7 @@ from rlhf_jax.ranges import Cases, Seed, check_numbers
 from rlhf_jax.recommenders import dual_view, mixture, popularity
 from rlhf_jax.recommenders.contexts import Recommender, Training, row_contexts, score_chunks
 from rlhf_jax.recommenders.dual_view import DualView
-from rlhf_jax.reporting.result_tables import markdown_table, protocol_tables
+from rlhf_jax.reporting.result_tables import protocol_tables, weights_table
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import notice, read_object, write_json, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
@@ -303,17 +303,7 @@ def report_text(results: list[Result], weights: Mapping[str, mixture.FittedWeigh
         *protocol_tables(results),
         "## Weights by maximum likelihood on the validation split",
     ]
-    lines = [
-        [
-            name,
-            ", ".join(f"{part} {weight:.2f}" for part, weight in found.weights.items()),
-            f"{found.sharpness:.2f}",
-            f"{found.log_likelihood:.3f}",
-            f"{found.n:,}",
-        ]
-        for name, found in weights.items()
-    ]
-    parts.append(markdown_table(["mixture", "weights", "sharpness", "nats per gold item", "gold items"], lines))
+    parts.append(weights_table(weights))
     return "\n\n".join(parts) + "\n"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rlhf_jax.evaluation.results import Result, shown_system
+from rlhf_jax.recommenders.mixture import FittedWeights
 
 SYSTEM_ORDER = ("human", "constant", "random", "popularity", "copy", "logged", "oracle", "sft", "ppo", "grpo")
 """Columns come in this order; other systems follow in order of appearance, differences last."""
@@ -115,6 +116,21 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; `|` inside a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines)
+
+
+def weights_table(weights: Mapping[str, FittedWeights]) -> str:
+    """Mixtures whose weights were fitted, a line each."""
+    lines = [
+        [
+            name,
+            ", ".join(f"{part} {weight:.2f}" for part, weight in found.weights.items()),
+            f"{found.sharpness:.2f}",
+            f"{found.log_likelihood:.3f}",
+            f"{found.n:,}",
+        ]
+        for name, found in weights.items()
+    ]
+    return markdown_table(["mixture", "weights", "sharpness", "nats per gold item", "gold items"], lines)
 
 
 def facts_table(facts: Mapping[str, object]) -> str:

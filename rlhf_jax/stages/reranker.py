@@ -27,6 +27,8 @@ from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule
 from rlhf_jax.models import rerankers
 from rlhf_jax.models.rerankers import ItemTable, ListInputs, RerankerConfig
 from rlhf_jax.ranges import Batch, Epochs, Range, Rate, Share, Size, check_numbers
+from rlhf_jax.recommenders import list_baselines
+from rlhf_jax.recommenders.list_baselines import PRIOR_RATINGS, Counts
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
@@ -35,8 +37,6 @@ from rlhf_jax.stages.preference_setup import PreferenceSetup
 STAGE = "reranker"
 METRIC = "ndcg@5"
 """What a text is paid, and what validation decides by."""
-PRIOR_RATINGS = 5.0
-"""Ratings of the overall mean that an item's mean is shrunk by."""
 Loss = Literal["softmax", "listnet", "attention_rank", "pointwise"]
 LOSSES = {
     "softmax": listwise.softmax_loss,
@@ -89,44 +89,19 @@ class RerankConfig:
         )
 
 
-class Counted(NamedTuple):
-    """What training users did with every item."""
-
-    users: Float[np.ndarray, " I"]
-    ratings: Float[np.ndarray, " I"]
-    """Sum."""
-    mean: float
-    """Of all ratings."""
-    trained: frozenset[int]
-    """Who was counted."""
-
-
-def count(setup: PreferenceSetup) -> Counted:
+def count(setup: PreferenceSetup) -> Counts:
     """Over scorer's and pairs' users."""
-    users, ratings = np.zeros(len(setup.corpus.items)), np.zeros(len(setup.corpus.items))
-    for user in setup.split.train:
-        history = setup.corpus.histories[user]
-        users[history.items] += 1
-        ratings[history.items] += history.ratings
-    return Counted(
-        users, ratings, float(ratings.sum() / max(users.sum(), 1)), frozenset(int(user) for user in setup.split.train)
-    )
+    return list_baselines.count(setup.corpus, setup.split.train)
 
 
-def counts_of(setup: PreferenceSetup, counted: Counted, lists: CandidateLists) -> Float32[np.ndarray, "L N 2"]:
+def counts_of(setup: PreferenceSetup, counted: Counts, lists: CandidateLists) -> Float32[np.ndarray, "L N 2"]:
     """log(1 + users) and mean rating of every listed item, without what the list's own user added to them.
 
     Left in, a user's own rating would tell the label of an item that few rated.
     """
-    users, ratings = counted.users[lists.items], counted.ratings[lists.items]
+    users, ratings = np.empty(lists.items.shape), np.empty(lists.items.shape)
     for row, user in enumerate(lists.users.tolist()):
-        if user in counted.trained:
-            history = setup.corpus.histories[user]
-            own = dict(zip(history.items.tolist(), history.ratings.tolist(), strict=True))
-            for place, item in enumerate(lists.items[row].tolist()):
-                if item in own:
-                    users[row, place] -= 1
-                    ratings[row, place] -= own[item]
+        users[row], ratings[row] = counted.without(user, setup.corpus.histories[user], lists.items[row])
     mean = (ratings + PRIOR_RATINGS * counted.mean) / (users + PRIOR_RATINGS)
     scale = np.log1p(counted.users)
     logs = (np.log1p(users) - scale.mean()) / max(float(scale.std()), 1e-6)
@@ -153,7 +128,7 @@ class Lists:
         )
 
 
-def known_lists(setup: PreferenceSetup, counted: Counted, lists: CandidateLists) -> Lists:
+def known_lists(setup: PreferenceSetup, counted: Counts, lists: CandidateLists) -> Lists:
     """What is known of some lists."""
     n = len(lists.users)
     history, mask = np.zeros((n, MOST_READ), np.int32), np.zeros((n, MOST_READ), bool)
