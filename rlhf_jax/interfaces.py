@@ -95,6 +95,8 @@ class PromptBatch:
     mask: Bool[Array, "B P"]
     item_scores: Float[Array, "B K I"] | None = None
     """What K recommenders say of every item after this context, for policies with a prior (`decoding.prior`)."""
+    candidates: Bool[Array, "B I"] | None = None
+    """Items that a list may hold, at least one in each row; None: all of the catalogue."""
 
 
 @chex.dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Rollout:
     values: Float[Array, "B T"] | None = None
     """The sampling policy's value before each token, where the sampler knows it: then no pass is needed for it."""
     item_scores: Float[Array, "B K I"] | None = None
+    """Those of the prompts."""
+    candidates: Bool[Array, "B I"] | None = None
     """Those of the prompts."""
 
 

@@ -1,9 +1,11 @@
 """The grammar of a system turn as position masks: which tokens may come next, given those before.
 
-    <rec> ITEM ITEM … <say> words with ITEM mentions <eos>          a recommending turn
-    <say> words <eos>                                              any other turn
+    <rec> ITEM ITEM … <say> words with ITEM mentions <eos>                 a recommending turn
+    <say> words <eos>                                                     any other turn
+    <pref> words <rec> ITEM ITEM … <say> words with ITEM mentions <eos>    a turn that reasons first, where `openings` has it
 
-Which forms there are is data (`Grammar.openings`). The mask is a function of the tokens alone. Sampling, reference and learning renormalise by the same mask, otherwise
+Which forms there are is data (`Grammar.openings`). The mask is a function of the tokens alone; a turn's candidates may
+narrow it (`decoding.policy`). Sampling, reference and learning renormalise by the same mask, otherwise
 the importance ratio compares two different distributions. There are two forms: one token at a time, for decoding, and
 all positions at once, for judging a given response; they agree on every sequence, grammatical or not.
 """
@@ -21,8 +23,8 @@ class Opening(NamedTuple):
     """A form of a turn: the token it opens with, and what follows that token."""
 
     token: int
-    follows: Literal["list", "words"]
-    """A list of items that `<say>` ends, or words at once."""
+    follows: Literal["list", "words", "preferences"]
+    """A list of items that `<say>` ends; or words at once; or words that `<rec>` and a list end."""
 
 
 class Grammar(NamedTuple):
@@ -49,6 +51,11 @@ class Grammar(NamedTuple):
         """The openings that hold."""
         return self.openings or (Opening(self.rec, "list"), Opening(self.say, "words"))
 
+    @property
+    def reasons(self) -> bool:
+        """Whether there is a form in which words stand before the list."""
+        return any(form.follows == "preferences" for form in self.forms)
+
 
 class GrammarState(NamedTuple):
     """What the rules need to know of the tokens so far."""
@@ -63,6 +70,10 @@ class GrammarState(NamedTuple):
     """Items of the list."""
     n_listed: Int[Array, " B"]
     """Length of the list, repeats (which the rules forbid) included."""
+    inferring: Bool[Array, " B"]
+    """In the words before a list."""
+    inferred: Bool[Array, " B"]
+    """Any such word has been said."""
 
 
 def check_grammar(grammar: Grammar) -> None:
@@ -80,6 +91,8 @@ def check_grammar(grammar: Grammar) -> None:
             raise ValueError(f"grammar: {opening} must open with a token below {grammar.vocab_size} that is no item")
         if opening.token in (grammar.pad, grammar.eos) or (opening.token, opening.follows) == (grammar.say, "list"):
             raise ValueError(f"grammar: {opening}: <eos> and padding open nothing, and what follows <say> is words")
+        if opening.follows == "preferences" and opening.token in (grammar.say, grammar.rec):
+            raise ValueError(f"grammar: {opening}: words before a list need an opening of their own")
     if grammar.n_items < 1 or grammar.max_items < 1:
         raise ValueError(f"grammar: n_items {grammar.n_items} and max_items {grammar.max_items} must be at least 1")
 
@@ -105,6 +118,11 @@ def begins_words(grammar: Grammar, token: Int[Array, "*n"]) -> Bool[Array, "*n"]
     return is_one_of(token, (grammar.say, *(form.token for form in grammar.forms if form.follows == "words")))
 
 
+def begins_preferences(grammar: Grammar, token: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    """True where words before a list follow a token; only for grammars that have such a form."""
+    return is_one_of(token, [form.token for form in grammar.forms if form.follows == "preferences"])
+
+
 def allowed_given(
     grammar: Grammar,
     *,
@@ -113,6 +131,8 @@ def allowed_given(
     ended: Bool[Array, "*n 1"],
     listed: Bool[Array, "*n V"],
     n_listed: Int[Array, "*n 1"],
+    inferring: Bool[Array, "*n 1"],
+    inferred: Bool[Array, "*n 1"],
 ) -> Bool[Array, "*n V"]:
     """The rules themselves, for any leading shape; at least one token is always allowed."""
     token = jnp.arange(grammar.vocab_size).reshape((1,) * (listed.ndim - 1) + (-1,))
@@ -121,6 +141,9 @@ def allowed_given(
     first = is_one_of(token, [opening.token for opening in grammar.forms])
     in_list = (item & ~listed & ~full) | ((token == grammar.say) & (n_listed >= 1))
     in_words = is_word(grammar, token) | listed | (token == grammar.eos)
+    if grammar.reasons:
+        in_preferences = is_word(grammar, token) | ((token == grammar.rec) & inferred)
+        in_list = jnp.where(inferring, in_preferences, in_list)
     open_turn = jnp.where(said, in_words, jnp.where(started, in_list, first))
     return jnp.where(ended, token == grammar.pad, open_turn)
 
@@ -128,19 +151,33 @@ def allowed_given(
 def initial_state(grammar: Grammar, batch: int) -> GrammarState:
     """Before the first token of `batch` responses."""
     no = jnp.zeros(batch, bool)
-    return GrammarState(no, no, no, jnp.zeros((batch, grammar.vocab_size), bool), jnp.zeros(batch, jnp.int32))
+    return GrammarState(
+        started=no,
+        said=no,
+        ended=no,
+        listed=jnp.zeros((batch, grammar.vocab_size), bool),
+        n_listed=jnp.zeros(batch, jnp.int32),
+        inferring=no,
+        inferred=no,
+    )
 
 
 def advance(grammar: Grammar, state: GrammarState, token: Int[Array, " B"]) -> GrammarState:
     """After one more token per row."""
     listing = is_item(grammar, token) & ~state.said & ~state.ended
     rows = jnp.arange(token.shape[0])
+    inferring, inferred = state.inferring, state.inferred
+    if grammar.reasons:
+        inferred = inferred | inferring
+        inferring = (inferring | (begins_preferences(grammar, token) & ~state.started)) & (token != grammar.rec)
     return GrammarState(
         started=jnp.ones_like(state.started),
         said=state.said | begins_words(grammar, token),
         ended=state.ended | (token == grammar.eos),
         listed=state.listed.at[rows, token].max(listing),
         n_listed=state.n_listed + listing,
+        inferring=inferring,
+        inferred=inferred,
     )
 
 
@@ -153,6 +190,8 @@ def allowed(grammar: Grammar, state: GrammarState) -> Bool[Array, "B V"]:
         ended=state.ended[:, None],
         listed=state.listed,
         n_listed=state.n_listed[:, None],
+        inferring=state.inferring[:, None],
+        inferred=state.inferred[:, None],
     )
 
 
@@ -164,6 +203,8 @@ class Along(NamedTuple):
     ended: Bool[Array, "B T"]
     n_listed: Int[Array, "B T"]
     position: Int[Array, "B T"]
+    inferring: Bool[Array, "B T"]
+    inferred: Bool[Array, "B T"]
     first_listed: Int[Array, "B V"]
     """Position at which an item was first listed; T or more where it never was."""
 
@@ -176,12 +217,19 @@ def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
     ended = exclusive_any(tokens == grammar.eos)
     listing = is_item(grammar, tokens) & ~said & ~ended
     never = jnp.full((batch, grammar.vocab_size), length, jnp.int32)
+    inferring = inferred = jnp.zeros_like(said)
+    if grammar.reasons:
+        begun = exclusive_any(begins_preferences(grammar, tokens) & (before == 0))
+        inferring = begun & ~exclusive_any(tokens == grammar.rec)
+        inferred = begun & (before >= 2)
     return Along(
         started=before > 0,
         said=said,
         ended=ended,
         n_listed=jnp.cumsum(listing, axis=1) - listing,
         position=before,
+        inferring=inferring,
+        inferred=inferred,
         first_listed=never.at[jnp.arange(batch)[:, None], tokens].min(jnp.where(listing, before, length)),
     )
 
@@ -199,12 +247,27 @@ def allowed_at(grammar: Grammar, along: Along) -> Bool[Array, "B T V"]:
         ended=along.ended[..., None],
         listed=along.first_listed[:, None, :] < along.position[..., None],
         n_listed=along.n_listed[..., None],
+        inferring=along.inferring[..., None],
+        inferred=along.inferred[..., None],
     )
 
 
 def allowed_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Bool[Array, "B T V"]:
     """Which tokens might have stood at every position, given those before it: `allowed` of each prefix, at once."""
     return allowed_at(grammar, read_along(grammar, tokens))
+
+
+def among(
+    grammar: Grammar, allowed: Bool[Array, "*n V"], candidates: Bool[Array, "*n I"] | None
+) -> Bool[Array, "*n V"]:
+    """The mask without the items that are no candidates of a row; as it was where there are none.
+
+    A row that has no candidate at all may say nothing where a list begins: whoever makes candidates sees to it.
+    """
+    if candidates is None:
+        return allowed
+    items = slice(grammar.first_item, grammar.first_item + grammar.n_items)
+    return allowed.at[..., items].set(allowed[..., items] & candidates)
 
 
 def exclusive_any(hit: Bool[Array, "B T"]) -> Bool[Array, "B T"]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from rlhf_jax.decoding import prior
-from rlhf_jax.decoding.grammar import Along, Grammar, allowed_at, read_along
+from rlhf_jax.decoding.grammar import Along, Grammar, allowed_at, among, read_along
 from rlhf_jax.decoding.sampler import Decoding, Reweigh, sample_with_cache
 from rlhf_jax.equations.logprobs import entropy, token_logprobs
 from rlhf_jax.interfaces import (
@@ -33,8 +33,8 @@ from rlhf_jax.models.gpt2 import GPT2Config
 
 Decode = Callable[[Params, PromptBatch, Key[Array, ""], Int[Array, " B"] | None], Rollout]
 """`Sample` with numbers for the rows, so that a row keeps its random stream in another batch."""
-Read = tuple[Params, Reweigh | None]
-"""What logits are read with: the trunk's embedding table, and what the prior makes of them."""
+Read = tuple[Params, Reweigh | None, Array | None]
+"""What logits are read with: the trunk's embedding table, what the prior makes of them, and the items of each row."""
 
 
 def make_decode(
@@ -203,11 +203,14 @@ def group_hidden(config: GPT2Config, trunk: Params, groups: ResponseGroups) -> F
 def make_judge(
     config: GPT2Config, grammar: Grammar, temperature: float
 ) -> Callable[[Params, PromptBatch | Rollout, Array, Array], tuple[Array, Array]]:
-    """Log-probabilities and entropies of the tokens drawn from hidden states; the prompts say what a prior adds."""
+    """Log-probabilities and entropies of the tokens drawn from hidden states; the prompts say what a prior adds, and which
+    items a list may hold."""
 
     def at_positions(read: Read, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
-        trunk, reweigh = read
+        trunk, reweigh, candidates = read
         logits, allowed = gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype), allowed_at(grammar, along)
+        if candidates is not None:
+            allowed = among(grammar, allowed, candidates[:, None])
         if reweigh is not None:
             # A position at a time has the shapes of sampling.
             logits = jax.vmap(reweigh, (1, 1), 1)(logits, allowed)
@@ -220,7 +223,7 @@ def make_judge(
 
     def judge(params: Params, prompts: PromptBatch | Rollout, hidden: Array, tokens: Array) -> tuple[Array, Array]:
         along = read_along(grammar, tokens)
-        read = params["trunk"], of_prompts(grammar, params, prompts)
+        read = params["trunk"], of_prompts(grammar, params, prompts), prompts.candidates
         if config.head_chunk is None:
             return at_positions(read, hidden, tokens, along)
         return in_chunks(at_positions, config.head_chunk, read, hidden, tokens, along)

@@ -206,7 +206,7 @@ def sample_with_cache(
 
     def add(drawn: DecodingLoop, logits: Array, cache: Cache) -> DecodingLoop:
         uniform = lax.dynamic_index_in_dim(uniforms, drawn.length, axis=1, keepdims=False)
-        allowed = rules.allowed(grammar, drawn.state)
+        allowed = rules.among(grammar, rules.allowed(grammar, drawn.state), prompts.candidates)
         token, logprob = draw(logits if reweigh is None else reweigh(logits, allowed), allowed, uniform, decoding)
         token = jnp.where(drawn.state.ended, grammar.pad, token)
         logprob = jnp.where(drawn.state.ended, 0.0, logprob)
@@ -243,5 +243,6 @@ def sample_with_cache(
         response_mask=~rules.exclusive_any(drawn.tokens == grammar.eos),
         logprobs=drawn.logprobs,
         finished=drawn.state.ended,
+        candidates=prompts.candidates,
     )
     return rollout, drawn.cache
