@@ -258,7 +258,7 @@ def allowed_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Bool[Array, "B
 
 
 def among(
-    grammar: Grammar, allowed: Bool[Array, "*n V"], candidates: Bool[Array, "*n I"] | None
+    grammar: Grammar, allowed: Bool[Array, "*n V"], candidates: Bool[Array, "*#n I"] | None
 ) -> Bool[Array, "*n V"]:
     """The mask without the items that are no candidates of a row; as it was where there are none.
 
