@@ -62,7 +62,9 @@ def reasoning_tokens(
     Raises: ValueError if there is nothing to say or list, or attributes and list leave no room for `<say>` and `<eos>`.
     """
     if not wanted or not listed:
-        raise ValueError(f"a turn in the reasoning form says attributes and lists items: got {len(wanted)}, {len(listed)}")
+        raise ValueError(
+            f"a turn in the reasoning form says attributes and lists items: got {len(wanted)}, {len(listed)}"
+        )
     said = vocab.encode_text(" " + ", ".join(attributes.words[place] for place in wanted))
     items = [vocab.item_token(item_id) for item_id in listed]
     room = max_tokens - FRAME - len(said) - len(items)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.interfaces import Dialogue
 
+
 def liked_from(dialogue: Dialogue, index: int) -> tuple[int, ...]:
     """Items that the seeker likes and that are named for the first time in message `index` or later, by the recommender first.
 

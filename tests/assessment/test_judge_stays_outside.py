@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fingerprint import fingerprint
-from rlhf_jax.assessment.users import response_message
+from rlhf_jax.data.windows import response_message
 from rlhf_jax.evaluation.satisfaction_judge import JudgedTurn, SatisfactionJudge, fit_judge
 from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.interfaces import Message, Params, PromptBatch
