@@ -10,6 +10,7 @@ n. All rows of an opening are neighbours, so that rows cut over devices or proce
 ended has rows nonetheless, without a token in the loss.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -185,9 +186,8 @@ def quiet(episodes: Episodes) -> Episodes:
         return jnp.where(had.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, jnp.zeros((), leaf.dtype))
 
     rollout = jax.tree.map(zeroed, episodes.rollout)
-    rollout = rollout.replace(prompt_mask=rollout.prompt_mask | ~had[:, None])
-    if rollout.candidates is not None:
-        rollout = rollout.replace(candidates=rollout.candidates | ~had[:, None])
+    candidates = None if rollout.candidates is None else rollout.candidates | ~had[:, None]
+    rollout = dataclasses.replace(rollout, prompt_mask=rollout.prompt_mask | ~had[:, None], candidates=candidates)
     rewards = jnp.where(episodes.running[..., None], episodes.rewards.astype(jnp.float32), 0.0)
     return Episodes(rollout=rollout, rewards=rewards, running=episodes.running)
 
@@ -205,7 +205,7 @@ def spread(
     """
     mask = rollout.response_mask & taught[:, None]
     return GroupExperience(
-        rollout=rollout.replace(response_mask=mask),
+        rollout=dataclasses.replace(rollout, response_mask=mask),
         old_logprobs=jnp.where(mask, logprobs[0], 0.0),
         ref_logprobs=jnp.where(mask, logprobs[1], 0.0),
         advantages=jnp.where(mask, advantages[:, None], 0.0),
