@@ -64,7 +64,9 @@ REINFORCED: Group = {
     ),
     "objective/score_raw": Metric("z", "α·engagement + β·relevance + γ·sentiment as the reward model gives it"),
     "objective/score_normalised": Metric("", "score as paid: running mean/std, clipped, missing <eos> priced in"),
-    "objective/<component>_raw": Metric("z", "one component of the reward model's output"),
+    "objective/<component>_raw": Metric(
+        "z", "one component of the reward model's output; of a turn's reward, in its own unit, where episodes are learnt from"
+    ),
     "objective/<component>_normalised": Metric("", "the same after its running mean/std"),
     "objective/<component>_reward_correlation": Metric(
         "",
@@ -117,6 +119,15 @@ GRPO: Group = {
     "policy/kl_penalty": Metric(
         "nats", "k3 to the reference as the loss has it, before its weight; mean over tokens and steps"
     ),
+}
+TURNS: Group = {
+    "turn/<k>/running": Metric("", "share of episodes that had turn k, counted from 1"),
+    "turn/<k>/<component>": Metric(
+        "", "one reward component of turn k, in its own unit, mean over the episodes that had it; 0 where none had"
+    ),
+    "objective/turns": Metric("turns", "per episode"),
+    "objective/episode_score": Metric("", "weighted components summed over an episode's turns, mean over episodes"),
+    "objective/advantage_deviation": Metric("", "standard deviation of the advantages of the turns that were had"),
 }
 PRIOR: Group = {
     "loss": Metric("nats", "−A · log π, mean over the places of the lists"),
@@ -187,6 +198,7 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "reward_model": (EVERY_STAGE, FITTED, REWARD_MODEL),
     "ppo": (EVERY_STAGE, REINFORCED, PPO),
     "grpo": (EVERY_STAGE, REINFORCED, GRPO),
+    "multi_turn": (EVERY_STAGE, REINFORCED, GRPO, TURNS),
     "prior": (EVERY_STAGE, PRIOR),
     "dpo": (EVERY_STAGE, FITTED, PREFERENCES, TEXTS),
     "writer": (EVERY_STAGE, FITTED, WRITER),
@@ -267,6 +279,7 @@ def markdown() -> str:
         ("Reinforcement learning", REINFORCED),
         ("PPO", PPO),
         ("GRPO", GRPO),
+        ("Turns", TURNS),
         ("Prior over items", PRIOR),
         ("Preferences", PREFERENCES),
         ("Retriever", RETRIEVER),
