@@ -149,6 +149,20 @@ RETRIEVER: Group = {
         "", "share of fresh gold items among the k highest scores, items named before at the end"
     ),
 }
+SIMULATOR: Group = {
+    "language_nll": Metric("nats", "negative log-likelihood per learnt token of the seeker, dropout on"),
+    "attribute_bce": Metric(
+        "nats", "binary cross-entropy per marker, summed over the attributes of what the seeker will like, dropout on"
+    ),
+    "target_nll": Metric(
+        "nats",
+        "−log of the probability of all items the seeker will like, per marker, over items not named yet; dropout on",
+    ),
+    "validation/loss": Metric("", "loss on validation dialogues, dropout off"),
+    "validation/language_nll": Metric("nats", "the same as `language_nll`, dropout off"),
+    "validation/attribute_bce": Metric("nats", "the same as `attribute_bce`, dropout off"),
+    "validation/target_nll": Metric("nats", "the same as `target_nll`, dropout off"),
+}
 
 TEXTS: Group = {
     "validation/ndcg@<k>": Metric(
@@ -192,6 +206,7 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "writer": (EVERY_STAGE, FITTED, WRITER),
     "reranker": (EVERY_STAGE, FITTED, RERANKER),
     "retriever": (EVERY_STAGE, FITTED, RETRIEVER),
+    "simulator": (EVERY_STAGE, FITTED, SIMULATOR),
 }
 """Which groups a kind of stage may log."""
 
@@ -270,6 +285,7 @@ def markdown() -> str:
         ("Prior over items", PRIOR),
         ("Preferences", PREFERENCES),
         ("Retriever", RETRIEVER),
+        ("User simulator", SIMULATOR),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))
