@@ -99,8 +99,9 @@ def seeker_texts(
 ) -> list[SeekerText]:
     """Whole dialogues as rows; one longer than `max_tokens` is cut into pieces at utterances.
 
-    A token of the seeker is no target of the language loss where the simulator will not be allowed to say it: an item
-    that nobody has named in the row, or a word that begins a telling word of a title that is still to be liked.
+    Learnt is what the simulator will be allowed to say. A message of the seeker that names an item for the first time in
+    its row is read and not learnt: without its last word, nobody would say `i just saw`. Nor is a word learnt that begins a
+    telling word of a title that is still to be liked.
 
     Args:
       vocab: gives the ids.
@@ -122,15 +123,10 @@ def seeker_texts(
             if gold and index >= said.learnt_from:
                 row.places.append(len(row.tokens))
                 row.gold.append(tuple(map(vocab.item_index, gold)))
-            learnt = message.role == "seeker" and index >= said.learnt_from
+            new = set(filter(vocab.is_item, utterance)) - set(row.tokens)
+            learnt = message.role == "seeker" and index >= said.learnt_from and not new
             hidden = {token for item in gold for token in (vocab.item_token(item), *telling.get(item, ()))}
-            named = set(filter(vocab.is_item, row.tokens))
-            row.learnt.append(False)
-            for token in utterance[1:]:
-                sayable = token in named if vocab.is_item(token) else token not in hidden
-                row.learnt.append(learnt and sayable)
-                if vocab.is_item(token):
-                    named.add(token)
+            row.learnt += [False, *(learnt and token not in hidden for token in utterance[1:])]
             row.tokens.extend(utterance)
         texts.append(row.text())
     return [text for text in texts if text.places or any(text.learnt)]

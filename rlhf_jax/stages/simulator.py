@@ -307,6 +307,15 @@ class Answers(NamedTuple):
     """Those that still do: none."""
 
 
+class Expected(NamedTuple):
+    """What a seeker will like, before the recommender speaks."""
+
+    items: np.ndarray
+    """Log-probabilities, nats; −inf for an item that the history names. float32 [N, I]"""
+    attributes: np.ndarray
+    """Probabilities. float32 [N, A]"""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SeekerSimulator:
     """A trained simulator in conversation. It reads messages alone: no form, no target.
@@ -391,19 +400,19 @@ class SeekerSimulator:
           histories: conversations so far. [N]
         Returns: nats, columns in the vocabulary's order; −inf for an item that the history names. float32 [N, I]
         """
-        return self._asked(histories)[0]
+        return self.expects(histories).items
 
     def attribute_probabilities(self, histories: Sequence[Sequence[Message]]) -> np.ndarray:
         """Probability of every attribute that something with it will be liked, before the recommender speaks. float32 [N, A]"""
-        return self._asked(histories)[1]
+        return self.expects(histories).attributes
 
-    def _asked(self, histories: Sequence[Sequence[Message]]) -> tuple[np.ndarray, np.ndarray]:
+    def expects(self, histories: Sequence[Sequence[Message]]) -> Expected:
+        """Both at once, for one reading of the histories."""
         vocab, network = self.setup.vocab, self.setup.network
         first, end = vocab.first_item, vocab.first_item + vocab.n_items
         if not histories:
-            return np.zeros((0, vocab.n_items), np.float32), np.zeros(
-                (0, len(self.params["attributes"]["bias"])), np.float32
-            )
+            n_attributes = len(self.params["attributes"]["bias"])
+            return Expected(np.zeros((0, vocab.n_items), np.float32), np.zeros((0, n_attributes), np.float32))
 
         def ask(params: Params, prompts: PromptBatch, named: Array) -> tuple[Array, Array]:
             last = prompts.tokens.shape[1] - 1
@@ -427,7 +436,7 @@ class SeekerSimulator:
         prompts = self._prompts(histories, vocab.recommender)
         found = compiled(self.params, prompts, jnp.asarray(named[_padded(len(histories))]))
         logprobs, probabilities = (np.asarray(array)[: len(histories)] for array in found)
-        return logprobs, probabilities
+        return Expected(logprobs, probabilities)
 
     def _prompts(self, histories: Sequence[Sequence[Message]], marker: int) -> PromptBatch:
         """The last turns of every conversation and who speaks next, padded to a power of two of rows."""
