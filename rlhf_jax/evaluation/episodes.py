@@ -32,7 +32,6 @@ DEFINITIONS = {
     "format": "share of first turns in the whole reasoning form",
     "recalled": "share of conversations whose first turn has a liked item among its candidates",
     "attributes": "attributes said in a turn, mean over the turns of a conversation",
-    "leaked": "hidden items that the seeker's words named after they were checked, per conversation",
     "repeated": "share of turns that list an item named before",
 }
 BY_TURN = {
@@ -63,8 +62,6 @@ class Measured(NamedTuple):
     """Attributes said."""
     repeated: Bool[np.ndarray, "N T"]
     """The list holds an item that was named before."""
-    leaked: Int[np.ndarray, " N"]
-    """Hidden items named by the seeker."""
 
 
 def definition(metric: str) -> str:
@@ -85,7 +82,7 @@ def definition(metric: str) -> str:
 
 def sums(measured: Measured, *, list_cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, DialogueSums]:
     """Every metric, gathered by conversation."""
-    n, n_turns = measured.running.shape
+    n_turns = measured.running.shape[1]
     hits = (measured.gold_rank > 0) & measured.running
     success = np.logical_or.accumulate(hits, axis=1)
     first = np.where(success.any(axis=1), success.argmax(axis=1) + 1, n_turns + 1)
@@ -102,7 +99,6 @@ def sums(measured: Measured, *, list_cutoffs: Sequence[int] = (1, 5, 10)) -> dic
         "recalled": measured.recalled[:, 0],
         "attributes": np.where(measured.running, measured.attributes, 0).sum(axis=1) / turns,
         "repeated": (measured.repeated & measured.running).sum(axis=1) / turns,
-        "leaked": measured.leaked,
     }
     found = {
         name: bootstrap.by_dialogue(values.astype(float), measured.conversations) for name, values in whole.items()

@@ -27,7 +27,7 @@ STORED: Rules = (
     (r"(attn|mlp)/c_proj/kernel$", P("tensor", "fsdp")),
     (r"item_features$", P(None, "fsdp")),
     # Vectors and heads are a thousandth of the bytes; cut, each would cost a collective of its own.
-    (r"(^|/)(value|reward)/kernel$", P()),
+    (r"(^|/)(value|reward|attributes)/kernel$", P()),
     (r"(bias|scale)$", P()),
     (r"(^|/)prior/(policy|scores)$", P()),
     # What a learner's state holds besides: counters, the key, running moments.

@@ -65,7 +65,8 @@ REINFORCED: Group = {
     "objective/score_raw": Metric("z", "α·engagement + β·relevance + γ·sentiment as the reward model gives it"),
     "objective/score_normalised": Metric("", "score as paid: running mean/std, clipped, missing <eos> priced in"),
     "objective/<component>_raw": Metric(
-        "z", "one component of the reward model's output; of a turn's reward, in its own unit, where episodes are learnt from"
+        "z",
+        "one component of the reward model's output; of a turn's reward, in its own unit, where episodes are learnt from",
     ),
     "objective/<component>_normalised": Metric("", "the same after its running mean/std"),
     "objective/<component>_reward_correlation": Metric(
@@ -128,6 +129,20 @@ TURNS: Group = {
     "objective/turns": Metric("turns", "per episode"),
     "objective/episode_score": Metric("", "weighted components summed over an episode's turns, mean over episodes"),
     "objective/advantage_deviation": Metric("", "standard deviation of the advantages of the turns that were had"),
+    "talk/success": Metric("", "share of conversations in which a list held what the seeker likes"),
+    "talk/recalled": Metric("", "share of turns with such an item among their candidates"),
+    "talk/attributes": Metric("", "attributes said in a turn"),
+    "talk/form_without_content": Metric(
+        "", "share of turns in the whole form that list nothing liked and infer nothing true: format bought alone"
+    ),
+    "talk/repeated": Metric("", "share of turns that list an item named before"),
+    "talk/leaks": Metric("answers", "that would have given a hidden item away as they were drawn, of an update"),
+    "talk/leaks_left": Metric("answers", "that still did when they were heard"),
+    "validation/success@<k>": Metric(
+        "",
+        "share of greedy conversations from validation openings that succeed within k turns, simulator of the training",
+    ),
+    "seconds/outside_share": Metric("", "share of an update's time outside compiled programs"),
 }
 PRIOR: Group = {
     "loss": Metric("nats", "−A · log π, mean over the places of the lists"),
@@ -159,6 +174,20 @@ RETRIEVER: Group = {
     "validation/recall@<k>": Metric(
         "", "share of fresh gold items among the k highest scores, items named before at the end"
     ),
+}
+SIMULATOR: Group = {
+    "language_nll": Metric("nats", "negative log-likelihood per learnt token of the seeker, dropout on"),
+    "attribute_bce": Metric(
+        "nats", "binary cross-entropy per marker, summed over the attributes of what the seeker will like, dropout on"
+    ),
+    "target_nll": Metric(
+        "nats",
+        "−log of the probability of all items the seeker will like, per marker, over items not named yet; dropout on",
+    ),
+    "validation/loss": Metric("", "loss on validation dialogues, dropout off"),
+    "validation/language_nll": Metric("nats", "the same as `language_nll`, dropout off"),
+    "validation/attribute_bce": Metric("nats", "the same as `attribute_bce`, dropout off"),
+    "validation/target_nll": Metric("nats", "the same as `target_nll`, dropout off"),
 }
 
 TEXTS: Group = {
@@ -204,6 +233,7 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "writer": (EVERY_STAGE, FITTED, WRITER),
     "reranker": (EVERY_STAGE, FITTED, RERANKER),
     "retriever": (EVERY_STAGE, FITTED, RETRIEVER),
+    "simulator": (EVERY_STAGE, FITTED, SIMULATOR),
 }
 """Which groups a kind of stage may log."""
 
@@ -283,6 +313,7 @@ def markdown() -> str:
         ("Prior over items", PRIOR),
         ("Preferences", PREFERENCES),
         ("Retriever", RETRIEVER),
+        ("User simulator", SIMULATOR),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))

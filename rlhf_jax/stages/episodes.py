@@ -15,7 +15,7 @@ The gold pays and ends a conversation. It never enters a prompt, and the seeker 
 depend on the key and the conversation's number alone, so an update that is cut short is replayed from its beginning.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -27,6 +27,7 @@ from rlhf_jax.data.windows import response_message
 from rlhf_jax.feedback.recommendation import preference_reward, recommendation_reward
 from rlhf_jax.interfaces import Message, Params, PromptBatch, Rollout
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender
+from rlhf_jax.stages.simulator import Answers
 
 COMPONENTS = ("format", "recommendation", "preference")
 """What a turn is paid for, in this order."""
@@ -34,25 +35,17 @@ Speak = Callable[[Params, PromptBatch, Key[Array, ""]], Rollout]
 """A policy's replies, compiled."""
 
 
-class Answers(NamedTuple):
-    """What seekers say to a turn each."""
-
-    messages: Sequence[Message]
-    leaks: int = 0
-    """Of them, those that would have named what was hidden, had it not been cut out."""
-
-
 @runtime_checkable
 class Seekers(Protocol):
-    """A crowd that answers from the conversation alone."""
+    """A crowd that answers from the conversation alone; `SeekerSimulator` is one."""
 
-    def answer(
-        self, histories: Sequence[Sequence[Message]], blocked: Sequence[Sequence[int]], key: Key[Array, ""]
+    def say(
+        self, histories: Sequence[Sequence[Message]], blocked: Sequence[Collection[int]], key: Key[Array, ""]
     ) -> Answers:
         """The next message of each conversation, whose last one is the recommender's.
 
         Args:
-          blocked: item ids that must not be said, by conversation.
+          blocked: item ids that must not be given away, by conversation.
         """
         ...
 
@@ -62,12 +55,11 @@ class OtherSeekers(NamedTuple):
 
     seekers: Seekers
 
-    def answer(
-        self, histories: Sequence[Sequence[Message]], blocked: Sequence[Sequence[int]], key: Key[Array, ""]
+    def say(
+        self, histories: Sequence[Sequence[Message]], blocked: Sequence[Collection[int]], key: Key[Array, ""]
     ) -> Answers:
         """See `Seekers`; what is blocked is blocked for the one who hears it."""
-        histories = [*histories[1:], histories[0]]
-        return self.seekers.answer(histories, blocked, key)
+        return self.seekers.say([*histories[1:], histories[0]], blocked, key)
 
 
 class Turns(NamedTuple):
@@ -85,8 +77,12 @@ class Turns(NamedTuple):
     """Whether any gold item was among the turn's candidates."""
     attributes_said: Int32[np.ndarray, "R T"]
     """How many."""
+    repeated: Bool[np.ndarray, "R T"]
+    """Whether the list holds an item that was named before."""
     leaks: int
-    """See `Answers`."""
+    """Answers that named something hidden as they were drawn."""
+    leaks_left: int
+    """Those that still did when they were heard."""
     histories: tuple[tuple[Message, ...], ...]
     """What was said. [R]"""
 
@@ -131,15 +127,17 @@ def converse(
         gold_rank=np.zeros(shape, np.int32),
         gold_recalled=np.zeros(shape, bool),
         attributes_said=np.zeros(shape, np.int32),
+        repeated=np.zeros(shape, bool),
         leaks=0,
+        leaks_left=0,
         histories=(),
     )
     rollouts: list[Rollout] = []
     ended: dict[int, tuple[Message, ...]] = {}
-    running, leaks = np.ones(n, bool), 0
+    running, leaks, leaks_left = np.ones(n, bool), 0, 0
     for turn in range(n_turns):
         # 1.–2. Ended conversations stay in the batch, so that one program serves all turns.
-        prompts, _ = recommender.prompts(histories, ids)
+        prompts, scores = recommender.prompts(histories, ids)
         rollout = speak(params, prompts, jax.random.fold_in(key, 2 * turn))
         rollouts.append(rollout)
         # 3. Take apart and pay.
@@ -159,6 +157,8 @@ def converse(
         found.gold_recalled[running, turn] = (kept & gold).any(axis=1)[running]
         hit = np.take_along_axis(gold, np.maximum(listed, 0), axis=1) & (listed >= 0)
         found.gold_rank[running, turn] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)[running]
+        named = np.isneginf(np.take_along_axis(scores, np.maximum(listed, 0), axis=1)) & (listed >= 0)
+        found.repeated[running, turn] = named.any(axis=1)[running]
         # 4. Who has succeeded leaves; the others answer.
         running = running & ~hit.any(axis=1)
         tokens, mask = np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask)
@@ -169,11 +169,12 @@ def converse(
         if turn + 1 == n_turns or not running.any():
             break
         blocked = [[vocab.item_ids[column] for column in np.flatnonzero(row)] for row in gold]
-        answers = seekers.answer(histories, blocked, jax.random.fold_in(key, 2 * turn + 1))
+        answers = seekers.say(histories, blocked, jax.random.fold_in(key, 2 * turn + 1))
         leaks += answers.leaks
+        leaks_left += answers.leaks_left
         histories = [(*history, message) for history, message in zip(histories, answers.messages, strict=True)]
     said_in_all = tuple(ended.get(row, history) for row, history in enumerate(histories))
-    return found._replace(rollouts=tuple(rollouts), leaks=leaks, histories=said_in_all)
+    return found._replace(rollouts=tuple(rollouts), leaks=leaks, leaks_left=leaks_left, histories=said_in_all)
 
 
 @jax.jit

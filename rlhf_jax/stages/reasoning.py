@@ -108,6 +108,8 @@ class Recommender(NamedTuple):
     attributes: Attributes
     """A row an item, in the order of the policy's tokens."""
     retrieval: Retrieval
+    said: int = 4
+    """Attributes that an imitated turn names at most."""
 
     @property
     def list_length(self) -> int:
@@ -154,11 +156,12 @@ class Recommender(NamedTuple):
 
 
 def make_recommender(
-    setup: Setup, attributes: Attributes, retrieval: Retrieval, *, temperature: float = 1.0
+    setup: Setup, attributes: Attributes, retrieval: Retrieval, *, said: int = 4, temperature: float = 1.0
 ) -> Recommender:
     """A recommender that speaks the reasoning form beside the two usual ones.
 
-    Raises: ValueError naming the numbers, where fewer items are recalled than a list holds.
+    Raises: ValueError naming the numbers, where fewer items are recalled than a list holds, or the longest attributes and a
+      whole list leave no room to speak.
     """
     vocab, data = setup.vocab, setup.data
     if retrieval.n < data.max_items or data.max_items > vocab.n_items:
@@ -175,7 +178,9 @@ def make_recommender(
         temperature=temperature,
         openings=openings,
     )
-    return Recommender(setup._replace(agent=agent), attributes, retrieval)
+    found = Recommender(setup._replace(agent=agent), attributes, retrieval, said)
+    check_room(found)
+    return found
 
 
 class ReasonedTurn(NamedTuple):
@@ -215,8 +220,8 @@ def openings_of(dialogues: Sequence[Dialogue]) -> list[ReasonedTurn]:
 class Demonstrations:
     """Turns in the reasoning form, as if a policy had said them; a batch is a function of (seed, step)."""
 
-    def __init__(self, recommender: Recommender, turns: Sequence[ReasonedTurn], *, attributes: int, seed: int) -> None:
-        self.turns, self._recommender, self._n, self._seed = turns, recommender, attributes, seed
+    def __init__(self, recommender: Recommender, turns: Sequence[ReasonedTurn], *, seed: int) -> None:
+        self.turns, self._recommender, self._seed = turns, recommender, seed
         self._column = {item: column for column, item in enumerate(recommender.setup.vocab.item_ids)}
 
     def batch(self, step: int, size: int, own: slice = slice(None)) -> Rollout:
@@ -238,7 +243,7 @@ class Demonstrations:
         for turn, columns, row, kept in zip(turns, gold, scores, np.asarray(prompts.candidates), strict=True):
             best = np.argsort(-np.where(kept, row, -np.inf), kind="stable")[: int(kept.sum())]
             listed = list(dict.fromkeys([*columns, *best.tolist()]))[:length]
-            wanted = wanted_attributes(self._recommender.attributes, columns, self._n)
+            wanted = wanted_attributes(self._recommender.attributes, columns, self._recommender.said)
             words = vocab.encode_parts(turn.dialogue.messages[turn.index].parts)
             if not wanted:
                 # Nothing is known of what the seeker likes: the usual form.
@@ -274,17 +279,16 @@ def wanted_attributes(attributes: Attributes, columns: Sequence[int], n: int) ->
     return [int(place) for place in np.argsort(-having, kind="stable")[:n] if having[place]]
 
 
-def check_room(recommender: Recommender, config: ReasoningConfig) -> None:
+def check_room(recommender: Recommender) -> None:
     """Raises ValueError where the longest attributes and a whole list leave no room to speak."""
     setup = recommender.setup
-    lengths = sorted(
-        len(tokens) for tokens in setup.vocab.encode_texts([f" {word}," for word in recommender.attributes.words])
-    )
-    needed = sum(lengths[-config.attributes :]) + recommender.list_length + FRAME
+    said = [f" {word}," for word in recommender.attributes.words]
+    lengths = sorted(len(tokens) for tokens in setup.vocab.encode_texts(said))
+    needed = sum(lengths[-recommender.said :]) + recommender.list_length + FRAME
     if needed > setup.data.response_tokens:
         raise ValueError(
-            f"--data.response-tokens {setup.data.response_tokens}: {config.attributes} attributes, "
-            f"{recommender.list_length} items and the form may take {needed}"
+            f"--data.response-tokens {setup.data.response_tokens}: {recommender.said} attributes, {recommender.list_length} "
+            f"items and the form may take {needed}"
         )
 
 
@@ -303,10 +307,7 @@ def train(run: RunDirectory, recommender: Recommender, trunk: Params, config: Re
             "reasoning: no seeker of the training or of the validation split is known to like what was suggested: SMTPO reads "
             "the seekers' forms"
         )
-    check_room(recommender, config)
-    learnt, checked = (
-        Demonstrations(recommender, turns, attributes=config.attributes, seed=setup.seed) for turns in parts
-    )
+    learnt, checked = (Demonstrations(recommender, turns, seed=setup.seed) for turns in parts)
     schedule: Any = {
         "learning_rate": config.learning_rate,
         "warmup_steps": min(config.warmup_steps, config.steps // 2),
