@@ -65,7 +65,8 @@ REINFORCED: Group = {
     "objective/score_raw": Metric("z", "α·engagement + β·relevance + γ·sentiment as the reward model gives it"),
     "objective/score_normalised": Metric("", "score as paid: running mean/std, clipped, missing <eos> priced in"),
     "objective/<component>_raw": Metric(
-        "z", "one component of the reward model's output; of a turn's reward, in its own unit, where episodes are learnt from"
+        "z",
+        "one component of the reward model's output; of a turn's reward, in its own unit, where episodes are learnt from",
     ),
     "objective/<component>_normalised": Metric("", "the same after its running mean/std"),
     "objective/<component>_reward_correlation": Metric(
