@@ -13,15 +13,15 @@ Messages of dialogues whose seeker likes nothing more are not imitated: nobody k
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Key
 
-from rlhf_jax.data.attributes import Attributes
+from rlhf_jax.data.attributes import Attributes, attributes
 from rlhf_jax.data.batching import batch_indices, pad_left, pad_right
 from rlhf_jax.data.reasoning import FRAME, Reasoned, read_reasoning, reasoning_tokens
 from rlhf_jax.data.windows import is_empty, prompt_tokens
@@ -34,14 +34,22 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.minibatch import supervised_loss
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.ranges import Batch, Range, Rate, Share, Size, Steps, check_numbers
-from rlhf_jax.recommenders.scorer import ItemScorer
-from rlhf_jax.runtime.files import RunError
+from rlhf_jax.recommenders import dual_view, mixture
+from rlhf_jax.recommenders.contexts import Contexts, contexts_of
+from rlhf_jax.recommenders.dual_view import DualView
+from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
+from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
+from rlhf_jax.stages import retriever
 from rlhf_jax.stages.agent import make_agent, on_mesh
+from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.setup import Setup
 
 STAGE = "reasoning"
+TOWERS = "towers"
+"""The trained retriever among the parts that recall."""
+RetrievalViews = Literal["both", "semantic", "collaborative", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +80,29 @@ class ReasoningConfig:
 
 
 class Retrieval(NamedTuple):
-    """What is recalled for a turn: the n highest of Σ_k w_k z_k(i, s) among the items that nobody has named."""
+    """What is recalled for a turn: the n highest of Σ_k w_k z_k(i, s) among the items that nobody has named.
+
+    z are the closed forms', a training dialogue left out of its own, and the towers', which have learnt from all of them:
+    in training dialogues they recall more than they will elsewhere.
+    """
 
     scorer: ItemScorer
-    """Gives z, the last of them −1 where an item was named."""
-    weights: Float32[np.ndarray, " K"]
-    """w of the scorer's parts; the mark of what was named has none. [K]"""
+    """Gives z of the closed forms, and last −1 where an item was named."""
+    towers: DualView | None
+    """The trained retriever; None: the closed forms alone."""
+    weights: Mapping[str, float]
+    """w, by the scorer's parts and `towers`."""
     n: int
     """Candidates of a turn."""
 
-    def scores(self, item_scores: Float32[np.ndarray, "N K1 I"]) -> Float32[np.ndarray, "N I"]:
-        """Σ_k w_k z_k, −∞ where an item was named. [N, I]"""
-        found = np.einsum("k,nki->ni", self.weights, item_scores[:, :-1])
-        return np.where(item_scores[:, -1] < 0, -np.inf, found).astype(np.float32)
+    def look_up(self, contexts: Contexts) -> tuple[Float32[np.ndarray, "N K I"], Float32[np.ndarray, "N I"]]:
+        """What the scorer says, for a policy's prior; and Σ_k w_k z_k, −∞ where an item was named. [N, K, I], [N, I]"""
+        known = self.scorer.item_scores(contexts)
+        found = np.einsum("k,nki->ni", np.array([self.weights[name] for name in self.scorer.parts]), known[:, :-1])
+        if self.towers is not None:
+            said = mixture.standardised(dual_view.scores(self.towers, contexts), "asinh")
+            found = found + self.weights[TOWERS] * said
+        return known, np.where(known[:, -1] < 0, -np.inf, found).astype(np.float32)
 
     def candidates(self, scores: Float32[np.ndarray, "N I"]) -> Bool[np.ndarray, "N I"]:
         """True for the n highest scores of each row; where so many were named that fewer are left, for all that are left.
@@ -98,6 +116,35 @@ class Retrieval(NamedTuple):
         if not kept.any(axis=1).all():
             raise RunError(f"a conversation has named all {scores.shape[1]} items: there is nothing left to recommend")
         return kept
+
+
+def add_retriever(
+    run: RunDirectory, setup: Setup, config: RetrieverConfig, *, views: RetrievalViews = "both"
+) -> tuple[Setup, Retrieval]:
+    """The stage `retriever` of a run, its weights beside the closed forms (`retrieval.json`), and the setup that has those.
+
+    Args:
+      views: of the towers; `none` leaves them out, and the closed forms recall alone.
+    Raises: ValueError if fewer items are recalled than a list holds.
+    """
+    if config.candidates < setup.data.max_items:
+        raise ValueError(
+            f"--retriever.candidates {config.candidates} cannot fill a list of --data.max-items {setup.data.max_items}"
+        )
+    sources = retriever.count_sources(setup.corpus, config)
+    scorer = fit_scorer(setup.corpus, setup.vocab.item_ids)
+    parts = dict(scorer.parts)
+    towers = None
+    if views != "none":
+        towers = retriever.train(run, sources, config, seed=setup.seed, view=views)
+        parts |= {TOWERS: functools.partial(dual_view.scores, towers)}
+    stored = run.path / "retrieval.json"
+    if not stored.exists():
+        notice("weights of the retriever's parts, on the validation split")
+        found = mixture.fit_weights(parts, sources.validation, sources.gold, form="asinh")
+        write_json(stored, found._asdict())
+    weights = read_object(stored, "weights")["weights"]
+    return setup._replace(scorer=scorer), Retrieval(scorer, towers, weights, config.candidates)
 
 
 class Recommender(NamedTuple):
@@ -136,8 +183,10 @@ class Recommender(NamedTuple):
             for history in histories
         ]
         tokens, mask = pad_left(sequences, data.context_tokens, vocab.pad)
-        known = self.retrieval.scorer.of_histories(histories, dialogue_ids)
-        scores = self.retrieval.scores(known)
+        scorer = self.retrieval.scorer
+        numbers = scorer.training.numbers
+        own = None if dialogue_ids is None else [numbers.get(one, -1) for one in dialogue_ids]
+        known, scores = self.retrieval.look_up(contexts_of(histories, scorer.catalogue, own=own))
         kept = self.retrieval.candidates(scores)
         for row, columns in enumerate(also):
             kept[row, list(columns)] = True
@@ -155,6 +204,21 @@ class Recommender(NamedTuple):
         return [read_reasoning(self.setup.vocab, self.attributes, row[kept].tolist()) for row, kept in rows]
 
 
+def recommender_of(
+    setup: Setup, retrieval: Retrieval, config: ReasoningConfig, temperature: float = 1.0
+) -> Recommender:
+    """The recommender of a run: the catalogue's attributes that enough items share, and the reasoning form.
+
+    Raises: RunError where no attribute is shared by so many items; ValueError as `make_recommender`.
+    """
+    found = attributes(setup.corpus.items, setup.vocab.item_ids, min_count=config.min_items)
+    if not found.names:
+        raise RunError(
+            f"--reasoning.min-items {config.min_items}: no genre, decade or person is shared by so many items of the catalogue"
+        )
+    return make_recommender(setup, found, retrieval, said=config.attributes, temperature=temperature)
+
+
 def make_recommender(
     setup: Setup, attributes: Attributes, retrieval: Retrieval, *, said: int = 4, temperature: float = 1.0
 ) -> Recommender:
@@ -164,7 +228,7 @@ def make_recommender(
       whole list leave no room to speak.
     """
     vocab, data = setup.vocab, setup.data
-    if retrieval.n < data.max_items or data.max_items > vocab.n_items:
+    if min(retrieval.n, vocab.n_items) < data.max_items:
         raise ValueError(
             f"--retriever.candidates {retrieval.n} of {vocab.n_items} items cannot fill a list of --data.max-items "
             f"{data.max_items}"

@@ -1,4 +1,4 @@
-"""SMTPO's preset `debug`: from nothing to a table, repeated without work, refused where it cannot be."""
+"""The retriever's preset `debug`: from nothing to a table, repeated without work, refused where it cannot be."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import read_object
 
-SCRIPT = "smtpo_redial.py"
+SCRIPT = "rank_retriever.py"
 
 
 def test_debug_recalls_with_every_system(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_debug_recalls_with_every_system(run_here: Callable[..., tuple[int, str]
     assert any("validation/recall@10" in line for line in lines)
     before = (run / "results.json").read_bytes()
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
-    assert code == 0 and "ranking" not in output.split("# SMTPO")[0]
+    assert code == 0 and "ranking" not in output.split("# Retriever")[0]
     assert (run / "results.json").read_bytes() == before
 
 
