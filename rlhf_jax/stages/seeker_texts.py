@@ -181,9 +181,9 @@ class SeekerBatches:
         return self.order.steps(epochs)
 
     @functools.cached_property
-    def rooms(self) -> dict[int, tuple[int, int, int]]:
+    def rooms(self) -> Mapping[int, tuple[int, ...]]:
         """Most items, places and gold items of one place in any row of each bucket."""
-        rooms = dict.fromkeys(self.order.buckets, (1, 1, 1))
+        rooms: dict[int, tuple[int, ...]] = dict.fromkeys(self.order.buckets, (1, 1, 1))
         for text in self.texts:
             bucket = self._bucket(text)
             named = len(set(filter(self.order.vocab.is_item, text.tokens)))
