@@ -26,13 +26,16 @@ from pathlib import Path
 import miniature
 from command_line import preset_and_options, start
 from rlhf_jax.assessment import episodes_report
-from rlhf_jax.assessment.episodes import halves, scoring_seed
+from rlhf_jax.assessment.episodes import scoring_seeker, training_half
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
-from rlhf_jax.ranges import Cases, Seed
+from rlhf_jax.parallel.mesh import MeshConfig
+from rlhf_jax.ranges import Cases, Seed, check_numbers
+from rlhf_jax.runtime.interrupts import exits_on_signals
+from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
 from rlhf_jax.stages.item_prior import PriorConfig
-from rlhf_jax.stages.launch import StartConfig, check_data, devices, sft_rows, started
+from rlhf_jax.stages.launch import check_data, devices, sft_rows
 from rlhf_jax.stages.multi_turn import ConversationsConfig
 from rlhf_jax.stages.reasoning import ReasoningConfig
 from rlhf_jax.stages.retriever import RetrieverConfig
@@ -41,24 +44,37 @@ from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 
+VOLATILE = ("run_dir", "seeds", "trackers", "mesh")
+"""What may change while a run is continued: more seeds can be added later."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AssessConfig:
-    """What is measured."""
+    """How much is measured."""
 
     openings: Cases = 1_000
     """Openings of the test split at most."""
     users: Cases = 200
     """Users of the simulated world who talk with each system."""
 
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
 
 @dataclasses.dataclass(frozen=True)
-class Config(StartConfig):
+class Config:
     """SMTPO from data to report."""
 
     run_dir: Path = Path("runs/smtpo")
     """Where everything goes; an interrupted run is continued from here."""
-    seed: Seed = 0
-    """Of parameters, batches, sampling, and of the simulated world."""
+    seeds: tuple[Seed, ...] = (0,)
+    """Of parameters, batches and sampling: everything is trained once with each."""
+    world_seed: Seed = 0
+    """Of the simulated world, the same for all seeds."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`; wandb needs the extra `tracking`."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices that train; changes speed and memory, and numbers only by rounding."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sft: SupervisedConfig = SupervisedConfig()
@@ -71,12 +87,14 @@ class Config(StartConfig):
     assess: AssessConfig = AssessConfig()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_numbers(self)
         check_stages(self)
 
 
 def check_stages(config: Config) -> None:
     """Raises ValueError naming the options that do not fit together."""
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise ValueError(f"--seeds must name different seeds: got {config.seeds}")
     talk, learner = config.conversations, config.learner
     rows = talk.openings * talk.group_size
     for n_rows in {rows, rows * talk.turns}:
@@ -225,55 +243,57 @@ PRESETS = {
 
 
 def main(config: Config) -> Path:
-    """0 data, 1 imitation, 2 retriever, 3 reasoning form, 4 seekers, 5 conversations, 6 evaluation."""
-    with started(config) as run:
-        # 0. Dialogues, vocabulary, network, devices.
-        setup = set_up(run, config.data, config.model, seed=config.seed, temperature=config.conversations.temperature)
-        check_data(setup.corpus)
-        rows = {"conversations (--conversations.openings)": config.conversations.openings} | sft_rows(config.sft)
-        setup = setup._replace(layout=devices(config.mesh, setup.network, rows))
-        # 1. Imitation of whole dialogues.
-        trunk = supervised.train(run, setup, config.sft)
-        # 2. The retriever, and what closed forms know of items inside the policy.
-        setup, retrieval = reasoning.add_retriever(run, setup, config.retriever)
-        setup = item_prior.add(run, setup, trunk, config.prior)
-        # 3. The reasoning recommender, by imitation.
-        recommender = reasoning.recommender_of(setup, retrieval, config.reasoning, config.conversations.temperature)
-        sft = reasoning.train(run, recommender, trunk, config.reasoning)
-        # 4. The seeker that trains: from one half of the training dialogues.
-        training_half, scoring_half = halves(setup.corpus.train)
-        seeker = SeekerSimulator(
-            setup,
-            simulator.train(
-                run, setup, training_half, config.simulator, attributes=recommender.attributes, seed=config.seed
-            ),
-            config.simulator,
-        )
-        # 5. Reinforcement learning: on first turns alone, and on whole conversations.
-        single = dataclasses.replace(config.conversations, turns=1)
-        learn = {"single_turn": single, "smtpo": config.conversations}
-        policies = {"sft": sft} | {
-            name: multi_turn.train(run, recommender, seeker, sft, talk, config.learner, stage=f"multi_turn-{name}")
-            for name, talk in learn.items()
-        }
-        # 6. Conversations with a seeker that no stage has met, and in the world with its users; report.
-        judge = SeekerSimulator(
-            setup,
-            simulator.train(
-                run,
-                setup,
-                scoring_half,
-                config.simulator,
-                attributes=recommender.attributes,
-                seed=scoring_seed(config.seed),
-                stage="simulator-scoring",
-            ),
-            config.simulator,
-        )
-        crowd = episodes_report.Crowd(
-            {"training": seeker, "scoring": judge}, config.assess.openings, config.assess.users
-        )
-        return episodes_report.write(run, recommender, policies, crowd, n_turns=config.conversations.turns)
+    """All seeds, then one report."""
+    enable_compilation_cache(beside=config.run_dir)
+    with exits_on_signals(), open_run(config.run_dir, config, trackers=(), volatile=VOLATILE) as run:
+        found = {}
+        for seed in config.seeds:
+            of_seed = dataclasses.replace(config, seeds=(seed,))
+            with open_run(run.path / f"seed-{seed}", of_seed, trackers=config.trackers, volatile=VOLATILE) as own:
+                found[seed] = one_seed(own, of_seed, seed)
+        corpus = config.data.corpus_name
+        return episodes_report.write(run, found, corpus=corpus, n_turns=config.conversations.turns)
+
+
+def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Found:
+    """The paper's algorithm: 0 data, 1 imitation, 2 retriever, 3 reasoning form, 4 seeker, 5 conversations, 6 evaluation."""
+    # 0. Dialogues, vocabulary, network, devices.
+    talk = config.conversations
+    setup = set_up(
+        run, config.data, config.model, seed=seed, world_seed=config.world_seed, temperature=talk.temperature
+    )
+    check_data(setup.corpus)
+    rows = {"openings (--conversations.openings)": talk.openings} | sft_rows(config.sft)
+    setup = setup._replace(layout=devices(config.mesh, setup.network, rows))
+    # 1. Imitation of whole dialogues.
+    trunk = supervised.train(run, setup, config.sft)
+    # 2. The retriever, and what closed forms know of items inside the policy.
+    setup, retrieval = reasoning.add_retriever(run, setup, config.retriever)
+    setup = item_prior.add(run, setup, trunk, config.prior)
+    # 3. The reasoning recommender, by imitation.
+    recommender = reasoning.recommender_of(setup, retrieval, config.reasoning, talk.temperature)
+    sft = reasoning.train(run, recommender, trunk, config.reasoning)
+    # 4. The simulated seeker that trains, from one half of the training dialogues.
+    dialogues = training_half(setup.corpus.train)
+    taught = simulator.train(run, setup, dialogues, config.simulator, attributes=recommender.attributes, seed=seed)
+    seeker = SeekerSimulator(setup, taught, config.simulator)
+    # 5. Reinforcement learning: on first turns alone, and on whole conversations.
+    single = dataclasses.replace(talk, turns=1)
+    policies = {"sft": sft} | {
+        name: multi_turn.train(run, recommender, seeker, sft, talks, config.learner, stage=f"multi_turn-{name}")
+        for name, talks in {"single_turn": single, "smtpo": talk}.items()
+    }
+    # 6. Conversations with a seeker that no stage has met, and in the world with its users.
+    seekers = {"training": seeker, "scoring": scoring_seeker(run, recommender, config.simulator)}
+    return episodes_report.measure_all(
+        run,
+        recommender,
+        policies,
+        seekers,
+        n_openings=config.assess.openings,
+        n_users=config.assess.users,
+        n_turns=talk.turns,
+    )
 
 
 def command_line(arguments: list[str]) -> Config:

@@ -17,13 +17,20 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.runtime.files import read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.stages import simulator
 from rlhf_jax.stages.episodes import Seekers, Turns, converse
 from rlhf_jax.stages.multi_turn import speaker
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender
+from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
 
 FOLDER = "conversations"
 BATCH = 64
 """Conversations at once: one program for any number of them."""
+
+
+def training_half(dialogues: Sequence[Dialogue]) -> tuple[Dialogue, ...]:
+    """Training dialogues of the seeker that trains."""
+    return halves(dialogues)[0]
 
 
 def halves(dialogues: Sequence[Dialogue]) -> tuple[tuple[Dialogue, ...], tuple[Dialogue, ...]]:
@@ -37,6 +44,21 @@ def halves(dialogues: Sequence[Dialogue]) -> tuple[tuple[Dialogue, ...], tuple[D
 def scoring_seed(seed: int) -> int:
     """Of the seeker that scores in a run of `seed`; no run trains with it as long as seeds are below 10⁶."""
     return seed + 1_000_000
+
+
+def scoring_seeker(run: RunDirectory, recommender: Recommender, config: SimulatorConfig) -> SeekerSimulator:
+    """The seeker that scores: trained here, on the dialogues that the other one has not seen, with another seed."""
+    setup = recommender.setup
+    params = simulator.train(
+        run,
+        setup,
+        halves(setup.corpus.train)[1],
+        config,
+        attributes=recommender.attributes,
+        seed=scoring_seed(setup.seed),
+        stage=f"{simulator.STAGE}-scoring",
+    )
+    return SeekerSimulator(setup, params, config)
 
 
 def measure(
@@ -91,6 +113,16 @@ def talk(
         attributes=np.concatenate([part.attributes_said for part in parts]),
         repeated=np.concatenate([part.repeated for part in parts]),
     )
+
+
+def talk_once(
+    recommender: Recommender, params: Params, seekers: Seekers, openings: Sequence[ReasonedTurn], *, n_turns: int
+) -> Turns:
+    """A few conversations, as `talk` has them, with what was said."""
+    filled = [openings[row % len(openings)] for row in range(BATCH)]
+    key = jax.random.fold_in(stream_key(jax.random.key(recommender.setup.seed), "conversations", 0), 0)
+    speak = speaker(recommender, greedy=True)
+    return first_rows(converse(recommender, speak, params, seekers, filled, n_turns=n_turns, key=key), len(openings))
 
 
 def first_rows(turns: Turns, n: int) -> Turns:

@@ -24,7 +24,13 @@ from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.bootstrap import DialogueSums
 from rlhf_jax.evaluation.results import DIFFERENCE, Result
 
-PROTOCOL = "simulated-seeker"
+PROTOCOLS = {
+    "scoring-seeker": "answers come from a simulated seeker that learnt from other dialogues, with another seed, than the one that "
+    "trained",
+    "blind-seeker": "the same, but everyone hears the answer of somebody else's conversation",
+    "training-seeker": "answers come from the very simulated seeker that trained",
+}
+"""Who answers."""
 DEFINITIONS = {
     "average_turns": "turns until a list holds a liked item, limit + 1 where none does, mean over conversations",
     "ndcg": "NDCG of the first list against what the seeker likes and nobody has named, mean over conversations",
@@ -112,7 +118,7 @@ def sums(measured: Measured, *, list_cutoffs: Sequence[int] = (1, 5, 10)) -> dic
     return found
 
 
-def results(system: str, runs: Mapping[int, Measured], *, split: str) -> list[Result]:
+def results(system: str, runs: Mapping[int, Measured], *, protocol: str, split: str) -> list[Result]:
     """Entries of `results.json` for one system, by training seed; metrics that not every seed has are left out."""
     seeds = tuple(sorted(runs))
     by_seed = [sums(runs[seed]) for seed in seeds]
@@ -120,7 +126,7 @@ def results(system: str, runs: Mapping[int, Measured], *, split: str) -> list[Re
         _result(
             f"{system}/{name}",
             bootstrap.mean_over_seeds([one[name] for one in by_seed]),
-            split,
+            (protocol, split),
             seeds,
             definition(name),
         )
@@ -129,7 +135,9 @@ def results(system: str, runs: Mapping[int, Measured], *, split: str) -> list[Re
     ]
 
 
-def differences(name: str, a: Mapping[int, Measured], b: Mapping[int, Measured], *, split: str) -> list[Result]:
+def differences(
+    name: str, a: Mapping[int, Measured], b: Mapping[int, Measured], *, protocol: str, split: str
+) -> list[Result]:
     """`a` − `b`, paired by training seed and conversation, of all metrics that every conversation has.
 
     Raises: ValueError if seeds or conversations differ.
@@ -143,7 +151,7 @@ def differences(name: str, a: Mapping[int, Measured], b: Mapping[int, Measured],
         _result(
             f"{name}/{metric}",
             bootstrap.difference_over_seeds([one[metric] for one in left], [one[metric] for one in right]),
-            split,
+            (protocol, split),
             seeds,
             f"{DIFFERENCE}: {definition(metric)}",
         )
@@ -157,6 +165,9 @@ def _of_a_turn(metric: str) -> bool:
     return bool(number) and kind in ("format", "ndcg", "preference_f1")
 
 
-def _result(name: str, estimate: bootstrap.Estimate, split: str, seeds: tuple[int, ...], text: str) -> Result:
+def _result(
+    name: str, estimate: bootstrap.Estimate, where: tuple[str, str], seeds: tuple[int, ...], text: str
+) -> Result:
+    protocol, split = where
     n = estimate.n // len(seeds)
-    return Result(name, estimate.value, n, PROTOCOL, split, estimate.interval, seeds, text, estimate.std)
+    return Result(name, estimate.value, n, protocol, split, estimate.interval, seeds, text, estimate.std)
