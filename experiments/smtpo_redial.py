@@ -43,7 +43,6 @@ from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
 from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
-
 VOLATILE = ("run_dir", "seeds", "trackers", "mesh")
 """What may change while a run is continued: more seeds can be added later."""
 
@@ -155,7 +154,7 @@ PRESETS = {
                 miniature.DATA,
                 world=WorldConfig(n_items=40, n_train=60, n_test=24, n_users=40),
                 max_items=2,
-                response_tokens=32,
+                response_tokens=40,
             ),
             model=miniature.MODEL,
             sft=miniature.SFT,
@@ -265,17 +264,20 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Fo
     check_data(setup.corpus)
     rows = {"openings (--conversations.openings)": talk.openings} | sft_rows(config.sft)
     setup = setup._replace(layout=devices(config.mesh, setup.network, rows))
+    attributes = reasoning.attributes_of(setup, config.reasoning)
     # 1. Imitation of whole dialogues.
     trunk = supervised.train(run, setup, config.sft)
     # 2. The retriever, and what closed forms know of items inside the policy.
     setup, retrieval = reasoning.add_retriever(run, setup, config.retriever)
     setup = item_prior.add(run, setup, trunk, config.prior)
     # 3. The reasoning recommender, by imitation.
-    recommender = reasoning.recommender_of(setup, retrieval, config.reasoning, talk.temperature)
+    recommender = reasoning.make_recommender(
+        setup, attributes, retrieval, said=config.reasoning.attributes, temperature=talk.temperature
+    )
     sft = reasoning.train(run, recommender, trunk, config.reasoning)
     # 4. The simulated seeker that trains, from one half of the training dialogues.
     dialogues = training_half(setup.corpus.train)
-    taught = simulator.train(run, setup, dialogues, config.simulator, attributes=recommender.attributes, seed=seed)
+    taught = simulator.train(run, setup, dialogues, config.simulator, attributes=attributes, seed=seed)
     seeker = SeekerSimulator(setup, taught, config.simulator)
     # 5. Reinforcement learning: on first turns alone, and on whole conversations.
     single = dataclasses.replace(talk, turns=1)

@@ -231,6 +231,7 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "prior": (EVERY_STAGE, PRIOR),
     "dpo": (EVERY_STAGE, FITTED, PREFERENCES, TEXTS),
     "writer": (EVERY_STAGE, FITTED, WRITER),
+    "reasoning": (EVERY_STAGE, FITTED, WRITER),
     "reranker": (EVERY_STAGE, FITTED, RERANKER),
     "retriever": (EVERY_STAGE, FITTED, RETRIEVER),
     "simulator": (EVERY_STAGE, FITTED, SIMULATOR),

@@ -204,19 +204,25 @@ class Recommender(NamedTuple):
         return [read_reasoning(self.setup.vocab, self.attributes, row[kept].tolist()) for row, kept in rows]
 
 
-def recommender_of(
-    setup: Setup, retrieval: Retrieval, config: ReasoningConfig, temperature: float = 1.0
-) -> Recommender:
-    """The recommender of a run: the catalogue's attributes that enough items share, and the reasoning form.
+def attributes_of(setup: Setup, config: ReasoningConfig) -> Attributes:
+    """Attributes of the policy's items that enough of them share; to be asked for before anything is trained.
 
-    Raises: RunError where no attribute is shared by so many items; ValueError as `make_recommender`.
+    Raises: RunError where there are none; ValueError where the longest of them and a whole list leave no room to speak.
     """
     found = attributes(setup.corpus.items, setup.vocab.item_ids, min_count=config.min_items)
     if not found.names:
         raise RunError(
             f"--reasoning.min-items {config.min_items}: no genre, decade or person is shared by so many items of the catalogue"
         )
-    return make_recommender(setup, found, retrieval, said=config.attributes, temperature=temperature)
+    said = [f" {word}," for word in found.words]
+    lengths = sorted(len(tokens) for tokens in setup.vocab.encode_texts(said))
+    needed = sum(lengths[-config.attributes :]) + setup.data.max_items + FRAME
+    if needed > setup.data.response_tokens:
+        raise ValueError(
+            f"--data.response-tokens {setup.data.response_tokens}: --reasoning.attributes {config.attributes}, --data.max-items "
+            f"{setup.data.max_items} and the form may take {needed}"
+        )
+    return found
 
 
 def make_recommender(
@@ -224,8 +230,9 @@ def make_recommender(
 ) -> Recommender:
     """A recommender that speaks the reasoning form beside the two usual ones.
 
-    Raises: ValueError naming the numbers, where fewer items are recalled than a list holds, or the longest attributes and a
-      whole list leave no room to speak.
+    Args:
+      said: attributes that an imitated turn names at most.
+    Raises: ValueError naming the numbers, where fewer items are recalled than a list holds.
     """
     vocab, data = setup.vocab, setup.data
     if min(retrieval.n, vocab.n_items) < data.max_items:
@@ -242,9 +249,7 @@ def make_recommender(
         temperature=temperature,
         openings=openings,
     )
-    found = Recommender(setup._replace(agent=agent), attributes, retrieval, said)
-    check_room(found)
-    return found
+    return Recommender(setup._replace(agent=agent), attributes, retrieval, said)
 
 
 class ReasonedTurn(NamedTuple):
@@ -341,19 +346,6 @@ def wanted_attributes(attributes: Attributes, columns: Sequence[int], n: int) ->
     having = attributes.of_items[list(columns)].sum(axis=0)
     # Names stand in falling order of frequency.
     return [int(place) for place in np.argsort(-having, kind="stable")[:n] if having[place]]
-
-
-def check_room(recommender: Recommender) -> None:
-    """Raises ValueError where the longest attributes and a whole list leave no room to speak."""
-    setup = recommender.setup
-    said = [f" {word}," for word in recommender.attributes.words]
-    lengths = sorted(len(tokens) for tokens in setup.vocab.encode_texts(said))
-    needed = sum(lengths[-recommender.said :]) + recommender.list_length + FRAME
-    if needed > setup.data.response_tokens:
-        raise ValueError(
-            f"--data.response-tokens {setup.data.response_tokens}: {recommender.said} attributes, {recommender.list_length} "
-            f"items and the form may take {needed}"
-        )
 
 
 def train(run: RunDirectory, recommender: Recommender, trunk: Params, config: ReasoningConfig) -> Params:
