@@ -80,6 +80,7 @@ def watch(judge: SatisfactionJudge, setup: Setup, seen: list[float]) -> alignmen
     return probe
 
 
+@pytest.mark.slow
 def test_ppo_watched_by_the_judge_ends_with_the_same_bits(tmp_path: Path, judge: SatisfactionJudge) -> None:
     ends, seen = {}, []
     for name in ("alone", "watched"):

@@ -12,6 +12,7 @@ from rlhf_jax.runtime.files import read_object
 SCRIPT = "rank_retriever.py"
 
 
+@pytest.mark.slow
 def test_debug_recalls_with_every_system(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))

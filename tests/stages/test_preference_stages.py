@@ -150,6 +150,7 @@ def test_a_text_is_paid_the_mean_of_its_users_lists(setup: PreferenceSetup, list
     assert len(np.unique(paid[0])) > 1
 
 
+@pytest.mark.slow
 def test_the_reranker_uses_a_text_that_tells(setup: PreferenceSetup, lists: dict[str, Lists], tmp_path: Path) -> None:
     everyone = np.arange(len(setup.corpus.users))
     told = reranker.pool(setup, everyone, [[full_text(one)] for one in setup.tastes(everyone)])
@@ -181,6 +182,7 @@ def test_texts_that_are_all_paid_the_same_end_the_run(
         )
 
 
+@pytest.mark.slow
 def test_dpo_moves_the_writer_towards_what_is_paid(
     setup: PreferenceSetup, writer: Any, lists: dict[str, Lists], tmp_path: Path
 ) -> None:
