@@ -67,4 +67,6 @@ def test_first_tokens_begin_the_telling_words() -> None:
     found = TITLES.first_tokens(vocab, ITEMS)
     assert found[1] == (vocab.encode_text(" matrix")[0],) == (vocab.encode_text(" MATRIX")[0],)
     assert found[3] == found[6] == ()
-    assert not {vocab.encode_text(" horror")[0], vocab.encode_text(" want")[0]} & {t for one in found.values() for t in one}
+    assert not {vocab.encode_text(" horror")[0], vocab.encode_text(" want")[0]} & {
+        t for one in found.values() for t in one
+    }
