@@ -127,6 +127,7 @@ CONFIG = ConversationsConfig(
 )
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(
     recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
