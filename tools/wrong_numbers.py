@@ -61,6 +61,7 @@ WORK = {
     "ppo_opendialkg": ("rlhf_jax.stages.setup.read_corpus",),
     "rank_closed_forms": ("rank_closed_forms.read_training",),
     "rank_retriever": ("rank_retriever.read_dialogues",),
+    "smtpo_redial": ("smtpo_redial.one_seed",),
     "validate_signals": ("validate_signals.read_redial",),
 }
 """What is not begun: of scripts that read real data, reading them. All others stop where imitation is trained."""
