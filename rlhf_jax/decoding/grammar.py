@@ -6,6 +6,8 @@
 Which forms there are is data (`Grammar.openings`). The mask is a function of the tokens alone. Sampling, reference and learning renormalise by the same mask, otherwise
 the importance ratio compares two different distributions. There are two forms: one token at a time, for decoding, and
 all positions at once, for judging a given response; they agree on every sequence, grammatical or not.
+
+Words are free, or a text of sections (`decoding.sections`), which mentions no items.
 """
 
 import functools
@@ -15,6 +17,9 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+from rlhf_jax.decoding import sections as of_sections
+from rlhf_jax.decoding.sections import Section, SectionState
 
 
 class Opening(NamedTuple):
@@ -43,6 +48,8 @@ class Grammar(NamedTuple):
     """Rows of the embedding table; those that are none of the above are never allowed."""
     openings: tuple[Opening, ...] = ()
     """The forms a turn may open with; none means the two above: `<rec>` and a list, `<say>` and words."""
+    sections: tuple[Section, ...] = ()
+    """What words are said in, in this order; none means that words are free."""
 
     @property
     def forms(self) -> tuple[Opening, ...]:
@@ -63,6 +70,8 @@ class GrammarState(NamedTuple):
     """Items of the list."""
     n_listed: Int[Array, " B"]
     """Length of the list, repeats (which the rules forbid) included."""
+    sections: SectionState | None
+    """Of the words; None where they are free."""
 
 
 def check_grammar(grammar: Grammar) -> None:
@@ -80,6 +89,7 @@ def check_grammar(grammar: Grammar) -> None:
             raise ValueError(f"grammar: {opening} must open with a token below {grammar.vocab_size} that is no item")
         if opening.token in (grammar.pad, grammar.eos) or (opening.token, opening.follows) == (grammar.say, "list"):
             raise ValueError(f"grammar: {opening}: <eos> and padding open nothing, and what follows <say> is words")
+    of_sections.check_sections(grammar.sections, grammar.n_words)
     if grammar.n_items < 1 or grammar.max_items < 1:
         raise ValueError(f"grammar: n_items {grammar.n_items} and max_items {grammar.max_items} must be at least 1")
 
@@ -113,14 +123,24 @@ def allowed_given(
     ended: Bool[Array, "*n 1"],
     listed: Bool[Array, "*n V"],
     n_listed: Int[Array, "*n 1"],
+    in_sections: tuple[Bool[Array, "*n W"], Bool[Array, "*n"]] | None,
 ) -> Bool[Array, "*n V"]:
-    """The rules themselves, for any leading shape; at least one token is always allowed."""
+    """The rules themselves, for any leading shape; at least one token is always allowed.
+
+    Args:
+      in_sections: words that sections allow, and whether the text may end; None where words are free.
+    """
     token = jnp.arange(grammar.vocab_size).reshape((1,) * (listed.ndim - 1) + (-1,))
     item = is_item(grammar, token)
     full = (n_listed >= grammar.max_items) | (n_listed >= grammar.n_items)
     first = is_one_of(token, [opening.token for opening in grammar.forms])
     in_list = (item & ~listed & ~full) | ((token == grammar.say) & (n_listed >= 1))
-    in_words = is_word(grammar, token) | listed | (token == grammar.eos)
+    if in_sections is None:
+        in_words = is_word(grammar, token) | listed | (token == grammar.eos)
+    else:
+        words, may_end = in_sections
+        rest = [(0, 0)] * (words.ndim - 1) + [(0, grammar.vocab_size - grammar.n_words)]
+        in_words = jnp.pad(words, rest) | ((token == grammar.eos) & may_end[..., None])
     open_turn = jnp.where(said, in_words, jnp.where(started, in_list, first))
     return jnp.where(ended, token == grammar.pad, open_turn)
 
@@ -128,24 +148,35 @@ def allowed_given(
 def initial_state(grammar: Grammar, batch: int) -> GrammarState:
     """Before the first token of `batch` responses."""
     no = jnp.zeros(batch, bool)
-    return GrammarState(no, no, no, jnp.zeros((batch, grammar.vocab_size), bool), jnp.zeros(batch, jnp.int32))
+    listed, n_listed = jnp.zeros((batch, grammar.vocab_size), bool), jnp.zeros(batch, jnp.int32)
+    said_in = of_sections.initial_state(grammar.sections, grammar.n_words, batch) if grammar.sections else None
+    return GrammarState(no, no, no, listed, n_listed, said_in)
 
 
 def advance(grammar: Grammar, state: GrammarState, token: Int[Array, " B"]) -> GrammarState:
     """After one more token per row."""
     listing = is_item(grammar, token) & ~state.said & ~state.ended
     rows = jnp.arange(token.shape[0])
+    said_in = state.sections
+    if said_in is not None:
+        counts = is_word(grammar, token) & state.said & ~state.ended
+        said_in = of_sections.advance(grammar.sections, said_in, token, counts)
     return GrammarState(
         started=jnp.ones_like(state.started),
         said=state.said | begins_words(grammar, token),
         ended=state.ended | (token == grammar.eos),
         listed=state.listed.at[rows, token].max(listing),
         n_listed=state.n_listed + listing,
+        sections=said_in,
     )
 
 
 def allowed(grammar: Grammar, state: GrammarState) -> Bool[Array, "B V"]:
     """Which tokens may come next in each row. [B, V]"""
+    in_sections = None
+    if state.sections is not None:
+        used = of_sections.used_now(state.sections)
+        in_sections = of_sections.allowed_words(grammar.sections, state.sections.section, state.sections.n_said, used)
     return allowed_given(
         grammar,
         started=state.started[:, None],
@@ -153,6 +184,7 @@ def allowed(grammar: Grammar, state: GrammarState) -> Bool[Array, "B V"]:
         ended=state.ended[:, None],
         listed=state.listed,
         n_listed=state.n_listed[:, None],
+        in_sections=in_sections,
     )
 
 
@@ -166,6 +198,14 @@ class Along(NamedTuple):
     position: Int[Array, "B T"]
     first_listed: Int[Array, "B V"]
     """Position at which an item was first listed; T or more where it never was."""
+    section: Int[Array, "B T"] | None = None
+    """This and the next two as in `SectionsAlong`; None where words are free."""
+    n_said: Int[Array, "B T"] | None = None
+    first_used: Int[Array, "B K W"] | None = None
+
+
+WHOLE = ("first_listed", "first_used")
+"""Fields of `Along` that have no axis of positions."""
 
 
 def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
@@ -176,6 +216,10 @@ def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
     ended = exclusive_any(tokens == grammar.eos)
     listing = is_item(grammar, tokens) & ~said & ~ended
     never = jnp.full((batch, grammar.vocab_size), length, jnp.int32)
+    in_sections: dict[str, Array] = {}
+    if grammar.sections:
+        counts = is_word(grammar, tokens) & said & ~ended
+        in_sections = of_sections.read_along(grammar.sections, grammar.n_words, tokens, counts)._asdict()
     return Along(
         started=before > 0,
         said=said,
@@ -183,6 +227,7 @@ def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
         n_listed=jnp.cumsum(listing, axis=1) - listing,
         position=before,
         first_listed=never.at[jnp.arange(batch)[:, None], tokens].min(jnp.where(listing, before, length)),
+        **in_sections,
     )
 
 
@@ -192,6 +237,10 @@ def allowed_at(grammar: Grammar, along: Along) -> Bool[Array, "B T V"]:
     An item is listed at t where its first listing stands before t, so the large array is a comparison of a [B, V] and
     a [B, T] one, which XLA fuses into the softmax that uses it. [B, T, V]
     """
+    in_sections = None
+    if along.section is not None and along.n_said is not None and along.first_used is not None:
+        used = of_sections.used_at(along.section, along.first_used, along.position)
+        in_sections = of_sections.allowed_words(grammar.sections, along.section, along.n_said, used)
     return allowed_given(
         grammar,
         started=along.started[..., None],
@@ -199,6 +248,7 @@ def allowed_at(grammar: Grammar, along: Along) -> Bool[Array, "B T V"]:
         ended=along.ended[..., None],
         listed=along.first_listed[:, None, :] < along.position[..., None],
         n_listed=along.n_listed[..., None],
+        in_sections=in_sections,
     )
 
 

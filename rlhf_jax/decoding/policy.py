@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from rlhf_jax.decoding import prior
-from rlhf_jax.decoding.grammar import Along, Grammar, allowed_at, read_along
+from rlhf_jax.decoding.grammar import WHOLE, Along, Grammar, allowed_at, read_along
 from rlhf_jax.decoding.sampler import Decoding, Reweigh, sample_with_cache
 from rlhf_jax.equations.logprobs import entropy, token_logprobs
 from rlhf_jax.interfaces import (
@@ -244,11 +244,12 @@ def in_chunks(
         padded = jnp.pad(x, ((0, 0), (0, n_chunks * chunk - length)) + ((0, 0),) * (x.ndim - 2))
         return padded.reshape(batch, n_chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    along_first = {name: cut(x) for name, x in along._asdict().items() if name != "first_listed"}
+    whole = {name: x for name, x in along._asdict().items() if name in WHOLE}
+    along_first = {name: cut(x) for name, x in along._asdict().items() if name not in WHOLE and x is not None}
 
     @jax.checkpoint
     def one(piece: tuple[Array, Array, dict[str, Array]]) -> tuple[Array, Array]:
-        return judge(read, piece[0], piece[1], Along(first_listed=along.first_listed, **piece[2]))
+        return judge(read, piece[0], piece[1], Along(**whole, **piece[2]))
 
     judged = jax.lax.map(one, (cut(hidden), cut(tokens), along_first))
     logprobs, entropies = (x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in judged)

@@ -18,6 +18,7 @@ from rlhf_jax.data.ratings import RatingCorpus
 from rlhf_jax.decoding.grammar import Grammar, Opening
 from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply
 from rlhf_jax.decoding.sampler import Decoding
+from rlhf_jax.decoding.sections import Section
 from rlhf_jax.interfaces import PolicyApply
 from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
@@ -150,7 +151,7 @@ def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int, mesh: MeshCo
         popularity=popularity_of(corpus, split.train),
         vocab=vocab,
         code=text_code(attributes, titles),
-        writer=make_writer(network, vocab, response_tokens=response, titles=config.titles),
+        writer=make_writer(network, vocab, attributes, response_tokens=response, titles=config.titles),
         titles=config.titles,
         seed=seed,
         layout=ONE_DEVICE if mesh.size == 1 else Partition(make_mesh(mesh)),
@@ -169,8 +170,11 @@ def read(config: RatingsConfig) -> RatingCorpus:
         raise RunError(f"--data.dir {config.dir}: {error}") from error
 
 
-def make_writer(network: GPT2Config, vocab: PreferenceVocabulary, *, response_tokens: int, titles: int) -> Writer:
-    """The callables; titles are in the grammar only where texts may name them."""
+def make_writer(
+    network: GPT2Config, vocab: PreferenceVocabulary, attributes: Attributes, *, response_tokens: int, titles: int
+) -> Writer:
+    """The callables. Sampling, reference and learning know the sections, so that no training can break a text's form; titles are
+    in the grammar only where texts may name them."""
     openings = (Opening(vocab.say, "words"),) + ((Opening(vocab.rec, "list"),) if titles else ())
     grammar = Grammar(
         n_words=len(vocab.words),
@@ -183,5 +187,6 @@ def make_writer(network: GPT2Config, vocab: PreferenceVocabulary, *, response_to
         max_items=max(titles, 1),
         vocab_size=vocab.size,
         openings=openings,
+        sections=tuple(Section(*one) for one in vocab.sections(attributes)),
     )
     return Writer(network, grammar, response_tokens, make_policy_apply(network, grammar))
