@@ -45,7 +45,7 @@ class Grammar(NamedTuple):
     max_items: int
     """Longest list a turn may suggest."""
     vocab_size: int
-    """Rows of the embedding table; those that are none of the above are never allowed."""
+    """Rows of the embedding table that a response may hold, mostly all; those that are none of the above are never allowed."""
     openings: tuple[Opening, ...] = ()
     """The forms a turn may open with; none means the two above: `<rec>` and a list, `<say>` and words."""
     sections: tuple[Section, ...] = ()

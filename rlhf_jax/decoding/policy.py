@@ -55,7 +55,7 @@ def make_decode(
 
     def decode(params: Params, prompts: PromptBatch, key: Array, row_ids: Array | None = None) -> Rollout:
         trunk = gpt2.with_cast_weights(config, params["trunk"])
-        head = {"wte": trunk["wte"].astype(config.compute_dtype)}
+        head = {"wte": said_table(grammar, trunk).astype(config.compute_dtype)}
         with_values = "value" in params and "critic" not in params
         prompt, max_tokens = prompts.tokens.shape[1], decoding.max_tokens
         once = prompts
@@ -99,6 +99,12 @@ def make_decode(
         return dataclasses.replace(rollout, values=jnp.where(rollout.response_mask, values, 0.0))
 
     return decode
+
+
+def said_table(grammar: Grammar, trunk: Params) -> Float[Array, "V D"]:
+    """The rows of the embedding table that a response may hold: the first `grammar.vocab_size`, mostly all of them."""
+    table: Array = trunk["wte"]
+    return table if len(table) == grammar.vocab_size else table[: grammar.vocab_size]
 
 
 def of_prompts(grammar: Grammar, params: Params, prompts: PromptBatch | Rollout) -> Reweigh | None:
@@ -207,7 +213,8 @@ def make_judge(
 
     def at_positions(read: Read, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
         trunk, reweigh = read
-        logits, allowed = gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype), allowed_at(grammar, along)
+        head = {"wte": said_table(grammar, trunk)}
+        logits, allowed = gpt2.lm_logits(head, hidden, compute_dtype=config.compute_dtype), allowed_at(grammar, along)
         if reweigh is not None:
             # A position at a time has the shapes of sampling.
             logits = jax.vmap(reweigh, (1, 1), 1)(logits, allowed)

@@ -52,7 +52,9 @@ def check_sections(sections: tuple[Section, ...], n_words: int) -> None:
         raise ValueError(f"sections: each opens with a word of its own, got {opens}")
     for number, section in enumerate(sections):
         if not section.words or section.most < 1:
-            raise ValueError(f"section {number} has {len(section.words)} words and says {section.most}: needs 1 of each")
+            raise ValueError(
+                f"section {number} has {len(section.words)} words and says {section.most}: needs 1 of each"
+            )
         outside = [token for token in (section.token, *section.words) if not 0 <= token < n_words]
         if outside:
             raise ValueError(f"section {number}: token {outside[0]} is none of the {n_words} words")
