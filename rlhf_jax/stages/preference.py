@@ -176,7 +176,7 @@ def preference_batch(setup: PreferenceSetup, params: Params, mined: Mined) -> Pr
     logprobs = np.empty((n_users, n_texts), np.float32)
     for rows, own in wrapped_batches(n_users, min(32, n_users)):
         given = PreferenceBatch(
-            prompts=PromptBatch(tokens=prompts[rows], mask=mask[rows]),
+            prompts=PromptBatch(tokens=jnp.asarray(prompts[rows]), mask=jnp.asarray(mask[rows])),
             response_tokens=mined.tokens[rows],
             response_mask=real[rows],
             ref_logprobs=logprobs[rows],
