@@ -127,7 +127,13 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> dict[str, dict[str
         lists = lists_of(setup, protocol)
         tokens = {"sft": written(run, setup, sft, everyone, config.texts, "sft")}
         policy, chosen = sft, preference.as_pool(setup, everyone, tokens["sft"])
-        facts: dict[str, Any] = {"without_positives": reranking.share_without_positives(lists["test"])}
+        facts: dict[str, Any] = {
+            "without_positives": reranking.share_without_positives(lists["test"]),
+            "without_lists": {
+                name: len(getattr(setup.split, name)) - len(np.unique(lists[name].lists.users))
+                for name in ("scorer", "pairs", "validation", "test")
+            },
+        }
         scorers: list[reranker.Reranker] = []
         for number in range(1, config.rounds + 1):
             name = f"{protocol}-{number}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -18,7 +19,7 @@ from rlhf_jax.learners.dpo import PreferenceBatch
 from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, steps_taken
 from rlhf_jax.ranges import Range, check_numbers
-from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages.preference_setup import PreferenceSetup
@@ -80,7 +81,7 @@ def mine(
     stream: str,
     every: bool,
 ) -> Mined:
-    """Draws N texts of every user with lists, scores them, and picks what is compared.
+    """Draws N texts of every user with lists, scores them, and picks what is compared; says how many users a minute that was.
 
     Args:
       params: the writer.
@@ -88,9 +89,13 @@ def mine(
       every: compare the best with all others (`softmax`); else best with worst.
     Raises: RunError where every user's texts are all paid the same.
     """
-    users = np.unique(lists.lists.users)
+    users, begun = np.unique(lists.lists.users), time.monotonic()
     tokens = write(setup, params, users, n=config.samples, stream=stream, temperature=config.temperature)
     same, rewards = text_rewards(scorer, lists, as_pool(setup, users, tokens))
+    seconds = time.monotonic() - begun
+    notice(
+        f"{stream}: {len(users)} users in {seconds:.0f} s, {60 * len(users) / seconds:.0f} a minute, compiling included"
+    )
     assert np.array_equal(same, users)
     picked, of_user = compared(rewards, per_user=config.per_user, every=every)
     if not len(picked):
