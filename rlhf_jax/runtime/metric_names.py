@@ -195,7 +195,8 @@ TEXTS: Group = {
         "", "of validation users' lists with texts drawn for them, in the frozen scorer's order"
     ),
     "text/well_formed": Metric(
-        "", "share of these texts whose sections are in order and hold different words of their kind"
+        "",
+        "share of these texts whose sections are in order and hold different words of their kind; the grammar allows no others",
     ),
     "text/response_length": Metric("tokens", "of these texts, marks and <eos> included"),
     "text/distinct": Metric("", "share of these texts that differ from all other texts of their user"),
@@ -207,6 +208,7 @@ WRITER: Group = {
 }
 RERANKER: Group = {
     "validation/ndcg@<k>": Metric("", "of validation users' lists, mean over lists and their texts"),
+    "validation/read": Metric("", "NDCG@5 of these lists that is lost with another validation user's texts"),
 }
 
 _CLOSED_LOOP = (
