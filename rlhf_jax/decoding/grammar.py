@@ -141,13 +141,13 @@ def allowed_given(
     ended: Bool[Array, "*n 1"],
     listed: Bool[Array, "*n V"],
     n_listed: Int[Array, "*n 1"],
-    inferring: Bool[Array, "*n 1"],
-    inferred: Bool[Array, "*n 1"],
+    in_preferences: tuple[Bool[Array, "*n 1"], Bool[Array, "*n 1"]],
     in_sections: tuple[Bool[Array, "*n W"], Bool[Array, "*n"]] | None,
 ) -> Bool[Array, "*n V"]:
     """The rules themselves, for any leading shape; at least one token is always allowed.
 
     Args:
+      in_preferences: whether a row is in the words before a list, and whether any such word has been said.
       in_sections: words that sections allow, and whether the text may end; None where words are free.
     """
     token = jnp.arange(grammar.vocab_size).reshape((1,) * (listed.ndim - 1) + (-1,))
@@ -156,8 +156,8 @@ def allowed_given(
     first = is_one_of(token, [opening.token for opening in grammar.forms])
     in_list = (item & ~listed & ~full) | ((token == grammar.say) & (n_listed >= 1))
     if grammar.reasons:
-        in_preferences = is_word(grammar, token) | ((token == grammar.rec) & inferred)
-        in_list = jnp.where(inferring, in_preferences, in_list)
+        inferring, inferred = in_preferences
+        in_list = jnp.where(inferring, is_word(grammar, token) | ((token == grammar.rec) & inferred), in_list)
     if in_sections is None:
         in_words = is_word(grammar, token) | listed | (token == grammar.eos)
     else:
@@ -220,8 +220,7 @@ def allowed(grammar: Grammar, state: GrammarState) -> Bool[Array, "B V"]:
         ended=state.ended[:, None],
         listed=state.listed,
         n_listed=state.n_listed[:, None],
-        inferring=state.inferring[:, None],
-        inferred=state.inferred[:, None],
+        in_preferences=(state.inferring[:, None], state.inferred[:, None]),
         in_sections=in_sections,
     )
 
@@ -295,8 +294,7 @@ def allowed_at(grammar: Grammar, along: Along) -> Bool[Array, "B T V"]:
         ended=along.ended[..., None],
         listed=along.first_listed[:, None, :] < along.position[..., None],
         n_listed=along.n_listed[..., None],
-        inferring=along.inferring[..., None],
-        inferred=along.inferred[..., None],
+        in_preferences=(along.inferring[..., None], along.inferred[..., None]),
         in_sections=in_sections,
     )
 
