@@ -45,7 +45,7 @@ from rlhf_jax.stages.reranker import Lists, RerankConfig, TextPool
 from rlhf_jax.stages.setup import ModelConfig
 from rlhf_jax.stages.text_writer import WriterConfig
 
-VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "protocols", "networks", "trees")
+VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "protocols", "networks", "trees", "rounds")
 """Fields that may differ when a run is continued: rows may be added, and no number of the others changes."""
 
 
@@ -68,7 +68,7 @@ class Config:
     pairs: PairsConfig = PairsConfig()
     dpo: DPOConfig = DPOConfig(beta=0.1, learning_rate=3e-4)
     scorer_epochs: Epochs = 16
-    """Passes of the scorer, whose users have half of the lists that the re-rankers of line 5 learn from."""
+    """Passes of the scorer, all of which it makes (`rerank.patience` is for the re-rankers of line 5, whose lists are twice as many)."""
     rounds: Annotated[int, Range("[1, 10]")] = 2
     """Rounds of re-ranker, pairs and DPO; the paper stops after two, because a third over-fits."""
     texts: Annotated[int, Range("[1, 64]")] = 4
@@ -76,7 +76,7 @@ class Config:
     protocols: tuple[Negatives, ...] = ("popularity-matched", "uniform")
     """Where the negatives of lists come from."""
     networks: tuple[reranker.rerankers.Network, ...] = ()
-    """Further networks that are trained with the texts of `sft` and `dpo_1`, which they did not score."""
+    """Further networks that are trained with the texts of `sft` and `dpo_1`, which they did not score: the cross table."""
     titles: Annotated[int, Range("[0, 30]")] = 5
     """Liked titles that the texts of the row `teacher_titles` name at most; 0 leaves the row out."""
     trees: bool = True
@@ -127,7 +127,13 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> dict[str, dict[str
         lists = lists_of(setup, protocol)
         tokens = {"sft": written(run, setup, sft, everyone, config.texts, "sft")}
         policy, chosen = sft, preference.as_pool(setup, everyone, tokens["sft"])
-        facts: dict[str, Any] = {"without_positives": reranking.share_without_positives(lists["test"])}
+        facts: dict[str, Any] = {
+            "without_positives": reranking.share_without_positives(lists["test"]),
+            "without_lists": {
+                name: len(getattr(setup.split, name)) - len(np.unique(lists[name].lists.users))
+                for name in ("scorer", "pairs", "validation", "test")
+            },
+        }
         scorers: list[reranker.Reranker] = []
         for number in range(1, config.rounds + 1):
             name = f"{protocol}-{number}"
@@ -137,7 +143,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> dict[str, dict[str
                 setup,
                 (lists["scorer"], lists["validation"]),
                 (chosen, chosen),
-                dataclasses.replace(config.rerank, epochs=config.scorer_epochs),
+                dataclasses.replace(config.rerank, epochs=config.scorer_epochs, patience=None),
                 name=f"scorer-{name}",
             )
             scorers.append(scorer)
@@ -261,7 +267,7 @@ def assess(
         own = trained(name, texts)
         row(name, reranking.with_texts(own, test, texts))
         if name == "sft":
-            row("shuffled", reranking.with_texts(own, test, reranking.shuffled(texts, seed=setup.seed)))
+            row("shuffled", reranking.with_texts(own, test, reranker.shuffled(texts, texts.users, seed=setup.seed)))
             row(f"best_of_{config.texts}", lambda own=own, texts=texts: reranking.best_by_other_lists(own, test, texts))
     # The frozen scorer of round 1: only the texts differ.
     for name, texts in pools.items():

@@ -1,138 +1,163 @@
-"""Does a recommender that talks over several turns with a trained user simulator recommend better? So far: its retriever.
+"""Does a recommender that reasons and learns from several turns with a simulated user recommend better?
 
 Paper: SMTPO, arXiv:2604.03671 (user simulator, dual-view retriever, reasoning recommender, multi-turn reinforcement learning).
-No code or formula of it is public: what was decided here stands in docs/algorithms/smtpo.md. This script has the first line of
-that system; the simulator, the reasoning form and multi-turn learning are not built yet.
+No code or formula of it is public: what was decided here stands in docs/algorithms/smtpo.md, whose numbers are those of `main`.
 
-    python experiments/smtpo_redial.py                               # world: the simulated world, CPU, minutes
-    python experiments/smtpo_redial.py redial --data.dir DIR         # real ReDial
-    python experiments/smtpo_redial.py debug                         # in miniature, some seconds
+    python experiments/smtpo_redial.py                               # world: the simulated world, CPU
+    python experiments/smtpo_redial.py redial --data.dir DIR         # real ReDial, small GPT-2 from scratch
+    python experiments/smtpo_redial.py paper --data.dir DIR --model.weights DIR    # gpt2-medium; GPU or TPU
+    python experiments/smtpo_redial.py debug                         # in miniature, under a minute
 
-The retriever recalls `--retriever.candidates` items for the context before each recommender message. Systems: `popularity`,
-`co_mention` and `mixture` (closed forms); `semantic`, `semantic_titles`, `collaborative` (one view of the towers alone); `towers` (both
-views, cross-attention); `towers_mixture` (the towers as a seventh part of the mixture, weights by likelihood on the validation
-split); `mixture_fitted` (that without the towers). All but the first three put what the context has named last, by rule; the
-protocol `fresh-filtered` does it for everyone.
+Systems: `sft` (the reasoning form by imitation), `single_turn` (reinforcement learning on first turns alone), `smtpo` (on
+conversations of `--conversations.turns` turns with the simulated seeker). All are judged by greedy replies, from openings of the
+test split, in conversation with a *scoring* seeker that learnt from other dialogues with another seed; `…_blind` hears the
+answers of somebody else's seeker. In the world, its true users answer as well: nobody trained on them.
 
-Early stopping and weights see the validation split alone; the test split is ranked once, at the end. The same command continues a
-run that was interrupted (exit code 75). Writes `results.json`, `weights.json`, `report.md`, `metrics.jsonl`, checkpoints, and each system's
-cases in `assessments/`. Hardware: two CPU cores; ReDial in about four minutes of one core a seed.
-
-Expected, ReDial, `fresh`, recall@100, three seeds: mixture .472, semantic .397, semantic_titles .445, collaborative .434, towers .476,
-towers_mixture .521 (docs/results/retriever.md).
+The same command continues a run that was interrupted (exit code 75). Writes `report.md`, `results.json`, `metrics.jsonl`,
+checkpoints, each system's conversations in `conversations/`, and the simulator, which `chat.py RUN --as simulator` lets you talk to.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
 
 # isort: split
 import dataclasses
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+import miniature
 from command_line import preset_and_options, start
-from rlhf_jax.assessment import assess
-from rlhf_jax.data.sources import WORLD, SourceName, read_corpus
-from rlhf_jax.data.windows import ranking_rows
-from rlhf_jax.evaluation import ranking
-from rlhf_jax.evaluation.ranking import RankTable
-from rlhf_jax.evaluation.results import Result
-from rlhf_jax.interfaces import Corpus
+from rlhf_jax.assessment import episodes_report
+from rlhf_jax.assessment.episodes import scoring_seeker, training_half
+from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
+from rlhf_jax.parallel.mesh import MeshConfig
 from rlhf_jax.ranges import Cases, Seed, check_numbers
-from rlhf_jax.recommenders import dual_view, mixture, popularity
-from rlhf_jax.recommenders.contexts import Recommender, Training, row_contexts, score_chunks
-from rlhf_jax.recommenders.dual_view import DualView
-from rlhf_jax.reporting.result_tables import protocol_tables, weights_table
-from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import notice, read_object, write_json, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
-from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache, open_run
+from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
 from rlhf_jax.simulators.world import WorldConfig
-from rlhf_jax.simulators.world_dialogues import write_world
-from rlhf_jax.stages import retriever
-from rlhf_jax.stages.retriever import RetrieverConfig, Sources
-from rlhf_jax.stages.setup import DataConfig
+from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
+from rlhf_jax.stages.item_prior import PriorConfig
+from rlhf_jax.stages.launch import check_data, devices, sft_rows
+from rlhf_jax.stages.multi_turn import ConversationsConfig
+from rlhf_jax.stages.reasoning import ReasoningConfig
+from rlhf_jax.stages.retriever import RetrieverConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
+from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
+from rlhf_jax.stages.supervised import SupervisedConfig
 
-CLOSED = ("popularity", "co_mention", "mixture", "mixture_fitted")
-VIEWS: Mapping[str, tuple[retriever.View, bool]] = {
-    "semantic": ("semantic", False),
-    "semantic_titles": ("semantic", True),
-    "collaborative": ("collaborative", False),
-    "towers": ("both", False),
-}
-"""System to the views it reads, and whether the words said hold the titles of what was named."""
-FUSED = "towers_mixture"
-PAIRS = (
-    (FUSED, "mixture"),
-    (FUSED, "mixture_fitted"),
-    (FUSED, "towers"),
-    ("towers", "mixture"),
-    ("towers", "semantic"),
-    ("towers", "semantic_titles"),
-    ("towers", "collaborative"),
-)
+VOLATILE = ("run_dir", "seeds", "trackers", "mesh")
+"""What may change while a run is continued: more seeds can be added later."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DialoguesConfig:
-    """Which dialogues."""
+class AssessConfig:
+    """How much is measured."""
 
-    source: SourceName = WORLD
-    """The simulated world, written on the spot, or files under `dir`."""
-    dir: Path | None = None
-    """Folder of the files; as `ppo_redial.py` reads it."""
-    world: WorldConfig = WorldConfig()
-    """The simulated world's size; used where `source` is `world`."""
-    world_seed: Seed = 0
-    """Of the simulated world."""
-    max_dialogues: Cases | None = None
-    """Dialogues read of each file; None is all."""
+    openings: Cases = 1_000
+    """Openings of the test split at most."""
+    users: Cases = 200
+    """Users of the simulated world who talk with each system."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if (self.source == WORLD) != (self.dir is None):
-            raise ValueError(
-                f"--data.source {self.source} and --data.dir {self.dir}: files need a folder, the world has none"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """SMTPO from data to report, as far as it is built."""
+    """SMTPO from data to report."""
 
-    run_dir: Path = Path("runs/smtpo-world")
+    run_dir: Path = Path("runs/smtpo")
     """Where everything goes; an interrupted run is continued from here."""
     seeds: tuple[Seed, ...] = (0,)
-    """Of parameters, batches and negatives; every trained system is trained once with each."""
-    data: DialoguesConfig = DialoguesConfig()
+    """Of parameters, batches and sampling: everything is trained once with each."""
+    world_seed: Seed = 0
+    """Of the simulated world, the same for all seeds."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where metrics go besides `metrics.jsonl`; wandb needs the extra `tracking`."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices that train; changes speed and memory, and numbers only by rounding."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    sft: SupervisedConfig = SupervisedConfig()
+    prior: PriorConfig = PriorConfig(learner="likelihood")
     retriever: RetrieverConfig = RetrieverConfig()
-    cutoffs: tuple[Cases, ...] = (1, 10, 50, 100)
-    """Ranks that are reported, HR@k = recall@k of a single gold item."""
+    reasoning: ReasoningConfig = ReasoningConfig()
+    simulator: SimulatorConfig = SimulatorConfig()
+    conversations: ConversationsConfig = ConversationsConfig()
+    learner: MultiTurnConfig = MultiTurnConfig()
+    assess: AssessConfig = AssessConfig()
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"--seeds must name different seeds: got {self.seeds}")
-        if self.retriever.titles:
-            raise ValueError("--retriever.titles changes nothing here: the words are read both ways")
+        check_stages(self)
 
 
-WORLD_CONFIG = Config(
-    data=DialoguesConfig(world=WorldConfig(n_items=400, n_train=2000, n_test=300)),
+def check_stages(config: Config) -> None:
+    """Raises ValueError naming the options that do not fit together."""
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise ValueError(f"--seeds must name different seeds: got {config.seeds}")
+    talk, learner = config.conversations, config.learner
+    rows = talk.openings * talk.group_size
+    for n_rows in {rows, rows * talk.turns}:
+        slices = learner.minibatches * learner.microbatches
+        if n_rows % slices:
+            raise ValueError(
+                f"--conversations.openings × --conversations.group-size × turns = {n_rows} rows cannot be cut into "
+                f"--learner.minibatches {learner.minibatches} × --learner.microbatches {learner.microbatches} equal parts"
+            )
+    if talk.trainable == "prior" and config.prior.learner == "none":
+        raise ValueError(
+            "--conversations.trainable prior moves nothing: --prior.learner is none, the policy has no prior"
+        )
+    if config.retriever.candidates < config.data.max_items:
+        raise ValueError(
+            f"--retriever.candidates {config.retriever.candidates} cannot fill a list of --data.max-items {config.data.max_items}"
+        )
+    if config.prior.parts != PriorConfig().parts:
+        raise ValueError("--prior.parts: the prior reads what the retriever reads, all six closed forms")
+
+
+WORLD = Config(
+    data=DataConfig(
+        world=WorldConfig(n_items=120, n_genres=6, n_people=8, p_taste=0.6, p_popularity=0.25),
+        context_tokens=160,
+        response_tokens=40,
+        max_items=2,
+    ),
+    model=ModelConfig(attention_dropout=False),
+    sft=SupervisedConfig(
+        epochs=4,
+        description_epochs=4,
+        metadata_words=True,
+        item_weight=5.0,
+        max_tokens=256,
+        buckets=(32, 96, 160, 256),
+        tokens_per_batch=2560,
+    ),
     # A small catalogue: few candidates, few hard negatives, and words of a few templates.
     retriever=RetrieverConfig(
-        semantic=64, collaborative=32, width=64, batch_size=64, hard_negatives=32, uniform_negatives=64, candidates=20
+        semantic=64,
+        collaborative=32,
+        width=64,
+        batch_size=64,
+        hard_negatives=16,
+        uniform_negatives=32,
+        candidates=20,
     ),
-    cutoffs=(1, 5, 20, 50),
+    simulator=SimulatorConfig(max_tokens=256, buckets=(96, 160, 256), tokens_per_batch=2560, composed_share=0.2),
 )
 PRESETS = {
-    "world": ("simulated world; a minute on 2 CPU cores", WORLD_CONFIG),
+    "world": ("simulated world, small GPT-2; minutes on 2 CPU cores", WORLD),
     "debug": (
-        "the same in miniature; some seconds, for tests",
+        "the same in miniature; under a minute, for tests",
         Config(
             run_dir=Path("runs/debug-smtpo"),
-            data=DialoguesConfig(world=WorldConfig(n_items=60, n_train=60, n_test=20)),
+            data=dataclasses.replace(
+                miniature.DATA,
+                world=WorldConfig(n_items=40, n_train=60, n_test=24, n_users=40),
+                max_items=2,
+                response_tokens=40,
+            ),
+            model=miniature.MODEL,
+            sft=miniature.SFT,
             retriever=RetrieverConfig(
                 semantic=8,
                 collaborative=4,
@@ -144,167 +169,133 @@ PRESETS = {
                 hard_negatives=4,
                 uniform_negatives=8,
                 warmup_steps=2,
-                candidates=10,
+                candidates=8,
             ),
-            cutoffs=(1, 10),
+            reasoning=ReasoningConfig(steps=6, batch_size=8, warmup_steps=2, evaluations=2, validation_turns=16),
+            simulator=SimulatorConfig(
+                epochs=1,
+                description_epochs=0,
+                max_tokens=128,
+                buckets=(128,),
+                tokens_per_batch=1024,
+                warmup_steps=2,
+                composed_share=0.2,
+                response_tokens=12,
+            ),
+            conversations=ConversationsConfig(
+                updates=2, openings=2, group_size=4, turns=2, save_every=1, evaluations=2, validation_openings=8
+            ),
+            assess=AssessConfig(openings=8, users=16),
         ),
     ),
     "redial": (
-        "real ReDial (--data.dir); about four minutes of one core a seed",
-        Config(run_dir=Path("runs/smtpo-redial"), data=DialoguesConfig(source="redial", dir=Path("data/redial"))),
+        "real ReDial (--data.dir), small GPT-2 from scratch; hours on 2 CPU cores",
+        Config(
+            run_dir=Path("runs/smtpo-redial"),
+            data=DataConfig(
+                source="redial",
+                dir=Path("data/redial"),
+                n_words=5000,
+                window=20,
+                context_tokens=192,
+                response_tokens=56,
+                max_items=10,
+            ),
+            model=ModelConfig(attention_dropout=False),
+            sft=SupervisedConfig(
+                epochs=2,
+                description_tokens=32,
+                metadata_words=True,
+                repeated_item_weight=0.0,
+                buckets=(32, 128, 192, 256, 384, 512),
+                warmup_steps=200,
+            ),
+            # Words that thousands of items share are said; rarer ones would be people whom no seeker names.
+            reasoning=ReasoningConfig(min_items=60),
+            simulator=SimulatorConfig(epochs=2, buckets=(32, 128, 192, 256, 384, 512)),
+        ),
+    ),
+    "paper": (
+        "gpt2-medium weights (--model.weights, --data.tokenizer) on ReDial (--data.dir); GPU or TPU",
+        Config(
+            run_dir=Path("runs/smtpo-paper"),
+            data=DataConfig(
+                source="redial",
+                dir=Path("data/redial"),
+                tokenizer="gpt2-medium",
+                window=20,
+                context_tokens=384,
+                response_tokens=96,
+                max_items=10,
+            ),
+            model=ModelConfig(weights="gpt2-medium", compute_dtype="bfloat16", remat=True),
+            sft=SupervisedConfig(epochs=5, learning_rate=5e-5, tokens_per_batch=16_384, warmup_steps=500),
+            reasoning=ReasoningConfig(steps=2_000, batch_size=64, learning_rate=5e-5, min_items=60),
+            simulator=SimulatorConfig(learning_rate=5e-5, tokens_per_batch=16_384, warmup_steps=500),
+            conversations=ConversationsConfig(
+                updates=300, openings=32, group_size=8, turns=5, learning_rate=3e-6, save_every=10
+            ),
+            learner=MultiTurnConfig(minibatches=4),
+        ),
     ),
 }
 
 
 def main(config: Config) -> Path:
-    """0 data, 1 retriever, report."""
+    """All seeds, then one report."""
     enable_compilation_cache(beside=config.run_dir)
-    with exits_on_signals(), open_run(config.run_dir, config, trackers=()) as run:
-        # 0. Dialogues, and what is counted on the training split.
-        corpus = read_dialogues(run, config.data)
-        run.record(data=corpus.provenance)
-        sources = {
-            titles: retriever.count_sources(corpus, dataclasses.replace(config.retriever, titles=titles))
-            for titles in (False, True)
-        }
-        parts = mixture.fit_parts(sources[False].training, corpus.items)
-        # 1. The retriever: both views and each alone, then beside the closed forms.
-        towers = {
-            (name, seed): retriever.train(
-                run,
-                sources[titles],
-                config.retriever,
-                seed=seed,
-                view=view,
-                stage=f"{retriever.STAGE}-{name}-seed{seed}",
-            )
-            for name, (view, titles) in VIEWS.items()
-            for seed in config.seeds
-        }
-        weights = fit_weights(run, {seed: towers["towers", seed] for seed in config.seeds}, parts, sources[False])
-        # Report: what each recalls for the contexts of the test split.
-        tables = rank_all(run, corpus, config, sources[False], Fitted(parts, towers, weights))
-        return report(run, config, tables, weights)
+    with exits_on_signals(), open_run(config.run_dir, config, trackers=(), volatile=VOLATILE) as run:
+        found = {}
+        for seed in config.seeds:
+            of_seed = dataclasses.replace(config, seeds=(seed,))
+            with open_run(run.path / f"seed-{seed}", of_seed, trackers=config.trackers, volatile=VOLATILE) as own:
+                found[seed] = one_seed(own, of_seed, seed)
+        corpus = config.data.corpus_name
+        return episodes_report.write(run, found, corpus=corpus, n_turns=config.conversations.turns)
 
 
-def read_dialogues(run: RunDirectory, data: DialoguesConfig) -> Corpus:
-    """The corpus of the configuration; a world is written once a run."""
-    if data.source != WORLD:
-        folder = Path(str(data.dir))
-        return read_corpus(folder, DataConfig(source=data.source, dir=folder, max_dialogues=data.max_dialogues))
-    folder = run.path / "data"
-    if not folder.exists():
-        write_world(run.path / "data.partial", data.world, data.world_seed).rename(folder)
-    return read_corpus(folder, DataConfig(max_dialogues=data.max_dialogues))
-
-
-class Fitted(NamedTuple):
-    """Everything that can be ranked with."""
-
-    parts: Mapping[str, Recommender]
-    """Closed forms."""
-    towers: Mapping[tuple[str, int], DualView]
-    """By system and seed."""
-    weights: Mapping[str, mixture.FittedWeights]
-    """Of `mixture_fitted`, and of `towers_mixture` by seed."""
-
-    def recommender(self, system: str, seed: int | None, training: Training) -> Recommender:
-        """The system as a function of contexts."""
-        if system == "popularity":
-            return partial(popularity.scores, popularity.fit(training))
-        if system in self.parts:
-            return self.parts[system]
-        if system == "mixture":
-            return partial(mixture.scores, mixture.mix(self.parts))
-        if system == "mixture_fitted":
-            found = partial(mixture.scores, mixture.mix(self.parts, self.weights[system].weights))
-        elif system == FUSED:
-            both = retriever.with_towers(self.towers["towers", seed or 0], self.parts)
-            found = partial(mixture.scores, mixture.mix(both, self.weights[weights_name(seed)].weights))
-        else:
-            found = partial(dual_view.scores, self.towers[system, seed or 0])
-        return partial(dual_view.without_named, found)
-
-
-def weights_name(seed: int | None) -> str:
-    """How the weights of the towers beside the closed forms are called."""
-    return f"{FUSED}-seed{seed}"
-
-
-def fit_weights(
-    run: RunDirectory, towers: Mapping[int, DualView], parts: Mapping[str, Recommender], sources: Sources
-) -> dict[str, mixture.FittedWeights]:
-    """Weights by likelihood on the validation split; once a run."""
-    stored = run.path / "weights.json"
-    if stored.exists():
-        return {name: mixture.FittedWeights(**fields) for name, fields in read_object(stored).items()}
-    notice("weights of the mixtures, on the validation split")
-    found = {"mixture_fitted": mixture.fit_weights(parts, sources.validation, sources.gold)}
-    for seed, one in towers.items():
-        found[weights_name(seed)] = retriever.fuse(one, parts, sources)
-    write_json(stored, {name: one._asdict() for name, one in found.items()})
-    return found
-
-
-def rank_all(
-    run: RunDirectory, corpus: Corpus, config: Config, sources: Sources, fitted: Fitted
-) -> dict[str, dict[int, dict[str, RankTable]]]:
-    """Rank tables of every system by seed and protocol, kept case by case; closed forms have seed −1."""
-    (run.path / "assessments").mkdir(exist_ok=True)
-    rows = list(ranking_rows(corpus.test))
-    catalogue = sources.training.catalogue
-    contexts = row_contexts(rows, catalogue)
-    tables: dict[str, dict[int, dict[str, RankTable]]] = {}
-    for system in (*CLOSED, *VIEWS, FUSED):
-        for seed in (None,) if system in CLOSED else config.seeds:
-            name = system if seed is None else f"{system}-seed{seed}"
-            stored = run.path / "assessments" / f"{name}.npz"
-            if not stored.exists():
-                notice(f"{name}: ranking {len(rows)} rows")
-                scores = score_chunks(fitted.recommender(system, seed, sources.training), contexts)
-                outcome = ranking.rank_rows(rows, scores, catalogue.item_ids)
-                assess.save(stored, assess.Assessment(outcome, [], {}))
-            tables.setdefault(system, {})[-1 if seed is None else seed] = assess.load(stored, rows).ranking.tables
-    return tables
-
-
-def report(
-    run: RunDirectory,
-    config: Config,
-    tables: Mapping[str, Mapping[int, Mapping[str, RankTable]]],
-    weights: Mapping[str, mixture.FittedWeights],
-) -> Path:
-    """Writes and prints the table: systems down, recall across, and differences in pairs."""
-    split = f"{config.data.source}/test"
-    metrics = tuple(f"hr@{k}" for k in config.cutoffs)
-    runs = {system: found.get(-1, found) for system, found in tables.items()}
-    results: list[Result] = []
-    for system, found in runs.items():
-        results += ranking.ranking_results(system, found, split=split, metrics=metrics)
-    for a, b in PAIRS:
-        results += ranking.difference_results(f"{a}-{b}", runs[a], runs[b], split=split, metrics=metrics)
-    write_results(run.path, results)
-    path = run.path / "report.md"
-    write_text(path, report_text(results, weights))
-    print(report_text([one for one in results if one.protocol.startswith("fresh")], weights))
-    print(f"report: {path}")
-    return path
-
-
-def report_text(results: list[Result], weights: Mapping[str, mixture.FittedWeights]) -> str:
-    """A table a protocol, and the fitted weights."""
-    parts = [
-        "# SMTPO's retriever",
-        (
-            "95 % bootstrap intervals over dialogues; nothing was fitted or chosen on the test split. Under `fresh` the closed forms "
-            "`popularity`, `co_mention` and `mixture` may rank what was named before; all others put it last, as `fresh-filtered` "
-            "does for everyone."
-        ),
-        *protocol_tables(results),
-        "## Weights by maximum likelihood on the validation split",
-    ]
-    parts.append(weights_table(weights))
-    return "\n\n".join(parts) + "\n"
+def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Found:
+    """The paper's algorithm: 0 data, 1 imitation, 2 retriever, 3 reasoning form, 4 seeker, 5 conversations, 6 evaluation."""
+    # 0. Dialogues, vocabulary, network, devices.
+    talk = config.conversations
+    setup = set_up(
+        run, config.data, config.model, seed=seed, world_seed=config.world_seed, temperature=talk.temperature
+    )
+    check_data(setup.corpus)
+    rows = {"openings (--conversations.openings)": talk.openings} | sft_rows(config.sft)
+    setup = setup._replace(layout=devices(config.mesh, setup.network, rows))
+    attributes = reasoning.attributes_of(setup, config.reasoning)
+    # 1. Imitation of whole dialogues.
+    trunk = supervised.train(run, setup, config.sft)
+    # 2. The retriever, and what closed forms know of items inside the policy.
+    setup, retrieval = reasoning.add_retriever(run, setup, config.retriever)
+    setup = item_prior.add(run, setup, trunk, config.prior)
+    # 3. The reasoning recommender, by imitation.
+    recommender = reasoning.make_recommender(
+        setup, attributes, retrieval, said=config.reasoning.attributes, temperature=talk.temperature
+    )
+    sft = reasoning.train(run, recommender, trunk, config.reasoning)
+    # 4. The simulated seeker that trains, from one half of the training dialogues.
+    dialogues = training_half(setup.corpus.train)
+    taught = simulator.train(run, setup, dialogues, config.simulator, attributes=attributes, seed=seed)
+    seeker = SeekerSimulator(setup, taught, config.simulator)
+    # 5. Reinforcement learning: on first turns alone, and on whole conversations.
+    single = dataclasses.replace(talk, turns=1)
+    policies = {"sft": sft} | {
+        name: multi_turn.train(run, recommender, seeker, sft, talks, config.learner, stage=f"multi_turn-{name}")
+        for name, talks in {"single_turn": single, "smtpo": talk}.items()
+    }
+    # 6. Conversations with a seeker that no stage has met, and in the world with its users.
+    seekers = {"training": seeker, "scoring": scoring_seeker(run, recommender, config.simulator)}
+    return episodes_report.measure_all(
+        run,
+        recommender,
+        policies,
+        seekers,
+        n_openings=config.assess.openings,
+        n_users=config.assess.users,
+        n_turns=talk.turns,
+    )
 
 
 def command_line(arguments: list[str]) -> Config:

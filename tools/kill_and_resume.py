@@ -1,11 +1,12 @@
 """Is a run that is killed at random moments, and started again until it is done, bit for bit the run nobody disturbed?
 
     python tools/kill_and_resume.py --kills 20
+    python tools/kill_and_resume.py --kills 10 --script dpo4rec_movielens.py
 
-Runs the preset `debug` of `experiments/ppo_redial.py` once undisturbed, then once with SIGKILLs at random moments over
+Runs the preset `debug` of a script of `experiments/` once undisturbed, then once with SIGKILLs at random moments over
 all its stages. A kill that comes too late, after the end, costs another run from the beginning, so that as many kills
 as asked for hit a run at work. Compares, for every stage, all arrays of its final checkpoint (parameters, optimiser,
-keys, normalisers), and `results.json`, `samples.json` and `samples.jsonl` byte by byte. Exit code 1 where anything differs.
+keys, normalisers), and results, samples and texts byte by byte. Exit code 1 where anything differs.
 """
 
 import argparse
@@ -24,9 +25,9 @@ from fingerprint import fingerprint
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.stage import stage_arrays
 
-STAGES = ("sft", "reward_model", "ppo")
-FILES = ("results.json", "samples.json", "samples.jsonl")
-SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "ppo_redial.py"
+FILES = ("results.json", "samples.json", "samples.jsonl", "texts-*.json")
+"""Compared byte by byte, wherever in a run they are."""
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 
 
 class Kill(NamedTuple):
@@ -38,10 +39,11 @@ class Kill(NamedTuple):
 
 
 def start(folder: Path, options: list[str]) -> "subprocess.Popen[bytes]":
-    """The run as a process; its output goes to a file beside the directory."""
-    command = [sys.executable, str(SCRIPT), "debug", "--run-dir", str(folder), *options]
+    """The run as a process; its output goes to a file beside the directory. `options`: the script's name first."""
+    script, *rest = options
+    command = [sys.executable, str(EXPERIMENTS / script), "debug", "--run-dir", str(folder), *rest]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
+        "PYTHONPATH": os.pathsep.join([str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")])
     }
     with open(folder.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -56,16 +58,27 @@ def finish(folder: Path, options: list[str]) -> float:
     return time.monotonic() - begun
 
 
+def stages(folder: Path) -> list[tuple[Path, str]]:
+    """Folder and name of every stage of a run, in the order in which they began; seeds may have folders of their own."""
+    found = [(path.parent.parent, path.name) for path in folder.glob("**/checkpoints/*") if path.is_dir()]
+    order = {
+        parent: list(dict.fromkeys(entry["stage"] for entry in read_metrics(parent / "metrics.jsonl")))
+        for parent in {parent for parent, _ in found}
+    }
+    # A stage that was killed before its first line is the newest.
+    return sorted(found, key=lambda one: (one[0], [*order[one[0]], one[1]].index(one[1])))
+
+
 def reached(folder: Path) -> str:
     """How far a killed run had come."""
     if (folder / "assessments").is_dir():
         return "evaluation"
-    folders = [stage for stage in STAGES if (folder / "checkpoints" / stage).is_dir()]
-    if not folders:
+    found = stages(folder)
+    if not found:
         return "data" if folder.is_dir() else "start"
-    stage = folders[-1]
-    done = (folder / "checkpoints" / stage / "done.json").exists()
-    steps = [entry["step"] for entry in read_metrics(folder / "metrics.jsonl") if entry["stage"] == stage]
+    own, stage = found[-1]
+    done = (own / "checkpoints" / stage / "done.json").exists()
+    steps = [entry["step"] for entry in read_metrics(own / "metrics.jsonl") if entry["stage"] == stage]
     return f"after {stage}" if done else f"{stage}, step {max(steps, default=0)}"
 
 
@@ -98,12 +111,14 @@ def disturb(folder: Path, options: list[str], n_kills: int, longest: float, draw
 def compare(undisturbed: Path, killed: Path) -> list[tuple[str, str, str, bool]]:
     """(what, fingerprint of the one, of the other, equal)."""
     rows = []
-    for stage in STAGES:
-        pair = [fingerprint(stage_arrays(folder, stage))[:16] for folder in (undisturbed, killed)]
+    for own, stage in stages(undisturbed):
+        other = killed / own.relative_to(undisturbed)
+        pair = [fingerprint(stage_arrays(parent, stage))[:16] for parent in (own, other)]
         rows.append((f"checkpoint of {stage}", *pair, pair[0] == pair[1]))
-    for name in FILES:
-        pair = [(folder / name).read_bytes() for folder in (undisturbed, killed)]
-        rows.append((name, *(fingerprint({"bytes": bytes_})[:16] for bytes_ in pair), pair[0] == pair[1]))
+    for path in sorted(path for name in FILES for path in undisturbed.rglob(name)):
+        name = path.relative_to(undisturbed)
+        pair = [file.read_bytes() if file.exists() else b"" for file in (path, killed / name)]
+        rows.append((str(name), *(fingerprint({"bytes": bytes_})[:16] for bytes_ in pair), pair[0] == pair[1]))
     return rows
 
 
@@ -113,20 +128,22 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="how many kills must hit")
     parser.add_argument("--folder", type=Path, help="where runs go, new or empty; default is a temporary folder")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--script", default="ppo_redial.py", help="a script of experiments/ with the preset debug")
     parser.add_argument("options", nargs="*", help="further options of the experiment, after --")
     arguments = parser.parse_args()
     if arguments.folder is not None and arguments.folder.exists() and any(arguments.folder.iterdir()):
         parser.error(f"--folder {arguments.folder} is not empty")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="kill_and_resume-"))
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = finish(folder / "undisturbed", arguments.options)
+    options = [arguments.script, *arguments.options]
+    seconds = finish(folder / "undisturbed", options)
     print(f"undisturbed: {seconds:.0f} s", flush=True)
-    disturb(folder, arguments.options, arguments.kills, seconds, random.Random(arguments.seed))
+    disturb(folder, options, arguments.kills, seconds, random.Random(arguments.seed))
     differences = 0
     for killed in sorted(path for path in folder.glob("killed-*") if path.is_dir()):
         print(f"\n{killed.name} against undisturbed")
         for what, one, other, equal in compare(folder / "undisturbed", killed):
-            print(f"  {what:28} {one}  {other}  {'equal' if equal else 'DIFFERENT'}")
+            print(f"  {what:45} {one}  {other}  {'equal' if equal else 'DIFFERENT'}")
             differences += not equal
     print(f"\n{arguments.kills} kills, {differences} differences")
     if arguments.folder is None and differences == 0:

@@ -60,7 +60,8 @@ WORK = {
     "plan_scale": ("plan_scale.plan",),
     "ppo_opendialkg": ("rlhf_jax.stages.setup.read_corpus",),
     "rank_closed_forms": ("rank_closed_forms.read_training",),
-    "smtpo_redial": ("smtpo_redial.read_dialogues",),
+    "rank_retriever": ("rank_retriever.read_dialogues",),
+    "smtpo_redial": ("smtpo_redial.one_seed",),
     "validate_signals": ("validate_signals.read_redial",),
 }
 """What is not begun: of scripts that read real data, reading them. All others stop where imitation is trained."""

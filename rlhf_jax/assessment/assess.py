@@ -13,10 +13,10 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
-from rlhf_jax.assessment.users import Responder, meet_users, response_message
+from rlhf_jax.assessment.users import Responder, meet_users
 from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.data.windows import RankingRow, ranking_rows, response_parts
+from rlhf_jax.data.windows import RankingRow, ranking_rows, response_message, response_parts
 from rlhf_jax.evaluation import ranking, user_centric
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.text import GeneratedTurn, is_grammatical, words_of

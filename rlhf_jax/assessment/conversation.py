@@ -8,11 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.assessment.finished_run import Finished
-from rlhf_jax.assessment.users import response_message
 from rlhf_jax.data.batching import pad_left
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.titles import TitleIndex
-from rlhf_jax.data.windows import prompt_from_utterances, response_parts, utterance_from_response, utterance_tokens
+from rlhf_jax.data.windows import (
+    prompt_from_utterances,
+    response_message,
+    response_parts,
+    utterance_from_response,
+    utterance_tokens,
+)
 from rlhf_jax.feedback.weak_labels import weighted_sum
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.stages.agent import Agent

@@ -62,16 +62,6 @@ def with_texts(found: Reranker, lists: Lists, texts: TextPool) -> Callable[[], n
     return lambda: list_scores(found, lists, texts)
 
 
-def shuffled(texts: TextPool, *, seed: int) -> TextPool:
-    """Every user with the texts of another: what is left of a gain does not hang on what texts say of their user."""
-    n = len(texts.users)
-    order = np.random.Generator(np.random.PCG64([23, seed])).permutation(n)
-    vectors = np.empty_like(texts.vectors)
-    # One round: nobody keeps their own.
-    vectors[order] = texts.vectors[np.roll(order, 1)]
-    return TextPool(texts.users, vectors)
-
-
 def best_by_other_lists(found: Reranker, lists: Lists, texts: TextPool) -> np.ndarray:
     """Scores of every list with the one text that served the user's other lists best. [L, N]"""
     scores = list_scores(found, lists, texts)

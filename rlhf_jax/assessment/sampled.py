@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from rlhf_jax.assessment.assess import generated_turn, text_turns
 from rlhf_jax.assessment.best_of_n import BestOf, drawing
-from rlhf_jax.assessment.users import response_message
 from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.data.items import spelled_titles
-from rlhf_jax.data.windows import response_parts
+from rlhf_jax.data.windows import response_message, response_parts
 from rlhf_jax.evaluation.text import GeneratedTurn
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.keys import stream_key

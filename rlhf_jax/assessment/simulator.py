@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from rlhf_jax.data.attributes import Attributes
 from rlhf_jax.evaluation import bootstrap, simulator_quality
 from rlhf_jax.evaluation.bootstrap import DialogueSums, by_dialogue
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.feedback.recommendation import Attributes
 from rlhf_jax.interfaces import Dialogue, Message, Params
 from rlhf_jax.models import gpt2
 from rlhf_jax.stages.seeker_loss import language_nll

@@ -9,8 +9,7 @@ import numpy as np
 
 from rlhf_jax.assessment.best_of_n import BestOf, drawing
 from rlhf_jax.data.batching import pad_left
-from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.data.windows import prompt_tokens, response_parts
+from rlhf_jax.data.windows import prompt_tokens, response_message
 from rlhf_jax.equations.kl import kl_k1, kl_k3
 from rlhf_jax.equations.masked import zero_padding
 from rlhf_jax.interfaces import Message, Params, PromptBatch, Rollout
@@ -172,24 +171,6 @@ def closed_loop_probe(
         return {f"world/{metric}": float(np.mean(per)) for metric, per in values.items()}
 
     return probe
-
-
-def response_message(vocab: Vocabulary, response: Sequence[int]) -> Message:
-    """A sampled response as a message: words with items where they are mentioned, listed ones that are not first."""
-    items, words = response_parts(vocab, response)
-    mentioned = {vocab.item_id(token) for token in words if vocab.is_item(token)}
-    parts: list[str | int] = [item for item in items if item not in mentioned]
-    run: list[int] = []
-    for token in [*words, -1]:
-        if token >= 0 and not vocab.is_item(token):
-            run.append(token)
-            continue
-        if run:
-            parts.append(vocab.decode(run))
-            run = []
-        if token >= 0:
-            parts.append(vocab.item_id(token))
-    return Message(role="recommender", parts=tuple(parts), message_id=0)
 
 
 def per_user(result: ClosedLoopResult) -> dict[str, np.ndarray]:

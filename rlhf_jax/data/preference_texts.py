@@ -72,7 +72,8 @@ class Attributes:
 
 def attributes_of(items: Sequence[Item]) -> Attributes:
     """Attributes of a catalogue."""
-    own = [[genre.replace(" ", "-") for genre in item.genres] for item in items]
+    # A word that opens a section cannot be said in one.
+    own = [[word for genre in item.genres if (word := genre.replace(" ", "-")) not in SECTIONS] for item in items]
     if not any(own):
         own = _title_words(items)
     kinds = tuple(sorted({word for words in own for word in words}))
@@ -98,7 +99,7 @@ def _title_words(items: Sequence[Item]) -> list[list[str]]:
     usual = [
         word
         for word, n in counts.items()
-        if n >= LEAST_SHARED and word not in _COMMON and not word.isdigit() and len(word) > 1
+        if n >= LEAST_SHARED and word not in _COMMON and word not in SECTIONS and not word.isdigit() and len(word) > 1
     ]
     kept = set(sorted(usual, key=lambda word: (-counts[word], word))[:MOST_ATTRIBUTES])
     return [[word for word in words if word in kept] for words in split]
@@ -203,15 +204,17 @@ def full_text(found: Taste, *, titles: int = 0) -> PreferenceText:
 def drawn_text(found: Taste, draws: np.random.Generator, *, titles: int = 0, spread: float = 1.0) -> PreferenceText:
     """A text of varied content and length: what is left out and what is taken differ from draw to draw.
 
-    A section is there with probability ¾ (the first always, where it has words); its length is uniform from 1 to its limit; its
-    words are drawn without replacement with probability ∝ exp(strength / spread), by adding Gumbel noise.
+    A section is there with probability ¾ (the first always, where it has words, and the last where nothing else is said); its
+    length is uniform from 1 to its limit; its words are drawn without replacement with probability ∝ exp(strength / spread), by
+    adding Gumbel noise.
     """
     words: list[str] = []
     for section in SECTIONS:
         own = found.sections.get(section, [])
         there, length = draws.random() < 0.75, int(draws.integers(1, MOST.get(section, 1) + 1))
         noise = draws.gumbel(size=len(own)) * spread
-        if not own or not (there or section == LIKES):
+        needed = section == LIKES or (section == SECTIONS[-1] and not words)
+        if not own or not (there or needed):
             continue
         order = np.argsort([-(strength + add) for (_, strength), add in zip(own, noise, strict=True)], kind="stable")
         words += [section, *(own[place][0] for place in order[:length])]
@@ -241,15 +244,15 @@ def spelled(text: PreferenceText, items: Sequence[Item]) -> str:
     return "; ".join(said)
 
 
+def section_words(attributes: Attributes) -> dict[str, tuple[str, ...]]:
+    """What each section may say."""
+    kinds, decades = attributes.kinds, attributes.decades
+    return {LIKES: kinds, AVOIDS: kinds, FROM: decades, RATES: RATERS, PICKS: PICKERS}
+
+
 def well_formed(text: PreferenceText, attributes: Attributes) -> bool:
     """Whether every section is there once at most, in order, and holds different words of its own kind."""
-    own = {
-        LIKES: set(attributes.kinds),
-        AVOIDS: set(attributes.kinds),
-        FROM: set(attributes.decades),
-        RATES: set(RATERS),
-        PICKS: set(PICKERS),
-    }
+    own = section_words(attributes)
     place, said, seen = -1, 0, set[str]()
     for word in text.words:
         if word in SECTIONS:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_jax.data.preference_texts import PICKERS, RATERS, SECTIONS, Attributes, PreferenceText
+from rlhf_jax.data.preference_texts import MOST, PICKERS, RATERS, SECTIONS, Attributes, PreferenceText, section_words
 from rlhf_jax.data.ratings import History, RatingCorpus
 
 MULTIPLE = 64
@@ -86,6 +86,14 @@ class PreferenceVocabulary:
             raise ValueError(f"preference text: {unknown[0]!r} is no word of this vocabulary")
         titles = [self.rec, *(self.first_item + item for item in text.titles)] if text.titles else []
         return [*titles, self.say, *(self._ids[word] for word in text.words), self.eos]
+
+    def sections(self, attributes: Attributes) -> list[tuple[int, tuple[int, ...], int]]:
+        """Sections in their order: the token that opens each, what it may say, how much at most; those without words are left out."""
+        return [
+            (self._ids[section], tuple(self._ids[word] for word in words), MOST.get(section, 1))
+            for section, words in section_words(attributes).items()
+            if words
+        ]
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> PreferenceText:
         """What a response says; its marks and its padding are left out."""

@@ -236,6 +236,24 @@ def response_parts(vocab: Vocabulary, response: Iterable[SupportsInt]) -> Respon
     return ResponseParts(tuple(items), tuple(words))
 
 
+def response_message(vocab: Vocabulary, response: Sequence[int]) -> Message:
+    """A sampled response as a message: words with items where they are mentioned, listed ones that are not first."""
+    items, words = response_parts(vocab, response)
+    mentioned = {vocab.item_id(token) for token in words if vocab.is_item(token)}
+    parts: list[str | int] = [item for item in items if item not in mentioned]
+    run: list[int] = []
+    for token in [*words, -1]:
+        if token >= 0 and not vocab.is_item(token):
+            run.append(token)
+            continue
+        if run:
+            parts.append(vocab.decode(run))
+            run = []
+        if token >= 0:
+            parts.append(vocab.item_id(token))
+    return Message(role="recommender", parts=tuple(parts), message_id=0)
+
+
 def dialogue_tokens(
     vocab: Vocabulary,
     dialogue: Dialogue,

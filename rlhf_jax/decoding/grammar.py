@@ -8,6 +8,8 @@ Which forms there are is data (`Grammar.openings`). The mask is a function of th
 narrow it (`decoding.policy`). Sampling, reference and learning renormalise by the same mask, otherwise
 the importance ratio compares two different distributions. There are two forms: one token at a time, for decoding, and
 all positions at once, for judging a given response; they agree on every sequence, grammatical or not.
+
+Words are free, or a text of sections (`decoding.sections`), which mentions no items.
 """
 
 import functools
@@ -17,6 +19,9 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+from rlhf_jax.decoding import sections as of_sections
+from rlhf_jax.decoding.sections import Section, SectionState
 
 
 class Opening(NamedTuple):
@@ -42,9 +47,11 @@ class Grammar(NamedTuple):
     max_items: int
     """Longest list a turn may suggest."""
     vocab_size: int
-    """Rows of the embedding table; those that are none of the above are never allowed."""
+    """Rows of the embedding table that a response may hold, mostly all; those that are none of the above are never allowed."""
     openings: tuple[Opening, ...] = ()
     """The forms a turn may open with; none means the two above: `<rec>` and a list, `<say>` and words."""
+    sections: tuple[Section, ...] = ()
+    """What words are said in, in this order; none means that words are free."""
 
     @property
     def forms(self) -> tuple[Opening, ...]:
@@ -74,6 +81,8 @@ class GrammarState(NamedTuple):
     """In the words before a list."""
     inferred: Bool[Array, " B"]
     """Any such word has been said."""
+    sections: SectionState | None
+    """Of the words; None where they are free."""
 
 
 def check_grammar(grammar: Grammar) -> None:
@@ -93,6 +102,7 @@ def check_grammar(grammar: Grammar) -> None:
             raise ValueError(f"grammar: {opening}: <eos> and padding open nothing, and what follows <say> is words")
         if opening.follows == "preferences" and opening.token in (grammar.say, grammar.rec):
             raise ValueError(f"grammar: {opening}: words before a list need an opening of their own")
+    of_sections.check_sections(grammar.sections, grammar.n_words)
     if grammar.n_items < 1 or grammar.max_items < 1:
         raise ValueError(f"grammar: n_items {grammar.n_items} and max_items {grammar.max_items} must be at least 1")
 
@@ -133,17 +143,27 @@ def allowed_given(
     n_listed: Int[Array, "*n 1"],
     inferring: Bool[Array, "*n 1"],
     inferred: Bool[Array, "*n 1"],
+    in_sections: tuple[Bool[Array, "*n W"], Bool[Array, "*n"]] | None,
 ) -> Bool[Array, "*n V"]:
-    """The rules themselves, for any leading shape; at least one token is always allowed."""
+    """The rules themselves, for any leading shape; at least one token is always allowed.
+
+    Args:
+      in_sections: words that sections allow, and whether the text may end; None where words are free.
+    """
     token = jnp.arange(grammar.vocab_size).reshape((1,) * (listed.ndim - 1) + (-1,))
     item = is_item(grammar, token)
     full = (n_listed >= grammar.max_items) | (n_listed >= grammar.n_items)
     first = is_one_of(token, [opening.token for opening in grammar.forms])
     in_list = (item & ~listed & ~full) | ((token == grammar.say) & (n_listed >= 1))
-    in_words = is_word(grammar, token) | listed | (token == grammar.eos)
     if grammar.reasons:
         in_preferences = is_word(grammar, token) | ((token == grammar.rec) & inferred)
         in_list = jnp.where(inferring, in_preferences, in_list)
+    if in_sections is None:
+        in_words = is_word(grammar, token) | listed | (token == grammar.eos)
+    else:
+        words, may_end = in_sections
+        rest = [(0, 0)] * (words.ndim - 1) + [(0, grammar.vocab_size - grammar.n_words)]
+        in_words = jnp.pad(words, rest) | ((token == grammar.eos) & may_end[..., None])
     open_turn = jnp.where(said, in_words, jnp.where(started, in_list, first))
     return jnp.where(ended, token == grammar.pad, open_turn)
 
@@ -159,6 +179,7 @@ def initial_state(grammar: Grammar, batch: int) -> GrammarState:
         n_listed=jnp.zeros(batch, jnp.int32),
         inferring=no,
         inferred=no,
+        sections=of_sections.initial_state(grammar.sections, grammar.n_words, batch) if grammar.sections else None,
     )
 
 
@@ -170,6 +191,10 @@ def advance(grammar: Grammar, state: GrammarState, token: Int[Array, " B"]) -> G
     if grammar.reasons:
         inferred = inferred | inferring
         inferring = (inferring | (begins_preferences(grammar, token) & ~state.started)) & (token != grammar.rec)
+    said_in = state.sections
+    if said_in is not None:
+        counts = is_word(grammar, token) & state.said & ~state.ended
+        said_in = of_sections.advance(grammar.sections, said_in, token, counts)
     return GrammarState(
         started=jnp.ones_like(state.started),
         said=state.said | begins_words(grammar, token),
@@ -178,11 +203,16 @@ def advance(grammar: Grammar, state: GrammarState, token: Int[Array, " B"]) -> G
         n_listed=state.n_listed + listing,
         inferring=inferring,
         inferred=inferred,
+        sections=said_in,
     )
 
 
 def allowed(grammar: Grammar, state: GrammarState) -> Bool[Array, "B V"]:
     """Which tokens may come next in each row. [B, V]"""
+    in_sections = None
+    if state.sections is not None:
+        used = of_sections.used_now(state.sections)
+        in_sections = of_sections.allowed_words(grammar.sections, state.sections.section, state.sections.n_said, used)
     return allowed_given(
         grammar,
         started=state.started[:, None],
@@ -192,6 +222,7 @@ def allowed(grammar: Grammar, state: GrammarState) -> Bool[Array, "B V"]:
         n_listed=state.n_listed[:, None],
         inferring=state.inferring[:, None],
         inferred=state.inferred[:, None],
+        in_sections=in_sections,
     )
 
 
@@ -207,6 +238,14 @@ class Along(NamedTuple):
     inferred: Bool[Array, "B T"]
     first_listed: Int[Array, "B V"]
     """Position at which an item was first listed; T or more where it never was."""
+    section: Int[Array, "B T"] | None = None
+    """This and the next two as in `SectionsAlong`; None where words are free."""
+    n_said: Int[Array, "B T"] | None = None
+    first_used: Int[Array, "B K W"] | None = None
+
+
+WHOLE = ("first_listed", "first_used")
+"""Fields of `Along` that have no axis of positions."""
 
 
 def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
@@ -222,6 +261,10 @@ def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
         begun = exclusive_any(begins_preferences(grammar, tokens) & (before == 0))
         inferring = begun & ~exclusive_any(tokens == grammar.rec)
         inferred = begun & (before >= 2)
+    in_sections: dict[str, Array] = {}
+    if grammar.sections:
+        counts = is_word(grammar, tokens) & said & ~ended
+        in_sections = of_sections.read_along(grammar.sections, grammar.n_words, tokens, counts)._asdict()
     return Along(
         started=before > 0,
         said=said,
@@ -231,6 +274,7 @@ def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
         inferring=inferring,
         inferred=inferred,
         first_listed=never.at[jnp.arange(batch)[:, None], tokens].min(jnp.where(listing, before, length)),
+        **in_sections,
     )
 
 
@@ -240,6 +284,10 @@ def allowed_at(grammar: Grammar, along: Along) -> Bool[Array, "B T V"]:
     An item is listed at t where its first listing stands before t, so the large array is a comparison of a [B, V] and
     a [B, T] one, which XLA fuses into the softmax that uses it. [B, T, V]
     """
+    in_sections = None
+    if along.section is not None and along.n_said is not None and along.first_used is not None:
+        used = of_sections.used_at(along.section, along.first_used, along.position)
+        in_sections = of_sections.allowed_words(grammar.sections, along.section, along.n_said, used)
     return allowed_given(
         grammar,
         started=along.started[..., None],
@@ -249,6 +297,7 @@ def allowed_at(grammar: Grammar, along: Along) -> Bool[Array, "B T V"]:
         n_listed=along.n_listed[..., None],
         inferring=along.inferring[..., None],
         inferred=along.inferred[..., None],
+        in_sections=in_sections,
     )
 
 
@@ -258,7 +307,7 @@ def allowed_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Bool[Array, "B
 
 
 def among(
-    grammar: Grammar, allowed: Bool[Array, "*n V"], candidates: Bool[Array, "*n I"] | None
+    grammar: Grammar, allowed: Bool[Array, "*n V"], candidates: Bool[Array, "*#n I"] | None
 ) -> Bool[Array, "*n V"]:
     """The mask without the items that are no candidates of a row; as it was where there are none.
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from rlhf_jax.decoding import prior
-from rlhf_jax.decoding.grammar import Along, Grammar, allowed_at, among, read_along
+from rlhf_jax.decoding.grammar import WHOLE, Along, Grammar, allowed_at, among, read_along
 from rlhf_jax.decoding.sampler import Decoding, Reweigh, sample_with_cache
 from rlhf_jax.equations.logprobs import entropy, token_logprobs
 from rlhf_jax.interfaces import (
@@ -55,7 +55,7 @@ def make_decode(
 
     def decode(params: Params, prompts: PromptBatch, key: Array, row_ids: Array | None = None) -> Rollout:
         trunk = gpt2.with_cast_weights(config, params["trunk"])
-        head = {"wte": trunk["wte"].astype(config.compute_dtype)}
+        head = {"wte": said_table(grammar, trunk).astype(config.compute_dtype)}
         with_values = "value" in params and "critic" not in params
         prompt, max_tokens = prompts.tokens.shape[1], decoding.max_tokens
         once = prompts
@@ -99,6 +99,12 @@ def make_decode(
         return dataclasses.replace(rollout, values=jnp.where(rollout.response_mask, values, 0.0))
 
     return decode
+
+
+def said_table(grammar: Grammar, trunk: Params) -> Float[Array, "V D"]:
+    """The rows of the embedding table that a response may hold: the first `grammar.vocab_size`, mostly all of them."""
+    table: Array = trunk["wte"]
+    return table if len(table) == grammar.vocab_size else table[: grammar.vocab_size]
 
 
 def of_prompts(grammar: Grammar, params: Params, prompts: PromptBatch | Rollout) -> Reweigh | None:
@@ -208,7 +214,8 @@ def make_judge(
 
     def at_positions(read: Read, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
         trunk, reweigh, candidates = read
-        logits, allowed = gpt2.lm_logits(trunk, hidden, compute_dtype=config.compute_dtype), allowed_at(grammar, along)
+        head = {"wte": said_table(grammar, trunk)}
+        logits, allowed = gpt2.lm_logits(head, hidden, compute_dtype=config.compute_dtype), allowed_at(grammar, along)
         if candidates is not None:
             allowed = among(grammar, allowed, candidates[:, None])
         if reweigh is not None:
@@ -247,11 +254,12 @@ def in_chunks(
         padded = jnp.pad(x, ((0, 0), (0, n_chunks * chunk - length)) + ((0, 0),) * (x.ndim - 2))
         return padded.reshape(batch, n_chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    along_first = {name: cut(x) for name, x in along._asdict().items() if name != "first_listed"}
+    whole = {name: x for name, x in along._asdict().items() if name in WHOLE}
+    along_first = {name: cut(x) for name, x in along._asdict().items() if name not in WHOLE and x is not None}
 
     @jax.checkpoint
     def one(piece: tuple[Array, Array, dict[str, Array]]) -> tuple[Array, Array]:
-        return judge(read, piece[0], piece[1], Along(first_listed=along.first_listed, **piece[2]))
+        return judge(read, piece[0], piece[1], Along(**whole, **piece[2]))
 
     judged = jax.lax.map(one, (cut(hidden), cut(tokens), along_first))
     logprobs, entropies = (x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in judged)

@@ -12,47 +12,10 @@ Source: rewards of these two kinds are named by arXiv:2604.03671 without formula
 doi:10.1145/582415.582418, with gains 0 and 1.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.data.items import item_features
-from rlhf_jax.interfaces import Dialogue, Item
-
-MAX_ATTRIBUTES = 16
-"""Attributes that an item has at most: all genres and the decade, then people in the order of billing."""
-
-
-class Attributes(NamedTuple):
-    """What items are like."""
-
-    names: tuple[str, ...]
-    """A attributes that several items share, most frequent first."""
-    of_items: np.ndarray
-    """True where an item has one. bool [I, A]"""
-
-    def of(self, columns: Sequence[int]) -> np.ndarray:
-        """Attributes that any of some items has. bool [A]"""
-        return np.any(self.of_items[np.array(columns, np.int64)], axis=0)
-
-
-def attributes(items: Mapping[int, Item], item_ids: Sequence[int], *, min_count: int = 2) -> Attributes:
-    """The attributes of a catalogue.
-
-    Args:
-      items: the catalogue.
-      item_ids: order of the columns. [I]
-      min_count: fewest items that share an attribute.
-    Raises: ValueError naming an item that the catalogue lacks, or a count below 1.
-    """
-    names, places = item_features(items, item_ids, min_count=min_count, max_features=MAX_ATTRIBUTES)
-    table = np.zeros((len(item_ids), len(names)), bool)
-    rows, columns = np.nonzero(places >= 0)
-    table[rows, places[rows, columns]] = True
-    return Attributes(names, table)
+from rlhf_jax.interfaces import Dialogue
 
 
 def liked_from(dialogue: Dialogue, index: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ An update has the form of PPO's, so that a stage runs either: `init` and `make_g
 """
 
 import functools
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
@@ -27,7 +27,7 @@ from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, PromptBatch, 
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.microbatch import LossSums
-from rlhf_jax.learners.minibatch import descend, judge, ratio_maxima, surrogate_metrics
+from rlhf_jax.learners.minibatch import Descent, descend, judge, ratio_maxima, surrogate_metrics
 from rlhf_jax.learners.optimizer import moving_average
 from rlhf_jax.learners.ppo_metrics import Metrics, ShapedRewards, objective_metrics, summarise_steps
 from rlhf_jax.learners.sft import sum_and_count
@@ -62,6 +62,18 @@ class GroupExperience:
     ref_logprobs: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
     """0 on padding and in flat groups."""
+
+
+@runtime_checkable
+class Descending(Protocol):
+    """The part of a configuration that says how line 6 is taken; `GRPOConfig` says what each number means."""
+
+    @property
+    def clip_eps(self) -> float: ...
+    @property
+    def kl_coef(self) -> float: ...
+    @property
+    def descent(self) -> Descent: ...
 
 
 class Speaker(NamedTuple):
@@ -154,7 +166,7 @@ def learn_phase(
         raise ValueError(f"{components.shape[-1]} reward components for {len(config.component_weights)} weights")
     # 3. Judge every token: log π_old, log π_ref.
     with jax.named_scope("scoring"):
-        old = judge_old(state, rollout, policy, config)
+        old = judge_old(state.params, rollout, policy, config.old_logprobs)
         ref_logprobs = judge(policy, ref_params, rollout).logprobs
     # 4. What every token is paid: the score at the last one, or each place its own.
     scores, paid, rewards = pay(state, rollout, components, config)
@@ -163,7 +175,13 @@ def learn_phase(
     # 6. Epochs × minibatches of clipped steps.
     with jax.named_scope("update"):
         params, opt_state, learning = improve(
-            state, experience, demonstrations, policy=policy, optimizer=optimizer, config=config
+            (state.params, state.opt_state),
+            experience,
+            demonstrations,
+            stream_key(state.key, "grpo/minibatches", state.update),
+            policy=policy,
+            optimizer=optimizer,
+            config=config,
         )
     metrics = group_metrics(components, (scores, paid, rewards), experience, old, config)
     metrics["norms/parameter"] = optax.tree.norm(params)
@@ -182,10 +200,12 @@ def learn_phase(
     return state, metrics | learning
 
 
-def judge_old(state: GRPOState, rollout: Rollout, policy: PolicyApply, config: GRPOConfig) -> PolicyOutput:
+def judge_old(
+    params: Params, rollout: Rollout, policy: PolicyApply, source: Literal["recompute", "sampler"]
+) -> PolicyOutput:
     """What the policy that sampled says of every token: by a pass, or as the sampler stored it (entropy: −log π)."""
-    if config.old_logprobs == "recompute":
-        return judge(policy, state.params, rollout)
+    if source == "recompute":
+        return judge(policy, params, rollout)
     logprobs = zero_padding(rollout.logprobs, rollout.response_mask)
     return PolicyOutput(logprobs=logprobs, entropy=-logprobs, values=jnp.zeros_like(logprobs))
 
@@ -254,7 +274,7 @@ def compare(
     )
 
 
-def grpo_loss(params: Params, batch: GroupExperience, *, policy: PolicyApply, config: GRPOConfig) -> LossSums:
+def grpo_loss(params: Params, batch: GroupExperience, *, policy: PolicyApply, config: Descending) -> LossSums:
     """Clipped surrogate + kl_coef · k3 to the reference, summed over valid tokens."""
     mask = batch.rollout.response_mask
     new = judge(policy, params, batch.rollout)
@@ -276,24 +296,25 @@ def grpo_loss(params: Params, batch: GroupExperience, *, policy: PolicyApply, co
 
 
 def improve(
-    state: GRPOState,
+    start: tuple[Params, optax.OptState],
     experience: GroupExperience,
     demonstrations: Rollout | None,
+    key: Key[Array, ""],
     *,
     policy: PolicyApply,
     optimizer: optax.GradientTransformation,
-    config: GRPOConfig,
+    config: Descending,
 ) -> tuple[Params, optax.OptState, Metrics]:
-    """Line 6: all optimiser steps of one update, and their metrics."""
+    """Line 6: all optimiser steps of one update from `start`, and their metrics; `key` orders the rows."""
 
     def loss_fn(params: Params, batch: GroupExperience, key: Key[Array, ""]) -> LossSums:
         del key  # Dropout is off while learning: the first minibatch's ratio must be 1.
         return grpo_loss(params, batch, policy=policy, config=config)
 
     params, opt_state, logged = descend(
-        (state.params, state.opt_state),
+        start,
         (experience, demonstrations),
-        stream_key(state.key, "grpo/minibatches", state.update),
+        key,
         loss_fn=loss_fn,
         policy=policy,
         optimizer=optimizer,

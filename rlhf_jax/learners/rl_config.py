@@ -1,4 +1,4 @@
-"""What the configurations of PPO and GRPO do alike. Each spells its numbers itself: see docs/decisions/0014."""
+"""What the configurations of clipped learners do alike. Each spells its numbers itself: see docs/decisions/0014."""
 
 from typing import Literal
 
@@ -8,12 +8,11 @@ from rlhf_jax.learners.shaping import MissingEosMode
 from rlhf_jax.ranges import check_numbers, option
 
 
-class RLConfig:
+class ClippedConfig:
     """Checks, and views of a part, for a dataclass with these fields among its own."""
 
     component_weights: tuple[float, ...]
     component_names: tuple[str, ...]
-    missing_eos_mode: MissingEosMode
     old_logprobs: Literal["recompute", "sampler"]
     epochs: int
     minibatches: int
@@ -25,7 +24,6 @@ class RLConfig:
         check_numbers(self)
         if self.component_names != COMPONENTS:  # The default gives way to the names of a run's reward model.
             self.check_components()
-        self.check_choice("missing_eos_mode", ("subtract", "replace"))
         self.check_choice("old_logprobs", ("recompute", "sampler"))
 
     def check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
@@ -45,3 +43,13 @@ class RLConfig:
     def descent(self) -> Descent:
         """The part that says how many steps are taken on a batch."""
         return Descent(self.epochs, self.minibatches, self.microbatches, self.target_kl, self.ptx_coef)
+
+
+class RLConfig(ClippedConfig):
+    """The same, where a response that does not end has its price: PPO and GRPO."""
+
+    missing_eos_mode: MissingEosMode
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice("missing_eos_mode", ("subtract", "replace"))

@@ -64,7 +64,10 @@ REINFORCED: Group = {
     ),
     "objective/score_raw": Metric("z", "α·engagement + β·relevance + γ·sentiment as the reward model gives it"),
     "objective/score_normalised": Metric("", "score as paid: running mean/std, clipped, missing <eos> priced in"),
-    "objective/<component>_raw": Metric("z", "one component of the reward model's output"),
+    "objective/<component>_raw": Metric(
+        "z",
+        "one component of the reward model's output; of a turn's reward, in its own unit, where episodes are learnt from",
+    ),
     "objective/<component>_normalised": Metric("", "the same after its running mean/std"),
     "objective/<component>_reward_correlation": Metric(
         "",
@@ -118,6 +121,29 @@ GRPO: Group = {
         "nats", "k3 to the reference as the loss has it, before its weight; mean over tokens and steps"
     ),
 }
+TURNS: Group = {
+    "turn/<k>/running": Metric("", "share of episodes that had turn k, counted from 1"),
+    "turn/<k>/<component>": Metric(
+        "", "one reward component of turn k, in its own unit, mean over the episodes that had it; 0 where none had"
+    ),
+    "objective/turns": Metric("turns", "per episode"),
+    "objective/episode_score": Metric("", "weighted components summed over an episode's turns, mean over episodes"),
+    "objective/advantage_deviation": Metric("", "standard deviation of the advantages of the turns that were had"),
+    "talk/success": Metric("", "share of conversations in which a list held what the seeker likes"),
+    "talk/recalled": Metric("", "share of turns with such an item among their candidates"),
+    "talk/attributes": Metric("", "attributes said in a turn"),
+    "talk/form_without_content": Metric(
+        "", "share of turns in the whole form that list nothing liked and infer nothing true: format bought alone"
+    ),
+    "talk/repeated": Metric("", "share of turns that list an item named before"),
+    "talk/leaks": Metric("answers", "that would have given a hidden item away as they were drawn, of an update"),
+    "talk/leaks_left": Metric("answers", "that still did when they were heard"),
+    "validation/success@<k>": Metric(
+        "",
+        "share of greedy conversations from validation openings that succeed within k turns, simulator of the training",
+    ),
+    "seconds/outside_share": Metric("", "share of an update's time outside compiled programs"),
+}
 PRIOR: Group = {
     "loss": Metric("nats", "−A · log π, mean over the places of the lists"),
     "learning_rate": Metric("", "of the optimiser at this step; a refused step does not advance its schedule"),
@@ -169,7 +195,8 @@ TEXTS: Group = {
         "", "of validation users' lists with texts drawn for them, in the frozen scorer's order"
     ),
     "text/well_formed": Metric(
-        "", "share of these texts whose sections are in order and hold different words of their kind"
+        "",
+        "share of these texts whose sections are in order and hold different words of their kind; the grammar allows no others",
     ),
     "text/response_length": Metric("tokens", "of these texts, marks and <eos> included"),
     "text/distinct": Metric("", "share of these texts that differ from all other texts of their user"),
@@ -181,6 +208,7 @@ WRITER: Group = {
 }
 RERANKER: Group = {
     "validation/ndcg@<k>": Metric("", "of validation users' lists, mean over lists and their texts"),
+    "validation/read": Metric("", "NDCG@5 of these lists that is lost with another validation user's texts"),
 }
 
 _CLOSED_LOOP = (
@@ -201,9 +229,11 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "reward_model": (EVERY_STAGE, FITTED, REWARD_MODEL),
     "ppo": (EVERY_STAGE, REINFORCED, PPO),
     "grpo": (EVERY_STAGE, REINFORCED, GRPO),
+    "multi_turn": (EVERY_STAGE, REINFORCED, GRPO, TURNS),
     "prior": (EVERY_STAGE, PRIOR),
     "dpo": (EVERY_STAGE, FITTED, PREFERENCES, TEXTS),
     "writer": (EVERY_STAGE, FITTED, WRITER),
+    "reasoning": (EVERY_STAGE, FITTED, WRITER),
     "reranker": (EVERY_STAGE, FITTED, RERANKER),
     "retriever": (EVERY_STAGE, FITTED, RETRIEVER),
     "simulator": (EVERY_STAGE, FITTED, SIMULATOR),
@@ -282,6 +312,7 @@ def markdown() -> str:
         ("Reinforcement learning", REINFORCED),
         ("PPO", PPO),
         ("GRPO", GRPO),
+        ("Turns", TURNS),
         ("Prior over items", PRIOR),
         ("Preferences", PREFERENCES),
         ("Retriever", RETRIEVER),

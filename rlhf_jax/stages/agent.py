@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding import prior
-from rlhf_jax.decoding.grammar import Grammar
+from rlhf_jax.decoding.grammar import Grammar, Opening
 from rlhf_jax.decoding.policy import Decode, make_decode, make_group_policy, make_policy_apply, make_sample, make_score
 from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.feedback.components import COMPONENTS
@@ -69,7 +69,13 @@ class Agent:
 
 
 def make_agent(
-    vocab: Vocabulary, network: gpt2.GPT2Config, *, max_items: int, response_tokens: int, temperature: float = 1.0
+    vocab: Vocabulary,
+    network: gpt2.GPT2Config,
+    *,
+    max_items: int,
+    response_tokens: int,
+    temperature: float = 1.0,
+    openings: tuple[Opening, ...] = (),
 ) -> Agent:
     """An agent that speaks `vocab`.
 
@@ -77,11 +83,12 @@ def make_agent(
       max_items: longest suggestion list.
       response_tokens: longest response, `<eos>` included.
       temperature: divides the logits of policy and reference, in sampling and in learning.
+      openings: the forms a turn may have; none means the grammar's usual two.
     Raises: ValueError if the network's table is not as large as the vocabulary.
     """
     if network.vocab_size != vocab.size:
         raise ValueError(f"the network has {network.vocab_size} embedding rows, the vocabulary {vocab.size} tokens")
-    grammar = Grammar(**vocab.grammar._asdict(), max_items=max_items, vocab_size=vocab.size)
+    grammar = Grammar(**vocab.grammar._asdict(), max_items=max_items, vocab_size=vocab.size, openings=openings)
     return _agent(network, grammar, response_tokens, temperature)
 
 

@@ -142,8 +142,8 @@ def stored_prior(path: Path) -> Params:
 
 
 def with_scorer(setup: Setup, config: PriorConfig) -> Setup:
-    """The setup whose prompts bring along what a prior reads; the same where there is none."""
-    if config.learner == "none":
+    """The setup whose prompts bring along what a prior reads; the same where there is none, or they bring it already."""
+    if config.learner == "none" or setup.scorer is not None:
         return setup
     scorer = fit_scorer(setup.corpus, setup.vocab.item_ids, config.parts)
     notice(f"prior: {', '.join(config.parts)} counted on {len(scorer.training.numbers)} training dialogues")

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -183,14 +183,7 @@ def lay_out(
 
     Raises: ValueError naming the numbers, where there are too few devices or something cannot be cut evenly.
     """
-    if mesh.size == 1 and not several():
-        return ONE_DEVICE
-    rows = {
-        f"sft rows (--sft.tokens-per-batch {sft.tokens_per_batch} // bucket {bucket})": max(
-            2, sft.tokens_per_batch // bucket
-        )
-        for bucket in sft.buckets
-    }
+    rows = sft_rows(sft)
     rows["reward model rows (--reward.batch-size)"] = reward.batch_size
     rows["responses (--align.batch-size)"] = align.batch_size
     name = "grpo" if isinstance(learner, GRPOConfig) else "ppo"
@@ -199,5 +192,25 @@ def lay_out(
     if align.batch_size % (learner.minibatches * learner.microbatches) == 0:
         named = f"responses of a microbatch (--align.batch-size // --{name}.minibatches // --{name}.microbatches)"
         rows[named] = align.batch_size // learner.minibatches // learner.microbatches
+    return devices(mesh, network, rows)
+
+
+def devices(mesh: MeshConfig, network: GPT2Config, rows: Mapping[str, int]) -> Layout:
+    """The devices that train, where what they share out is so many rows, by what they are; one device where the mesh is one.
+
+    Raises: as `lay_out`.
+    """
+    if mesh.size == 1 and not several():
+        return ONE_DEVICE
     check_sizes(mesh, width=network.n_embd, heads=network.n_head, vocabulary=network.vocab_size, rows=rows)
     return Partition(make_mesh(mesh))
+
+
+def sft_rows(sft: SupervisedConfig) -> dict[str, int]:
+    """Rows of imitation's batches, by what they are."""
+    return {
+        f"sft rows (--sft.tokens-per-batch {sft.tokens_per_batch} // bucket {bucket})": max(
+            2, sft.tokens_per_batch // bucket
+        )
+        for bucket in sft.buckets
+    }

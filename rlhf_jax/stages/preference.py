@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -12,18 +13,18 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
 from rlhf_jax.data.preference_texts import well_formed
-from rlhf_jax.interfaces import Params, PromptBatch
+from rlhf_jax.interfaces import GroupPolicy, Params, PromptBatch
 from rlhf_jax.learners import dpo
 from rlhf_jax.learners.dpo import PreferenceBatch
 from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, steps_taken
 from rlhf_jax.ranges import Range, check_numbers
-from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages.preference_setup import PreferenceSetup
 from rlhf_jax.stages.reranker import METRIC, Lists, Reranker, TextPool, pool, text_rewards, text_values
-from rlhf_jax.stages.text_writer import given_rollout, prompts_of, read_texts, real_tokens, write
+from rlhf_jax.stages.text_writer import prompts_of, read_texts, real_tokens, write
 
 STAGE = "dpo"
 
@@ -80,7 +81,7 @@ def mine(
     stream: str,
     every: bool,
 ) -> Mined:
-    """Draws N texts of every user with lists, scores them, and picks what is compared.
+    """Draws N texts of every user with lists, scores them, and picks what is compared; says how many users a minute that was.
 
     Args:
       params: the writer.
@@ -88,9 +89,13 @@ def mine(
       every: compare the best with all others (`softmax`); else best with worst.
     Raises: RunError where every user's texts are all paid the same.
     """
-    users = np.unique(lists.lists.users)
+    users, begun = np.unique(lists.lists.users), time.monotonic()
     tokens = write(setup, params, users, n=config.samples, stream=stream, temperature=config.temperature)
     same, rewards = text_rewards(scorer, lists, as_pool(setup, users, tokens))
+    seconds = time.monotonic() - begun
+    notice(
+        f"{stream}: {len(users)} users in {seconds:.0f} s, {60 * len(users) / seconds:.0f} a minute, compiling included"
+    )
     assert np.array_equal(same, users)
     picked, of_user = compared(rewards, per_user=config.per_user, every=every)
     if not len(picked):
@@ -168,17 +173,21 @@ def as_pool(setup: PreferenceSetup, users: np.ndarray, tokens: np.ndarray) -> Te
 
 def preference_batch(setup: PreferenceSetup, params: Params, mined: Mined) -> PreferenceBatch:
     """What is compared, with the reference's log-probabilities."""
-    n = mined.tokens.shape[1]
     prompts, mask = prompts_of(setup, mined.users)
     real = real_tokens(setup, mined.tokens)
-    policy = setup.writer.policy
-    read = setup.writer.compiled("reference", lambda: jax.jit(functools.partial(dpo.reference_logprobs, policy)))
-    logprobs = np.empty(mined.tokens.shape[:2], np.float32)
-    size = min(256, logprobs.size)
-    for rows, own in wrapped_batches(logprobs.size, size):
-        user, text = np.divmod(rows, n)
-        given = given_rollout((prompts[user], mask[user]), (mined.tokens[user, text], real[user, text]))
-        logprobs[user[:own], text[:own]] = np.asarray(read(params, given))[:own]
+    n_users, n_texts = mined.tokens.shape[:2]
+    policy = setup.writer.group_policy
+    read = setup.writer.compiled("reference", lambda: jax.jit(functools.partial(dpo.group_logprobs, policy)))
+    logprobs = np.empty((n_users, n_texts), np.float32)
+    for rows, own in wrapped_batches(n_users, min(32, n_users)):
+        given = PreferenceBatch(
+            prompts=PromptBatch(tokens=jnp.asarray(prompts[rows]), mask=jnp.asarray(mask[rows])),
+            response_tokens=mined.tokens[rows],
+            response_mask=real[rows],
+            ref_logprobs=logprobs[rows],
+            weight=np.ones(len(rows), np.float32),
+        )
+        logprobs[rows[:own]] = np.asarray(read(params, given))[:own]
     of_user, picked = mined.of_user, mined.picked
     return PreferenceBatch(
         prompts=PromptBatch(tokens=jnp.asarray(prompts[of_user]), mask=jnp.asarray(mask[of_user])),
@@ -222,12 +231,12 @@ def train(
     n = len(batch.weight)
     steps, layout = config.steps(n), setup.layout
     optimizer, rate = dpo.optimizer_of(config, n), learning_rate_schedule(**config.rate(n))
-    policy = setup.writer.policy
+    policy = GroupPolicy(layout.by_row(setup.writer.group_policy.logprobs))
     stage = f"{STAGE}-{name}"
 
     def one_step(state: TrainState, part: PreferenceBatch) -> tuple[TrainState, dict[str, Array]]:
         used = jnp.asarray(rate(steps_taken(state.opt_state)))
-        state, metrics = dpo.update(state, part, policy=layout.by_row(policy), optimizer=optimizer, config=config)
+        state, metrics = dpo.update(state, part, policy=policy, optimizer=optimizer, config=config)
         return state, metrics | {"learning_rate": used}
 
     state = layout.place(dpo.init({"trunk": params["trunk"]}, optimizer, config))

@@ -10,15 +10,16 @@ import numpy as np
 
 from rlhf_jax.data import preference_texts as texts
 from rlhf_jax.data.preference_texts import Attributes, Taste, Usual
-from rlhf_jax.data.preference_tokens import PreferenceVocabulary, preference_vocabulary
+from rlhf_jax.data.preference_tokens import MULTIPLE, PreferenceVocabulary, preference_vocabulary
 from rlhf_jax.data.preference_vectors import TextCode, text_code, title_vectors
 from rlhf_jax.data.rating_lists import MOST_READ, UserSplit, popularity_of, read_part, split_users
 from rlhf_jax.data.rating_sources import read_ratings
 from rlhf_jax.data.ratings import RatingCorpus
 from rlhf_jax.decoding.grammar import Grammar, Opening
-from rlhf_jax.decoding.policy import Decode, make_decode, make_policy_apply
+from rlhf_jax.decoding.policy import Decode, make_decode, make_group_policy, make_policy_apply
 from rlhf_jax.decoding.sampler import Decoding
-from rlhf_jax.interfaces import PolicyApply
+from rlhf_jax.decoding.sections import Section
+from rlhf_jax.interfaces import GroupPolicy, PolicyApply
 from rlhf_jax.models.gpt2 import GPT2Config
 from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
@@ -60,6 +61,8 @@ class Writer:
     grammar: Grammar
     response_tokens: int
     policy: PolicyApply
+    group_policy: GroupPolicy
+    """The same of all texts about a user at once: the history is read once."""
     programs: dict[Hashable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
     """What `compiled` has made."""
 
@@ -150,7 +153,7 @@ def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int, mesh: MeshCo
         popularity=popularity_of(corpus, split.train),
         vocab=vocab,
         code=text_code(attributes, titles),
-        writer=make_writer(network, vocab, response_tokens=response, titles=config.titles),
+        writer=make_writer(network, vocab, attributes, response_tokens=response, titles=config.titles),
         titles=config.titles,
         seed=seed,
         layout=ONE_DEVICE if mesh.size == 1 else Partition(make_mesh(mesh)),
@@ -169,9 +172,14 @@ def read(config: RatingsConfig) -> RatingCorpus:
         raise RunError(f"--data.dir {config.dir}: {error}") from error
 
 
-def make_writer(network: GPT2Config, vocab: PreferenceVocabulary, *, response_tokens: int, titles: int) -> Writer:
-    """The callables; titles are in the grammar only where texts may name them."""
+def make_writer(
+    network: GPT2Config, vocab: PreferenceVocabulary, attributes: Attributes, *, response_tokens: int, titles: int
+) -> Writer:
+    """The callables. Sampling, reference and learning know the sections, so that no training can break a text's form; titles are
+    in the grammar only where texts may name them."""
     openings = (Opening(vocab.say, "words"),) + ((Opening(vocab.rec, "list"),) if titles else ())
+    # Without titles no text holds an item, and nothing is computed for them; one stands for all, as a grammar needs one.
+    n_items = vocab.n_items if titles else 1
     grammar = Grammar(
         n_words=len(vocab.words),
         pad=vocab.pad,
@@ -179,9 +187,12 @@ def make_writer(network: GPT2Config, vocab: PreferenceVocabulary, *, response_to
         rec=vocab.rec,
         say=vocab.say,
         first_item=vocab.first_item,
-        n_items=vocab.n_items,
+        n_items=n_items,
         max_items=max(titles, 1),
-        vocab_size=vocab.size,
+        vocab_size=vocab.size if titles else -(-(vocab.first_item + n_items) // MULTIPLE) * MULTIPLE,
         openings=openings,
+        sections=tuple(Section(*one) for one in vocab.sections(attributes)),
     )
-    return Writer(network, grammar, response_tokens, make_policy_apply(network, grammar))
+    return Writer(
+        network, grammar, response_tokens, make_policy_apply(network, grammar), make_group_policy(network, grammar)
+    )

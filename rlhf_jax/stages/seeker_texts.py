@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from rlhf_jax.data.attributes import Attributes
 from rlhf_jax.data.items import description_texts
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import encode_words, is_empty, utterance_tokens
-from rlhf_jax.feedback.recommendation import Attributes, liked_from
+from rlhf_jax.feedback.recommendation import liked_from
 from rlhf_jax.interfaces import Dialogue, Item, Message
 from rlhf_jax.simulators.composed_feedback import Composer
 from rlhf_jax.stages.texts import Text, TextBatches, shuffled_lists

@@ -187,13 +187,23 @@ class Setup(NamedTuple):
         return self._replace(corpus=dataclasses.replace(self.corpus, test=tuple(dialogues)))
 
 
-def set_up(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: int, temperature: float = 1.0) -> Setup:
+def set_up(
+    run: RunDirectory,
+    data: DataConfig,
+    model: ModelConfig,
+    *,
+    seed: int,
+    world_seed: int | None = None,
+    temperature: float = 1.0,
+) -> Setup:
     """Reads (or simulates) the corpus, makes the vocabulary once per run, and sizes the network.
 
     Args:
+      world_seed: of the simulated world; None takes `seed`.
       temperature: divides the logits of policy and reference, in sampling and in learning.
     """
-    folder = _world_folder(run, data.world, seed) if data.source == WORLD else Path(str(data.dir))
+    world_seed = seed if world_seed is None else world_seed
+    folder = _world_folder(run, data.world, world_seed) if data.source == WORLD else Path(str(data.dir))
     try:
         corpus = read_corpus(folder, data)
     except FileNotFoundError as error:
@@ -220,7 +230,7 @@ def set_up(run: RunDirectory, data: DataConfig, model: ModelConfig, *, seed: int
     agent = make_agent(
         vocab, network, max_items=data.max_items, response_tokens=data.response_tokens, temperature=temperature
     )
-    return Setup(data, corpus, vocab, agent, seed, trunk, seed if data.source == WORLD else None)
+    return Setup(data, corpus, vocab, agent, seed, trunk, world_seed if data.source == WORLD else None)
 
 
 def load_network(model: ModelConfig, vocab: Vocabulary) -> tuple[GPT2Config, Params | None]:

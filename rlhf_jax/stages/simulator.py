@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from rlhf_jax.data.attributes import Attributes
 from rlhf_jax.data.batching import pad_left
 from rlhf_jax.data.spelled_titles import SpelledTitles
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import prompt_tokens
 from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.decoding.spoken import Ends, make_speak
-from rlhf_jax.feedback.recommendation import Attributes
 from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft

@@ -37,7 +37,7 @@ STAGE = "writer"
 class WriterConfig:
     """Stage 1: supervised training on the teacher's texts."""
 
-    steps: Steps = 800
+    steps: Steps = 1200
     """Optimiser steps."""
     batch_size: Batch = 64
     """Histories of a step; each is a window of its own, with a text drawn for it."""

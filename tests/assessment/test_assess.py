@@ -7,9 +7,8 @@ import pytest
 
 from rlhf_jax.assessment import comparison
 from rlhf_jax.assessment.assess import Assessment, load, save
-from rlhf_jax.assessment.users import response_message
 from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.data.windows import Dialogue, ranking_rows
+from rlhf_jax.data.windows import Dialogue, ranking_rows, response_message
 from rlhf_jax.evaluation.ranking import rank_rows
 from rlhf_jax.evaluation.results import Sides
 from rlhf_jax.evaluation.text import GeneratedTurn

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fingerprint import fingerprint
-from rlhf_jax.assessment.users import response_message
+from rlhf_jax.data.windows import response_message
 from rlhf_jax.evaluation.satisfaction_judge import JudgedTurn, SatisfactionJudge, fit_judge
 from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.interfaces import Message, Params, PromptBatch
@@ -80,6 +80,7 @@ def watch(judge: SatisfactionJudge, setup: Setup, seen: list[float]) -> alignmen
     return probe
 
 
+@pytest.mark.slow
 def test_ppo_watched_by_the_judge_ends_with_the_same_bits(tmp_path: Path, judge: SatisfactionJudge) -> None:
     ends, seen = {}, []
     for name in ("alone", "watched"):

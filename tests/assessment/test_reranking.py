@@ -1,4 +1,4 @@
-"""Systems list by list: texts averaged, controls that shuffle, and an oracle that never sees the list it is judged by."""
+"""Systems list by list: texts averaged, and an oracle that never sees the list it is judged by."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import pytest
 from rlhf_jax.assessment import reranking
 from rlhf_jax.assessment.reranking import Measured
 from rlhf_jax.evaluation.reranking import METRICS, list_values
-from rlhf_jax.stages.reranker import TextPool
 
 
 def test_a_list_counts_with_the_mean_over_its_texts() -> None:
@@ -17,15 +16,6 @@ def test_a_list_counts_with_the_mean_over_its_texts() -> None:
     for metric in METRICS:
         expected = np.mean([list_values(metric, scores[:, text], labels) for text in range(3)], axis=0)
         np.testing.assert_allclose(found[metric], expected)
-
-
-def test_shuffled_texts_are_the_same_texts_and_nobodys_own() -> None:
-    vectors = np.arange(14, dtype=np.float32).reshape(7, 2, 1)
-    found = reranking.shuffled(TextPool(np.arange(7), vectors), seed=3)
-    assert sorted(found.vectors.ravel()) == sorted(vectors.ravel())
-    assert (found.vectors != vectors).all()
-    # A user's texts stay together.
-    assert {tuple(own.ravel()) for own in found.vectors} == {tuple(own.ravel()) for own in vectors}
 
 
 def test_the_best_text_is_chosen_by_the_other_lists_alone() -> None:

@@ -120,6 +120,7 @@ def test_lines_in_every_dress_and_punctuation(tmp_path: Path) -> None:
         read_uss(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_real_judgements_join_message_by_message(redial: Corpus, data_dir: Path) -> None:
     scored = read_uss(data_dir / "uss")

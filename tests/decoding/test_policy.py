@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.decoding import policy
-from rlhf_jax.decoding.grammar import Grammar
+from rlhf_jax.decoding import policy, prior
+from rlhf_jax.decoding.grammar import Grammar, Opening
 from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.interfaces import PolicyApply, PolicyOutput, PromptBatch, ResponseGroups, Rollout, check_rollout
 from rlhf_jax.models import gpt2, heads
@@ -266,3 +266,27 @@ def test_words_in_a_hole_of_the_mask_would_not_be_read_and_are_refused(params: d
     with pytest.raises(ValueError, match="row 0 of the rollout: its response_mask is True after a False"):
         check_rollout(said[0])
     check_rollout(rollout)
+
+
+@pytest.mark.parametrize("chunk", [None, 4], ids=["whole", "in chunks"])
+def test_reasoned_turns_list_candidates_alone_and_are_judged_as_they_were_drawn(
+    params: dict, prompts: PromptBatch, chunk: int | None
+) -> None:
+    config = dataclasses.replace(CONFIG, head_chunk=chunk)
+    reasoning = GRAMMAR._replace(openings=(Opening(24, "list"), Opening(22, "preferences")))
+    candidates = jnp.arange(9)[None] % 3 == jnp.arange(BATCH)[:, None] % 3
+    # As it was drawn: nearly uniform, so that both forms come.
+    trunk = jax.tree.map(lambda leaf: leaf / 4, params["trunk"])
+    own = {"trunk": trunk, prior.NAME: {"policy": jnp.float32(0.5), "scores": jnp.array([2.0])}}
+    scores = jax.random.normal(jax.random.key(5), (BATCH, 1, 9))
+    asked = dataclasses.replace(prompts, candidates=candidates, item_scores=scores)
+    draw = policy.make_sample(config, reasoning, max_tokens=RESPONSE, temperature=TEMPERATURE)
+    drawn = jax.jit(draw)(own, asked, jax.random.key(3))
+    said = jax.jit(policy.make_policy_apply(config, reasoning, temperature=TEMPERATURE))(own, drawn)
+    np.testing.assert_allclose(said.logprobs, drawn.logprobs, atol=1e-5)
+    assert np.isfinite(np.asarray(said.entropy)).all()
+    tokens = np.asarray(drawn.response_tokens)
+    row, place = np.nonzero((tokens >= 26) & (tokens < 35))
+    assert len(row) > 2
+    assert np.asarray(candidates)[row, tokens[row, place] - 26].all()
+    assert 22 in tokens[:, 0]

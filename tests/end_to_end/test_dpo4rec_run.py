@@ -1,6 +1,7 @@
 """DPO4Rec's preset `debug`: from nothing to a report, repeated without work, refused where it cannot be."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def test_debug_writes_a_report_of_every_system(run_here: Callable[..., tuple[int
     assert results["dpo_1-sft/ndcg@5"].interval is not None
     assert 0 < stored["facts"]["round_1"]["kept"] <= stored["facts"]["round_1"]["users"]
     report = (run / "report.md").read_text()
+    assert set(stored["facts"]["without_lists"]) == {"scorer", "pairs", "validation", "test"}
+    assert "Users left out, because nothing of their history is left for a list: seed 0: " in report
+    assert re.search(r"pairs-popularity-matched-1: \d+ users in \d+ s, \d+ a minute", output)
     for plot in ("systems", "samples", "dpo"):
         assert f"plots/{plot}.png" in report and (run / "plots" / f"{plot}.png").exists()
     assert "`dpo_2`: likes" in report or "`dpo_2`:" in report

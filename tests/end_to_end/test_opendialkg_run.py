@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import write_json
 
@@ -36,6 +38,7 @@ def write_folder(folder: Path, n: int = 60) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_debug_runs_from_data_to_report(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     folder, run = write_folder(tmp_path / "data"), tmp_path / "run"
     code, output = run_here("ppo_opendialkg.py", "debug", "--data.dir", str(folder), "--run-dir", str(run))

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from rlhf_jax.reporting.run_report import read_results
 
 
+@pytest.mark.slow
 def test_debug_measures_every_signal(run_here: Callable[..., tuple[int, str]], data_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, output = run_here("validate_signals.py", "debug", "--data.dir", str(data_dir), "--run-dir", str(run))

@@ -1,52 +1,49 @@
-"""SMTPO's preset `debug`: from nothing to a table, repeated without work, refused where it cannot be."""
+"""SMTPO's preset `debug`: from nothing to a report, repeated without work, refused where it cannot be."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rlhf_jax.reporting.run_report import read_results
-from rlhf_jax.runtime.files import read_object
+from rlhf_jax.runtime.metrics import read_metrics
 
 SCRIPT = "smtpo_redial.py"
 
 
-def test_debug_recalls_with_every_system(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
     assert code == 0, output
-    results = {(r.system, r.metric, r.protocol): r for r in read_results(run)}
-    for system in ("popularity", "co_mention", "mixture", "mixture_fitted"):
-        assert results[system, "hr@10", "fresh"].seeds == ()
-    for system in ("semantic", "semantic_titles", "collaborative", "towers", "towers_mixture", "towers-semantic"):
-        found = results[system, "hr@10", "fresh-filtered"]
-        assert found.seeds == (0,) and found.interval is not None
-    # What puts named items last has nothing to gain from a protocol that does.
-    for system in ("towers", "mixture_fitted", "towers_mixture"):
-        assert results[system, "hr@10", "fresh"].value == results[system, "hr@10", "fresh-filtered"].value
-    weights = read_object(run / "weights.json")
-    assert (
-        set(weights) == {"mixture_fitted", "towers_mixture-seed0"}
-        and "towers" in weights["towers_mixture-seed0"]["weights"]
-    )
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert any("validation/recall@10" in line for line in lines)
+    results = {(one.protocol, one.name): one for one in read_results(run)}
+    for protocol in ("scoring-seeker", "blind-seeker", "training-seeker", "closed-loop"):
+        for system in ("sft", "single_turn", "smtpo", "smtpo-sft", "smtpo-single_turn"):
+            assert results[protocol, f"{system}/success@2"].seeds == (0,)
+    # Before the first answer it makes no difference who will answer.
+    for metric in ("success@1", "ndcg", "format", "recalled"):
+        first = {results[protocol, f"smtpo/{metric}"].value for protocol in ("scoring-seeker", "blind-seeker")}
+        assert len(first) == 1
+    assert {"training_seeker_0", "scoring_seeker_0", "popularity"} <= {one.system for one in results.values()}
+    lines = read_metrics(run / "seed-0" / "metrics.jsonl")
+    talked = [line for line in lines if line["stage"] == "multi_turn-smtpo" and "talk/success" in line]
+    assert len(talked) == 2 and all(line["talk/leaks_left"] == 0 and line["talk/repeated"] == 0 for line in talked)
+    report = (run / "report.md").read_text(encoding="utf-8")
+    assert "## Conversations" in report and "](plots/success." in report
     before = (run / "results.json").read_bytes()
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
-    assert code == 0 and "ranking" not in output.split("# SMTPO")[0]
-    assert (run / "results.json").read_bytes() == before
+    assert code == 0 and "conversations:" not in output and (run / "results.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("redial",), "movies_with_mentions.csv"),
+        (("redial",), "--data.dir data/redial"),
+        (("debug", "--conversations.turns", "0"), "--conversations.turns must be in [1, 5]: got 0"),
+        (("debug", "--conversations.group-size", "1"), "--conversations.group-size must be in [2, 1024]: got 1"),
+        (("debug", "--retriever.candidates", "1"), "--retriever.candidates 1 cannot fill a list of --data.max-items 2"),
+        (("debug", "--learner.minibatches", "3"), "cannot be cut into --learner.minibatches 3"),
         (("debug", "--seeds", "1", "1"), "--seeds must name different seeds"),
-        (("debug", "--data.dir", "somewhere"), "the world has none"),
-        (("debug", "--retriever.width", "7"), "--retriever.width 7 is not a multiple of --retriever.n-head 2"),
-        (("debug", "--retriever.titles"), "--retriever.titles changes nothing here"),
-        (("debug", "--retriever.epochs", "0"), "--retriever.epochs must be in [1, 10000]: got 0"),
+        (("debug", "--data.response-tokens", "20"), "--data.response-tokens 20: --reasoning.attributes 4"),
     ],
 )
 def test_what_cannot_be_run_is_named(

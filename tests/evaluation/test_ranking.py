@@ -158,6 +158,7 @@ def redial(data_dir: Path) -> Corpus:
     return read_redial(data_dir / "redial")
 
 
+@pytest.mark.slow
 def test_baselines_on_the_redial_test_split(redial: Corpus):
     """Measured here; other people's figures for the same protocol differ by up to .011 (see `baselines`)."""
     rows = list(ranking_rows(redial.test))

@@ -23,6 +23,7 @@ def test_simulated_training_is_consistent() -> None:
     assert present[rows.own[gold_rows], gold].all() and set(np.unique(gold_rows)) == set(range(len(rows)))
 
 
+@pytest.mark.slow
 def test_debug_measures_every_form(tmp_path: Path) -> None:
     config = bench_recommenders.command_line(["debug", "--run-dir", str(tmp_path / "run")])
     report = bench_recommenders.main(config)

@@ -15,6 +15,7 @@ from studies.transfer import measure as transfer
 from studies.transfer.measure import Model
 
 
+@pytest.mark.slow
 def test_debug_from_data_to_report(run_here: Callable[..., tuple[int, str]], data_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "cross-domain"
     options = ("--data-dir", str(data_dir), "--run-dir", str(run), "--embeddings", "shared")

@@ -44,6 +44,7 @@ def finished(config: reward_hacking.Config) -> Path:
     return config.run_dir
 
 
+@pytest.mark.slow
 def test_the_way_is_measured_from_its_start_to_its_end(finished: Path) -> None:
     lines = [entry for entry in read_metrics(finished / "seed-0" / "metrics.jsonl") if entry["stage"] == STAGE]
     for name in {name for line in lines for name in line if name not in ("stage", "step")}:
@@ -58,6 +59,7 @@ def test_the_way_is_measured_from_its_start_to_its_end(finished: Path) -> None:
     assert set(before) == set(SIGNATURES) and all(len(values) == 3 for values in before.values())
 
 
+@pytest.mark.slow
 def test_results_report_and_figures(finished: Path) -> None:
     found = {result.name: result for result in read_results(finished)}
     assert found["kl0.05+length-sft/mean_utility"].n == USERS and found["kl0.05+length/sqrt_kl"].value >= 0
@@ -72,6 +74,7 @@ def test_results_report_and_figures(finished: Path) -> None:
     assert f"## PPO: {STAGE}" in diagnostics and f"(plots/{STAGE}.png)" in diagnostics
 
 
+@pytest.mark.slow
 def test_a_second_start_measures_nothing(
     finished: Path, config: reward_hacking.Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +85,7 @@ def test_a_second_start_measures_nothing(
     assert files == {path: path.stat().st_mtime_ns for path in (finished / "seed-0").rglob("*.npz")}
 
 
+@pytest.mark.slow
 def test_what_is_refused(finished: Path, config: reward_hacking.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="length_free was 12, now 3"):
         reward_hacking.main(dataclasses.replace(config, length_free=3))

@@ -205,6 +205,7 @@ def words_of_a_key(leaf: Any) -> Any:
     return jax.eval_shape(jax.random.key_data, leaf) if typed else leaf
 
 
+@pytest.mark.slow
 def test_the_compiled_iteration_takes_what_the_rules_say(tmp_path: Path) -> None:
     (said,) = compiled_apart([TINY], tmp_path)
     layout, parts = parts_of(TINY.mesh)

@@ -44,6 +44,7 @@ def by_name(results: list[Result]) -> dict[tuple[str, str, str], Result]:
     return {(r.name, r.protocol, r.split.removeprefix("world/test")): r for r in results}
 
 
+@pytest.mark.slow
 def test_the_ablation_measures_every_system_and_pair(ablation: ablate_reward.Config) -> None:
     results = read_results(ablation.run_dir)
     assert {r.system for r in results} == {
@@ -76,12 +77,14 @@ def test_the_ablation_measures_every_system_and_pair(ablation: ablate_reward.Con
     assert difference == pytest.approx(alone[0] - alone[1], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_best_of_n_earns_more_than_its_first_draw(ablation: ablate_reward.Config) -> None:
     """Its first draw is SFT's reply with the same random numbers; most prices are 0 here, so the proxy must not fall."""
     folder = ablation.run_dir / "seed-0" / "assessments"
     assert load(folder / "best_of_2-sampled.npz").proxy.mean() > load(folder / "sft-sampled.npz").proxy.mean()
 
 
+@pytest.mark.slow
 def test_every_variant_is_paid_by_its_own_signals(ablation: ablate_reward.Config) -> None:
     entries = read_metrics(ablation.run_dir / "seed-0" / "metrics.jsonl")
     assert {entry["stage"] for entry in entries} == {"ppo-full", "ppo-engagement"}
@@ -91,6 +94,7 @@ def test_every_variant_is_paid_by_its_own_signals(ablation: ablate_reward.Config
         assert entry["objective/score_raw"] == pytest.approx(paid, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_ablations_report_ends_with_verdicts(ablation: ablate_reward.Config) -> None:
     report = (ablation.run_dir / "report.md").read_text()
     verdicts = report[report.index("## Verdicts") :].strip().splitlines()[2:]
@@ -106,6 +110,7 @@ def test_the_ablations_report_ends_with_verdicts(ablation: ablate_reward.Config)
         assert all((ablation.run_dir / "plots" / f"{name}.{kind}").stat().st_size > 5000 for kind in ("png", "svg"))
 
 
+@pytest.mark.slow
 def test_the_ablation_ranks_without_a_model_too(ablation: ablate_reward.Config) -> None:
     """Popularity and copy, beside the models where those rank and nowhere else."""
     report = (ablation.run_dir / "report.md").read_text()
@@ -125,6 +130,7 @@ def test_the_ablation_ranks_without_a_model_too(ablation: ablate_reward.Config) 
         stored.write_bytes(kept)
 
 
+@pytest.mark.slow
 def test_what_is_done_is_skipped_and_what_is_missing_made_again(
     ablation: ablate_reward.Config, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +150,7 @@ def test_what_is_done_is_skipped_and_what_is_missing_made_again(
     assert results.read_text() == before
 
 
+@pytest.mark.slow
 def test_the_sweep_measures_both_policies_at_every_window(sweep: sweep_window.Config) -> None:
     results = read_results(sweep.run_dir)
     names = [f"{policy}_k{k}" for k in (4, 6) for policy in ("sft", "ppo")]
@@ -163,15 +170,18 @@ def test_the_sweep_measures_both_policies_at_every_window(sweep: sweep_window.Co
     assert (sweep.run_dir / "plots" / "windows.svg").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_imitation_is_the_same_at_every_window(sweep: sweep_window.Config) -> None:
     entries = read_metrics(sweep.run_dir / "seed-0" / "metrics.jsonl")
     assert {entry["stage"] for entry in entries} == {"reward_model-k4", "ppo-k4", "reward_model-k6", "ppo-k6"}
 
 
+@pytest.mark.slow
 def test_the_foundation_was_laid_once(runs: Path, ablation: ablate_reward.Config, sweep: sweep_window.Config) -> None:
     assert [folder.name for folder in (runs / "foundations").iterdir()] == ["world-debug"]
 
 
+@pytest.mark.slow
 def test_other_options_are_refused_in_the_same_folder(ablation: ablate_reward.Config) -> None:
     with pytest.raises(RunError, match="best_of was 2, now 3"):
         ablate_reward.main(dataclasses.replace(ablation, best_of=3))

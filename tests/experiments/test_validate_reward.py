@@ -42,6 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, study_runs: Path, unchecked_
     return folder
 
 
+@pytest.mark.slow
 def test_debug_ends_with_results_report_and_figures(world: Path) -> None:
     found = {(one.protocol, one.name): one for one in read_results(world / "study")}
     gate = read_json(foundation_folder(world / "runs", "world", "debug", 0) / "reward_model-shift.json")
@@ -61,6 +62,7 @@ def test_debug_ends_with_results_report_and_figures(world: Path) -> None:
         assert (world / "study" / "plots" / f"{name}.svg").exists()
 
 
+@pytest.mark.slow
 def test_cases_are_those_of_the_foundation(world: Path) -> None:
     setting = study_setting("world", "debug", Path("data"))
     foundation = lay(foundation_folder(world / "runs", "world", "debug", 0), setting.foundation, seed=0)
@@ -85,6 +87,7 @@ def test_cases_are_those_of_the_foundation(world: Path) -> None:
     assert len(users.score) == setting.assess.users and np.isfinite(users.score).all()
 
 
+@pytest.mark.slow
 def test_a_second_start_measures_nothing(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (world / "study" / "results.json").read_bytes()
     monkeypatch.setattr(validate_reward, "lay_for", lambda *_, **__: pytest.fail("laid again"))
@@ -94,6 +97,7 @@ def test_a_second_start_measures_nothing(world: Path, monkeypatch: pytest.Monkey
         validate_reward.main(options(world, "--fractions", "0.25"))
 
 
+@pytest.mark.slow
 def test_one_seed_alone_writes_no_summary(world: Path, tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     (world / "study" / "seed-0").rename(tmp_path / "study" / "seed-0")

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import f1_score, ndcg_score
 
+from rlhf_jax.data.attributes import attributes
 from rlhf_jax.evaluation.ranking import metric_values
-from rlhf_jax.feedback.recommendation import attributes, liked_from, preference_reward, recommendation_reward
+from rlhf_jax.feedback.recommendation import liked_from, preference_reward, recommendation_reward
 from rlhf_jax.interfaces import Dialogue, Item, ItemLabel, Message
 
 reward, preference = jax.jit(recommendation_reward), jax.jit(preference_reward)

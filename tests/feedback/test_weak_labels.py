@@ -207,6 +207,7 @@ def test_bad_input_is_refused():
         fit_weak_labels([silent], ITEMS)
 
 
+@pytest.mark.slow
 def test_real_dialogues_are_labelled(data_dir):
     corpus = read_redial(data_dir / "redial", max_dialogues=150)
     options = LabelOptions(engagement="latency", sentiment="level")

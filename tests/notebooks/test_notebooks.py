@@ -38,7 +38,7 @@ def test_has_the_parts_of_a_lesson(notebook: Path) -> None:
 
 
 def test_the_course_is_complete_and_stored_without_outputs(repository: Path) -> None:
-    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 12))
+    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 13))
     assert list((repository / "notebooks").glob("*.ipynb")) == []
     for notebook in NOTEBOOKS:
         assert "format_name: percent" in notebook.read_text(encoding="utf-8")[:300]

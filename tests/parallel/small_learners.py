@@ -11,10 +11,11 @@ import numpy as np
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
-from rlhf_jax.learners import dpo, grpo, ppo, reward_model, sft
+from rlhf_jax.learners import dpo, grpo, multi_turn, ppo, reward_model, sft
 from rlhf_jax.learners.dpo import PreferenceBatch
 from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.learners.grpo_config import GRPOConfig
+from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.reward_model import RewardBatch
@@ -258,14 +259,58 @@ def dpo_learner(layout: Layout) -> Learner:
     return Learner(state, step, inputs)
 
 
+def multi_turn_learner(layout: Layout) -> Learner:
+    """Two episodes of two turns: half of them end after one, one opening is flat; two micro-batches, the average kept."""
+    n_openings, n_rows = ROWS // 2, 2 * ROWS
+    config = MultiTurnConfig(minibatches=2, microbatches=2, average_decay=0.5)
+    spread, draw, vocab = on_mesh(agent(), layout), np.random.default_rng(7), vocabulary()
+    tokens = draw.integers(0, vocab.n_words, (n_rows, PROMPT)).astype(np.int32)
+    mask = np.arange(PROMPT) >= draw.integers(0, PROMPT - 1, (n_rows, 1))
+    said = np.array([[vocab.say, 1, 2, 3, vocab.eos], [vocab.say, 4, vocab.eos, 0, 0]], np.int32)
+    responses = said[draw.integers(0, 2, n_rows)]
+    ends = np.argmax(responses == vocab.eos, axis=1)
+    rewards = draw.normal(size=(n_openings, 2, 2, 3)).astype(np.float32)
+    rewards[1] = 0.5
+    running = np.ones((n_openings, 2, 2), bool)
+    running[::2, 1, 1] = False
+    reference = layout.place({"trunk": jax.tree.map(lambda leaf: 0.9 * leaf, trunk())})
+    state = layout.place(multi_turn.init({"trunk": trunk()}, OPTIMIZER, config, root_key()))
+    outputs = layout.outputs(state)
+    step = multi_turn.make_learn(
+        policy=spread.policy, optimizer=OPTIMIZER, config=config, out_shardings=outputs and outputs[:2]
+    )
+
+    def rows(own: slice) -> Rollout:
+        return Rollout(
+            prompt_tokens=jnp.asarray(tokens[own]),
+            prompt_mask=jnp.asarray(mask[own]),
+            response_tokens=jnp.asarray(responses[own]),
+            response_mask=jnp.asarray(np.arange(RESPONSE) <= ends[own, None]),
+            logprobs=jnp.zeros(responses[own].shape),
+            finished=jnp.ones(len(responses[own]), bool),
+        )
+
+    def inputs(index: int) -> tuple[Any, ...]:
+        del index
+        episodes = multi_turn.Episodes(
+            rollout=layout.batch(n_rows, rows),
+            rewards=layout.batch(n_openings, lambda own: rewards[own]),
+            running=layout.batch(n_openings, lambda own: running[own]),
+        )
+        return episodes, reference
+
+    return Learner(state, step, inputs)
+
+
 LEARNERS: dict[str, Callable[[Layout], Learner]] = {
     "sft": sft_learner,
     "reward_model": reward_learner,
     "ppo": ppo_learner,
     "grpo": grpo_learner,
     "dpo": dpo_learner,
+    "multi_turn": multi_turn_learner,
 }
-FEW_MESHES = {"dpo": ("4x2x1", "2x2x2")}
+FEW_MESHES = {"dpo": ("4x2x1", "2x2x2"), "multi_turn": ("4x2x1",)}
 """Of learners whose step is made of the others' parts: rows over two axes, and every axis; any other runs on all meshes."""
 DEEP = {
     "unrolled": functools.partial(reward_learner, n_layer=3),

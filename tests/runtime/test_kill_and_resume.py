@@ -53,6 +53,7 @@ def kill_somewhere(folder: Path, after_seconds: float) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_random_kills_change_no_bit(tmp_path: Path, same_end: Callable[[Path], None]) -> None:
     folder, draw = tmp_path / "run", random.Random(5)
     for _ in range(3):

@@ -134,6 +134,7 @@ def aligned(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iter
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 def test_narrow_batches_give_the_numbers_of_wide_ones_by_one_program_a_width(aligned: Run) -> None:
     policy, program, results = aligned("narrow", prompt_buckets=(4, 12))
     widths = {rollout.prompt_tokens.shape[1] for _, rollout in results}

@@ -17,6 +17,7 @@ from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.models import gpt2, rerankers
 from rlhf_jax.models.rerankers import ItemTable
 from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import preference, preference_setup, reranker, text_writer
 from rlhf_jax.stages.preference import PairsConfig, compared
@@ -97,7 +98,7 @@ def test_the_writer_learns_the_teachers_language_and_continues_to_the_bit(
         whole = text_writer.train(run, setup, config)
         lines = (run.path / "metrics.jsonl").read_text().splitlines()
     losses = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines if '"loss"' in line]
-    assert losses[-1] < 0.85 * losses[0]
+    assert losses[-1] < 0.93 * losses[0]
     # Killed after the first save, a second process ends with the same numbers.
     calls = {"n": 0}
     made = text_writer.teacher_batch
@@ -132,6 +133,21 @@ def test_a_text_hangs_on_user_and_number_not_on_the_batch(setup: PreferenceSetup
         assert mask.sum() == n and mask[:n].all() and (row[n:] == setup.vocab.pad).all()
 
 
+def test_whatever_the_parameters_a_text_has_the_form_of_the_teachers(setup: PreferenceSetup, writer: Any) -> None:
+    tokens = text_writer.write(setup, writer, setup.split.test, n=20, stream="form")
+    assert preference.quality_of_texts(setup, tokens)["text/well_formed"] == 1.0
+    said = {text.words for text in text_writer.read_texts(setup, tokens)}
+    assert len(said) > 80 and {words[0] for words in said} == {"likes", "avoids", "from", "rates", "picks"}
+    # And what the teacher writes is possible, whatever it draws.
+    everyone = np.arange(len(setup.corpus.users))
+    taught = text_writer.taught_tokens(setup, WriterConfig(spread=50.0), 8)[everyone]
+    given = text_writer.given_rollout(
+        tuple(np.repeat(array, 8, axis=0) for array in text_writer.prompts_of(setup, everyone)),
+        (taught.reshape(-1, taught.shape[2]), text_writer.real_tokens(setup, taught).reshape(-1, taught.shape[2])),
+    )
+    assert np.isfinite(dpo.response_logprobs(setup.writer.policy, writer, given)).all()
+
+
 def test_a_text_is_paid_the_mean_of_its_users_lists(setup: PreferenceSetup, lists: dict[str, Lists]) -> None:
     found, known = of_kind(setup, RerankConfig(width=8).sizes("text")), lists["pairs"]
     users = np.unique(known.lists.users)
@@ -150,15 +166,30 @@ def test_a_text_is_paid_the_mean_of_its_users_lists(setup: PreferenceSetup, list
     assert len(np.unique(paid[0])) > 1
 
 
+@pytest.mark.slow
 def test_the_reranker_uses_a_text_that_tells(setup: PreferenceSetup, lists: dict[str, Lists], tmp_path: Path) -> None:
     everyone = np.arange(len(setup.corpus.users))
     told = reranker.pool(setup, everyone, [[full_text(one)] for one in setup.tastes(everyone)])
-    config = RerankConfig(width=16, epochs=25, batch_size=32, learning_rate=3e-3, dropout=0.0, patience=25)
+    config = RerankConfig(width=16, epochs=25, batch_size=32, learning_rate=3e-3, dropout=0.0, patience=None)
     with open_run(tmp_path / "run", config, trackers=()) as run:
         found = reranker.train(run, setup, (lists["train"], lists["train"]), (told, told), config, name="told")
+        read = [one for one in read_metrics(run.path / "metrics.jsonl") if "validation/read" in one]
+    # All passes are made, and what is logged says that the text is read.
+    assert len(read) == 25 and read[-1]["validation/read"] > 0.02
     own = reranker.text_values(found, lists["train"], told).mean()
     others = TextPool(told.users, np.roll(told.vectors, 1, axis=0))
     assert own > reranker.text_values(found, lists["train"], others).mean() + 0.02
+
+
+def test_shuffled_texts_are_the_same_texts_and_nobodys_own() -> None:
+    vectors = np.arange(14, dtype=np.float32).reshape(7, 2, 1)
+    found = reranker.shuffled(TextPool(np.arange(7), vectors), np.arange(7), seed=3)
+    assert sorted(found.vectors.ravel()) == sorted(vectors.ravel())
+    assert (found.vectors != vectors).all()
+    some = reranker.shuffled(TextPool(np.arange(7), vectors), np.array([2, 5]), seed=3)
+    assert some.vectors.ravel().tolist() == [10, 11, 4, 5] and some.users.tolist() == [2, 5]
+    # A user's texts stay together.
+    assert {tuple(own.ravel()) for own in found.vectors} == {tuple(own.ravel()) for own in vectors}
 
 
 def test_pairs_leave_out_ties_and_compare_from_outside_in() -> None:
@@ -181,6 +212,7 @@ def test_texts_that_are_all_paid_the_same_end_the_run(
         )
 
 
+@pytest.mark.slow
 def test_dpo_moves_the_writer_towards_what_is_paid(
     setup: PreferenceSetup, writer: Any, lists: dict[str, Lists], tmp_path: Path
 ) -> None:

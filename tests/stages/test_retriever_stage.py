@@ -138,6 +138,7 @@ def kept_programs(program_cache: Path) -> Iterator[None]:
         jax.config.update(name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kept_programs")
 def test_it_learns_the_wish_and_a_killed_run_ends_the_same(
     sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,164 @@
+"""A reasoning policy in conversation: with a scoring simulator that no training has met, and with the users of the world.
+
+The seeker that scores learns from another half of the training dialogues than the one that trains policies, with another
+seed (`halves`, `scoring_seed`). Whoever trains does not import this file.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from rlhf_jax.data.windows import response_message
+from rlhf_jax.evaluation.episodes import Measured
+from rlhf_jax.interfaces import Dialogue, Message, Params
+from rlhf_jax.keys import stream_key
+from rlhf_jax.runtime.files import read_npz, write_npz
+from rlhf_jax.runtime.progress import Progress
+from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.stages import simulator
+from rlhf_jax.stages.episodes import Seekers, Turns, converse
+from rlhf_jax.stages.multi_turn import speaker
+from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender
+from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
+
+FOLDER = "conversations"
+BATCH = 64
+"""Conversations at once: one program for any number of them."""
+
+
+def training_half(dialogues: Sequence[Dialogue]) -> tuple[Dialogue, ...]:
+    """Training dialogues of the seeker that trains."""
+    return halves(dialogues)[0]
+
+
+def halves(dialogues: Sequence[Dialogue]) -> tuple[tuple[Dialogue, ...], tuple[Dialogue, ...]]:
+    """Training dialogues for the seeker that trains and for the one that scores; a dialogue's half hangs on its id alone."""
+    parts: tuple[list[Dialogue], list[Dialogue]] = ([], [])
+    for dialogue in dialogues:
+        parts[zlib.crc32(f"seeker/{dialogue.dialogue_id}".encode()) % 2].append(dialogue)
+    return tuple(parts[0]), tuple(parts[1])
+
+
+def scoring_seed(seed: int) -> int:
+    """Of the seeker that scores in a run of `seed`; no run trains with it as long as seeds are below 10⁶."""
+    return seed + 1_000_000
+
+
+def scoring_seeker(run: RunDirectory, recommender: Recommender, config: SimulatorConfig) -> SeekerSimulator:
+    """The seeker that scores: trained here, on the dialogues that the other one has not seen, with another seed."""
+    setup = recommender.setup
+    params = simulator.train(
+        run,
+        setup,
+        halves(setup.corpus.train)[1],
+        config,
+        attributes=recommender.attributes,
+        seed=scoring_seed(setup.seed),
+        stage=f"{simulator.STAGE}-scoring",
+    )
+    return SeekerSimulator(setup, params, config)
+
+
+def measure(
+    run: RunDirectory,
+    name: str,
+    recommender: Recommender,
+    params: Params,
+    seekers: Seekers,
+    openings: Sequence[ReasonedTurn],
+    *,
+    n_turns: int,
+) -> Measured:
+    """Greedy conversations of a system with simulated seekers, stored in the run under `name`; asked once."""
+    path = run.path / FOLDER / f"{name}.npz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = talk(name, recommender, params, seekers, openings, n_turns=n_turns)
+        write_npz(path, {key: np.asarray(value) for key, value in found._asdict().items()})
+    stored = read_npz(path)
+    return Measured(**{**stored, "conversations": tuple(str(one) for one in stored["conversations"])})
+
+
+def talk(
+    name: str,
+    recommender: Recommender,
+    params: Params,
+    seekers: Seekers,
+    openings: Sequence[ReasonedTurn],
+    *,
+    n_turns: int,
+) -> Measured:
+    """The conversations themselves, `BATCH` at a time."""
+    speak = speaker(recommender, greedy=True)
+    key = stream_key(jax.random.key(recommender.setup.seed), "conversations", 0)
+    parts: list[Turns] = []
+    with Progress(f"conversations: {name}", 0, len(openings)) as progress:
+        for start in range(0, len(openings), BATCH):
+            own = list(openings[start : start + BATCH])
+            # The last batch is filled from its own front: fewer rows would be another program.
+            filled = [own[row % len(own)] for row in range(BATCH)]
+            found = converse(
+                recommender, speak, params, seekers, filled, n_turns=n_turns, key=jax.random.fold_in(key, start)
+            )
+            parts.append(first_rows(found, len(own)))
+            progress.show(start + len(own), {})
+    return Measured(
+        conversations=tuple(opening.dialogue.dialogue_id for opening in openings),
+        rewards=np.concatenate([part.rewards for part in parts]),
+        running=np.concatenate([part.running for part in parts]),
+        gold_rank=np.concatenate([part.gold_rank for part in parts]),
+        recalled=np.concatenate([part.gold_recalled for part in parts]),
+        attributes=np.concatenate([part.attributes_said for part in parts]),
+        repeated=np.concatenate([part.repeated for part in parts]),
+    )
+
+
+def talk_once(
+    recommender: Recommender, params: Params, seekers: Seekers, openings: Sequence[ReasonedTurn], *, n_turns: int
+) -> Turns:
+    """A few conversations, as `talk` has them, with what was said."""
+    filled = [openings[row % len(openings)] for row in range(BATCH)]
+    key = jax.random.fold_in(stream_key(jax.random.key(recommender.setup.seed), "conversations", 0), 0)
+    speak = speaker(recommender, greedy=True)
+    return first_rows(converse(recommender, speak, params, seekers, filled, n_turns=n_turns, key=key), len(openings))
+
+
+def first_rows(turns: Turns, n: int) -> Turns:
+    """The first n conversations; counts of leaks are those of all."""
+    return turns._replace(
+        **{
+            name: getattr(turns, name)[:n]
+            for name in (
+                "rewards",
+                "running",
+                "gold_rank",
+                "gold_recalled",
+                "attributes_said",
+                "repeated",
+                "histories",
+            )
+        }
+    )
+
+
+class ReasoningResponder:
+    """The greedy policy as one side of conversations with the users of the world; see `assessment.users.Responder`."""
+
+    def __init__(self, recommender: Recommender, params: Params) -> None:
+        self._recommender, self._params = recommender, params
+        self._speak = speaker(recommender, greedy=True)
+        self._key = jax.random.key(recommender.setup.seed)
+
+    def __call__(self, histories: Sequence[Sequence[Message]], numbers: Sequence[int]) -> list[Message]:
+        """The next message of every conversation."""
+        del numbers
+        vocab, found = self._recommender.setup.vocab, []
+        for start in range(0, len(histories), BATCH):
+            own = list(histories[start : start + BATCH])
+            prompts, _ = self._recommender.prompts([own[row % len(own)] for row in range(BATCH)])
+            rollout = self._speak(self._params, prompts, self._key)
+            rows = zip(np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask), strict=True)
+            found += [response_message(vocab, row[kept].tolist()) for row, kept in list(rows)[: len(own)]]
+        return found

@@ -1,0 +1,184 @@
+"""Conversations over several turns, in step: a reasoning policy speaks, a seeker answers, and every turn is paid.
+
+Each of R conversations begins with an opening, the context before the first recommendation of a logged dialogue, whose
+seeker is known to like something that comes later: the gold. In turn k
+
+    1. the window of the conversation becomes a prompt, and the turn's candidates are recalled anew;
+    2. the policy replies: one compiled program, all conversations at once;
+    3. the reply is taken apart and paid:
+         format           1 for the whole reasoning form, attributes of the catalogue and a full list; else 0
+         recommendation   NDCG of the list against the gold that nobody has named
+         preference       F1 of the attributes it infers against those of that gold
+    4. a conversation whose list holds gold has succeeded and ends; in all others the seeker answers.
+
+The gold pays and ends a conversation. It never enters a prompt, and the seeker is told to leave it unsaid. All draws
+depend on the key and the conversation's number alone, so an update that is cut short is replayed from its beginning.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key
+
+from rlhf_jax.data.windows import response_message
+from rlhf_jax.feedback.recommendation import preference_reward, recommendation_reward
+from rlhf_jax.interfaces import Message, Params, PromptBatch, Rollout
+from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender
+from rlhf_jax.stages.simulator import Answers
+
+COMPONENTS = ("format", "recommendation", "preference")
+"""What a turn is paid for, in this order."""
+Speak = Callable[[Params, PromptBatch, Key[Array, ""]], Rollout]
+"""A policy's replies, compiled."""
+
+
+@runtime_checkable
+class Seekers(Protocol):
+    """A crowd that answers from the conversation alone; `SeekerSimulator` is one."""
+
+    def say(
+        self, histories: Sequence[Sequence[Message]], blocked: Sequence[Collection[int]], key: Key[Array, ""]
+    ) -> Answers:
+        """The next message of each conversation, whose last one is the recommender's.
+
+        Args:
+          blocked: item ids that must not be given away, by conversation.
+        """
+        ...
+
+
+class OtherSeekers(NamedTuple):
+    """The control that hears nothing: everyone gets the answer that the next conversation's seeker would give."""
+
+    seekers: Seekers
+
+    def say(
+        self, histories: Sequence[Sequence[Message]], blocked: Sequence[Collection[int]], key: Key[Array, ""]
+    ) -> Answers:
+        """See `Seekers`; what is blocked is blocked for the one who hears it."""
+        return self.seekers.say([*histories[1:], histories[0]], blocked, key)
+
+
+class Turns(NamedTuple):
+    """What happened in R conversations of at most T turns."""
+
+    rollouts: tuple[Rollout, ...]
+    """A rollout of R rows for each of T turns; rows of conversations that had ended say nothing of interest. [T]"""
+    rewards: Float32[np.ndarray, "R T 3"]
+    """By `COMPONENTS`; 0 where a conversation had ended."""
+    running: Bool[np.ndarray, "R T"]
+    """True on the turns a conversation had."""
+    gold_rank: Int32[np.ndarray, "R T"]
+    """Place of the first gold item in the list, from 1; 0 where it holds none."""
+    gold_recalled: Bool[np.ndarray, "R T"]
+    """Whether any gold item was among the turn's candidates."""
+    attributes_said: Int32[np.ndarray, "R T"]
+    """How many."""
+    repeated: Bool[np.ndarray, "R T"]
+    """Whether the list holds an item that was named before."""
+    leaks: int
+    """Answers that named something hidden as they were drawn."""
+    leaks_left: int
+    """Those that still did when they were heard."""
+    histories: tuple[tuple[Message, ...], ...]
+    """What was said. [R]"""
+
+    @property
+    def success(self) -> Bool[np.ndarray, "R T"]:
+        """True where gold has been listed within t + 1 turns."""
+        return np.logical_or.accumulate((self.gold_rank > 0) & self.running, axis=1)
+
+
+def converse(
+    recommender: Recommender,
+    speak: Speak,
+    params: Params,
+    seekers: Seekers,
+    openings: Sequence[ReasonedTurn],
+    *,
+    n_turns: int,
+    key: Key[Array, ""],
+) -> Turns:
+    """Runs conversations until all have succeeded or had `n_turns` turns.
+
+    Args:
+      speak: draws (or chooses) the replies.
+      openings: where they begin; the same one several times is a group. [R]
+      key: of all draws.
+    Raises: ValueError without an opening or a turn.
+    """
+    if not openings or n_turns < 1:
+        raise ValueError(f"{len(openings)} conversations of {n_turns} turns: both must be at least 1")
+    vocab, n = recommender.setup.vocab, len(openings)
+    columns = {item: column for column, item in enumerate(vocab.item_ids)}
+    histories = [opening.dialogue.messages[: opening.index] for opening in openings]
+    ids = [opening.dialogue.dialogue_id for opening in openings]
+    gold = np.zeros((n, len(columns)), bool)
+    for row, opening in enumerate(openings):
+        gold[row, [columns[item] for item in opening.gold]] = True
+    shape = (n, n_turns)
+    found = Turns(
+        rollouts=(),
+        rewards=np.zeros((*shape, len(COMPONENTS)), np.float32),
+        running=np.zeros(shape, bool),
+        gold_rank=np.zeros(shape, np.int32),
+        gold_recalled=np.zeros(shape, bool),
+        attributes_said=np.zeros(shape, np.int32),
+        repeated=np.zeros(shape, bool),
+        leaks=0,
+        leaks_left=0,
+        histories=(),
+    )
+    rollouts: list[Rollout] = []
+    ended: dict[int, tuple[Message, ...]] = {}
+    running, leaks, leaks_left = np.ones(n, bool), 0, 0
+    for turn in range(n_turns):
+        # 1.–2. Ended conversations stay in the batch, so that one program serves all turns.
+        prompts, scores = recommender.prompts(histories, ids)
+        rollout = speak(params, prompts, jax.random.fold_in(key, 2 * turn))
+        rollouts.append(rollout)
+        # 3. Take apart and pay.
+        replies = recommender.read(rollout)
+        listed = np.full((n, recommender.list_length), -1, np.int32)
+        for row, reply in enumerate(replies):
+            listed[row, : len(reply.items)] = reply.items[: recommender.list_length]
+        said = np.stack([reply.attributes for reply in replies])
+        kept = np.asarray(prompts.candidates)
+        lengths = np.minimum(kept.sum(axis=1), recommender.list_length)
+        formed = [reply.well_formed(int(length)) for reply, length in zip(replies, lengths, strict=True)]
+        wanted = (gold.astype(np.float32) @ recommender.attributes.of_items.astype(np.float32)) > 0
+        paid = np.asarray(_pay(listed, gold, said, wanted))
+        found.rewards[running, turn] = np.stack([np.array(formed, np.float32), *paid.T], axis=1)[running]
+        found.running[:, turn] = running
+        found.attributes_said[running, turn] = said.sum(axis=1)[running]
+        found.gold_recalled[running, turn] = (kept & gold).any(axis=1)[running]
+        hit = np.take_along_axis(gold, np.maximum(listed, 0), axis=1) & (listed >= 0)
+        found.gold_rank[running, turn] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)[running]
+        named = np.isneginf(np.take_along_axis(scores, np.maximum(listed, 0), axis=1)) & (listed >= 0)
+        found.repeated[running, turn] = named.any(axis=1)[running]
+        # 4. Who has succeeded leaves; the others answer.
+        running = running & ~hit.any(axis=1)
+        tokens, mask = np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask)
+        messages = [response_message(vocab, row[own].tolist()) for row, own in zip(tokens, mask, strict=True)]
+        histories = [(*history, message) for history, message in zip(histories, messages, strict=True)]
+        for row in np.flatnonzero(~running):
+            ended.setdefault(int(row), histories[row])
+        if turn + 1 == n_turns or not running.any():
+            break
+        blocked = [[vocab.item_ids[column] for column in np.flatnonzero(row)] for row in gold]
+        answers = seekers.say(histories, blocked, jax.random.fold_in(key, 2 * turn + 1))
+        leaks += answers.leaks
+        leaks_left += answers.leaks_left
+        histories = [(*history, message) for history, message in zip(histories, answers.messages, strict=True)]
+    said_in_all = tuple(ended.get(row, history) for row, history in enumerate(histories))
+    return found._replace(rollouts=tuple(rollouts), leaks=leaks, leaks_left=leaks_left, histories=said_in_all)
+
+
+@jax.jit
+@jax.vmap
+def _pay(listed: Array, gold: Array, said: Array, wanted: Array) -> Float[Array, " 2"]:
+    """Recommendation and preference of one turn."""
+    return jnp.stack([recommendation_reward(listed, gold), preference_reward(said, wanted)])

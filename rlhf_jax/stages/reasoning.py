@@ -1,0 +1,423 @@
+"""The reasoning recommender of SMTPO: candidates of a turn, turns that a policy should learn to say, and that stage.
+
+A turn infers what the seeker wants, lists items from the turn's candidates, and speaks (`data/reasoning.py`). Candidates
+are what the retriever ranks highest among the items nobody has named in this conversation; they are found anew for every
+turn. What is imitated:
+
+    attributes   what most of the items have that the seeker will still like, the commonest first
+    list         these items, then the retriever's best candidates
+    words        those of the human recommender
+
+Messages of dialogues whose seeker likes nothing more are not imitated: nobody knows what to list there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float32, Key
+
+from rlhf_jax.data.attributes import Attributes, attributes
+from rlhf_jax.data.batching import batch_indices, pad_left, pad_right
+from rlhf_jax.data.reasoning import FRAME, Reasoned, read_reasoning, reasoning_tokens
+from rlhf_jax.data.windows import is_empty, prompt_tokens
+from rlhf_jax.decoding.grammar import Opening
+from rlhf_jax.feedback.recommendation import liked_from
+from rlhf_jax.interfaces import Dialogue, Message, Params, PolicyApply, PromptBatch, Rollout
+from rlhf_jax.keys import stream_key
+from rlhf_jax.learners import sft
+from rlhf_jax.learners.microbatch import LossSums
+from rlhf_jax.learners.minibatch import supervised_loss
+from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.ranges import Batch, Range, Rate, Share, Size, Steps, check_numbers
+from rlhf_jax.recommenders import dual_view, mixture
+from rlhf_jax.recommenders.contexts import Contexts, contexts_of
+from rlhf_jax.recommenders.dual_view import DualView
+from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
+from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
+from rlhf_jax.runtime.run import RunDirectory
+from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
+from rlhf_jax.stages import retriever
+from rlhf_jax.stages.agent import make_agent, on_mesh
+from rlhf_jax.stages.retriever import RetrieverConfig
+from rlhf_jax.stages.setup import Setup
+
+STAGE = "reasoning"
+TOWERS = "towers"
+"""The trained retriever among the parts that recall."""
+RetrievalViews = Literal["both", "semantic", "collaborative", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReasoningConfig:
+    """How the reasoning form is learnt, and how much it says."""
+
+    steps: Steps = 400
+    """Optimiser steps."""
+    batch_size: Batch = 32
+    """Turns of a step."""
+    attributes: Annotated[int, Range("[1, 100]")] = 4
+    """Attributes that an imitated turn names at most."""
+    min_items: Size = 5
+    """Fewest items of the catalogue that share an attribute; rarer ones are neither said nor paid for."""
+    learning_rate: Rate = 5e-4
+    """Peak of the cosine schedule."""
+    warmup_steps: Annotated[int, Range("[0, 1_000_000]")] = 20
+    """Steps until the peak."""
+    weight_decay: Share = 0.05
+    """AdamW's, on matrices."""
+    evaluations: Steps = 4
+    """On validation turns; the best state is kept."""
+    validation_turns: Size = 256
+    """Turns an evaluation reads at most."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
+
+class Retrieval(NamedTuple):
+    """What is recalled for a turn: the n highest of Σ_k w_k z_k(i, s) among the items that nobody has named.
+
+    z are the closed forms', a training dialogue left out of its own, and the towers', which have learnt from all of them:
+    in training dialogues they recall more than they will elsewhere.
+    """
+
+    scorer: ItemScorer
+    """Gives z of the closed forms, and last −1 where an item was named."""
+    towers: DualView | None
+    """The trained retriever; None: the closed forms alone."""
+    weights: Mapping[str, float]
+    """w, by the scorer's parts and `towers`."""
+    n: int
+    """Candidates of a turn."""
+
+    def look_up(self, contexts: Contexts) -> tuple[Float32[np.ndarray, "N K I"], Float32[np.ndarray, "N I"]]:
+        """What the scorer says, for a policy's prior; and Σ_k w_k z_k, −∞ where an item was named. [N, K, I], [N, I]"""
+        known = self.scorer.item_scores(contexts)
+        found = np.einsum("k,nki->ni", np.array([self.weights[name] for name in self.scorer.parts]), known[:, :-1])
+        if self.towers is not None:
+            said = mixture.standardised(dual_view.scores(self.towers, contexts), "asinh")
+            found = found + self.weights[TOWERS] * said
+        return known, np.where(known[:, -1] < 0, -np.inf, found).astype(np.float32)
+
+    def candidates(self, scores: Float32[np.ndarray, "N I"]) -> Bool[np.ndarray, "N I"]:
+        """True for the n highest scores of each row; where so many were named that fewer are left, for all that are left.
+
+        Raises: RunError where every item was named: there is nothing to recommend.
+        """
+        n = min(self.n, scores.shape[1])
+        kept = np.zeros(scores.shape, bool)
+        np.put_along_axis(kept, np.argpartition(-scores, n - 1, axis=1)[:, :n], values=True, axis=1)
+        kept &= np.isfinite(scores)
+        if not kept.any(axis=1).all():
+            raise RunError(f"a conversation has named all {scores.shape[1]} items: there is nothing left to recommend")
+        return kept
+
+
+def add_retriever(
+    run: RunDirectory, setup: Setup, config: RetrieverConfig, *, views: RetrievalViews = "both"
+) -> tuple[Setup, Retrieval]:
+    """The stage `retriever` of a run, its weights beside the closed forms (`retrieval.json`), and the setup that has those.
+
+    Args:
+      views: of the towers; `none` leaves them out, and the closed forms recall alone.
+    Raises: ValueError if fewer items are recalled than a list holds.
+    """
+    if config.candidates < setup.data.max_items:
+        raise ValueError(
+            f"--retriever.candidates {config.candidates} cannot fill a list of --data.max-items {setup.data.max_items}"
+        )
+    sources = retriever.count_sources(setup.corpus, config)
+    scorer = fit_scorer(setup.corpus, setup.vocab.item_ids)
+    parts = dict(scorer.parts)
+    towers = None
+    if views != "none":
+        towers = retriever.train(run, sources, config, seed=setup.seed, view=views)
+        parts |= {TOWERS: functools.partial(dual_view.scores, towers)}
+    stored = run.path / "retrieval.json"
+    if not stored.exists():
+        notice("weights of the retriever's parts, on the validation split")
+        found = mixture.fit_weights(parts, sources.validation, sources.gold, form="asinh")
+        write_json(stored, found._asdict())
+    weights = read_object(stored, "weights")["weights"]
+    return setup._replace(scorer=scorer), Retrieval(scorer, towers, weights, config.candidates)
+
+
+class Recommender(NamedTuple):
+    """A reasoning policy without its parameters: what it reads, and what its turns mean."""
+
+    setup: Setup
+    """Its agent speaks the reasoning form."""
+    attributes: Attributes
+    """A row an item, in the order of the policy's tokens."""
+    retrieval: Retrieval
+    said: int = 4
+    """Attributes that an imitated turn names at most."""
+
+    @property
+    def list_length(self) -> int:
+        """Items of a well-formed list."""
+        return self.setup.agent.grammar.max_items
+
+    def prompts(
+        self,
+        histories: Sequence[Sequence[Message]],
+        dialogue_ids: Sequence[str] | None = None,
+        *,
+        also: Sequence[Sequence[int]] = (),
+    ) -> tuple[PromptBatch, Float32[np.ndarray, "N I"]]:
+        """Conversations so far as a policy reads them, with the turn's candidates; and the retriever's scores. [N, I]
+
+        Args:
+          histories: messages of each, oldest first. [N]
+          dialogue_ids: as `ItemScorer.of_histories`.
+          also: columns that are candidates whatever the retriever says, by row; none for a policy that is measured. [N]
+        """
+        data, vocab = self.setup.data, self.setup.vocab
+        sequences = [
+            prompt_tokens(vocab, history, window=data.window, context_tokens=data.context_tokens)
+            for history in histories
+        ]
+        tokens, mask = pad_left(sequences, data.context_tokens, vocab.pad)
+        scorer = self.retrieval.scorer
+        numbers = scorer.training.numbers
+        own = None if dialogue_ids is None else [numbers.get(one, -1) for one in dialogue_ids]
+        known, scores = self.retrieval.look_up(contexts_of(histories, scorer.catalogue, own=own))
+        kept = self.retrieval.candidates(scores)
+        for row, columns in enumerate(also):
+            kept[row, list(columns)] = True
+        prompts = PromptBatch(
+            tokens=jnp.asarray(tokens),
+            mask=jnp.asarray(mask),
+            item_scores=jnp.asarray(known) if self.setup.prior else None,
+            candidates=jnp.asarray(kept),
+        )
+        return prompts, scores
+
+    def read(self, rollout: Rollout) -> list[Reasoned]:
+        """The responses taken apart. [B]"""
+        rows = zip(np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask), strict=True)
+        return [read_reasoning(self.setup.vocab, self.attributes, row[kept].tolist()) for row, kept in rows]
+
+
+def attributes_of(setup: Setup, config: ReasoningConfig) -> Attributes:
+    """Attributes of the policy's items that enough of them share; to be asked for before anything is trained.
+
+    Raises: RunError where there are none; ValueError where the longest of them and a whole list leave no room to speak.
+    """
+    found = attributes(setup.corpus.items, setup.vocab.item_ids, min_count=config.min_items)
+    if not found.names:
+        raise RunError(
+            f"--reasoning.min-items {config.min_items}: no genre, decade or person is shared by so many items of the catalogue"
+        )
+    said = [f" {word}," for word in found.words]
+    lengths = sorted(len(tokens) for tokens in setup.vocab.encode_texts(said))
+    needed = sum(lengths[-config.attributes :]) + setup.data.max_items + FRAME
+    if needed > setup.data.response_tokens:
+        raise ValueError(
+            f"--data.response-tokens {setup.data.response_tokens}: --reasoning.attributes {config.attributes}, --data.max-items "
+            f"{setup.data.max_items} and the form may take {needed}"
+        )
+    return found
+
+
+def make_recommender(
+    setup: Setup, attributes: Attributes, retrieval: Retrieval, *, said: int = 4, temperature: float = 1.0
+) -> Recommender:
+    """A recommender that speaks the reasoning form beside the two usual ones.
+
+    Args:
+      said: attributes that an imitated turn names at most.
+    Raises: ValueError naming the numbers, where fewer items are recalled than a list holds.
+    """
+    vocab, data = setup.vocab, setup.data
+    if min(retrieval.n, vocab.n_items) < data.max_items:
+        raise ValueError(
+            f"--retriever.candidates {retrieval.n} of {vocab.n_items} items cannot fill a list of --data.max-items "
+            f"{data.max_items}"
+        )
+    openings = (Opening(vocab.rec, "list"), Opening(vocab.say, "words"), Opening(vocab.pref, "preferences"))
+    agent = make_agent(
+        vocab,
+        setup.agent.network,
+        max_items=data.max_items,
+        response_tokens=data.response_tokens,
+        temperature=temperature,
+        openings=openings,
+    )
+    return Recommender(setup._replace(agent=agent), attributes, retrieval, said)
+
+
+class ReasonedTurn(NamedTuple):
+    """A recommender's message before which it is known what the seeker will still like."""
+
+    dialogue: Dialogue
+    index: int
+    """Place of the message."""
+    gold: tuple[int, ...]
+    """Item ids that the seeker likes and nobody has named, in the order in which they come."""
+
+
+def reasoned_turns(dialogues: Sequence[Dialogue]) -> list[ReasonedTurn]:
+    """The recommender's messages with items, after a context, of seekers who will like something new."""
+    found = []
+    for dialogue in dialogues:
+        has_context = False
+        for index, message in enumerate(dialogue.messages):
+            if has_context and message.role == "recommender" and message.items:
+                gold = liked_from(dialogue, index)
+                if gold:
+                    found.append(ReasonedTurn(dialogue, index, gold))
+            has_context = has_context or not is_empty(message)
+    return found
+
+
+def openings_of(dialogues: Sequence[Dialogue]) -> list[ReasonedTurn]:
+    """Where conversations begin: of each dialogue the first of its `reasoned_turns`, if the recommender named nothing before."""
+    first: dict[str, ReasonedTurn] = {}
+    for turn in reasoned_turns(dialogues):
+        before = turn.dialogue.messages[: turn.index]
+        if not any(message.role == "recommender" and message.items for message in before):
+            first.setdefault(turn.dialogue.dialogue_id, turn)
+    return list(first.values())
+
+
+class Demonstrations:
+    """Turns in the reasoning form, as if a policy had said them; a batch is a function of (seed, step)."""
+
+    def __init__(self, recommender: Recommender, turns: Sequence[ReasonedTurn], *, seed: int) -> None:
+        self.turns, self._recommender, self._seed = turns, recommender, seed
+        self._column = {item: column for column, item in enumerate(recommender.setup.vocab.item_ids)}
+
+    def batch(self, step: int, size: int, own: slice = slice(None)) -> Rollout:
+        """Rows `own` of batch `step`."""
+        rows = batch_indices(len(self.turns), seed=self._seed, step=step, batch_size=size)[own]
+        return self.of([self.turns[row] for row in rows])
+
+    def of(self, turns: Sequence[ReasonedTurn]) -> Rollout:
+        """These turns; what the seeker will like is among the candidates whatever the retriever says."""
+        setup = self._recommender.setup
+        vocab, data, length = setup.vocab, setup.data, self._recommender.list_length
+        gold = [[self._column[item] for item in turn.gold][:length] for turn in turns]
+        prompts, scores = self._recommender.prompts(
+            [turn.dialogue.messages[: turn.index] for turn in turns],
+            [turn.dialogue.dialogue_id for turn in turns],
+            also=gold,
+        )
+        sequences = []
+        for turn, columns, row, kept in zip(turns, gold, scores, np.asarray(prompts.candidates), strict=True):
+            best = np.argsort(-np.where(kept, row, -np.inf), kind="stable")[: int(kept.sum())]
+            listed = list(dict.fromkeys([*columns, *best.tolist()]))[:length]
+            wanted = wanted_attributes(self._recommender.attributes, columns, self._recommender.said)
+            words = vocab.encode_parts(turn.dialogue.messages[turn.index].parts)
+            if not wanted:
+                # Nothing is known of what the seeker likes: the usual form.
+                sequences.append([vocab.rec, *(vocab.first_item + column for column in listed), vocab.say, vocab.eos])
+                continue
+            sequences.append(
+                reasoning_tokens(
+                    vocab,
+                    self._recommender.attributes,
+                    wanted,
+                    [vocab.item_ids[column] for column in listed],
+                    words,
+                    max_tokens=data.response_tokens,
+                )
+            )
+        tokens, mask = pad_right(sequences, data.response_tokens, vocab.pad)
+        return Rollout(
+            prompt_tokens=prompts.tokens,
+            prompt_mask=prompts.mask,
+            response_tokens=jnp.asarray(tokens),
+            response_mask=jnp.asarray(mask),
+            logprobs=jnp.zeros(tokens.shape, jnp.float32),
+            finished=jnp.ones(len(turns), bool),
+            item_scores=prompts.item_scores,
+            candidates=prompts.candidates,
+        )
+
+
+def wanted_attributes(attributes: Attributes, columns: Sequence[int], n: int) -> list[int]:
+    """Places of the n attributes that most of the items have; of equal ones the commonest of the catalogue."""
+    having = attributes.of_items[list(columns)].sum(axis=0)
+    # Names stand in falling order of frequency.
+    return [int(place) for place in np.argsort(-having, kind="stable")[:n] if having[place]]
+
+
+def train(run: RunDirectory, recommender: Recommender, trunk: Params, config: ReasoningConfig) -> Params:
+    """Teaches the reasoning form; returns the policy's tree, that of the lowest validation loss.
+
+    Args:
+      trunk: supervised GPT-2.
+    Raises: RunError where no seeker of the training or validation split likes anything that the recommender named first.
+    """
+    setup = recommender.setup
+    policy, layout = on_mesh(setup.agent, setup.layout).policy, setup.layout
+    parts = [reasoned_turns(part) for part in (setup.corpus.train, setup.corpus.validation)]
+    if not all(parts):
+        raise RunError(
+            "reasoning: no seeker of the training or of the validation split is known to like what was suggested: SMTPO reads "
+            "the seekers' forms"
+        )
+    learnt, checked = (Demonstrations(recommender, turns, seed=setup.seed) for turns in parts)
+    schedule: Any = {
+        "learning_rate": config.learning_rate,
+        "warmup_steps": min(config.warmup_steps, config.steps // 2),
+        "total_steps": config.steps,
+        "schedule": "cosine",
+    }
+    optimizer, rate = make_optimizer(**schedule, weight_decay=config.weight_decay), learning_rate_schedule(**schedule)
+    key = stream_key(jax.random.key(setup.seed), STAGE, 0)
+    loss = functools.partial(turn_loss, policy=policy)
+
+    def one_step(state: TrainState, batch: Rollout, key: Key[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
+        used = jnp.asarray(rate(steps_taken(state.opt_state)))
+        state, metrics = sft.update(state, batch, key, loss_fn=loss, optimizer=optimizer)
+        return state, metrics | {"learning_rate": used}
+
+    state = layout.place(sft.init({"trunk": trunk, **setup.prior}, optimizer))
+    step = layout.together(layout.step(one_step, state), STAGE)
+    judged = layout.together(jax.jit(lambda params, batch: loss(params, batch, None)), f"{STAGE}/validation")
+
+    def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
+        batch = layout.batch(config.batch_size, functools.partial(learnt.batch, index, config.batch_size))
+        return step(state, batch, layout.same(key))
+
+    n_checked = max(1, min(len(checked.turns), config.validation_turns) // config.batch_size)
+
+    def evaluate(state: TrainState, index: int) -> dict[str, float]:
+        del index
+        total, count = 0.0, 0.0
+        for number in range(n_checked):
+            batch = layout.batch(config.batch_size, functools.partial(checked.batch, number, config.batch_size))
+            sums = jax.device_get(judged(state.params, batch))
+            total, count = total + float(sums.loss), count + float(sums.count)
+        return {"validation/loss": total / max(count, 1.0)}
+
+    every = max(1, config.steps // config.evaluations)
+    final = run_stage(
+        run,
+        state,
+        update,
+        StagePlan(
+            STAGE,
+            config.steps,
+            save_every=every,
+            log_every=max(1, config.steps // 40),
+            on_eval=evaluate,
+            eval_every=every,
+            best=Best("validation/loss", "min", None),
+            advice="a lower --reasoning.learning-rate",
+        ),
+    )
+    return layout.fetch(final.params)
+
+
+def turn_loss(params: Params, batch: Rollout, key: Key[Array, ""] | None, *, policy: PolicyApply) -> LossSums:
+    """−log π of the turns' tokens under grammar and candidates, summed over tokens."""
+    del key
+    return supervised_loss(params, batch, policy=policy)

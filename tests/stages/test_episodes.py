@@ -1,0 +1,160 @@
+"""Conversations in step: what a turn is paid, who goes on, and that nobody is told what is liked."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import reasoned
+
+from rlhf_jax.interfaces import Dialogue
+from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
+from rlhf_jax.models import gpt2
+from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.run import open_run
+from rlhf_jax.stages import multi_turn
+from rlhf_jax.stages.episodes import OtherSeekers, Turns, converse
+from rlhf_jax.stages.multi_turn import ConversationsConfig
+from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender, openings_of
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def recommender() -> Recommender:
+    return reasoned.make()
+
+
+@pytest.fixture(scope="module")
+def openings(recommender: Recommender) -> list[ReasonedTurn]:
+    """Likes 13, likes 15."""
+    return openings_of(recommender.setup.corpus.test)[:2]
+
+
+LISTS = [[(14, 13), (14, 16)], [(16, 12), (11, 13)], [(11, 12), (15, 14)]]
+
+
+@pytest.fixture(scope="module")
+def said(recommender: Recommender, openings: list[ReasonedTurn]) -> tuple[Turns, reasoned.Scripted, reasoned.Quiet]:
+    policy, seekers = reasoned.Scripted(recommender, LISTS, "western"), reasoned.Quiet()
+    return converse(recommender, policy, None, seekers, openings, n_turns=3, key=KEY), policy, seekers
+
+
+def test_who_is_recommended_what_he_likes_leaves(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
+    turns, _, _ = said
+    assert turns.running.tolist() == [[True, False, False], [True, True, True]]
+    assert turns.gold_rank.tolist() == [[2, 0, 0], [0, 0, 1]]
+    assert turns.success.tolist() == [[True, True, True], [False, False, True]]
+    # What was said after a conversation's end is none of its words: 1 + 1 against 1 + 3 + 2 messages.
+    assert [len(history) for history in turns.histories] == [2, 6]
+
+
+def test_turns_are_paid_by_hand(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
+    turns, _, _ = said
+    # Gold at the second place of the first list: NDCG 1/log2(3). `western` of (western, 90s, mara quill): F1 2·1/(1 + 3).
+    np.testing.assert_allclose(turns.rewards[0, 0], [1.0, 1 / np.log2(3), 0.5], rtol=1e-6)
+    assert not turns.rewards[0, 1:].any(), "over"
+    # 15 is a noir: the attribute is wrong in all turns.
+    np.testing.assert_allclose(turns.rewards[1, :, 1], [0, 0, 1], rtol=1e-6)
+    assert not turns.rewards[1, :, 2].any()
+    assert turns.attributes_said.tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
+def test_an_item_that_was_named_is_a_repetition(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
+    # The second seeker has named 12; in turn 3, 14 comes again.
+    assert said[0].repeated.tolist() == [[False, False, False], [False, False, True]]
+
+
+def test_seekers_hear_the_conversation_and_what_to_hide(
+    said: tuple[Turns, reasoned.Scripted, reasoned.Quiet],
+) -> None:
+    _, _, seekers = said
+    assert len(seekers.heard) == 2, "nobody answers the last turn"
+    for histories, hidden in seekers.heard:
+        assert hidden == [[13], [15]]
+        assert all(history[-1].role == "recommender" for history in histories)
+
+
+def test_what_is_liked_is_in_no_prompt(
+    recommender: Recommender, openings: list[ReasonedTurn], said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]
+) -> None:
+    """The leak that is planted: other gold, and forms gone; the policy is asked the very same."""
+
+    def blank(dialogue: Dialogue) -> Dialogue:
+        return reasoned.without_forms(dialogue)
+
+    others = [
+        ReasonedTurn(blank(opening.dialogue), opening.index, gold)
+        for opening, gold in zip(openings, [(16,), (13,)], strict=True)
+    ]
+    policy, seekers = reasoned.Scripted(recommender, LISTS, "western"), reasoned.Quiet()
+    converse(recommender, policy, None, seekers, others, n_turns=2, key=KEY)
+    for one, other in zip(said[1].asked, policy.asked, strict=False):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_the_blind_hear_somebody_elses_answers(recommender: Recommender, openings: list[ReasonedTurn]) -> None:
+    seekers = reasoned.Quiet()
+    policy = reasoned.Scripted(recommender, [[(14, 16), (14, 16)]] * 2, "western")
+    converse(recommender, policy, None, OtherSeekers(seekers), openings, n_turns=2, key=KEY)
+    histories, hidden = seekers.heard[0]
+    assert [history[0] for history in histories] == [openings[1].dialogue.messages[0], openings[0].dialogue.messages[0]]
+    assert hidden == [[13], [15]], "what may not be said is that of the one who hears it"
+
+
+def test_a_conversation_needs_a_turn_and_an_opening(recommender: Recommender, openings: list[ReasonedTurn]) -> None:
+    policy = reasoned.Scripted(recommender, [], "western")
+    for some, turns in ((openings, 0), ([], 1)):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            converse(recommender, policy, None, reasoned.Quiet(), some, n_turns=turns, key=KEY)
+
+
+def test_rows_go_by_opening_conversation_and_turn(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
+    turns, _, _ = said
+    config = ConversationsConfig(openings=1, group_size=2, turns=3)
+    rows = multi_turn.as_rows(turns, config)
+    for turn in range(3):
+        for row in range(2):
+            np.testing.assert_array_equal(
+                rows.rollout.response_tokens[row * 3 + turn], turns.rollouts[turn].response_tokens[row]
+            )
+    assert rows.running.shape == (1, 2, 3) and rows.rewards.shape == (1, 2, 3, 3)
+
+
+CONFIG = ConversationsConfig(
+    updates=6, openings=2, group_size=4, turns=2, learning_rate=2e-2, save_every=1, evaluations=1, validation_openings=4
+)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(
+    recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of an update, between two turns: the update is played again from its beginning."""
+    params = {"trunk": gpt2.init(recommender.setup.network, jax.random.key(1))}
+    learner = MultiTurnConfig()
+    with open_run(tmp_path / "whole", CONFIG, trackers=()) as run:
+        whole = multi_turn.train(run, recommender, reasoned.Quiet(), params, CONFIG, learner)
+    moved = jax.tree.map(lambda one, other: float(np.abs(one - other).max()), whole, params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+    class Deadly(reasoned.Quiet):
+        def say(self, *args: object) -> object:
+            if len(self.heard) == 3:
+                raise KeyboardInterrupt
+            return super().say(*args)  # pyright: ignore[reportArgumentType]
+
+    with open_run(tmp_path / "killed", CONFIG, trackers=()) as run, pytest.raises(KeyboardInterrupt):
+        multi_turn.train(run, recommender, Deadly(), params, CONFIG, learner)  # pyright: ignore[reportArgumentType]
+    with open_run(tmp_path / "killed", CONFIG, trackers=()) as run:
+        continued = multi_turn.train(run, recommender, reasoned.Quiet(), params, CONFIG, learner)
+    jax.tree.map(np.testing.assert_array_equal, whole, continued)
+
+
+def test_without_forms_there_is_nothing_to_learn_from(recommender: Recommender, tmp_path: Path) -> None:
+    setup = recommender.setup
+    corpus = dataclasses.replace(setup.corpus, train=tuple(map(reasoned.without_forms, setup.corpus.train)))
+    blind = recommender._replace(setup=setup._replace(corpus=corpus))
+    with open_run(tmp_path / "run", CONFIG, trackers=()) as run, pytest.raises(RunError, match="known to like"):
+        multi_turn.train(run, blind, reasoned.Quiet(), None, CONFIG, MultiTurnConfig())

@@ -1,0 +1,111 @@
+"""The reasoning recommender: candidates, turns that are imitated, and the stage that imitates them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import reasoned
+
+from rlhf_jax.data.reasoning import read_reasoning
+from rlhf_jax.interfaces import Message
+from rlhf_jax.models import gpt2
+from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.run import open_run
+from rlhf_jax.stages import reasoning
+from rlhf_jax.stages.reasoning import Demonstrations, ReasoningConfig, Recommender, openings_of, reasoned_turns
+
+
+@pytest.fixture(scope="module")
+def recommender() -> Recommender:
+    return reasoned.make()
+
+
+def test_turns_are_those_of_seekers_who_will_like_something_new() -> None:
+    turns = reasoned_turns(reasoned.dialogues(0, 5))
+    assert [(turn.dialogue.dialogue_id, turn.index, turn.gold) for turn in turns] == [
+        (f"d00{number}", index, gold) for number, gold in enumerate([(13,), (15,), (13,), (15,)]) for index in (1, 3)
+    ]
+    assert [turn.index for turn in openings_of(reasoned.dialogues(0, 5))] == [1, 1, 1, 1]
+    # A conversation in which something was suggested before anything is liked has no opening.
+    late = reasoned.talk("late", 11, 14, 1, 13)
+    assert openings_of([reasoned.without_forms(late)]) == []
+
+
+def test_candidates_are_the_best_of_what_nobody_has_named(recommender: Recommender) -> None:
+    said = (Message("seeker", ("hello ", 11), 0), Message("recommender", (13,), 1))
+    prompts, scores = recommender.prompts([said, said[:1]])
+    kept = np.asarray(prompts.candidates)
+    assert kept.sum(axis=1).tolist() == [3, 3]
+    assert np.isneginf(scores[0, [0, 2]]).all() and np.isneginf(scores[1, 0]) and not kept[0, [0, 2]].any()
+    for row in range(2):
+        assert scores[row][kept[row]].min() >= scores[row][~kept[row]].max()
+    # By hand: the sum of the standardised scores of the parts.
+    known = recommender.retrieval.scorer.of_histories([said[:1]])
+    np.testing.assert_allclose(scores[1, 1:], known[0, :-1, 1:].sum(axis=0), rtol=1e-5)
+    everything = (Message("seeker", tuple(reasoned.ITEMS), 0),)
+    with pytest.raises(RunError, match="has named all 6 items"):
+        recommender.prompts([everything])
+
+
+def test_what_is_imitated_lists_gold_first_and_is_sayable(recommender: Recommender) -> None:
+    turns = reasoned_turns(recommender.setup.corpus.train)[:6]
+    batch = Demonstrations(recommender, turns, seed=0).of(turns)
+    columns = {item: column for column, item in enumerate(recommender.setup.vocab.item_ids)}
+    for row, turn in enumerate(turns):
+        found = read_reasoning(recommender.setup.vocab, recommender.attributes, batch.response_tokens[row])
+        assert found.well_formed(2)
+        assert found.items[0] == columns[turn.gold[0]]
+        assert np.asarray(batch.candidates)[row, list(found.items)].all()
+        own = recommender.attributes.of_items[columns[turn.gold[0]]]
+        assert found.attributes.sum() == 2 and (found.attributes <= own).all()
+    params = {"trunk": gpt2.init(recommender.setup.network, jax.random.key(0))}
+    judged = jax.jit(recommender.setup.agent.policy)(params, batch)
+    assert np.isfinite(np.asarray(judged.logprobs)).all(), "the grammar and the candidates allow every token"
+
+
+@pytest.mark.slow
+def test_the_stage_learns_the_form_and_a_killed_run_ends_the_same(
+    recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = gpt2.init(recommender.setup.network, jax.random.key(0))
+    config = ReasoningConfig(steps=30, batch_size=8, warmup_steps=2, learning_rate=2e-2, evaluations=3)
+    with open_run(tmp_path / "whole", config, trackers=()) as run:
+        whole = reasoning.train(run, recommender, trunk, config)
+    batch = Demonstrations.batch
+
+    def killed(self: Demonstrations, step: int, size: int, own: slice = slice(None)) -> object:
+        if step == 15:
+            raise KeyboardInterrupt
+        return batch(self, step, size, own)
+
+    monkeypatch.setattr(Demonstrations, "batch", killed)
+    with open_run(tmp_path / "killed", config, trackers=()) as run, pytest.raises(KeyboardInterrupt):
+        reasoning.train(run, recommender, trunk, config)
+    monkeypatch.undo()
+    with open_run(tmp_path / "killed", config, trackers=()) as run:
+        continued = reasoning.train(run, recommender, trunk, config)
+    jax.tree.map(np.testing.assert_array_equal, whole, continued)
+    turns = reasoned_turns(recommender.setup.corpus.test)[:8]
+    held_out = Demonstrations(recommender, turns, seed=0).of(turns)
+    judged = jax.jit(recommender.setup.agent.policy)
+    before, after = (
+        float(np.asarray(judged(params, held_out).logprobs).sum() / np.asarray(held_out.response_mask).sum())
+        for params in ({"trunk": trunk}, whole)
+    )
+    assert after > before + 1.0, "nats per token"
+
+
+def test_what_cannot_be_is_refused(recommender: Recommender) -> None:
+    setup = recommender.setup
+    with pytest.raises(RunError, match="--reasoning.min-items 7: no genre"):
+        reasoning.attributes_of(setup, ReasoningConfig(min_items=7))
+    with pytest.raises(
+        ValueError, match=r"--data.response-tokens 24: --reasoning.attributes 9, --data.max-items 2 .* take"
+    ):
+        reasoning.attributes_of(setup, ReasoningConfig(min_items=1, attributes=9))
+    few = recommender.retrieval._replace(n=1)
+    with pytest.raises(
+        ValueError, match="--retriever.candidates 1 of 6 items cannot fill a list of --data.max-items 2"
+    ):
+        reasoning.make_recommender(setup, recommender.attributes, few)
