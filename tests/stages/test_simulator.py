@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from rlhf_jax.assessment import simulator as assessment
+from rlhf_jax.data.attributes import Attributes, attributes
 from rlhf_jax.data.spelled_titles import SpelledTitles
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.feedback.recommendation import Attributes, attributes
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message, Params
 from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.files import RunError
