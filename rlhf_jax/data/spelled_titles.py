@@ -87,17 +87,22 @@ class SpelledTitles:
     def first_tokens(self, vocab: Vocabulary, items: Collection[int]) -> dict[int, tuple[int, ...]]:
         """Tokens that begin a telling word of each item, after a space, in the usual capitals; in ascending order.
 
-        Who may not say them can still spell a title by other tokens, or without a space: `without` is for those.
+        Left out are tokens that begin much else: single characters and stop words (`be` of `beetlejuice`), so that a hidden
+        title costs no plain speech. Who may not say the others can still spell a title; `without` is for that.
         """
         spellings = {
-            item_id: [f" {form}" for word in sorted(self.distinctive.get(item_id, ())) for form in _forms(word)]
+            item_id: [
+                f" {form}"
+                for word in sorted(self.distinctive[item_id] & set(self.words[item_id]))
+                for form in _forms(word)
+            ]
             for item_id in items
         }
         encoded = iter(vocab.encode_texts([text for texts in spellings.values() for text in texts]))
         firsts = {item_id: sorted({next(encoded)[0] for _ in texts}) for item_id, texts in spellings.items()}
-        # Where a letter or a space alone begins a word, it begins most others too.
+        begun = {token: vocab.decode([token]).casefold() for tokens in firsts.values() for token in tokens}
         return {
-            item_id: tuple(token for token in tokens if len(vocab.decode([token])) > 1)
+            item_id: tuple(token for token in tokens if len(begun[token]) > 1 and begun[token] not in STOP_WORDS)
             for item_id, tokens in firsts.items()
         }
 

@@ -70,3 +70,8 @@ def test_first_tokens_begin_the_telling_words() -> None:
     assert not {vocab.encode_text(" horror")[0], vocab.encode_text(" want")[0]} & {
         t for one in found.values() for t in one
     }
+    # A title written as one word begins like any speech, and so does a word whose first token is a stop word.
+    items = {1: Item(item_id=1, title="The Matrix"), 2: Item(item_id=2, title="Beq")}
+    vocab = Vocabulary.train(["the the be be be"] * 3, items, 270)
+    assert vocab.decode(vocab.encode_text(" beq")[:1]) == "be" and len(vocab.encode_text(" the")) == 1
+    assert SpelledTitles.of(items).first_tokens(vocab, items) == {1: (), 2: ()}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from rlhf_jax.assessment import simulator as assessment
+from rlhf_jax.data.attributes import Attributes, attributes
 from rlhf_jax.data.spelled_titles import SpelledTitles
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.evaluation.results import Result
-from rlhf_jax.feedback.recommendation import Attributes, attributes
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message, Params
 from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.files import RunError
@@ -311,58 +311,61 @@ def kept_programs(program_cache: Path) -> Iterator[None]:
         jax.config.update(name, value)
 
 
+def trained(setup: Setup, known: Attributes, folder: Path, config: SimulatorConfig, seed: int = 0) -> Params:
+    """Each training dialogue four times an epoch: evaluations and checkpoints cost more than steps here."""
+    with open_run(folder, config, trackers=()) as run:
+        dialogues = setup.corpus.train * 4
+        return stage.train(run, setup, dialogues, config, attributes=known, seed=seed, stage=f"simulator-seed{seed}")
+
+
+def measured(setup: Setup, known: Attributes, params: Params) -> dict[str, Result]:
+    simulator = SeekerSimulator(setup, params, CONFIG)
+    threshold = assessment.choose_threshold(simulator, setup.corpus.validation, known)
+    counts = suggestion_counts(setup.corpus.train)
+    found = assessment.measure(
+        simulator, setup.corpus.test, counts=counts, attributes=known, threshold=threshold, seeds=(0,)
+    )
+    return {one.name: one for one in found}
+
+
 @pytest.mark.usefixtures("kept_programs")
-def test_it_learns_the_wish_and_a_killed_run_ends_the_same(
+def test_a_killed_run_ends_the_same_and_is_measured(
     setup: Setup, known: Attributes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def trained(name: str, seed: int = 0, config: SimulatorConfig = CONFIG) -> Params:
-        with open_run(tmp_path / name, config, trackers=()) as run:
-            return stage.train(
-                run, setup, setup.corpus.train * 4, config, attributes=known, seed=seed, stage=f"simulator-seed{seed}"
-            )
-
-    whole = trained("whole")
+    config = dataclasses.replace(CONFIG, epochs=1, tokens_per_batch=640, saves_per_epoch=4, composed_share=0.1)
+    whole = trained(setup, known, tmp_path / "whole", config)
     assert sorted(whole) == ["attributes", "trunk"]
-    simulator = SeekerSimulator(setup, whole, CONFIG)
-    threshold = assessment.choose_threshold(simulator, setup.corpus.validation, known)
-    found = {
-        one.name: one
-        for one in assessment.measure(
-            simulator,
-            setup.corpus.test,
-            counts=suggestion_counts(setup.corpus.train),
-            attributes=known,
-            threshold=threshold,
-            seeds=(0,),
-        )
-    }
-    check_measured(found)
     made = SeekerBatches.batch
 
     def killed(self: SeekerBatches, step: int) -> SeekerBatch:
-        if step == 40:
+        if step == 5:
             raise KeyboardInterrupt
         return made(self, step)
 
     monkeypatch.setattr(SeekerBatches, "batch", killed)
     with pytest.raises(KeyboardInterrupt):
-        trained("killed")
+        trained(setup, known, tmp_path / "killed", config)
     monkeypatch.setattr(SeekerBatches, "batch", made)
-    jax.tree.map(np.testing.assert_array_equal, trained("killed"), whole)
-    other = trained("other", 1, dataclasses.replace(CONFIG, epochs=1))
+    jax.tree.map(np.testing.assert_array_equal, trained(setup, known, tmp_path / "killed", config), whole)
+    other = trained(setup, known, tmp_path / "other", config, seed=1)
     assert not np.array_equal(other["trunk"]["wpe"], whole["trunk"]["wpe"])
+    assert not np.array_equal(other["attributes"]["kernel"], whole["attributes"]["kernel"])
+    found = measured(setup, known, whole)
+    assert {one.partition("/")[2] for one in found} == {"attribute_f1", "hr@1", "hr@10", "hr@50", "auc", "perplexity"}
+    assert "popularity/perplexity" not in found and found["popularity/auc"].seeds == ()
+    assert found["simulator/auc"].n == 16 and found["simulator/perplexity"].n > 100
 
 
-def check_measured(found: dict[str, Result]) -> None:
+@pytest.mark.slow
+def test_it_learns_the_wish(setup: Setup, known: Attributes, tmp_path: Path) -> None:
     """Who knows what is popular finds the wish one time in four; the simulator has heard it."""
+    found = measured(setup, known, trained(setup, known, tmp_path / "run", CONFIG))
     assert found["simulator/hr@1"].value > 0.9
     assert found["popularity/hr@1"].value < 0.4
     assert found["simulator/auc"].value > 0.95
     assert found["simulator/attribute_f1"].value > 0.9 > found["popularity/attribute_f1"].value
     # `i take` and what was offered, `something` and one of four wishes: little is left to guess.
     assert found["simulator/perplexity"].value < 2.0
-    assert "popularity/perplexity" not in found and found["popularity/auc"].seeds == ()
-    assert found["simulator/auc"].n == 16 and found["simulator/perplexity"].n > 100
 
 
 def test_attributes_begin_with_how_often_they_are_wanted(setup: Setup, known: Attributes) -> None:
