@@ -134,7 +134,8 @@ def converse(
     )
     rollouts: list[Rollout] = []
     ended: dict[int, tuple[Message, ...]] = {}
-    running, leaks, leaks_left = np.ones(n, bool), 0, 0
+    running: Bool[np.ndarray, " R"] = np.ones(n, bool)
+    leaks = leaks_left = 0
     for turn in range(n_turns):
         # 1.–2. Ended conversations stay in the batch, so that one program serves all turns.
         prompts, scores = recommender.prompts(histories, ids)
@@ -154,11 +155,11 @@ def converse(
         found.rewards[running, turn] = np.stack([np.array(formed, np.float32), *paid.T], axis=1)[running]
         found.running[:, turn] = running
         found.attributes_said[running, turn] = said.sum(axis=1)[running]
-        found.gold_recalled[running, turn] = (kept & gold).any(axis=1)[running]
-        hit = np.take_along_axis(gold, np.maximum(listed, 0), axis=1) & (listed >= 0)
+        found.gold_recalled[running, turn] = np.asarray((kept & gold).any(axis=1))[running]
+        hit: Bool[np.ndarray, "R K"] = np.take_along_axis(gold, np.maximum(listed, 0), axis=1) & (listed >= 0)
         found.gold_rank[running, turn] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)[running]
         named = np.isneginf(np.take_along_axis(scores, np.maximum(listed, 0), axis=1)) & (listed >= 0)
-        found.repeated[running, turn] = named.any(axis=1)[running]
+        found.repeated[running, turn] = np.asarray(named.any(axis=1))[running]
         # 4. Who has succeeded leaves; the others answer.
         running = running & ~hit.any(axis=1)
         tokens, mask = np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask)

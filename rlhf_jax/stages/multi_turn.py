@@ -48,7 +48,7 @@ class ConversationsConfig:
     """Turns of a conversation at most; 1 is single-turn reinforcement learning."""
     temperature: Annotated[float, Range("[0.01, 100]")] = 1.0
     """Divides the logits of policy and reference, in sampling and in learning."""
-    learning_rate: Rate = 2e-4
+    learning_rate: Rate = 5e-5
     """Start of the linear schedule to 0."""
     warmup_steps: Annotated[int, Range("[0, 1_000_000]")] = 0
     """Optimiser steps until the start of the schedule."""
@@ -73,7 +73,9 @@ def speaker(recommender: Recommender, *, greedy: bool) -> Speak:
     """Compiled replies of one device's policy: drawn, or the likeliest token each time."""
     agent = recommender.setup.agent
     if greedy:
-        return agent.compiled("greedy turn", lambda: jax.jit(lambda *args: agent.greedy(*args, None)))
+        return agent.compiled(
+            "greedy turn", lambda: jax.jit(lambda params, prompts, key: agent.greedy(params, prompts, key, None))
+        )
     return agent.compiled("drawn turn", lambda: jax.jit(agent.sample))
 
 
