@@ -174,8 +174,9 @@ def store_examples(
 
 
 def spoken(messages: Sequence[Message], titles: Mapping[int, str]) -> list[list[str]]:
-    """Role and words of messages."""
-    return [[message.role, spell(message.parts, titles)] for message in messages]
+    """Role and words of messages; a reply's list stands before its words, without a space of its own."""
+    spaced = [[f" {part} " if isinstance(part, str) else part for part in message.parts] for message in messages]
+    return [[message.role, spell(parts, titles)] for message, parts in zip(messages, spaced, strict=True)]
 
 
 def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns: int) -> Path:
@@ -281,13 +282,13 @@ def curves(found: Mapping[int, Found], n_turns: int) -> Any:
                 for one in found.values()
             ]
             lines.append(Line(name, x, np.mean(values, axis=0).tolist()))
-        panels.append(Panel(protocol, lines, x_label="turns", bottom=0.0))
+        panels.append(Panel(protocol, lines, x_label="within so many turns", bottom=0.0))
     if first.users:
         lines = []
         for name in first.users:
             values = [[float(one.users[name][f"success@{turn}"].mean()) for turn in x] for one in found.values()]
             lines.append(Line(name, x, np.mean(values, axis=0).tolist()))
-        panels.append(Panel("users of the world", lines, x_label="turns", bottom=0.0))
+        panels.append(Panel("users of the world", lines, x_label="within so many turns", bottom=0.0))
     return plots.small_multiples(panels, columns=2, legend_below=True)
 
 
