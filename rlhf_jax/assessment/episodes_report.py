@@ -218,6 +218,13 @@ def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
             results += results_of.results(name, own, protocol=protocol, split=split)
         for a, b in pairs(list(systems)):
             results += results_of.differences(f"{a}-{b}", runs[a], runs[b], protocol=protocol, split=split)
+    for name in first.talks["scoring-seeker"]:
+        # What a system owes to the answers themselves: the same policy, deaf to its own seeker.
+        heard, blind = (
+            {seed: one.talks[protocol][name] for seed, one in found.items()}
+            for protocol in ("scoring-seeker", "blind-seeker")
+        )
+        results += results_of.differences(f"{name}-{name}_blind", heard, blind, protocol="scoring-seeker", split=split)
     if first.users:
         at = str(Split(corpus, "test").drawn("greedy", users=True))
         lived = {name: {seed: one.users[name] for seed, one in found.items()} for name in first.users}
@@ -251,7 +258,7 @@ def headline(results: Sequence[Result], n_turns: int) -> list[str]:
         (closed_loop.PROTOCOL, "mean_utility", "true utility, users of the world"),
         (closed_loop.PROTOCOL, f"success@{n_turns}", "accepted by users of the world"),
     ):
-        for name in ("smtpo-sft", "smtpo-single_turn"):
+        for name in ("smtpo-sft", "smtpo-single_turn", "single_turn-sft"):
             one = found.get((protocol, f"{name}/{metric}"))
             if one is not None:
                 lines.append(f"- {name.replace('-', ' − ')}, {words}: {cell(one)}")
