@@ -13,7 +13,8 @@ system list by list) and `texts/`. The same command continues a run that was int
 Systems: `random`, `popularity`, `mean_rating`, `item_knn`, `trees_*`; `none` (the re-ranker without a text) and `history` (the
 control: the mean embedding of the history instead of a text); `teacher`, `sft`, `rft`, `dpo_1` … (re-rankers trained and tested
 with these texts); `shuffled` (`sft` with the texts of other users); `best_of_N` (`sft` with the text that served the user's
-other lists best); `scorer_*` (the frozen scorer, only the texts differ); `teacher_titles` (texts that name liked titles too).
+other lists best); `scorer_*` (the frozen scorer, only the texts differ); `teacher_titles` (texts that name liked titles too);
+`setrank_*`, `dlcm_*` (`--networks`: networks that scored no text, with a policy's texts, without any, and the control).
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
@@ -76,7 +77,7 @@ class Config:
     protocols: tuple[Negatives, ...] = ("popularity-matched", "uniform")
     """Where the negatives of lists come from."""
     networks: tuple[reranker.rerankers.Network, ...] = ()
-    """Further networks that are trained with the texts of `sft` and `dpo_1`, which they did not score: the cross table."""
+    """Further networks, which score no texts: trained with those of `sft` and of DPO's first and last round, and with none."""
     titles: Annotated[int, Range("[0, 30]")] = 5
     """Liked titles that the texts of the row `teacher_titles` name at most; 0 leaves the row out."""
     trees: bool = True
@@ -272,13 +273,17 @@ def assess(
     # The frozen scorer of round 1: only the texts differ.
     for name, texts in pools.items():
         row(f"scorer_{name}", reranking.with_texts(scorers[0], test, texts))
+    # The cross table: networks that the texts were not chosen for, and what these do without a text.
     for network in config.networks:
         numbers = dataclasses.replace(config.rerank, network=network, form="kar")
-        for name in ("sft", "dpo_1"):
-            row(
-                f"{network}_{name}",
-                reranking.with_texts(trained(f"{network}-{name}", pools[name], config=numbers), test, pools[name]),
-            )
+        for name, user in (
+            ("none", "none"),
+            ("history", "history"),
+            *((name, "text") for name in crossed(config.rounds)),
+        ):
+            texts = pools.get(name, nothing)
+            own = trained(f"{network}-{name}", texts, config=numbers, user=user)
+            row(f"{network}_{name}", reranking.with_texts(own, test, texts))
     if config.titles:
         named = preference_setup.set_up(
             dataclasses.replace(config.data, titles=config.titles), config.model, seed=setup.seed
@@ -286,6 +291,11 @@ def assess(
         texts = preference.as_pool(named, everyone, text_writer.taught_tokens(named, config.writer, config.texts))
         row("teacher_titles", reranking.with_texts(trained("titles", texts, setup=named), test, texts))
     return found
+
+
+def crossed(rounds: int) -> tuple[str, ...]:
+    """Whose texts the cross table has: imitation's, and DPO's after the first and the last round."""
+    return tuple(dict.fromkeys(("sft", "dpo_1", f"dpo_{rounds}")))
 
 
 def baselines(

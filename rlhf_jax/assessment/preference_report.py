@@ -33,7 +33,9 @@ def pairs(rounds: int, networks: Sequence[str], texts: int) -> tuple[tuple[str, 
     found += list(zip(last[1:], last, strict=False))
     found += [(f"scorer_{one}", "scorer_sft") for one in ("teacher", "rft", *last)]
     found += [("dpo_1", "trees_co_likes"), ("dpo_1", "trees_item"), ("dpo_1", "item_knn")]
-    found += [(f"{network}_dpo_1", f"{network}_sft") for network in networks]
+    for network in networks:
+        found += [(f"{network}_{one}", f"{network}_{other}") for one in last for other in ("sft", "none", "history")]
+        found += [(f"{network}_{one}", f"{network}_none") for one in ("sft", "history")]
     return tuple(found)
 
 
