@@ -212,19 +212,17 @@ def as_rows(turns: Turns, config: ConversationsConfig) -> Episodes:
 
 
 def place_rows(episodes: Episodes, layout: Any) -> Episodes:
-    """The same on the layout's devices, which hold whole openings each."""
-    n_openings, n_episodes, n_turns = episodes.running.shape
-    each = n_episodes * n_turns
+    """The same on the layout's devices. Rows stand opening by opening, so that a device holds whole openings of both."""
+    n_openings = episodes.running.shape[0]
 
-    def some(own: slice) -> Episodes:
-        rows = slice((own.start or 0) * each, None if own.stop is None else own.stop * each)
-        return Episodes(
-            rollout=jax.tree.map(lambda leaf: leaf[rows], episodes.rollout),
-            rewards=episodes.rewards[own],
-            running=episodes.running[own],
-        )
+    def rows(own: slice) -> Any:
+        return jax.tree.map(lambda leaf: leaf[own], episodes.rollout)
 
-    return layout.batch(n_openings, some)
+    def flags(own: slice) -> Any:
+        return episodes.rewards[own], episodes.running[own]
+
+    rewards, running = layout.batch(n_openings, flags)
+    return Episodes(rollout=layout.batch(episodes.running.size, rows), rewards=rewards, running=running)
 
 
 def signatures(turns: Turns) -> dict[str, float]:
