@@ -1,9 +1,12 @@
 """Conversations in step: what a turn is paid, who goes on, and that nobody is told what is liked."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reasoned
@@ -120,6 +123,24 @@ def test_rows_go_by_opening_conversation_and_turn(said: tuple[Turns, reasoned.Sc
                 rows.rollout.response_tokens[row * 3 + turn], turns.rollouts[turn].response_tokens[row]
             )
     assert rows.running.shape == (1, 2, 3) and rows.rewards.shape == (1, 2, 3, 3)
+
+
+class TwoDevices:
+    """A layout that makes a batch in two halves, and checks that every leaf has as many rows as were asked for."""
+
+    def batch(self, n_rows: int, make: Callable[[slice], Any]) -> Any:
+        """The halves, put together."""
+        halves = [make(slice(0, n_rows // 2)), make(slice(n_rows // 2, n_rows))]
+        assert all(len(leaf) == n_rows // 2 for half in halves for leaf in jax.tree.leaves(half))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
+
+
+def test_devices_hold_whole_openings(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
+    turns, _, _ = said
+    rows = multi_turn.as_rows(turns, ConversationsConfig(openings=1, group_size=2, turns=3))
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), rows)
+    placed = multi_turn.place_rows(twice, TwoDevices())
+    jax.tree.map(np.testing.assert_array_equal, placed, twice)
 
 
 CONFIG = ConversationsConfig(
