@@ -6,7 +6,7 @@ No code or formula of it is public: what was decided here stands in docs/algorit
     python experiments/smtpo_redial.py                               # world: the simulated world, CPU
     python experiments/smtpo_redial.py redial --data.dir DIR         # real ReDial, small GPT-2 from scratch
     python experiments/smtpo_redial.py paper --data.dir DIR --model.weights DIR    # gpt2-medium; GPU or TPU
-    python experiments/smtpo_redial.py debug                         # in miniature, under a minute
+    python experiments/smtpo_redial.py debug                         # in miniature, a minute or two
 
 Systems: `sft` (the reasoning form by imitation), `single_turn` (reinforcement learning on first turns alone), `smtpo` (on
 conversations of `--conversations.turns` turns with the simulated seeker). All are judged by greedy replies, from openings of the
@@ -14,7 +14,8 @@ test split, in conversation with a *scoring* seeker that learnt from other dialo
 answers of somebody else's seeker. In the world, its true users answer as well: nobody trained on them.
 
 The same command continues a run that was interrupted (exit code 75). Writes `report.md`, `results.json`, `metrics.jsonl`,
-checkpoints, each system's conversations in `conversations/`, and the simulator, which `chat.py RUN --as simulator` lets you talk to.
+checkpoints, and each system's conversations in `conversations/`. Measured so far: the preset `world` (docs/results/smtpo.md);
+`redial` and `paper` were not run to their end.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
@@ -145,9 +146,9 @@ WORLD = Config(
     simulator=SimulatorConfig(max_tokens=256, buckets=(96, 160, 256), tokens_per_batch=2560, composed_share=0.2),
 )
 PRESETS = {
-    "world": ("simulated world, small GPT-2; minutes on 2 CPU cores", WORLD),
+    "world": ("simulated world, small GPT-2; half an hour a seed on 2 busy CPU cores", WORLD),
     "debug": (
-        "the same in miniature; under a minute, for tests",
+        "the same in miniature; a minute or two, for tests",
         Config(
             run_dir=Path("runs/debug-smtpo"),
             data=dataclasses.replace(

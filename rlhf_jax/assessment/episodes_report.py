@@ -9,6 +9,7 @@ import numpy as np
 from rlhf_jax.assessment import episodes
 from rlhf_jax.assessment import simulator as simulator_quality
 from rlhf_jax.assessment.episodes import ReasoningResponder
+from rlhf_jax.assessment.preference_report import image
 from rlhf_jax.assessment.users import per_user
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.turns import spell
@@ -331,8 +332,3 @@ def examples(path: Path) -> list[str]:
         for system, said in one["talks"].items():
             parts.append(f"`{system}`\n\n" + "\n".join(f"- **{role}** {words}" for role, words in said))
     return parts
-
-
-def image(path: Path, words: str) -> str:
-    """A figure with its caption."""
-    return f"![{words}](plots/{path.name})\n\n*{words}*"
