@@ -40,6 +40,7 @@ def turns(corpus: Corpus, scored: dict[str, tuple[ScoredMessage, ...]]) -> list[
     return satisfaction.judged_turns(corpus, scored)
 
 
+@pytest.mark.slow
 def test_no_judged_dialogue_lies_in_the_test_split(
     corpus: Corpus, scored: dict[str, tuple[ScoredMessage, ...]], turns: list[JudgedTurn]
 ) -> None:

@@ -370,6 +370,7 @@ def test_ranking_rows_are_messages_with_items_and_context(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_real_counts(redial: Corpus) -> None:
     """The numbers of the standardised protocol and of the data's own description."""

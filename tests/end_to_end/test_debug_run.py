@@ -179,6 +179,7 @@ def test_the_first_ratio_is_one_and_the_sampler_agrees(finished: Path) -> None:
     assert max(mismatches) < 1e-4
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished: Path, lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     metrics, ppo = folder / "metrics.jsonl", folder / "checkpoints" / "ppo"

@@ -101,6 +101,7 @@ def test_no_gold_is_paid_nothing() -> None:
     assert found.tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_expected_ndcg() -> None:
     """One place, so that the baseline drops out of the mean: ∇ Σ_i π(i)·[i is gold] in closed form."""
     known, gold = jnp.array([[1.0, -0.5, 0.2, 0.0]]), jnp.array([[False, True, False, True]])

@@ -150,6 +150,7 @@ def test_layers_and_remat_change_no_value_and_no_gradient(deep: dict, unrolled: 
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, unrolled)
 
 
+@pytest.mark.slow
 def test_a_scan_is_as_long_a_program_for_many_layers_as_for_few() -> None:
     def matmuls(**options: Any) -> int:
         return learning(**options).as_text().count("stablehlo.dot_general")

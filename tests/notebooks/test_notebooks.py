@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pytest
 
+# Those that train, ten seconds or more each.
+LONG = ("07", "09", "10", "11")
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.py"))
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem.startswith(LONG) else (), id=path.stem)
+        for path in NOTEBOOKS
+    ],
+)
 def test_runs_from_the_first_cell_to_the_last(notebook: Path, tmp_path: Path) -> None:
     environment = os.environ | {"MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(notebook.parents[1])}
     # Elsewhere than in the checkout: a notebook must not depend on where it is started, nor leave anything behind.

@@ -1,4 +1,8 @@
-"""Eight devices, and two processes of four, give what one device gives, and talk no more than they must."""
+"""Eight devices, and two processes of four, give what one device gives, and talk no more than they must.
+
+`make test` looks at three learners on the mesh that cuts along all three axes; the other learners, the other meshes and
+the runs of several processes are `slow`.
+"""
 
 import json
 import math
@@ -6,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,7 @@ from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.stage import stage_arrays
 
 MESHES = {"8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2), "1x1x8": (1, 1, 8)}
-EVERY = [(learner, mesh) for learner in LEARNERS for mesh in FEW_MESHES.get(learner, MESHES)]
+QUICK = {"sft": "2x2x2", "reward_model": "2x2x2", "ppo": "2x2x2"}
 LIMIT_SECONDS = 900
 Facts = dict[str, dict[str, dict[str, Any]]]
 
@@ -30,20 +35,33 @@ def search_path(repository: Path) -> str:
     return os.pathsep.join(str(folder) for folder in (repository, repository / "experiments", repository / "tools"))
 
 
+def cases(learners: Iterable[str] = tuple(LEARNERS)) -> list[Any]:
+    """Parameters (learner, mesh) of a test; those that `make test` leaves out are marked."""
+    return [
+        pytest.param(learner, mesh, marks=() if QUICK.get(learner) == mesh else pytest.mark.slow)
+        for learner in learners
+        for mesh in FEW_MESHES.get(learner, MESHES)
+    ]
+
+
 @pytest.fixture(scope="session")
-def eight_devices(repository: Path) -> Facts:
-    """What `eight_devices.py` found, learner → mesh → facts."""
+def eight_devices(repository: Path, request: pytest.FixtureRequest) -> Facts:
+    """What `eight_devices.py` found, learner → mesh → facts; the quick cases alone where no slow test is asked for."""
+    asking = (item for item in request.session.items if "eight_devices" in getattr(item, "fixturenames", ()))
+    everything = any(item.get_closest_marker("slow") for item in asking)
+    chosen = (LEARNERS, MESHES) if everything else (QUICK, set(QUICK.values()))
     script = Path(__file__).parent / "eight_devices.py"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": search_path(repository),
     }
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, str(script), *(",".join(names) for names in chosen)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("learner", "mesh"), EVERY)
+@pytest.mark.parametrize(("learner", "mesh"), cases())
 def test_losses_metrics_and_states_are_those_of_one_device(eight_devices: Facts, learner: str, mesh: str) -> None:
     facts = eight_devices[learner][mesh]
     assert len(facts["losses"]) == 2
@@ -65,13 +83,12 @@ def test_a_loop_over_layers_on_a_mesh_is_the_written_out_network_on_one_device(e
     assert difference < 5e-5, name
 
 
-@pytest.mark.parametrize("learner", ["ppo", "grpo"])
-@pytest.mark.parametrize("mesh", MESHES)
-def test_sampled_tokens_are_identical(eight_devices: Facts, mesh: str, learner: str) -> None:
+@pytest.mark.parametrize(("learner", "mesh"), cases(("ppo", "grpo")))
+def test_sampled_tokens_are_identical(eight_devices: Facts, learner: str, mesh: str) -> None:
     assert eight_devices[learner][mesh]["tokens_equal"]
 
 
-@pytest.mark.parametrize(("learner", "mesh"), EVERY)
+@pytest.mark.parametrize(("learner", "mesh"), cases())
 def test_a_device_holds_its_part_of_parameters_and_moments(eight_devices: Facts, learner: str, mesh: str) -> None:
     state = LEARNERS[learner](ONE_DEVICE).state
     _, fsdp, tensor = MESHES[mesh]
@@ -96,11 +113,11 @@ def arrays(facts: dict[str, Any], kind: str, axes: str, least: int = 0) -> list[
     return found
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_the_reward_models_step_talks_no_more_than_the_textbook(eight_devices: Facts, mesh: str) -> None:
+@pytest.mark.parametrize(("learner", "mesh"), cases(("reward_model",)))
+def test_a_step_talks_no_more_than_the_textbook(eight_devices: Facts, learner: str, mesh: str) -> None:
     """L = 1; the table in docs/scaling.md."""
-    facts, (data, fsdp, tensor) = eight_devices["reward_model"][mesh], MESHES[mesh]
-    params = LEARNERS["reward_model"](ONE_DEVICE).state.params
+    facts, (data, fsdp, tensor) = eight_devices[learner][mesh], MESHES[mesh]
+    params = LEARNERS[learner](ONE_DEVICE).state.params
     row_axes = "+".join(axis for axis, size in (("data", data), ("fsdp", fsdp)) if size > 1)
     rows = ROWS // (data * fsdp)
     # Every gradient is summed over the rows once.
@@ -123,17 +140,17 @@ def test_the_reward_models_step_talks_no_more_than_the_textbook(eight_devices: F
     assert others == []
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_the_cache_is_cut_by_rows_and_heads(eight_devices: Facts, mesh: str) -> None:
+@pytest.mark.parametrize(("learner", "mesh"), cases(("ppo",)))
+def test_the_cache_is_cut_by_rows_and_heads(eight_devices: Facts, learner: str, mesh: str) -> None:
     data, fsdp, tensor = MESHES[mesh]
     # Keys and values of the one layer, in the loop over tokens.
-    assert eight_devices["ppo"][mesh]["caches"] == [f"{ROWS // (data * fsdp)},{HEADS // tensor}"]
+    assert eight_devices[learner][mesh]["caches"] == [f"{ROWS // (data * fsdp)},{HEADS // tensor}"]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_ppo_moves_no_activation_over_rows(eight_devices: Facts, mesh: str) -> None:
+@pytest.mark.parametrize(("learner", "mesh"), cases(("ppo",)))
+def test_ppo_moves_no_activation_over_rows(eight_devices: Facts, learner: str, mesh: str) -> None:
     """Over `data` and `fsdp` go parameters, gradients, and a few numbers a token; never hidden states."""
-    facts, (data, fsdp, _) = eight_devices["ppo"][mesh], MESHES[mesh]
+    facts, (data, fsdp, _) = eight_devices[learner][mesh], MESHES[mesh]
     hidden = ROWS // (data * fsdp) // 2 * RESPONSE * WIDTH
     shapes = {tuple(shape) for kind, axes, shape, _ in facts["arrays"] if axes != "tensor" and kind != "all-to-all"}
     assert [shape for shape in shapes if len(shape) == 3 and shape[-1] == WIDTH and math.prod(shape) >= hidden] == []
@@ -181,10 +198,12 @@ def two(repository: Path, folder: Path) -> list[dict[str, Any]]:
     return together(repository, folder, 2, "train")
 
 
+@pytest.mark.slow
 def test_each_process_makes_its_own_rows_only(two: list[dict[str, Any]]) -> None:
     assert [found["rows"] for found in two] == [[0, ROWS // 2], [ROWS // 2, ROWS]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", LEARNERS)
 def test_both_hold_the_same_bits(two: list[dict[str, Any]], stage: str) -> None:
     one, other = (found["stages"][stage] for found in two)
@@ -192,11 +211,13 @@ def test_both_hold_the_same_bits(two: list[dict[str, Any]], stage: str) -> None:
     assert one["held"] != ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", LEARNERS)
 def test_another_mesh_reads_the_checkpoint(two: list[dict[str, Any]], stage: str) -> None:
     assert two[0]["stages"][stage]["restored"] == two[0]["stages"][stage]["fetched"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", LEARNERS)
 def test_one_process_reads_the_checkpoint(two: list[dict[str, Any]], folder: Path, stage: str) -> None:
     restored = Checkpoints(folder / "run" / "checkpoints" / stage).restore(LEARNERS[stage](ONE_DEVICE).state)
@@ -208,11 +229,13 @@ def test_one_process_reads_the_checkpoint(two: list[dict[str, Any]], folder: Pat
     }
 
 
+@pytest.mark.slow
 def test_four_processes_read_the_checkpoints(two: list[dict[str, Any]], repository: Path, folder: Path) -> None:
     expected = {stage: two[0]["stages"][stage]["fetched"] for stage in LEARNERS}
     assert together(repository, folder, 4, "restore") == [expected] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", LEARNERS)
 def test_metrics_and_whitening_are_global(two: list[Any], eight_devices: Facts, folder: Path, stage: str) -> None:
     """Both log the same, and what one device computes on the whole batch."""

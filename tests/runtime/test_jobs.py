@@ -160,6 +160,7 @@ def test_asked_to_stop_it_lets_jobs_save_and_goes_on(tmp_path: Path, repository:
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_runner_leaves_no_two_at_the_same_job(
     tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

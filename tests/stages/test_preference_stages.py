@@ -90,6 +90,7 @@ def test_counts_leave_the_lists_own_user_out(setup: PreferenceSetup, lists: dict
             assert mean == pytest.approx(shrunk - counted.mean, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_writer_learns_the_teachers_language_and_continues_to_the_bit(
     setup: PreferenceSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,6 +328,7 @@ def measured(setup: Setup, known: Attributes, params: Params) -> dict[str, Resul
     return {one.name: one for one in found}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kept_programs")
 def test_a_killed_run_ends_the_same_and_is_measured(
     setup: Setup, known: Attributes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -36,6 +36,7 @@ def probe(tiny: Tiny, tmp_path: Path) -> PathProbe:
     )
 
 
+@pytest.mark.slow
 def test_distance_is_the_log_ratio_of_the_reply(tiny: Tiny) -> None:
     windows = Windows(tiny.setup.vocab, tiny.setup.corpus.test, DATA)
     tokens, mask = windows.prompts(windows.turns())
