@@ -161,3 +161,60 @@ def turn_advantages(
 
     _, returns = jax.lax.scan(earlier, jnp.zeros_like(paid[:, 0]), paid.T, reverse=True)
     return advantages_by_place(returns.T, running, scaled=False)
+
+
+def settled_advantages(
+    rewards: Float[Array, "G N C"],
+    settled: Float[Array, "G N C S"],
+    running: Bool[Array, "G N"],
+    weights: Float[Array, " C"],
+    *,
+    decoupled: bool = True,
+) -> Float[Array, "G N S"]:
+    """What of a turn's advantage was settled before each of its places: no merit of the tokens from there on.
+
+        D_{g,k}(s) = Σ_c w_c (d^c_{g,k}(s) − mean_k d^c(s)) / (std_k r^c + 1e-6)      decoupled; a flat component counts 0
+        D_{g,k}(s) = Σ_c w_c (d^c_{g,k}(s) − mean_k d^c(s))                            else
+
+    d^c(s) is the part of the reward r^c that hangs on tokens before place s alone. A − D is then the credit of a token at
+    place s, with A of `turn_advantages`. Given what came before, the token cannot move d, so E[∇log π · d] = 0: the
+    expected gradient is the same, its variance less. Means and deviations are over the conversations that run at turn k.
+
+    Source: what a step earned before does not belong to it, Sutton et al. 2000 (policy gradient theorem); components and
+    places of a turn are ours.
+
+    Args:
+      rewards: r^c, as in `turn_advantages`. [G, N, C]
+      settled: d^c(s), each in the units of its component; anything after the end. [G, N, C, S]
+      running: True on the turns that a conversation had, the first ones. [G, N]
+      weights: w_c. [C]
+      decoupled: divide by the component's deviation.
+    Returns: D, in the units of `turn_advantages`; data, no gradient is meant to flow. [G, N, S]
+    Raises: AssertionError at trace time if the shapes do not fit.
+    Examples:
+      >>> rewards = jnp.array([[[1.0]], [[3.0]]])
+      >>> settled = jnp.array([[[[0.0, 1.0]]], [[[0.0, 3.0]]]])
+      >>> running = jnp.ones((2, 1), bool)
+      >>> settled_advantages(rewards, settled, running, jnp.ones(1), decoupled=False)[:, 0].tolist()
+      [[0.0, -1.0], [0.0, 1.0]]
+    """
+    chex.assert_shape(running, rewards.shape[:2])
+    chex.assert_shape(weights, rewards.shape[2:])
+    chex.assert_shape(settled, (*rewards.shape, None))
+    dtype = jnp.promote_types(rewards.dtype, jnp.float32)
+    had = running[:, :, None]
+    rewards = jnp.where(had, rewards.astype(dtype), 0)
+    settled = jnp.where(had[..., None], settled.astype(dtype), 0)
+    count = jnp.maximum(running.sum(axis=0), 1)[None, :, None]
+    centred = jnp.where(had[..., None], settled - settled.sum(axis=0, keepdims=True) / count[..., None], 0)
+    if decoupled:
+        highest = jnp.where(had, rewards, -jnp.inf).max(axis=0, keepdims=True)
+        lowest = jnp.where(had, rewards, jnp.inf).min(axis=0, keepdims=True)
+        # Nobody runs: −∞ < ∞, flat too.
+        flat = highest <= lowest
+        off = jnp.where(had, rewards - rewards.sum(axis=0, keepdims=True) / count, 0)
+        variance = jnp.where(flat, 1, jnp.square(off).sum(axis=0, keepdims=True) / count)
+        scale = jnp.where(flat, 0, 1 / (jnp.sqrt(variance) + 1e-6))
+        centred = centred * scale[..., None]
+    # A sum of products, not a matmul: accelerators would round its inputs to bfloat16 or tf32.
+    return jnp.sum(centred * weights.astype(dtype)[None, None, :, None], axis=2)

@@ -44,6 +44,28 @@ def liked_from(dialogue: Dialogue, index: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def recommendation_gains(listed: Int[Array, " K"], gold: Bool[Array, " I"]) -> Float[Array, " K"]:
+    """What each place of a list adds to its NDCG@K; their sum is `recommendation_reward`.
+
+    Args:
+      listed: columns of its items, best first; −1 where it has fewer than K.
+      gold: which items are.
+    Returns: each in [0, 1]; an item that is listed again earns nothing more. [K]
+    Examples:
+      >>> gold = jnp.array([True, False, False, True])
+      >>> [round(x, 4) for x in recommendation_gains(jnp.array([1, 0]), gold).tolist()]
+      [0.0, 0.3869]
+    """
+    length = listed.shape[0]
+    earlier = jnp.tril(jnp.ones((length, length), bool), -1)
+    again = jnp.any((listed[:, None] == listed[None, :]) & earlier, axis=1)
+    # −1 would be the last item.
+    hits = gold[jnp.maximum(listed, 0)] & (listed >= 0) & ~again
+    worth = 1.0 / jnp.log2(jnp.arange(length, dtype=jnp.float32) + 2.0)
+    ideal = jnp.where(jnp.arange(length) < gold.sum(), worth, 0.0).sum()
+    return jnp.where(ideal > 0, jnp.where(hits, worth, 0.0) / jnp.where(ideal > 0, ideal, 1.0), 0.0)
+
+
 def recommendation_reward(listed: Int[Array, " K"], gold: Bool[Array, " I"]) -> Float[Array, ""]:
     """NDCG@K of one list.
 
@@ -56,14 +78,7 @@ def recommendation_reward(listed: Int[Array, " K"], gold: Bool[Array, " I"]) -> 
       >>> [round(float(recommendation_reward(jnp.array(listed), gold)), 4) for listed in ([0, 3], [1, 0], [0, 0], [1, 2])]
       [1.0, 0.3869, 0.6131, 0.0]
     """
-    length = listed.shape[0]
-    earlier = jnp.tril(jnp.ones((length, length), bool), -1)
-    again = jnp.any((listed[:, None] == listed[None, :]) & earlier, axis=1)
-    # −1 would be the last item.
-    hits = gold[jnp.maximum(listed, 0)] & (listed >= 0) & ~again
-    worth = 1.0 / jnp.log2(jnp.arange(length, dtype=jnp.float32) + 2.0)
-    ideal = jnp.where(jnp.arange(length) < gold.sum(), worth, 0.0).sum()
-    return jnp.where(ideal > 0, jnp.where(hits, worth, 0.0).sum() / jnp.where(ideal > 0, ideal, 1.0), 0.0)
+    return recommendation_gains(listed, gold).sum()
 
 
 def preference_reward(said: Bool[Array, " A"], wanted: Bool[Array, " A"]) -> Float[Array, ""]:

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax.equations.group import turn_advantages
+from rlhf_jax.equations.group import settled_advantages, turn_advantages
 from rlhf_jax.equations.kl import kl_k1, kl_k3
 from rlhf_jax.equations.masked import masked_mean, masked_var
 from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, Rollout
@@ -60,6 +60,10 @@ class Episodes:
     """r^c, paid for a turn, each component in units of its own; anything where a turn was not had."""
     running: Bool[Array, "N G T"]
     """True on the turns that an episode had, the first ones. An end is said here; a reward of 0 is none."""
+    settled: Float[Array, "N G T C S"] | None = None
+    """Part of each component that was settled before each of S places of the turn; None where `credit` is by turn."""
+    places: Int[Array, "B length"] | None = None
+    """Place at which each token stands, in 0 … S − 1."""
 
 
 def rows_of_turns(turns: Sequence[Rollout]) -> Rollout:
@@ -129,10 +133,10 @@ def learn(
     weights = jnp.array(config.component_weights, jnp.float32)
     credit = functools.partial(turn_advantages, gamma=config.gamma, decoupled=config.decoupled)
     advantages = jax.vmap(credit, in_axes=(0, 0, None))(episodes.rewards, episodes.running, weights)
+    of_tokens, flat = token_credit(episodes, advantages, weights, config)
     # 3. Drop groups that are flat at every turn: they are no part of the mean over tokens, nor of the KL.
-    flat = jnp.all(advantages == 0, axis=(1, 2))
     taught = (episodes.running & ~flat[:, None, None]).reshape(n_openings * n_episodes * n_turns)
-    experience = spread(episodes.rollout, taught, advantages.reshape(taught.shape), (old.logprobs, ref_logprobs))
+    experience = spread(episodes.rollout, taught, of_tokens, (old.logprobs, ref_logprobs))
     # 4. Epochs × minibatches of clipped steps.
     with jax.named_scope("update"):
         params, opt_state, learning = improve(
@@ -171,6 +175,8 @@ def check_shapes(episodes: Episodes, config: MultiTurnConfig) -> tuple[int, int,
         raise ValueError("1 episode of an opening has nothing to be compared with: give at least 2")
     if n_components != len(config.component_weights):
         raise ValueError(f"{n_components} reward components for {len(config.component_weights)} weights")
+    if config.credit == "place" and (episodes.settled is None or episodes.places is None):
+        raise ValueError("credit by place needs what was settled before each place, and the tokens' places")
     return n_openings, n_episodes, n_turns, n_components
 
 
@@ -189,16 +195,33 @@ def quiet(episodes: Episodes) -> Episodes:
     candidates = None if rollout.candidates is None else rollout.candidates | ~had[:, None]
     rollout = dataclasses.replace(rollout, prompt_mask=rollout.prompt_mask | ~had[:, None], candidates=candidates)
     rewards = jnp.where(episodes.running[..., None], episodes.rewards.astype(jnp.float32), 0.0)
-    return Episodes(rollout=rollout, rewards=rewards, running=episodes.running)
+    return dataclasses.replace(episodes, rollout=rollout, rewards=rewards)
+
+
+def token_credit(
+    episodes: Episodes, advantages: Float[Array, "N G T"], weights: Float[Array, " C"], config: MultiTurnConfig
+) -> tuple[Float[Array, "B length"], Bool[Array, " N"]]:
+    """Credit of every token, and which openings give none to any: that of the turn, or what its place still decides."""
+    n_openings = episodes.rewards.shape[0]
+    tokens = episodes.rollout.response_tokens
+    if config.credit == "turn":
+        by_place, places = advantages[..., None], jnp.zeros(tokens.shape, jnp.int32)
+    else:
+        assert episodes.settled is not None and episodes.places is not None, "checked by check_shapes"
+        settled = jax.vmap(functools.partial(settled_advantages, decoupled=config.decoupled), in_axes=(0, 0, 0, None))
+        by_place = advantages[..., None] - settled(episodes.rewards, episodes.settled, episodes.running, weights)
+        places = episodes.places
+    flat = jnp.all(by_place.reshape(n_openings, -1) == 0, axis=1)
+    return jnp.take_along_axis(by_place.reshape(tokens.shape[0], -1), places, axis=1), flat
 
 
 def spread(
     rollout: Rollout,
     taught: Bool[Array, " B"],
-    advantages: Float[Array, " B"],
+    advantages: Float[Array, "B length"],
     logprobs: tuple[Float[Array, "B length"], Float[Array, "B length"]],
 ) -> GroupExperience:
-    """Rows as GRPO's loss reads them: a turn's advantage on all its tokens, no token in a row that is not `taught`.
+    """Rows as GRPO's loss reads them: no token in a row that is not `taught`.
 
     Args:
       logprobs: old and reference.
@@ -208,7 +231,7 @@ def spread(
         rollout=dataclasses.replace(rollout, response_mask=mask),
         old_logprobs=jnp.where(mask, logprobs[0], 0.0),
         ref_logprobs=jnp.where(mask, logprobs[1], 0.0),
-        advantages=jnp.where(mask, advantages[:, None], 0.0),
+        advantages=jnp.where(mask, advantages, 0.0),
     )
 
 

@@ -19,12 +19,12 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
+from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import response_message
-from rlhf_jax.feedback.recommendation import preference_reward, recommendation_reward
+from rlhf_jax.feedback.recommendation import preference_reward, recommendation_gains
 from rlhf_jax.interfaces import Message, Params, PromptBatch, Rollout
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender
 from rlhf_jax.stages.simulator import Answers
@@ -69,6 +69,10 @@ class Turns(NamedTuple):
     """A rollout of R rows for each of T turns; rows of conversations that had ended say nothing of interest. [T]"""
     rewards: Float32[np.ndarray, "R T 3"]
     """By `COMPONENTS`; 0 where a conversation had ended."""
+    settled: Float32[np.ndarray, "R T 3 S"]
+    """Part of each reward that was settled before each place of the turn, see `places_of`; 0 where it had ended."""
+    places: tuple[Int32[np.ndarray, "R length"], ...]
+    """Place of every token, a turn each. [T]"""
     running: Bool[np.ndarray, "R T"]
     """True on the turns a conversation had."""
     gold_rank: Int32[np.ndarray, "R T"]
@@ -123,6 +127,8 @@ def converse(
     found = Turns(
         rollouts=(),
         rewards=np.zeros((*shape, len(COMPONENTS)), np.float32),
+        settled=np.zeros((*shape, len(COMPONENTS), recommender.list_length + 2), np.float32),
+        places=(),
         running=np.zeros(shape, bool),
         gold_rank=np.zeros(shape, np.int32),
         gold_recalled=np.zeros(shape, bool),
@@ -133,6 +139,7 @@ def converse(
         histories=(),
     )
     rollouts: list[Rollout] = []
+    places: list[Int32[np.ndarray, "R length"]] = []
     ended: dict[int, tuple[Message, ...]] = {}
     running: Bool[np.ndarray, " R"] = np.ones(n, bool)
     leaks = leaks_left = 0
@@ -151,8 +158,11 @@ def converse(
         lengths = np.minimum(kept.sum(axis=1), recommender.list_length)
         formed = [reply.well_formed(int(length)) for reply, length in zip(replies, lengths, strict=True)]
         wanted = (gold.astype(np.float32) @ recommender.attributes.of_items.astype(np.float32)) > 0
-        paid = np.asarray(_pay(listed, gold, said, wanted))
-        found.rewards[running, turn] = np.stack([np.array(formed, np.float32), *paid.T], axis=1)[running]
+        gains, inferred = (np.asarray(part) for part in _pay(listed, gold, said, wanted))
+        paid = np.stack([np.array(formed, np.float32), gains.sum(axis=1), inferred], axis=1)
+        found.rewards[running, turn] = paid[running]
+        found.settled[running, turn] = settled_before(gains, inferred)[running]
+        places.append(places_of(vocab, np.asarray(rollout.response_tokens), recommender.list_length))
         found.running[:, turn] = running
         found.attributes_said[running, turn] = said.sum(axis=1)[running]
         found.gold_recalled[running, turn] = np.asarray((kept & gold).any(axis=1))[running]
@@ -175,11 +185,43 @@ def converse(
         leaks_left += answers.leaks_left
         histories = [(*history, message) for history, message in zip(histories, answers.messages, strict=True)]
     said_in_all = tuple(ended.get(row, history) for row, history in enumerate(histories))
-    return found._replace(rollouts=tuple(rollouts), leaks=leaks, leaks_left=leaks_left, histories=said_in_all)
+    return found._replace(
+        rollouts=tuple(rollouts), places=tuple(places), leaks=leaks, leaks_left=leaks_left, histories=said_in_all
+    )
+
+
+def places_of(
+    vocab: Vocabulary, tokens: Int32[np.ndarray, "R length"], list_length: int
+) -> Int32[np.ndarray, "R length"]:
+    """Where each token stands in its turn, as far as it can move what the turn is paid.
+
+    0           up to `<rec>`, itself included: it ends the attributes
+    1 … K       chooses the item of that place of the list, or ends the list there
+    K + 1       after the list
+    """
+    listing = np.cumsum(tokens == vocab.rec, axis=1) - (tokens == vocab.rec) > 0
+    over = np.cumsum(tokens == vocab.say, axis=1) - (tokens == vocab.say) > 0
+    first, last = vocab.item_token(vocab.item_ids[0]), vocab.item_token(vocab.item_ids[-1])
+    chosen = (tokens >= first) & (tokens <= last) & listing & ~over
+    before = np.cumsum(chosen, axis=1) - chosen
+    place = np.where(over, list_length + 1, np.minimum(before, list_length) + 1)
+    return np.where(listing, place, 0).astype(np.int32)
+
+
+def settled_before(gains: Float[np.ndarray, "R K"], inferred: Float[np.ndarray, " R"]) -> Float32[np.ndarray, "R 3 S"]:
+    """Part of each of `COMPONENTS` that hangs on tokens before each place alone; S = K + 2, see `places_of`.
+
+    The form is open until the end; inferred attributes stand when the list begins; a list's gains come one by one.
+    """
+    n, length = gains.shape
+    settled = np.zeros((n, len(COMPONENTS), length + 2), np.float32)
+    settled[:, 1, 2:] = np.cumsum(gains, axis=1)
+    settled[:, 2, 1:] = inferred[:, None]
+    return settled
 
 
 @jax.jit
 @jax.vmap
-def _pay(listed: Array, gold: Array, said: Array, wanted: Array) -> Float[Array, " 2"]:
-    """Recommendation and preference of one turn."""
-    return jnp.stack([recommendation_reward(listed, gold), preference_reward(said, wanted)])
+def _pay(listed: Array, gold: Array, said: Array, wanted: Array) -> tuple[Float[Array, " K"], Float[Array, ""]]:
+    """Recommendation of one turn, place by place of its list, and preference."""
+    return recommendation_gains(listed, gold), preference_reward(said, wanted)

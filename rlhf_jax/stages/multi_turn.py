@@ -204,8 +204,11 @@ def as_rows(turns: Turns, config: ConversationsConfig) -> Episodes:
     """Turns as the learner reads them; a turn that nobody had repeats the one before, and has no token in the loss."""
     shape = (config.openings, config.group_size, config.turns)
     rollouts = [turns.rollouts[min(turn, len(turns.rollouts) - 1)] for turn in range(config.turns)]
+    places = [turns.places[min(turn, len(turns.places) - 1)] for turn in range(config.turns)]
     return Episodes(
         rollout=multi_turn.rows_of_turns(rollouts),
+        settled=jnp.asarray(turns.settled.reshape(*shape, *turns.settled.shape[2:])),
+        places=jnp.asarray(np.stack(places, axis=1).reshape(-1, places[0].shape[1])),
         rewards=jnp.asarray(turns.rewards.reshape(*shape, len(COMPONENTS))),
         running=jnp.asarray(turns.running.reshape(shape)),
     )
@@ -216,13 +219,14 @@ def place_rows(episodes: Episodes, layout: Any) -> Episodes:
     n_openings = episodes.running.shape[0]
 
     def rows(own: slice) -> Any:
-        return jax.tree.map(lambda leaf: leaf[own], episodes.rollout)
+        return jax.tree.map(lambda leaf: leaf[own], (episodes.rollout, episodes.places))
 
     def flags(own: slice) -> Any:
-        return episodes.rewards[own], episodes.running[own]
+        return jax.tree.map(lambda leaf: leaf[own], (episodes.rewards, episodes.running, episodes.settled))
 
-    rewards, running = layout.batch(n_openings, flags)
-    return Episodes(rollout=layout.batch(episodes.running.size, rows), rewards=rewards, running=running)
+    rewards, running, settled = layout.batch(n_openings, flags)
+    rollout, places = layout.batch(episodes.running.size, rows)
+    return Episodes(rollout=rollout, rewards=rewards, running=running, settled=settled, places=places)
 
 
 def signatures(turns: Turns) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Group advantages: sums, scale, flat groups, the leave-one-out baseline."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from rlhf_jax.equations.group import (
     group_advantages,
     is_flat_group,
     leave_one_out_advantages,
+    settled_advantages,
     turn_advantages,
 )
 
@@ -166,3 +168,62 @@ def test_turns_in_float32_and_by_vmap(assert_float32, assert_vmap) -> None:
     assert_float32(lambda r: turn_advantages(r, running, jnp.asarray(WEIGHTS, jnp.float32)), rewards)
     weights = jnp.asarray(WEIGHTS, jnp.float32)
     assert_vmap(lambda r: turn_advantages(r, running, weights), jnp.stack([rewards, rewards[::-1]]))
+
+
+# What was settled before a place is no merit of the tokens from there on.
+
+off = jax.jit(settled_advantages, static_argnames="decoupled")
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_settled_parts_by_a_loop(decoupled: bool) -> None:
+    random, (n, turns, parts, places) = np.random.default_rng(5), (4, 3, 2, 3)
+    rewards, settled = random.normal(size=(n, turns, parts)), random.normal(size=(n, turns, parts, places))
+    rewards[:, 1, 0] = 0.3
+    had = np.array([3, 1, 3, 2])
+    running, weights = np.arange(turns)[None] < had[:, None], np.array([0.5, 2.0])
+    expected = np.zeros((n, turns, places))
+    for k in range(turns):
+        there = [g for g in range(n) if k < had[g]]
+        for c in range(parts):
+            deviation = np.std([rewards[g, k, c] for g in there])
+            scale = 1.0 if not decoupled else 0.0 if deviation < 1e-12 else 1 / (deviation + 1e-6)
+            for s in range(places):
+                mean = np.mean([settled[g, k, c, s] for g in there])
+                for g in there:
+                    expected[g, k, s] += weights[c] * scale * (settled[g, k, c, s] - mean)
+    rewards[~running], settled[~running] = np.nan, np.nan
+    arrays = [jnp.asarray(array, jnp.float32) for array in (rewards, settled)]
+    found = off(*arrays, jnp.asarray(running), jnp.asarray(weights, jnp.float32), decoupled=decoupled)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_credit_by_place_has_the_same_expected_gradient_and_varies_less() -> None:
+    """All groups of 2 texts of 2 tokens, enumerated: the first token is paid at once, the second where it repeats it."""
+    logits = jnp.array([[0.3, -0.2], [0.7, 0.1]])
+    texts = list(itertools.product((0, 1), repeat=2))
+
+    def logprob(logits: jax.Array, text: tuple[int, int]) -> jax.Array:
+        """log π of each token; the second does not look at the first. [2]"""
+        return jax.nn.log_softmax(logits, axis=1)[jnp.arange(2), jnp.array(text)]
+
+    gradient = jax.jacobian(logprob)
+    of_turn, of_place, chances = [], [], []
+    for group in itertools.product(texts, repeat=2):
+        first = np.array([float(text[0]) for text in group])
+        second = np.array([float(text[0] == text[1]) for text in group])
+        rewards = jnp.asarray(np.stack([first, second], axis=1)[:, None], jnp.float32)
+        settled = jnp.zeros((2, 1, 2, 2)).at[:, 0, 0, 1].set(first)
+        running, weights = jnp.ones((2, 1), bool), jnp.ones(2)
+        whole = credit(rewards, running, weights, decoupled=False)[:, :1]
+        rest = whole - off(rewards, settled, running, weights, decoupled=False)[:, 0]
+        for found, advantages in ((of_turn, jnp.broadcast_to(whole, (2, 2))), (of_place, rest)):
+            found.append(sum(jnp.einsum("t,tij->ij", advantages[g], gradient(logits, group[g])) for g in range(2)))
+        chances.append(float(jnp.exp(sum(logprob(logits, text).sum() for text in group))))
+    p, turn, place = (np.array(one, np.float64) for one in (chances, of_turn, of_place))
+    means = [np.tensordot(p, one, 1) for one in (turn, place)]
+    np.testing.assert_allclose(p.sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(means[0], means[1], atol=1e-6)
+    assert np.abs(means[0]).max() > 0.05
+    spread = [np.tensordot(p, np.square(one - mean), 1).sum() for one, mean in zip((turn, place), means, strict=True)]
+    assert spread[1] < 0.8 * spread[0]

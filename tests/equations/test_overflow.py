@@ -54,6 +54,9 @@ FINITE: dict[str, Callable[[jax.Array], jax.Array]] = {
     "turn_advantages": lambda x: group.turn_advantages(
         x.at[0].multiply(-1).reshape(2, 2, 1), jnp.ones((2, 2), bool), jnp.ones(1)
     ),
+    "settled_advantages": lambda x: group.settled_advantages(
+        x.at[0].multiply(-1).reshape(2, 2, 1), x.reshape(2, 2, 1, 1), jnp.ones((2, 2), bool), jnp.ones(1)
+    ),
     "leave_one_out_advantages": group.leave_one_out_advantages,
     "kl_k1": lambda x: kl.kl_k1(x, ZEROS),
     "kl_k2": lambda x: kl.kl_k2(x, ZEROS),

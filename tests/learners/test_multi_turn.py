@@ -213,6 +213,39 @@ def test_one_turn_and_one_component_are_grpo(params: Params, ref_params: Params,
         np.testing.assert_allclose(metrics[name], others[name], atol=2e-5, err_msg=name)
 
 
+def test_a_token_answers_for_what_its_place_still_decides(
+    params: Params, ref_params: Params, episodes: Episodes
+) -> None:
+    """One step against a loop over tokens; without anything settled it is credit by turn."""
+    random = np.random.default_rng(9)
+    places = random.integers(0, 3, episodes.rollout.response_tokens.shape).astype(np.int32)
+    settled = (np.asarray(episodes.rewards)[..., None] * random.uniform(size=(N, G, T, 2, 3))).astype(np.float32)
+    config = dataclasses.replace(CONFIG, credit="place", decoupled=False, kl_coef=0.0)
+    placed = episodes.replace(settled=jnp.asarray(settled), places=jnp.asarray(places))
+    moved, _ = step(params, ref_params, placed, config)
+    softmax = np.asarray(jax.nn.softmax(params["logits"]), np.float64)
+    direction, n = np.zeros((LENGTH, VOCABULARY, VOCABULARY)), 0
+    for opening in range(N):
+        of_turns = credit(np.asarray(episodes.rewards), opening, config)
+        for g in range(G):
+            for k in range(TURNS_HAD[opening, g]):
+                row, previous = (opening * G + g) * T + k, 0
+                there = [i for i in range(G) if k < TURNS_HAD[opening, i]]
+                off = settled[opening, g, k] - np.mean([settled[opening, i, k] for i in there], axis=0)
+                for t in range(int(episodes.rollout.response_mask[row].sum())):
+                    token = int(episodes.rollout.response_tokens[row, t])
+                    weight = of_turns[g, k] - np.array(config.component_weights) @ off[:, places[row, t]]
+                    direction[t, previous] += weight * (np.eye(VOCABULARY)[token] - softmax[t, previous])
+                    n, previous = n + 1, token
+    np.testing.assert_allclose(moved, direction / n, atol=5e-4)
+    nothing = placed.replace(settled=jnp.zeros_like(placed.settled))
+    by_turn, _ = step(params, ref_params, episodes, dataclasses.replace(config, credit="turn"))
+    np.testing.assert_array_equal(step(params, ref_params, nothing, config)[0], by_turn)
+    assert np.abs(by_turn - moved).max() > 0.01
+    with pytest.raises(ValueError, match="credit by place needs"):
+        step(params, ref_params, episodes, config)
+
+
 # Conversations whose best policy is known.
 
 ASK, TELL = 1, 0

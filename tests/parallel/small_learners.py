@@ -262,7 +262,7 @@ def dpo_learner(layout: Layout) -> Learner:
 def multi_turn_learner(layout: Layout) -> Learner:
     """Two episodes of two turns: half of them end after one, one opening is flat; two micro-batches, the average kept."""
     n_openings, n_rows = ROWS // 2, 2 * ROWS
-    config = MultiTurnConfig(minibatches=2, microbatches=2, average_decay=0.5)
+    config = MultiTurnConfig(credit="place", minibatches=2, microbatches=2, average_decay=0.5)
     spread, draw, vocab = on_mesh(agent(), layout), np.random.default_rng(7), vocabulary()
     tokens = draw.integers(0, vocab.n_words, (n_rows, PROMPT)).astype(np.int32)
     mask = np.arange(PROMPT) >= draw.integers(0, PROMPT - 1, (n_rows, 1))
@@ -271,6 +271,8 @@ def multi_turn_learner(layout: Layout) -> Learner:
     ends = np.argmax(responses == vocab.eos, axis=1)
     rewards = draw.normal(size=(n_openings, 2, 2, 3)).astype(np.float32)
     rewards[1] = 0.5
+    settled = rewards[..., None] * draw.uniform(size=(*rewards.shape, 3)).astype(np.float32)
+    places = draw.integers(0, 3, responses.shape).astype(np.int32)
     running = np.ones((n_openings, 2, 2), bool)
     running[::2, 1, 1] = False
     reference = layout.place({"trunk": jax.tree.map(lambda leaf: 0.9 * leaf, trunk())})
@@ -296,6 +298,8 @@ def multi_turn_learner(layout: Layout) -> Learner:
             rollout=layout.batch(n_rows, rows),
             rewards=layout.batch(n_openings, lambda own: rewards[own]),
             running=layout.batch(n_openings, lambda own: running[own]),
+            settled=layout.batch(n_openings, lambda own: settled[own]),
+            places=layout.batch(n_rows, lambda own: places[own]),
         )
         return episodes, reference
 

@@ -17,7 +17,7 @@ from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import multi_turn
-from rlhf_jax.stages.episodes import OtherSeekers, Turns, converse
+from rlhf_jax.stages.episodes import OtherSeekers, Turns, converse, places_of, settled_before
 from rlhf_jax.stages.multi_turn import ConversationsConfig
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender, openings_of
 
@@ -62,6 +62,31 @@ def test_turns_are_paid_by_hand(said: tuple[Turns, reasoned.Scripted, reasoned.Q
     np.testing.assert_allclose(turns.rewards[1, :, 1], [0, 0, 1], rtol=1e-6)
     assert not turns.rewards[1, :, 2].any()
     assert turns.attributes_said.tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
+def test_places_of_a_turn_by_hand(recommender: Recommender) -> None:
+    vocab = recommender.setup.vocab
+    one, other = (vocab.item_token(item) for item in vocab.item_ids[:2])
+    #         attributes, their end | two places     | the third: the list ends | words, with a mention
+    turn = [vocab.pref, 5, vocab.rec, one, other, vocab.say, 5, one, vocab.eos]
+    assert places_of(vocab, np.array([turn], np.int32), 3).tolist() == [[0, 0, 0, 1, 2, 3, 4, 4, 4]]
+    # A list as long as may be; a turn without a list.
+    rest = [vocab.rec, one, other, vocab.say, vocab.eos], [vocab.pref, 5, one, 5, vocab.eos]
+    assert places_of(vocab, np.array(rest, np.int32), 2).tolist() == [[0, 1, 2, 3, 3], [0] * 5]
+
+
+def test_what_is_settled_by_hand() -> None:
+    settled = settled_before(np.array([[0.0, 0.4, 0.2]]), np.array([0.7]))
+    np.testing.assert_allclose(settled[0, 0], 0)
+    np.testing.assert_allclose(settled[0, 1], [0, 0, 0, 0.4, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(settled[0, 2], [0, 0.7, 0.7, 0.7, 0.7], rtol=1e-6)
+
+
+def test_what_is_settled_is_no_more_than_what_is_paid(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
+    turns = said[0]
+    np.testing.assert_allclose(turns.settled[..., 1:, -1], turns.rewards[..., 1:], rtol=1e-6)
+    assert turns.rewards[..., 1].max() > 0
+    assert not turns.settled[..., 0].any()
 
 
 def test_an_item_that_was_named_is_a_repetition(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
