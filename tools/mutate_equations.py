@@ -317,7 +317,12 @@ MUTANTS = [
     Mutant(
         "group", "by_turn(rewards, running)", "by_turn(rewards, running | True)", "ended conversations normalise too"
     ),
-    Mutant("group", "    if decoupled:", "    if not decoupled:", "option inverted"),
+    Mutant(
+        "group",
+        "    if decoupled:\n        by_turn",
+        "    if not decoupled:\n        by_turn",
+        "option inverted",
+    ),
     Mutant("group", "paid = rewards @ weights.astype(rewards.dtype)", "paid = rewards.sum(-1)", "weights ignored"),
     Mutant("group", "now + gamma * after", "now + after", "no discount"),
     Mutant("group", "paid.T, reverse=True", "paid.T, reverse=False", "paid for the past"),
@@ -334,6 +339,44 @@ MUTANTS = [
         "an ended conversation is a zero",
     ),
     Mutant("group", "jnp.where(running[..., None], rewards, 0)", "rewards", "what stands after the end is read"),
+    Mutant("group", "    if decoupled:\n        highest", "    if not decoupled:\n        highest", "option inverted"),
+    Mutant(
+        "group",
+        "settled - settled.sum(axis=0, keepdims=True)",
+        "settled + settled.sum(axis=0, keepdims=True)",
+        "mean added",
+    ),
+    Mutant(
+        "group",
+        "jnp.where(had, rewards.astype(dtype), 0)",
+        "rewards.astype(dtype)",
+        "what was paid after the end is read",
+    ),
+    Mutant(
+        "group",
+        "jnp.where(had[..., None], settled.astype(dtype), 0)",
+        "settled.astype(dtype)",
+        "what was settled after the end is read",
+    ),
+    Mutant(
+        "group",
+        "scale = jnp.where(flat, 0, 1 / (jnp.sqrt(variance) + 1e-6))",
+        "scale = 1 / (jnp.sqrt(variance) + 1e-6)",
+        "a flat component counts",
+    ),
+    Mutant(
+        "group",
+        "scale = jnp.where(flat, 0, 1 / (jnp.sqrt(variance) + 1e-6))",
+        "scale = jnp.where(flat, 0, 1 / (variance + 1e-6))",
+        "divided by the variance",
+    ),
+    Mutant(
+        "group",
+        "jnp.square(off).sum(axis=0, keepdims=True) / count",
+        "jnp.square(off).mean(axis=0, keepdims=True)",
+        "ended conversations count in the deviation",
+    ),
+    Mutant("group", "centred * weights.astype(dtype)[None, None, :, None]", "centred", "weights ignored"),
     Mutant("contrastive", "counted & (weights > 0)", "(weights > 0)", "a masked positive counts"),
     Mutant("contrastive", "counted & (weights <= 0)", "counted", "positives stand in their own denominator twice"),
     Mutant("contrastive", "counted & (weights <= 0)", "(weights <= 0)", "a masked candidate is a negative"),

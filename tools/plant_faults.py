@@ -25,6 +25,8 @@ ONE_PROGRAM = "tests/parallel/test_one_program.py"
 DEVICES = "tests/parallel/test_many_devices.py"
 PROCESSES = "both_hold_the_same_bits or own_rows_only or metrics_and_whitening or four_processes"
 LIMIT_SECONDS = 1800
+NO_TESTS = 5
+"""Pytest's exit code where nothing was selected."""
 
 
 class Fault(NamedTuple):
@@ -164,8 +166,27 @@ FAULTS = (
 
 
 def outcome(folder: Path, tests: str, chosen: str) -> tuple[bool, str]:
-    """Whether the tests pass, and the first that does not (or pytest's last line)."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", tests]
+    """Whether the tests pass, and the first that does not (or pytest's last line); `slow` ones only if the others pass."""
+    passed, said = outcome_of(folder, tests, chosen, "not slow")
+    return outcome_of(folder, tests, chosen, "slow") if passed else (passed, said)
+
+
+def outcome_of(folder: Path, tests: str, chosen: str, marked: str) -> tuple[bool, str]:
+    """The same of the tests with a mark; where there is none, they pass."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        tests,
+        "-m",
+        marked,
+    ]
     if chosen:
         command += ["-k", chosen]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
@@ -175,6 +196,8 @@ def outcome(folder: Path, tests: str, chosen: str) -> tuple[bool, str]:
         )
     except subprocess.TimeoutExpired:
         return False, f"(no end within {LIMIT_SECONDS} s)"
+    if done.returncode == NO_TESTS:
+        return True, f"no test is {marked}"
     if done.returncode not in (0, 1):  # 1 is "tests failed"; a fault must not merely break the collection.
         raise SystemExit(f"pytest ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
     failed = re.search(r"^(FAILED|ERROR) \S+?::(\S+)", done.stdout, re.MULTILINE)
