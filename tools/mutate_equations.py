@@ -463,7 +463,7 @@ def restore_file(folder: Path, module: str) -> None:
 
 def code(text: str) -> str:
     """Source text in a Markdown table cell."""
-    return "`" + (text.strip().replace("|", "\\|") or " ") + "`"
+    return "`" + (" ".join(text.split()).replace("|", "\\|") or " ") + "`"
 
 
 def table_row(number: int, mutant: Mutant, killer: str | None) -> str:
