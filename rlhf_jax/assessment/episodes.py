@@ -5,11 +5,12 @@ seed (`halves`, `scoring_seed`). Whoever trains does not import this file.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
+from rlhf_jax.data.turns import spell
 from rlhf_jax.data.windows import response_message
 from rlhf_jax.evaluation.episodes import Measured
 from rlhf_jax.interfaces import Dialogue, Message, Params
@@ -123,6 +124,12 @@ def talk_once(
     key = jax.random.fold_in(stream_key(jax.random.key(recommender.setup.seed), "conversations", 0), 0)
     speak = speaker(recommender, greedy=True)
     return first_rows(converse(recommender, speak, params, seekers, filled, n_turns=n_turns, key=key), len(openings))
+
+
+def spoken(messages: Sequence[Message], titles: Mapping[int, str]) -> list[list[str]]:
+    """Role and words of messages; a reply's list stands before its words, without a space of its own."""
+    spaced = [[f" {part} " if isinstance(part, str) else part for part in message.parts] for message in messages]
+    return [[message.role, spell(parts, titles)] for message, parts in zip(messages, spaced, strict=True)]
 
 
 def first_rows(turns: Turns, n: int) -> Turns:

@@ -8,17 +8,16 @@ import numpy as np
 
 from rlhf_jax.assessment import episodes
 from rlhf_jax.assessment import simulator as simulator_quality
-from rlhf_jax.assessment.episodes import ReasoningResponder
+from rlhf_jax.assessment.episodes import ReasoningResponder, spoken
 from rlhf_jax.assessment.preference_report import image
 from rlhf_jax.assessment.users import per_user
 from rlhf_jax.data.items import spelled_titles
-from rlhf_jax.data.turns import spell
 from rlhf_jax.evaluation import closed_loop
 from rlhf_jax.evaluation import episodes as results_of
 from rlhf_jax.evaluation.closed_loop import UserValues
 from rlhf_jax.evaluation.episodes import PROTOCOLS, Measured
 from rlhf_jax.evaluation.results import Result, Split
-from rlhf_jax.interfaces import Message, Params
+from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting import plots
 from rlhf_jax.reporting.plots import Line, Panel
 from rlhf_jax.reporting.result_tables import by_protocol, cell, definitions, markdown_table
@@ -172,12 +171,6 @@ def store_examples(
         for one, opening, history in zip(found, openings, turns.histories, strict=True):
             one["talks"][system] = spoken(history[opening.index :], titles)
     write_json(path, {"examples": found})
-
-
-def spoken(messages: Sequence[Message], titles: Mapping[int, str]) -> list[list[str]]:
-    """Role and words of messages; a reply's list stands before its words, without a space of its own."""
-    spaced = [[f" {part} " if isinstance(part, str) else part for part in message.parts] for message in messages]
-    return [[message.role, spell(parts, titles)] for message, parts in zip(messages, spaced, strict=True)]
 
 
 def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns: int) -> Path:

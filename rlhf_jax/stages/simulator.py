@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -37,7 +38,7 @@ from rlhf_jax.parallel.partition import Layout
 from rlhf_jax.ranges import Cases, Epochs, Norm, Range, Rate, Share, Steps, Tokens, Weight, check_numbers, option
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
+from rlhf_jax.runtime.stage import Best, StagePlan, run_stage, stage_arrays
 from rlhf_jax.simulators.composed_feedback import Composer
 from rlhf_jax.stages.agent import on_mesh
 from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
@@ -219,9 +220,40 @@ def train(
             advice="a lower --simulator.learning-rate or a longer --simulator.warmup-steps",
         ),
     )
-    whole = layout.fetch(final.average)
-    folded = jax.jit(compose, static_argnums=2)(whole, knowledge, agent.grammar.first_item)
-    return {"trunk": folded, "attributes": whole["attributes"]}
+    return _folded(layout.fetch(final.average), knowledge, agent.grammar.first_item)
+
+
+def _folded(average: Params, knowledge: ItemKnowledge, first_item: int) -> Params:
+    """What a stage ends with, from the moving average it keeps."""
+    trunk = jax.jit(compose, static_argnums=2)(average, knowledge, first_item)
+    return {"trunk": trunk, "attributes": average["attributes"]}
+
+
+def stored(directory: Path, setup: Setup, config: SimulatorConfig, *, n_attributes: int, stage: str = STAGE) -> Params:
+    """What `train` returned, or the newest checkpoint of it, read from a run directory that need not be open.
+
+    Args:
+      directory: the run's.
+      n_attributes: of the attributes it was trained with.
+      stage: as `train`.
+    Raises: RunError naming the numbers, where the directory has no such stage, or one of another vocabulary, width or list
+      of attributes.
+    """
+    average = stage_arrays(directory, stage)["average"]
+    knowledge, n_features = item_knowledge(setup.vocab, setup.corpus, config)
+    width = setup.network.n_embd
+    expected = {
+        "table of tokens": (average["trunk"]["wte"], (setup.vocab.size, width)),
+        "table of items' features": (average["item_features"], (max(n_features, 1), width)),
+        "attributes' bias": (average["attributes"]["bias"], (n_attributes,)),
+    }
+    for name, (array, shape) in expected.items():
+        if array.shape != shape:
+            raise RunError(
+                f"{directory / 'checkpoints' / stage}: the {name} is {array.shape}, this run's vocabulary of {setup.vocab.size} "
+                f"tokens, network and attributes need {shape}: the checkpoint is that of another run"
+            )
+    return _folded(average, knowledge, setup.agent.grammar.first_item)
 
 
 def training_batches(

@@ -1,10 +1,14 @@
 """SMTPO's preset `debug`: from nothing to a report, repeated without work, refused where it cannot be."""
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rlhf_jax.assessment.seeker_talk import open_seeker
+from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.metrics import read_metrics
 
@@ -32,6 +36,35 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     before = (run / "results.json").read_bytes()
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
     assert code == 0 and "conversations:" not in output and (run / "results.json").read_bytes() == before
+    a_person_recommends(run_here, run)
+
+
+def a_person_recommends(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
+    stored = open_seeker(run)
+    titles = spelled_titles(stored.seeker.setup.corpus.items)
+    opening = stored.openings[1]
+    gold, other = titles[opening.gold[0]], next(t for item, t in titles.items() if item not in opening.gold)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    lines = f"what do you like?\ntry {other}\n/reveal\n/top\nand {gold}\nmore?\n/reset\n/next\n/quit\nnever read\n"
+    code, output = run_here("chat.py", str(run), "--as", "simulator", "--opening", "1", stdin=lines)
+    assert code == 0, output
+    n = len(stored.openings)
+    assert output.count(f"Seeker 1 of {n}:") == 2 and f"Seeker {2 % n} of {n}:" in output
+    shown, _, after = output.partition("you> what do you like?")
+    # Up to the first reveal, nothing says what is liked.
+    hidden, _, revealed = after.partition("you> /reveal")
+    assert gold not in shown and gold not in hidden and hidden.count("seeker> ") == 2
+    assert f"recognised: {other}" in hidden and f"likes: {gold}" in revealed
+    assert re.search(r"^     expects: .+ \d+%", revealed, re.MULTILINE)
+    assert "No command '/top'; there are /reveal" in revealed
+    assert f"found: {gold}" in revealed and "This seeker has found what it likes" in revealed
+    assert "never read" not in output
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    code, output = run_here("chat.py", str(run / "seed-0"), "--as", "simulator", "--opening", "99")
+    assert code == 1 and f"--opening 99: the test split of {run / 'seed-0'} has {n}, from 0" in output
+    shutil.rmtree(run / "seed-0" / "checkpoints" / "simulator")
+    code, output = run_here("chat.py", str(run), "--as", "simulator")
+    assert code == 1 and "has no checkpoint of stage 'simulator'" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize(
