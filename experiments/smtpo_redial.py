@@ -13,6 +13,9 @@ conversations of `--conversations.turns` turns with the simulated seeker). All a
 test split, in conversation with a *scoring* seeker that learnt from other dialogues with another seed; `…_blind` hears the
 answers of somebody else's seeker. In the world, its true users answer as well: nobody trained on them.
 
+`--transfer.dir DIR` measures everything on another corpus as well (docs/howto/your_own_dialogues.md has the format), whose
+items are joined by title; it can be added to a finished run.
+
 The same command continues a run that was interrupted (exit code 75). Writes `report.md`, `results.json`, `metrics.jsonl`,
 checkpoints, and each system's conversations in `conversations/`. Measured so far: the preset `world` (docs/results/smtpo.md);
 `redial` and `paper` were not run to their end.
@@ -26,8 +29,9 @@ from pathlib import Path
 
 import miniature
 from command_line import preset_and_options, start
-from rlhf_jax.assessment import episodes_report
+from rlhf_jax.assessment import episodes_report, other_corpus
 from rlhf_jax.assessment.episodes import scoring_seeker, training_half
+from rlhf_jax.assessment.other_corpus import OtherCorpus, TransferConfig, join, read_other
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.parallel.mesh import MeshConfig
 from rlhf_jax.ranges import Cases, Seed, check_numbers
@@ -44,8 +48,8 @@ from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
 from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
-VOLATILE = ("run_dir", "seeds", "trackers", "mesh")
-"""What may change while a run is continued: more seeds can be added later."""
+VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "transfer")
+"""What may change while a run is continued: more seeds, and another corpus to measure on, can be added later."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Config:
     conversations: ConversationsConfig = ConversationsConfig()
     learner: MultiTurnConfig = MultiTurnConfig()
     assess: AssessConfig = AssessConfig()
+    transfer: TransferConfig = TransferConfig()
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -245,17 +250,18 @@ PRESETS = {
 def main(config: Config) -> Path:
     """All seeds, then one report."""
     enable_compilation_cache(beside=config.run_dir)
+    other = read_other(config.transfer, own_name=config.data.corpus_name)
     with exits_on_signals(), open_run(config.run_dir, config, trackers=(), volatile=VOLATILE) as run:
         found = {}
         for seed in config.seeds:
             of_seed = dataclasses.replace(config, seeds=(seed,))
             with open_run(run.path / f"seed-{seed}", of_seed, trackers=config.trackers, volatile=VOLATILE) as own:
-                found[seed] = one_seed(own, of_seed, seed)
+                found[seed] = one_seed(own, of_seed, seed, other)
         corpus = config.data.corpus_name
         return episodes_report.write(run, found, corpus=corpus, n_turns=config.conversations.turns)
 
 
-def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Found:
+def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | None = None) -> episodes_report.Found:
     """The paper's algorithm: 0 data, 1 imitation, 2 retriever, 3 reasoning form, 4 seeker, 5 conversations, 6 evaluation."""
     # 0. Dialogues, vocabulary, network, devices.
     talk = config.conversations
@@ -263,6 +269,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Fo
         run, config.data, config.model, seed=seed, world_seed=config.world_seed, temperature=talk.temperature
     )
     check_data(setup.corpus)
+    joined = None if other is None else join(other, setup.corpus.items)
     rows = {"openings (--conversations.openings)": talk.openings} | sft_rows(config.sft)
     setup = setup._replace(layout=devices(config.mesh, setup.network, rows))
     attributes = reasoning.attributes_of(setup, config.reasoning)
@@ -288,7 +295,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Fo
     }
     # 6. Conversations with a seeker that no stage has met, and in the world with its users.
     seekers = {"training": seeker, "scoring": scoring_seeker(run, recommender, config.simulator)}
-    return episodes_report.measure_all(
+    found = episodes_report.measure_all(
         run,
         recommender,
         policies,
@@ -297,6 +304,9 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Fo
         n_users=config.assess.users,
         n_turns=talk.turns,
     )
+    if joined is None:
+        return found
+    return found._replace(transfer=other_corpus.measure(run, joined, recommender, policies, seekers))
 
 
 def command_line(arguments: list[str]) -> Config:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.assessment import episodes
+from rlhf_jax.assessment import episodes, other_corpus
 from rlhf_jax.assessment import simulator as simulator_quality
 from rlhf_jax.assessment.episodes import ReasoningResponder, spoken
+from rlhf_jax.assessment.other_corpus import Transferred
 from rlhf_jax.assessment.preference_report import image
 from rlhf_jax.assessment.users import per_user
 from rlhf_jax.data.items import spelled_titles
@@ -64,6 +65,8 @@ class Found(NamedTuple):
     """System to what the users of the world lived through; empty for real data."""
     seekers: Sequence[Result]
     """How good the simulated seekers are."""
+    transfer: Transferred | None = None
+    """The same systems on another corpus."""
 
 
 def measure_all(
@@ -187,9 +190,11 @@ def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns
         *headline(results, n_turns),
         image(plots.save(curves(found, n_turns), folder, "success"), "Success within so many turns, by who answers."),
     ]
+    moved = found[min(found)].transfer
+    about = {} if moved is None else {f"{moved.joined.name}/test": moved.joined.note}
     for (split, protocol), own in by_protocol(results).items():
         shown = WORLD_SHOWN if protocol == closed_loop.PROTOCOL else SHOWN
-        parts += [f"## {split}, {protocol}", PROTOCOLS.get(protocol, ""), table(own, shown)]
+        parts += [f"## {split}, {protocol}", about.get(split, PROTOCOLS.get(protocol, "")), table(own, shown)]
     parts.append(
         image(plots.save(training(run, sorted(found)), folder, "training"), "Learning from conversations, first seed.")
     )
@@ -233,7 +238,8 @@ def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
                 continue
             name = result.name if result.system == "popularity" else f"{result.system}_{seed}/{result.metric}"
             results.append(Result(**{**vars(result), "name": name}))
-    return results
+    moved = {seed: one.transfer for seed, one in found.items() if one.transfer is not None}
+    return results + (other_corpus.results(moved) if moved else [])
 
 
 def pairs(systems: Sequence[str]) -> list[tuple[str, str]]:

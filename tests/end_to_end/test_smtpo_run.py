@@ -36,7 +36,21 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     before = (run / "results.json").read_bytes()
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
     assert code == 0 and "conversations:" not in output and (run / "results.json").read_bytes() == before
+    other_dialogues_are_ranked(run_here, run)
     a_person_recommends(run_here, run)
+
+
+def other_dialogues_are_ranked(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
+    shutil.copytree(run / "seed-0" / "data", run.parent / "theirs")
+    moved = ("--transfer.dir", str(run.parent / "theirs"), "--transfer.dialogues", "6")
+    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run), *moved)
+    # Nothing is trained anew for it.
+    assert code == 0 and "smtpo: ranking" in output and "conversations:" not in output, output
+    results = {(one.split, one.name): one for one in read_results(run)}
+    for system in ("retriever", "sft", "smtpo", "smtpo-retriever"):
+        assert results["theirs/test", f"{system}/hr@10"].seeds == (0,)
+    assert 0 <= results["theirs/test", "scoring_seeker_0/auc"].value <= 1
+    assert "0 are unknown and read as words" in (run / "report.md").read_text(encoding="utf-8")
 
 
 def a_person_recommends(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
@@ -75,6 +89,7 @@ def a_person_recommends(run_here: Callable[..., tuple[int, str]], run: Path) -> 
         (("debug", "--conversations.group-size", "1"), "--conversations.group-size must be in [2, 1024]: got 1"),
         (("debug", "--retriever.candidates", "1"), "--retriever.candidates 1 cannot fill a list of --data.max-items 2"),
         (("debug", "--learner.minibatches", "3"), "cannot be cut into --learner.minibatches 3"),
+        (("debug", "--transfer.dir", "nowhere"), "--transfer.dir nowhere: nowhere/movies_with_mentions.csv: the table"),
         (("debug", "--seeds", "1", "1"), "--seeds must name different seeds"),
         (("debug", "--data.response-tokens", "20"), "--data.response-tokens 20: --reasoning.attributes 4"),
     ],
