@@ -269,6 +269,8 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
         run, config.data, config.model, seed=seed, world_seed=config.world_seed, temperature=talk.temperature
     )
     check_data(setup.corpus)
+    source = f"--data.source {config.data.source}" if config.data.dir is None else f"--data.dir {config.data.dir}"
+    reasoning.check_liked(setup.corpus, max_items=config.data.max_items, source=source)
     joined = None if other is None else join(other, setup.corpus.items)
     rows = {"openings (--conversations.openings)": talk.openings} | sft_rows(config.sft)
     setup = setup._replace(layout=devices(config.mesh, setup.network, rows))

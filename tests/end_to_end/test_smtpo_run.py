@@ -1,5 +1,6 @@
 """SMTPO's preset `debug`: from nothing to a report, repeated without work, refused where it cannot be."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -9,8 +10,11 @@ import pytest
 
 from rlhf_jax.assessment.seeker_talk import open_seeker
 from rlhf_jax.data.items import spelled_titles
+from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.simulators.world_dialogues import write_world
 
 SCRIPT = "smtpo_redial.py"
 
@@ -38,6 +42,36 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     assert code == 0 and "conversations:" not in output and (run / "results.json").read_bytes() == before
     other_dialogues_are_ranked(run_here, run)
     a_person_recommends(run_here, run)
+    another_vocabulary_is_refused(run_here, run)
+
+
+def another_vocabulary_is_refused(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
+    """What was learnt of other tokens is neither continued nor talked with."""
+    Vocabulary.train(["other words"], tuple(range(3)), 300).save(run.parent / "vocabulary")
+    shutil.rmtree(run / "seed-0" / "vocabulary")
+    (run.parent / "vocabulary").rename(run / "seed-0" / "vocabulary")
+    for script, arguments in ((SCRIPT, ("debug", "--run-dir", str(run))), ("chat.py", (str(run), "--as", "simulator"))):
+        code, output = run_here(script, *arguments)
+        assert code == 1 and f"{run / 'seed-0'} was started with other facts (vocabulary" in output, output
+        assert "Traceback" not in output
+
+
+def test_a_corpus_without_labels_is_refused_at_the_start(
+    run_here: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    silent = tmp_path / "silent"
+    write_world(silent, WorldConfig(n_items=40, n_train=20, n_test=6, n_users=10), 0)
+    for split in ("train", "test"):
+        file = silent / f"{split}_data.jsonl"
+        lines = [json.loads(line) | {"initiatorQuestions": {}} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ("--data.source", "redial", "--data.dir", str(silent), "--run-dir", str(tmp_path / "run"))
+    code, output = run_here(SCRIPT, "debug", *options)
+    said = (
+        f"--data.dir {silent}: no seeker of the 18 training dialogues is known to like what the recommender named first"
+    )
+    assert code == 1 and said in output, output
+    assert not (tmp_path / "run" / "seed-0" / "checkpoints").exists()
 
 
 def other_dialogues_are_ranked(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
