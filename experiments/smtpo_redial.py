@@ -14,7 +14,8 @@ test split, in conversation with a *scoring* seeker that learnt from other dialo
 answers of somebody else's seeker. In the world, its true users answer as well: nobody trained on them.
 
 `--transfer.dir DIR` measures everything on another corpus as well (docs/howto/your_own_dialogues.md has the format), whose
-items are joined by title; it can be added to a finished run.
+items are joined by title; `--single-tasks language target` measures seekers that learn one task alone beside the one that
+learns all. Both can be added to a finished run.
 
 The same command continues a run that was interrupted (exit code 75). Writes `report.md`, `results.json`, `metrics.jsonl`,
 checkpoints, and each system's conversations in `conversations/`. Measured so far: the preset `world` (docs/results/smtpo.md);
@@ -45,11 +46,11 @@ from rlhf_jax.stages.multi_turn import ConversationsConfig
 from rlhf_jax.stages.reasoning import ReasoningConfig
 from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
-from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
+from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig, Task
 from rlhf_jax.stages.supervised import SupervisedConfig
 
-VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "transfer")
-"""What may change while a run is continued: more seeds, and another corpus to measure on, can be added later."""
+VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "transfer", "single_tasks")
+"""What may change while a run is continued: more seeds, another corpus to measure on and more seekers can be added later."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,9 @@ class Config:
     learner: MultiTurnConfig = MultiTurnConfig()
     assess: AssessConfig = AssessConfig()
     transfer: TransferConfig = TransferConfig()
+    single_tasks: tuple[Task, ...] = ()
+    """Seekers that learn one task alone, measured beside those that learn all three; no policy meets them. Can be added to
+    a finished run."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -100,6 +104,8 @@ def check_stages(config: Config) -> None:
     """Raises ValueError naming the options that do not fit together."""
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ValueError(f"--seeds must name different seeds: got {config.seeds}")
+    if len(set(config.single_tasks)) != len(config.single_tasks):
+        raise ValueError(f"--single-tasks must name each task once: got {config.single_tasks}")
     talk, learner = config.conversations, config.learner
     rows = talk.openings * talk.group_size
     for n_rows in {rows, rows * talk.turns}:
@@ -295,8 +301,13 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
         name: multi_turn.train(run, recommender, seeker, sft, talks, config.learner, stage=f"multi_turn-{name}")
         for name, talks in {"single_turn": single, "smtpo": talk}.items()
     }
-    # 6. Conversations with a seeker that no stage has met, and in the world with its users.
+    # 6. Conversations with a seeker that no stage has met, and in the world with its users; seekers of one task beside it.
     seekers = {"training": seeker, "scoring": scoring_seeker(run, recommender, config.simulator)}
+    for task in config.single_tasks:
+        alone = simulator.single_task(config.simulator, task)
+        stage = f"{simulator.STAGE}-{task}"
+        learnt = simulator.train(run, setup, dialogues, alone, attributes=attributes, seed=seed, stage=stage)
+        seekers[f"{task}_only"] = SeekerSimulator(setup, learnt, alone)
     found = episodes_report.measure_all(
         run,
         recommender,

@@ -14,7 +14,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,8 @@ from rlhf_jax.stages.seeker_texts import (
 from rlhf_jax.stages.setup import Setup
 
 STAGE = "simulator"
+Task = Literal["language", "attribute", "target"]
+"""What a simulator learns: what the seeker says, the attributes and the items that the seeker will like."""
 NOTHING_LEFT = ("...",)
 """What is said where all words had to be cut out."""
 
@@ -129,6 +131,21 @@ class SimulatorConfig:
                 f"{option(self, 'tokens_per_batch')} {self.tokens_per_batch} does not hold one text of the longest of "
                 f"{option(self, 'buckets')}, {self.buckets[-1]}"
             )
+
+
+def single_task(config: SimulatorConfig, task: Task) -> SimulatorConfig:
+    """The same simulator with one of its three losses alone, whatever that one's weight was.
+
+    Raises: ValueError for another task.
+    Examples:
+      >>> alone = single_task(SimulatorConfig(attribute_weight=0.0), "attribute")
+      >>> alone.language_weight, alone.attribute_weight, alone.target_weight
+      (0.0, 1.0, 0.0)
+    """
+    if task not in get_args(Task):
+        raise ValueError(f"task {task!r}: expected one of {', '.join(get_args(Task))}")
+    # A loss is divided by the sum of the weights: alone, one weight is as good as another.
+    return dataclasses.replace(config, **{f"{name}_weight": float(name == task) for name in get_args(Task)})
 
 
 def train(

@@ -77,13 +77,25 @@ def test_a_corpus_without_labels_is_refused_at_the_start(
 def other_dialogues_are_ranked(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
     shutil.copytree(run / "seed-0" / "data", run.parent / "theirs")
     moved = ("--transfer.dir", str(run.parent / "theirs"), "--transfer.dialogues", "6")
-    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run), *moved)
-    # Nothing is trained anew for it.
+    tasks = ("--single-tasks", "language", "target")
+    trained = {path.name for path in (run / "seed-0" / "checkpoints").iterdir()}
+    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run), *moved, *tasks)
+    # No policy is trained anew for it.
+    new = {path.name for path in (run / "seed-0" / "checkpoints").iterdir()} - trained
+    assert new == {"simulator-language", "simulator-target"}
     assert code == 0 and "smtpo: ranking" in output and "conversations:" not in output, output
     results = {(one.split, one.name): one for one in read_results(run)}
     for system in ("retriever", "sft", "smtpo", "smtpo-retriever"):
         assert results["theirs/test", f"{system}/hr@10"].seeds == (0,)
     assert 0 <= results["theirs/test", "scoring_seeker_0/auc"].value <= 1
+    for metric in ("auc", "hr@10", "attribute_f1", "perplexity"):
+        # Every task is learnt by a seeker of its own, whose numbers are not those of all three.
+        values = {results["world/test", f"{name}_seeker_0/{metric}"].value for name in ("language_only", "target_only")}
+        assert values - {results["world/test", f"training_seeker_0/{metric}"].value}
+    language, target = (
+        results["world/test", f"{name}_only_seeker_0/perplexity"].value for name in ("language", "target")
+    )
+    assert language < target
     assert "0 are unknown and read as words" in (run / "report.md").read_text(encoding="utf-8")
 
 
