@@ -28,17 +28,15 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 import dataclasses
 from pathlib import Path
 
-import miniature
 from command_line import preset_and_options, start
 from rlhf_jax.assessment import episodes_report, other_corpus
 from rlhf_jax.assessment.episodes import scoring_seeker, training_half
 from rlhf_jax.assessment.other_corpus import OtherCorpus, TransferConfig, join, read_other
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.parallel.mesh import MeshConfig
-from rlhf_jax.ranges import Cases, Seed, check_numbers
+from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
-from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
 from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.launch import check_data, devices, sft_rows
@@ -48,22 +46,10 @@ from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
 from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig, Task
 from rlhf_jax.stages.supervised import SupervisedConfig
+from studies.smtpo_settings import SETTINGS, AssessConfig
 
 VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "transfer", "single_tasks")
 """What may change while a run is continued: more seeds, another corpus to measure on and more seekers can be added later."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AssessConfig:
-    """How much is measured."""
-
-    openings: Cases = 1_000
-    """Openings of the test split at most."""
-    users: Cases = 200
-    """Users of the simulated world who talk with each system."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,128 +113,22 @@ def check_stages(config: Config) -> None:
         raise ValueError("--prior.parts: the prior reads what the retriever reads, all six closed forms")
 
 
-WORLD = Config(
-    data=DataConfig(
-        world=WorldConfig(n_items=120, n_genres=6, n_people=8, p_taste=0.6, p_popularity=0.25),
-        context_tokens=160,
-        response_tokens=40,
-        max_items=2,
-    ),
-    model=ModelConfig(attention_dropout=False),
-    sft=SupervisedConfig(
-        epochs=4,
-        description_epochs=4,
-        metadata_words=True,
-        item_weight=5.0,
-        max_tokens=256,
-        buckets=(32, 96, 160, 256),
-        tokens_per_batch=2560,
-    ),
-    # A small catalogue: few candidates, few hard negatives, and words of a few templates.
-    retriever=RetrieverConfig(
-        semantic=64,
-        collaborative=32,
-        width=64,
-        batch_size=64,
-        hard_negatives=16,
-        uniform_negatives=32,
-        candidates=20,
-    ),
-    simulator=SimulatorConfig(max_tokens=256, buckets=(96, 160, 256), tokens_per_batch=2560, composed_share=0.2),
-)
 PRESETS = {
-    "world": ("simulated world, small GPT-2; half an hour a seed on 2 busy CPU cores", WORLD),
+    "world": (
+        "simulated world, small GPT-2; half an hour a seed on 2 busy CPU cores",
+        Config(**SETTINGS["world"].fields),
+    ),
     "debug": (
         "the same in miniature; a minute or two, for tests",
-        Config(
-            run_dir=Path("runs/debug-smtpo"),
-            data=dataclasses.replace(
-                miniature.DATA,
-                world=WorldConfig(n_items=40, n_train=60, n_test=24, n_users=40),
-                max_items=2,
-                response_tokens=40,
-            ),
-            model=miniature.MODEL,
-            sft=miniature.SFT,
-            retriever=RetrieverConfig(
-                semantic=8,
-                collaborative=4,
-                n_recent=3,
-                width=8,
-                n_head=2,
-                epochs=1,
-                batch_size=16,
-                hard_negatives=4,
-                uniform_negatives=8,
-                warmup_steps=2,
-                candidates=8,
-            ),
-            reasoning=ReasoningConfig(steps=6, batch_size=8, warmup_steps=2, evaluations=2, validation_turns=16),
-            simulator=SimulatorConfig(
-                epochs=1,
-                description_epochs=0,
-                max_tokens=128,
-                buckets=(128,),
-                tokens_per_batch=1024,
-                warmup_steps=2,
-                composed_share=0.2,
-                response_tokens=12,
-            ),
-            conversations=ConversationsConfig(
-                updates=2, openings=2, group_size=4, turns=2, save_every=1, evaluations=2, validation_openings=8
-            ),
-            assess=AssessConfig(openings=8, users=16),
-        ),
+        Config(run_dir=Path("runs/debug-smtpo"), **SETTINGS["debug"].fields),
     ),
     "redial": (
         "real ReDial (--data.dir), small GPT-2 from scratch; hours on 2 CPU cores",
-        Config(
-            run_dir=Path("runs/smtpo-redial"),
-            data=DataConfig(
-                source="redial",
-                dir=Path("data/redial"),
-                n_words=5000,
-                window=20,
-                context_tokens=192,
-                response_tokens=56,
-                max_items=10,
-            ),
-            model=ModelConfig(attention_dropout=False),
-            sft=SupervisedConfig(
-                epochs=2,
-                description_tokens=32,
-                metadata_words=True,
-                repeated_item_weight=0.0,
-                buckets=(32, 128, 192, 256, 384, 512),
-                warmup_steps=200,
-            ),
-            # Words that thousands of items share are said; rarer ones would be people whom no seeker names.
-            reasoning=ReasoningConfig(min_items=60),
-            simulator=SimulatorConfig(epochs=2, buckets=(32, 128, 192, 256, 384, 512)),
-        ),
+        Config(run_dir=Path("runs/smtpo-redial"), **SETTINGS["redial"].fields),
     ),
     "paper": (
         "gpt2-medium weights (--model.weights, --data.tokenizer) on ReDial (--data.dir); GPU or TPU",
-        Config(
-            run_dir=Path("runs/smtpo-paper"),
-            data=DataConfig(
-                source="redial",
-                dir=Path("data/redial"),
-                tokenizer="gpt2-medium",
-                window=20,
-                context_tokens=384,
-                response_tokens=96,
-                max_items=10,
-            ),
-            model=ModelConfig(weights="gpt2-medium", compute_dtype="bfloat16", remat=True),
-            sft=SupervisedConfig(epochs=5, learning_rate=5e-5, tokens_per_batch=16_384, warmup_steps=500),
-            reasoning=ReasoningConfig(steps=2_000, batch_size=64, learning_rate=5e-5, min_items=60),
-            simulator=SimulatorConfig(learning_rate=5e-5, tokens_per_batch=16_384, warmup_steps=500),
-            conversations=ConversationsConfig(
-                updates=300, openings=32, group_size=8, turns=5, learning_rate=3e-6, save_every=10
-            ),
-            learner=MultiTurnConfig(minibatches=4),
-        ),
+        Config(run_dir=Path("runs/smtpo-paper"), **SETTINGS["paper"].fields),
     ),
 }
 

@@ -6,6 +6,7 @@ seed (`halves`, `scoring_seed`). Whoever trains does not import this file.
 
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from rlhf_jax.data.windows import response_message
 from rlhf_jax.evaluation.episodes import Measured
 from rlhf_jax.interfaces import Dialogue, Message, Params
 from rlhf_jax.keys import stream_key
-from rlhf_jax.runtime.files import read_npz, write_npz
+from rlhf_jax.runtime.files import RunError, read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages import simulator
@@ -78,8 +79,19 @@ def measure(
         path.parent.mkdir(parents=True, exist_ok=True)
         found = talk(name, recommender, params, seekers, openings, n_turns=n_turns)
         write_npz(path, {key: np.asarray(value) for key, value in found._asdict().items()})
-    stored = read_npz(path)
-    return Measured(**{**stored, "conversations": tuple(str(one) for one in stored["conversations"])})
+    return stored(run.path, name)
+
+
+def stored(directory: Path, name: str) -> Measured:
+    """What `measure` has stored in a run directory under `name`; the run need not be open.
+
+    Raises: RunError naming the file that is missing or damaged.
+    """
+    path = directory / FOLDER / f"{name}.npz"
+    if not path.exists():
+        raise RunError(f"{path} is not there: the run has not come so far, or an older version finished it")
+    found = read_npz(path)
+    return Measured(**{**found, "conversations": tuple(str(one) for one in found["conversations"])})
 
 
 def talk(

@@ -23,7 +23,7 @@ from rlhf_jax.reporting import plots
 from rlhf_jax.reporting.plots import Line, Panel
 from rlhf_jax.reporting.result_tables import by_protocol, cell, definitions, markdown_table
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import notice, read_npz, read_object, write_json, write_npz, write_text
+from rlhf_jax.runtime.files import RunError, notice, read_npz, read_object, write_json, write_npz, write_text
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.conversation import evaluate_closed_loop
@@ -122,6 +122,17 @@ def world_users(
         found = evaluate_closed_loop(respond, setup.data.world, setup.world_seed, n_users=n_users, n_turns=n_turns)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, per_user(found))
+    return stored_users(run.path, system)
+
+
+def stored_users(directory: Path, system: str) -> UserValues:
+    """What `world_users` has stored in a run directory; the run need not be open.
+
+    Raises: RunError naming the file that is missing or damaged.
+    """
+    path = directory / episodes.FOLDER / f"{system}-world.npz"
+    if not path.exists():
+        raise RunError(f"{path} is not there: the run has not come so far, or an older version finished it")
     return read_npz(path)
 
 
