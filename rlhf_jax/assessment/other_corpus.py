@@ -165,11 +165,11 @@ def _in_other_items(dialogue: Dialogue, same: Mapping[int, int], items: Mapping[
         Message(message.role, tuple(map(translated, message.parts)), message.message_id, message.time_offset)
         for message in dialogue.messages
     )
-    forms = (
+    seeker, recommender = (
         {same[item]: label for item, label in form.items() if item in same}
         for form in (dialogue.seeker_labels, dialogue.recommender_labels)
     )
-    return Dialogue(dialogue.dialogue_id, messages, *forms, dialogue.provenance, dialogue.domain)
+    return dataclasses.replace(dialogue, messages=messages, seeker_labels=seeker, recommender_labels=recommender)
 
 
 class Transferred(NamedTuple):
