@@ -3,9 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN ?= demo
 JOBS ?= 2
-# Folder with redial/, opendialkg/, uss/ and crs-response-ratings/, for the evidence; without it the worlds alone.
+# Folder with redial/, opendialkg/, uss/, crs-response-ratings/ and movielens-100k/, for the evidence; without it the worlds alone.
 DATA ?= data
-# Training seeds of the evidence; a claim needs three. One seed is a third of the night, and more can be added later.
+# Training seeds of the evidence; a claim needs three. One seed is a third of the time, and more can be added later.
 SEEDS ?= 0 1 2
 # Sizes of the benchmark; empty: those the device is fit for.
 SIZES ?=

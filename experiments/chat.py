@@ -3,11 +3,16 @@
     python experiments/chat.py runs/demo                      # the newest stage, sampled as in training
     python experiments/chat.py runs/demo --stage sft --greedy
     python experiments/chat.py runs/demo --web                # a local page: imitation and aligned side by side
+    python experiments/chat.py runs/smtpo --as simulator      # you recommend, the seeker that the run has trained answers
 
 Titles of the catalogue are recognised in what you type, as is `@id`. After each of your turns you see the items the
 model would suggest first, given the conversation so far, its reply, and what the reward model says of the reply.
 `/top 20` shows more items, `/reset` begins again, `/quit` (or end of file) leaves. Only reads the run directory; a run
 that is still training can be talked to.
+
+As a recommender (`--as simulator`, runs of `smtpo_redial.py`) you meet the seeker of a logged dialogue, up to its first
+recommendation. It answers from the conversation alone. Naming what it likes ends the conversation; `/reveal` shows what
+that is and what the trained seeker expects, `/next` goes on to another one, `/reset` begins the same one again.
 
 The page needs the extra `web` (`pip install -e ".[web]" -c constraints.txt`). It is served to this machine alone, loads
 nothing from elsewhere and sends nothing elsewhere.
@@ -19,21 +24,25 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 import dataclasses
 import importlib.util
 import io
+import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from command_line import options, start
 from rlhf_jax.assessment.conversation import Conversation
 from rlhf_jax.assessment.finished_run import Finished, open_finished, stage_policy, stage_proxy
+from rlhf_jax.assessment.seeker_talk import OpeningSplit, Revealed, SeekerStage, SeekerTalk, open_seeker
 from rlhf_jax.ranges import Range, Seed, check_numbers
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import enable_compilation_cache
 
 COMMANDS = "/top [n], /reset, /quit"
+SEEKERS = get_args(SeekerStage)
+SEEKER_COMMANDS = "/reveal, /next, /reset, /quit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +50,16 @@ class Config:
     """Whom to talk with, and where."""
 
     run_dir: tyro.conf.Positional[Path]
-    """Run directory of `ppo_redial.py`."""
-    stage: Literal["sft", "ppo", "grpo"] | None = None
-    """Which stage's model; None takes the last that has a checkpoint, and for the page all of them."""
+    """Run directory of `ppo_redial.py`; of `smtpo_redial.py` to talk with its seeker."""
+    speaks: Annotated[Literal["recommender", "simulator"], tyro.conf.arg(name="as")] = "recommender"
+    """Whose part the model takes: it recommends to you, or is the simulated seeker to whom you recommend."""
+    stage: Literal["sft", "ppo", "grpo", "simulator", "simulator-scoring"] | None = None
+    """Which stage's model; None takes the last that has a checkpoint, and for the page all of them. Of a seeker None takes
+    `simulator`, which trains policies; `simulator-scoring` is the one that scores them."""
+    opening: Annotated[int, Range("[0, 1_000_000]")] | None = None
+    """Number of the seeker's conversation among those of the split; None draws one by `seed`."""
+    split: OpeningSplit = "test"
+    """Whose dialogues the seekers are taken from."""
     greedy: bool = False
     """The likeliest token each time, instead of sampling; the page can switch."""
     seed: Seed = 0
@@ -57,6 +73,14 @@ class Config:
         check_numbers(self)
         if self.port is not None and not self.web:
             raise ValueError(f"--port {self.port} is the page's: add --web")
+        if self.speaks == "simulator" and self.web:
+            raise ValueError("--web shows recommenders alone: leave it out to talk with --as simulator")
+        if self.speaks == "simulator" and self.greedy:
+            raise ValueError("--greedy is a recommender's: a seeker answers as --simulator.temperature of its run says")
+        if self.stage is not None and (self.stage in SEEKERS) != (self.speaks == "simulator"):
+            raise ValueError(f"--stage {self.stage} does not go with --as {self.speaks}")
+        if self.speaks != "simulator" and (self.opening is not None or self.split != "test"):
+            raise ValueError("--opening and --split choose a seeker: add --as simulator")
 
 
 def main(config: Config) -> None:
@@ -65,6 +89,9 @@ def main(config: Config) -> None:
     if missing:
         raise RunError(f"--web needs {' and '.join(missing)}, the extra `web`: pip install 'rlhf_jax[web]'")
     enable_compilation_cache(beside=config.run_dir)
+    if config.speaks == "simulator":
+        recommend_in_terminal(config)
+        return
     run = open_finished(config.run_dir)
     if not run.stages:
         raise RunError(f"{config.run_dir} has no model yet: no stage has a checkpoint")
@@ -96,6 +123,21 @@ def talk_in_terminal(config: Config, run: Finished) -> None:
     stage = config.stage or run.stages[-1]
     talk = Conversation(run, stage_policy(run, stage), proxy=stage_proxy(run), greedy=config.greedy, seed=config.seed)
     print(f"{stage} of {config.run_dir}, {len(run.vocab.item_ids)} items. {COMMANDS}")
+    for text in typed():
+        command, _, argument = text.partition(" ")
+        if command == "/reset":
+            talk.reset()
+            print("Forgotten; a new conversation begins.")
+        elif command == "/top" and (not argument or (argument.isdecimal() and len(argument) < 10)):
+            show_top(talk.top(int(argument or 5)))
+        elif command.startswith("/"):
+            print(f"No command {text!r}; there are {COMMANDS}")
+        elif text:
+            answer(talk, text)
+
+
+def typed() -> Iterator[str]:
+    """What a person types, line by line, until `/quit` or the end of the file."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # What is not the terminal's encoding is no reason to end.
     while True:
@@ -106,18 +148,64 @@ def talk_in_terminal(config: Config, run: Finished) -> None:
             return
         if not sys.stdin.isatty():
             print(text)
-        command, _, argument = text.partition(" ")
-        if command == "/quit":
+        if text.partition(" ")[0] == "/quit":
             return
-        if command == "/reset":
-            talk.reset()
-            print("Forgotten; a new conversation begins.")
-        elif command == "/top" and (not argument or (argument.isdecimal() and len(argument) < 10)):
-            show_top(talk.top(int(argument or 5)))
-        elif command.startswith("/"):
-            print(f"No command {text!r}; there are {COMMANDS}")
+        yield text
+
+
+def recommend_in_terminal(config: Config) -> None:
+    """The person recommends; reads lines until there are no more."""
+    stage: SeekerStage = "simulator-scoring" if config.stage == "simulator-scoring" else "simulator"
+    stored = open_seeker(config.run_dir, stage=stage, split=config.split)
+    n = len(stored.openings)
+    if config.opening is not None and config.opening >= n:
+        raise RunError(f"--opening {config.opening}: the {config.split} split of {config.run_dir} has {n}, from 0")
+    number = random.Random(config.seed).randrange(n) if config.opening is None else config.opening
+
+    def begin() -> SeekerTalk:
+        talk = SeekerTalk(stored, stored.openings[number], seed=config.seed)
+        print(f"\nSeeker {number} of {n}:")
+        for role, words in talk.said:
+            print(f"{role}> {words}")
+        return talk
+
+    print(f"{stage} of {config.run_dir}, {config.split} split. You recommend. {SEEKER_COMMANDS}")
+    talk = begin()
+    for text in typed():
+        if text == "/reset":
+            talk = begin()
+        elif text == "/next":
+            number = (number + 1) % n
+            talk = begin()
+        elif text == "/reveal":
+            reveal(talk.reveal())
+        elif text.startswith("/"):
+            print(f"No command {text!r}; there are {SEEKER_COMMANDS}")
+        elif text and talk.over:
+            print("This seeker has found what it likes: /next goes on to another one, /reset begins again")
         elif text:
-            answer(talk, text)
+            recommend(talk, text)
+
+
+def recommend(talk: SeekerTalk, text: str) -> None:
+    """One turn of each side; what was hidden is shown once it is found."""
+    heard = talk.recommend(text)
+    if heard.recognised:
+        print(f"     recognised: {', '.join(heard.recognised)}")
+    if heard.answer is not None:
+        print(f"seeker> {heard.answer}")
+    else:
+        print(f"     found: {', '.join(heard.liked)}")
+        reveal(talk.reveal())
+
+
+def reveal(hidden: Revealed) -> None:
+    """The target, and what the seeker expects of items and of attributes."""
+    print(f"     likes: {', '.join(hidden.liked)}")
+    print(f"     which is: {', '.join(hidden.wanted) or '(nothing that the catalogue says)'}")
+    print("     expects to like, of what nobody has named:")
+    show_top(hidden.items)
+    print(f"     expects: {', '.join(f'{word} {probability:.0%}' for word, probability in hidden.attributes)}")
 
 
 def answer(talk: Conversation, text: str) -> None:
@@ -135,7 +223,7 @@ def answer(talk: Conversation, text: str) -> None:
 
 
 def show_top(top: Sequence[tuple[str, float]]) -> None:
-    """Items with the probability of being suggested first."""
+    """Items with their probabilities."""
     for place, (title, probability) in enumerate(top, start=1):
         print(f"     {place:3}. {probability:6.1%}  {title}")
 

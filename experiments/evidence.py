@@ -1,12 +1,12 @@
 """All studies, for every seed, over the cores or devices at hand: the whole evidence with one command.
 
-    python experiments/evidence.py --data-dir DIR            # full sizes; a night on two CPU cores, under three hours a seed
+    python experiments/evidence.py --data-dir DIR            # full sizes; two CPU cores, an estimated four hours a seed
     python experiments/evidence.py quick --data-dir DIR      # smaller settings and fewer studies; about 45 minutes
     python experiments/evidence.py quick                     # no data: the simulated worlds alone
     python experiments/evidence.py debug --data-dir DIR      # every study in miniature, for tests
 
-DIR holds `redial/`, `opendialkg/`, `uss/` and `crs-response-ratings/`; studies whose data are not there are left out, and
-the report says so. Foundations come first, then the seeds of all studies, one job a core (or GPU), then each study
+DIR holds `redial/`, `opendialkg/`, `uss/`, `crs-response-ratings/` and `movielens-100k/`; studies whose data are not there are
+left out, and the report says so. Foundations come first, then the seeds of all studies, one job a core (or GPU), then each study
 gathers its seeds. What is done is not done again: where the run was killed or a job failed, the same command goes on, and
 with more `--seeds` it does the new ones.
 
@@ -51,6 +51,11 @@ class Study(NamedTuple):
     foundation: tuple[Setting, Size] | None = None
     """What it starts from, where it shares that with other studies."""
     has_seeds: bool = True
+    """Whether a job does one seed and another gathers them; else one job does everything."""
+    takes_seeds: bool = False
+    """Whether the one job does all seeds, one after the other."""
+    reads: str | None = None
+    """Where the one job finds its data, below the data directory; None: it reads none."""
     options: tuple[str, ...] = ()
     """What is set on top of the preset."""
 
@@ -75,10 +80,19 @@ def _study(
 
 
 FULL_AND_SINGLES = ("full", "engagement", "relevance", "sentiment")
-SIGNALS = Study("validate_signals", "signals", 3, ("redial", "uss", "crs-response-ratings"), has_seeds=False)
+_RATED = ("redial", "uss", "crs-response-ratings")
+SIGNALS = Study("validate_signals", "signals", 3, _RATED, has_seeds=False, reads="")
+SMTPO = Study("smtpo_redial", "world", 35, has_seeds=False, takes_seeds=True)
+DPO4REC = Study(
+    "dpo4rec_movielens", "movielens", 30, ("movielens-100k",), has_seeds=False, takes_seeds=True, reads="movielens-100k"
+)
 # Long ones first, so that no core waits alone.
 PLANS: dict[str, tuple[Study, ...]] = {
     "evidence": (
+        # All seeds in one job: the longest.
+        SMTPO,
+        DPO4REC,
+        Study("ablate_smtpo", "world", 80),
         _study("full", "ablate_reward", "redial", 30, ("redial", "uss")),
         _study("full", "cross_domain", "opendialkg", 38, ("opendialkg",)),
         _study("full", "reward_hacking", "hackable", 32),
@@ -105,7 +119,10 @@ PLANS: dict[str, tuple[Study, ...]] = {
         Study("reward_hacking", "debug", 1, (), ("world", "debug")),
         Study("validate_reward", "debug", 1, (), ("world", "debug")),
         Study("cross_domain", "debug", 1, ("opendialkg",)),
-        Study("validate_signals", "debug", 1, ("redial", "uss", "crs-response-ratings"), has_seeds=False),
+        Study("validate_signals", "debug", 1, _RATED, has_seeds=False, reads=""),
+        Study("ablate_smtpo", "debug", 3),
+        Study("smtpo_redial", "debug", 2, has_seeds=False, takes_seeds=True),
+        Study("dpo4rec_movielens", "debug", 1, has_seeds=False, takes_seeds=True),
     ),
 }
 FOUNDATION_MINUTES: dict[Size, dict[Setting, float]] = {
@@ -125,7 +142,7 @@ class Config:
     runs: Path = Path("runs")
     """Where foundations, studies and the report go."""
     data_dir: Path = Path("data")
-    """Holds `redial/`, `opendialkg/`, `uss/` and `crs-response-ratings/`."""
+    """Holds `redial/`, `opendialkg/`, `uss/`, `crs-response-ratings/` and `movielens-100k/`."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Of every study; a claim needs three."""
     workers: Annotated[int, Range("[1, 1_024]")] | None = None
@@ -165,7 +182,7 @@ def jobs_of(studies: tuple[Study, ...], config: Config, scripts: Path = HERE) ->
             )
             own.append(job)
         jobs += own
-        lone = 60.0 * study.minutes if not study.has_seeds else 60.0
+        lone = 60.0 * study.minutes * (len(config.seeds) if study.takes_seeds else 1) if not study.has_seeds else 60.0
         needs = tuple(job.name for job in own)
         page = config.folder / study.name / "report.md"
         jobs.append(Job(study.name, command, needs, f"{study.name}: gather", lone, makes=page))
@@ -180,8 +197,10 @@ def study_command(
     command += ["--run-dir", str(config.folder / study.name)]
     if study.has_seeds:
         command += ["--data-dir", str(config.data_dir), "--seeds", *map(str, config.seeds if seeds is None else seeds)]
-    else:
-        command += ["--data.dir", str(config.data_dir)]
+    if study.takes_seeds:
+        command += ["--seeds", *map(str, config.seeds)]
+    if study.reads is not None:
+        command += ["--data.dir", str(config.data_dir / study.reads)]
     if study.foundation is not None:
         command += ["--runs", str(config.runs)]
     return (*command, *study.options)
@@ -240,7 +259,9 @@ def main(config: Config, studies: tuple[Study, ...] | None = None, scripts: Path
     for line in left_out:
         notice(line)
     if left_out:
-        notice("--data-dir DIR names the folder that holds redial/, opendialkg/, uss/ and crs-response-ratings/")
+        notice(
+            "--data-dir DIR names the folder that holds redial/, opendialkg/, uss/, crs-response-ratings/ and movielens-100k/"
+        )
     if not chosen:
         raise RunError(f"no study can be done without data; {config.data_dir} has none")
     slots = find_slots(config.workers)

@@ -13,6 +13,10 @@ conversations of `--conversations.turns` turns with the simulated seeker). All a
 test split, in conversation with a *scoring* seeker that learnt from other dialogues with another seed; `…_blind` hears the
 answers of somebody else's seeker. In the world, its true users answer as well: nobody trained on them.
 
+`--transfer.dir DIR` measures everything on another corpus as well (docs/howto/your_own_dialogues.md has the format), whose
+items are joined by title; `--single-tasks language target` measures seekers that learn one task alone beside the one that
+learns all. Both can be added to a finished run.
+
 The same command continues a run that was interrupted (exit code 75). Writes `report.md`, `results.json`, `metrics.jsonl`,
 checkpoints, and each system's conversations in `conversations/`. Measured so far: the preset `world` (docs/results/smtpo.md);
 `redial` and `paper` were not run to their end.
@@ -24,16 +28,15 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 import dataclasses
 from pathlib import Path
 
-import miniature
 from command_line import preset_and_options, start
-from rlhf_jax.assessment import episodes_report
+from rlhf_jax.assessment import episodes_report, other_corpus
 from rlhf_jax.assessment.episodes import scoring_seeker, training_half
+from rlhf_jax.assessment.other_corpus import OtherCorpus, TransferConfig, join, read_other
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.parallel.mesh import MeshConfig
-from rlhf_jax.ranges import Cases, Seed, check_numbers
+from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
-from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
 from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.launch import check_data, devices, sft_rows
@@ -41,24 +44,12 @@ from rlhf_jax.stages.multi_turn import ConversationsConfig
 from rlhf_jax.stages.reasoning import ReasoningConfig
 from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
-from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
+from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig, Task
 from rlhf_jax.stages.supervised import SupervisedConfig
+from studies.smtpo_settings import SETTINGS, AssessConfig
 
-VOLATILE = ("run_dir", "seeds", "trackers", "mesh")
-"""What may change while a run is continued: more seeds can be added later."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AssessConfig:
-    """How much is measured."""
-
-    openings: Cases = 1_000
-    """Openings of the test split at most."""
-    users: Cases = 200
-    """Users of the simulated world who talk with each system."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
+VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "transfer", "single_tasks")
+"""What may change while a run is continued: more seeds, another corpus to measure on and more seekers can be added later."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +76,10 @@ class Config:
     conversations: ConversationsConfig = ConversationsConfig()
     learner: MultiTurnConfig = MultiTurnConfig()
     assess: AssessConfig = AssessConfig()
+    transfer: TransferConfig = TransferConfig()
+    single_tasks: tuple[Task, ...] = ()
+    """Seekers that learn one task alone, measured beside those that learn all three; no policy meets them. Can be added to
+    a finished run."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -95,6 +90,8 @@ def check_stages(config: Config) -> None:
     """Raises ValueError naming the options that do not fit together."""
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ValueError(f"--seeds must name different seeds: got {config.seeds}")
+    if len(set(config.single_tasks)) != len(config.single_tasks):
+        raise ValueError(f"--single-tasks must name each task once: got {config.single_tasks}")
     talk, learner = config.conversations, config.learner
     rows = talk.openings * talk.group_size
     for n_rows in {rows, rows * talk.turns}:
@@ -116,128 +113,22 @@ def check_stages(config: Config) -> None:
         raise ValueError("--prior.parts: the prior reads what the retriever reads, all six closed forms")
 
 
-WORLD = Config(
-    data=DataConfig(
-        world=WorldConfig(n_items=120, n_genres=6, n_people=8, p_taste=0.6, p_popularity=0.25),
-        context_tokens=160,
-        response_tokens=40,
-        max_items=2,
-    ),
-    model=ModelConfig(attention_dropout=False),
-    sft=SupervisedConfig(
-        epochs=4,
-        description_epochs=4,
-        metadata_words=True,
-        item_weight=5.0,
-        max_tokens=256,
-        buckets=(32, 96, 160, 256),
-        tokens_per_batch=2560,
-    ),
-    # A small catalogue: few candidates, few hard negatives, and words of a few templates.
-    retriever=RetrieverConfig(
-        semantic=64,
-        collaborative=32,
-        width=64,
-        batch_size=64,
-        hard_negatives=16,
-        uniform_negatives=32,
-        candidates=20,
-    ),
-    simulator=SimulatorConfig(max_tokens=256, buckets=(96, 160, 256), tokens_per_batch=2560, composed_share=0.2),
-)
 PRESETS = {
-    "world": ("simulated world, small GPT-2; half an hour a seed on 2 busy CPU cores", WORLD),
+    "world": (
+        "simulated world, small GPT-2; half an hour a seed on 2 busy CPU cores",
+        Config(**SETTINGS["world"].fields),
+    ),
     "debug": (
         "the same in miniature; a minute or two, for tests",
-        Config(
-            run_dir=Path("runs/debug-smtpo"),
-            data=dataclasses.replace(
-                miniature.DATA,
-                world=WorldConfig(n_items=40, n_train=60, n_test=24, n_users=40),
-                max_items=2,
-                response_tokens=40,
-            ),
-            model=miniature.MODEL,
-            sft=miniature.SFT,
-            retriever=RetrieverConfig(
-                semantic=8,
-                collaborative=4,
-                n_recent=3,
-                width=8,
-                n_head=2,
-                epochs=1,
-                batch_size=16,
-                hard_negatives=4,
-                uniform_negatives=8,
-                warmup_steps=2,
-                candidates=8,
-            ),
-            reasoning=ReasoningConfig(steps=6, batch_size=8, warmup_steps=2, evaluations=2, validation_turns=16),
-            simulator=SimulatorConfig(
-                epochs=1,
-                description_epochs=0,
-                max_tokens=128,
-                buckets=(128,),
-                tokens_per_batch=1024,
-                warmup_steps=2,
-                composed_share=0.2,
-                response_tokens=12,
-            ),
-            conversations=ConversationsConfig(
-                updates=2, openings=2, group_size=4, turns=2, save_every=1, evaluations=2, validation_openings=8
-            ),
-            assess=AssessConfig(openings=8, users=16),
-        ),
+        Config(run_dir=Path("runs/debug-smtpo"), **SETTINGS["debug"].fields),
     ),
     "redial": (
         "real ReDial (--data.dir), small GPT-2 from scratch; hours on 2 CPU cores",
-        Config(
-            run_dir=Path("runs/smtpo-redial"),
-            data=DataConfig(
-                source="redial",
-                dir=Path("data/redial"),
-                n_words=5000,
-                window=20,
-                context_tokens=192,
-                response_tokens=56,
-                max_items=10,
-            ),
-            model=ModelConfig(attention_dropout=False),
-            sft=SupervisedConfig(
-                epochs=2,
-                description_tokens=32,
-                metadata_words=True,
-                repeated_item_weight=0.0,
-                buckets=(32, 128, 192, 256, 384, 512),
-                warmup_steps=200,
-            ),
-            # Words that thousands of items share are said; rarer ones would be people whom no seeker names.
-            reasoning=ReasoningConfig(min_items=60),
-            simulator=SimulatorConfig(epochs=2, buckets=(32, 128, 192, 256, 384, 512)),
-        ),
+        Config(run_dir=Path("runs/smtpo-redial"), **SETTINGS["redial"].fields),
     ),
     "paper": (
         "gpt2-medium weights (--model.weights, --data.tokenizer) on ReDial (--data.dir); GPU or TPU",
-        Config(
-            run_dir=Path("runs/smtpo-paper"),
-            data=DataConfig(
-                source="redial",
-                dir=Path("data/redial"),
-                tokenizer="gpt2-medium",
-                window=20,
-                context_tokens=384,
-                response_tokens=96,
-                max_items=10,
-            ),
-            model=ModelConfig(weights="gpt2-medium", compute_dtype="bfloat16", remat=True),
-            sft=SupervisedConfig(epochs=5, learning_rate=5e-5, tokens_per_batch=16_384, warmup_steps=500),
-            reasoning=ReasoningConfig(steps=2_000, batch_size=64, learning_rate=5e-5, min_items=60),
-            simulator=SimulatorConfig(learning_rate=5e-5, tokens_per_batch=16_384, warmup_steps=500),
-            conversations=ConversationsConfig(
-                updates=300, openings=32, group_size=8, turns=5, learning_rate=3e-6, save_every=10
-            ),
-            learner=MultiTurnConfig(minibatches=4),
-        ),
+        Config(run_dir=Path("runs/smtpo-paper"), **SETTINGS["paper"].fields),
     ),
 }
 
@@ -245,17 +136,18 @@ PRESETS = {
 def main(config: Config) -> Path:
     """All seeds, then one report."""
     enable_compilation_cache(beside=config.run_dir)
+    other = read_other(config.transfer, own_name=config.data.corpus_name)
     with exits_on_signals(), open_run(config.run_dir, config, trackers=(), volatile=VOLATILE) as run:
         found = {}
         for seed in config.seeds:
             of_seed = dataclasses.replace(config, seeds=(seed,))
             with open_run(run.path / f"seed-{seed}", of_seed, trackers=config.trackers, volatile=VOLATILE) as own:
-                found[seed] = one_seed(own, of_seed, seed)
+                found[seed] = one_seed(own, of_seed, seed, other)
         corpus = config.data.corpus_name
         return episodes_report.write(run, found, corpus=corpus, n_turns=config.conversations.turns)
 
 
-def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Found:
+def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | None = None) -> episodes_report.Found:
     """The paper's algorithm: 0 data, 1 imitation, 2 retriever, 3 reasoning form, 4 seeker, 5 conversations, 6 evaluation."""
     # 0. Dialogues, vocabulary, network, devices.
     talk = config.conversations
@@ -263,6 +155,9 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Fo
         run, config.data, config.model, seed=seed, world_seed=config.world_seed, temperature=talk.temperature
     )
     check_data(setup.corpus)
+    source = f"--data.source {config.data.source}" if config.data.dir is None else f"--data.dir {config.data.dir}"
+    reasoning.check_liked(setup.corpus, max_items=config.data.max_items, source=source)
+    joined = None if other is None else join(other, setup.corpus.items)
     rows = {"openings (--conversations.openings)": talk.openings} | sft_rows(config.sft)
     setup = setup._replace(layout=devices(config.mesh, setup.network, rows))
     attributes = reasoning.attributes_of(setup, config.reasoning)
@@ -286,9 +181,14 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Fo
         name: multi_turn.train(run, recommender, seeker, sft, talks, config.learner, stage=f"multi_turn-{name}")
         for name, talks in {"single_turn": single, "smtpo": talk}.items()
     }
-    # 6. Conversations with a seeker that no stage has met, and in the world with its users.
+    # 6. Conversations with a seeker that no stage has met, and in the world with its users; seekers of one task beside it.
     seekers = {"training": seeker, "scoring": scoring_seeker(run, recommender, config.simulator)}
-    return episodes_report.measure_all(
+    for task in config.single_tasks:
+        alone = simulator.single_task(config.simulator, task)
+        stage = f"{simulator.STAGE}-{task}"
+        learnt = simulator.train(run, setup, dialogues, alone, attributes=attributes, seed=seed, stage=stage)
+        seekers[f"{task}_only"] = SeekerSimulator(setup, learnt, alone)
+    found = episodes_report.measure_all(
         run,
         recommender,
         policies,
@@ -297,6 +197,9 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> episodes_report.Fo
         n_users=config.assess.users,
         n_turns=talk.turns,
     )
+    if joined is None:
+        return found
+    return found._replace(transfer=other_corpus.measure(run, joined, recommender, policies, seekers))
 
 
 def command_line(arguments: list[str]) -> Config:

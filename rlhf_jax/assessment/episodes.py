@@ -5,16 +5,18 @@ seed (`halves`, `scoring_seed`). Whoever trains does not import this file.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 
+from rlhf_jax.data.turns import spell
 from rlhf_jax.data.windows import response_message
 from rlhf_jax.evaluation.episodes import Measured
 from rlhf_jax.interfaces import Dialogue, Message, Params
 from rlhf_jax.keys import stream_key
-from rlhf_jax.runtime.files import read_npz, write_npz
+from rlhf_jax.runtime.files import RunError, read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages import simulator
@@ -77,8 +79,19 @@ def measure(
         path.parent.mkdir(parents=True, exist_ok=True)
         found = talk(name, recommender, params, seekers, openings, n_turns=n_turns)
         write_npz(path, {key: np.asarray(value) for key, value in found._asdict().items()})
-    stored = read_npz(path)
-    return Measured(**{**stored, "conversations": tuple(str(one) for one in stored["conversations"])})
+    return stored(run.path, name)
+
+
+def stored(directory: Path, name: str) -> Measured:
+    """What `measure` has stored in a run directory under `name`; the run need not be open.
+
+    Raises: RunError naming the file that is missing or damaged.
+    """
+    path = directory / FOLDER / f"{name}.npz"
+    if not path.exists():
+        raise RunError(f"{path} is not there: the run has not come so far, or an older version finished it")
+    found = read_npz(path)
+    return Measured(**{**found, "conversations": tuple(str(one) for one in found["conversations"])})
 
 
 def talk(
@@ -123,6 +136,12 @@ def talk_once(
     key = jax.random.fold_in(stream_key(jax.random.key(recommender.setup.seed), "conversations", 0), 0)
     speak = speaker(recommender, greedy=True)
     return first_rows(converse(recommender, speak, params, seekers, filled, n_turns=n_turns, key=key), len(openings))
+
+
+def spoken(messages: Sequence[Message], titles: Mapping[int, str]) -> list[list[str]]:
+    """Role and words of messages; a reply's list stands before its words, without a space of its own."""
+    spaced = [[f" {part} " if isinstance(part, str) else part for part in message.parts] for message in messages]
+    return [[message.role, spell(parts, titles)] for message, parts in zip(messages, spaced, strict=True)]
 
 
 def first_rows(turns: Turns, n: int) -> Turns:

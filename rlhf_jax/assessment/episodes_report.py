@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.assessment import episodes
+from rlhf_jax.assessment import episodes, other_corpus
 from rlhf_jax.assessment import simulator as simulator_quality
-from rlhf_jax.assessment.episodes import ReasoningResponder
+from rlhf_jax.assessment.episodes import ReasoningResponder, spoken
+from rlhf_jax.assessment.other_corpus import Transferred
 from rlhf_jax.assessment.preference_report import image
 from rlhf_jax.assessment.users import per_user
 from rlhf_jax.data.items import spelled_titles
-from rlhf_jax.data.turns import spell
 from rlhf_jax.evaluation import closed_loop
 from rlhf_jax.evaluation import episodes as results_of
 from rlhf_jax.evaluation.closed_loop import UserValues
 from rlhf_jax.evaluation.episodes import PROTOCOLS, Measured
 from rlhf_jax.evaluation.results import Result, Split
-from rlhf_jax.interfaces import Message, Params
+from rlhf_jax.interfaces import Params
 from rlhf_jax.reporting import plots
 from rlhf_jax.reporting.plots import Line, Panel
 from rlhf_jax.reporting.result_tables import by_protocol, cell, definitions, markdown_table
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import notice, read_npz, read_object, write_json, write_npz, write_text
+from rlhf_jax.runtime.files import RunError, notice, read_npz, read_object, write_json, write_npz, write_text
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.conversation import evaluate_closed_loop
@@ -65,6 +65,8 @@ class Found(NamedTuple):
     """System to what the users of the world lived through; empty for real data."""
     seekers: Sequence[Result]
     """How good the simulated seekers are."""
+    transfer: Transferred | None = None
+    """The same systems on another corpus."""
 
 
 def measure_all(
@@ -120,6 +122,17 @@ def world_users(
         found = evaluate_closed_loop(respond, setup.data.world, setup.world_seed, n_users=n_users, n_turns=n_turns)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, per_user(found))
+    return stored_users(run.path, system)
+
+
+def stored_users(directory: Path, system: str) -> UserValues:
+    """What `world_users` has stored in a run directory; the run need not be open.
+
+    Raises: RunError naming the file that is missing or damaged.
+    """
+    path = directory / episodes.FOLDER / f"{system}-world.npz"
+    if not path.exists():
+        raise RunError(f"{path} is not there: the run has not come so far, or an older version finished it")
     return read_npz(path)
 
 
@@ -174,12 +187,6 @@ def store_examples(
     write_json(path, {"examples": found})
 
 
-def spoken(messages: Sequence[Message], titles: Mapping[int, str]) -> list[list[str]]:
-    """Role and words of messages; a reply's list stands before its words, without a space of its own."""
-    spaced = [[f" {part} " if isinstance(part, str) else part for part in message.parts] for message in messages]
-    return [[message.role, spell(parts, titles)] for message, parts in zip(messages, spaced, strict=True)]
-
-
 def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns: int) -> Path:
     """Writes `results.json` and `report.md` with its plots, from all seeds; returns the report's path."""
     results = gathered(found, corpus=corpus)
@@ -194,9 +201,11 @@ def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns
         *headline(results, n_turns),
         image(plots.save(curves(found, n_turns), folder, "success"), "Success within so many turns, by who answers."),
     ]
+    moved = found[min(found)].transfer
+    about = {} if moved is None else {f"{moved.joined.name}/test": moved.joined.note}
     for (split, protocol), own in by_protocol(results).items():
         shown = WORLD_SHOWN if protocol == closed_loop.PROTOCOL else SHOWN
-        parts += [f"## {split}, {protocol}", PROTOCOLS.get(protocol, ""), table(own, shown)]
+        parts += [f"## {split}, {protocol}", about.get(split, PROTOCOLS.get(protocol, "")), table(own, shown)]
     parts.append(
         image(plots.save(training(run, sorted(found)), folder, "training"), "Learning from conversations, first seed.")
     )
@@ -240,7 +249,8 @@ def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
                 continue
             name = result.name if result.system == "popularity" else f"{result.system}_{seed}/{result.metric}"
             results.append(Result(**{**vars(result), "name": name}))
-    return results
+    moved = {seed: one.transfer for seed, one in found.items() if one.transfer is not None}
+    return results + (other_corpus.results(moved) if moved else [])
 
 
 def pairs(systems: Sequence[str]) -> list[tuple[str, str]]:

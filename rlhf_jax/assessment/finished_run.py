@@ -1,6 +1,6 @@
 """A run directory read back for use: vocabulary, catalogue, network and the model of any stage. Nothing is written."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,24 +66,8 @@ def open_finished(path: Path) -> Finished:
 
     Raises: RunError naming what the directory lacks.
     """
-    if not (path / "config.json").exists():
-        raise RunError(f"{path} is no run directory: it has no config.json")
-    config = read_object(path / "config.json", "config")["config"]
-    if not isinstance(config, dict) or (missing := {"data", "model", "align", "sft"} - config.keys()):
-        lacks = f"lacks {', '.join(sorted(missing))}" if isinstance(config, dict) else "is no object"
-        raise RunError(
-            f"{path / 'config.json'}: 'config' {lacks}: expected a run of ppo_redial.py or ppo_opendialkg.py"
-        )
-    data = from_json(DataConfig, config["data"], "config.data")
-    folder = path / "data" if data.source == WORLD else Path(str(data.dir))
-    try:
-        corpus = read_corpus(folder, data)
-    except FileNotFoundError as error:
-        raise RunError(f"the run's data are read for the titles of items, and are not there: {error}") from error
-    if not (path / "vocabulary").exists():
-        raise RunError(f"{path} has no vocabulary yet: start the run again and let it come further")
-    vocab = Vocabulary.load(path / "vocabulary")
-    check_facts(path, as_json({"data": corpus.provenance, "vocabulary": vocabulary_hashes(path)}))
+    config = stored_config(path, {"data", "model", "align", "sft"}, "ppo_redial.py or ppo_opendialkg.py")
+    data, corpus, vocab = materials(path, config)
     network = size_network(from_json(ModelConfig, config["model"], "config.model"), vocab)
     align = from_json(AlignmentConfig, config["align"], "config.align")
     agent = make_agent(
@@ -94,6 +78,41 @@ def open_finished(path: Path) -> Finished:
         return found
     parts = from_json(PriorConfig, config["prior"], "config.prior").parts
     return found._replace(scorer=fit_scorer(corpus, vocab.item_ids, parts))
+
+
+def stored_config(path: Path, needed: Collection[str], scripts: str) -> dict[str, Any]:
+    """The configuration of a run directory.
+
+    Args:
+      needed: its fields that are read.
+      scripts: whose run is expected, for people.
+    Raises: RunError naming what the directory lacks.
+    """
+    if not (path / "config.json").exists():
+        raise RunError(f"{path} is no run directory: it has no config.json")
+    config = read_object(path / "config.json", "config")["config"]
+    if not isinstance(config, dict) or (missing := set(needed) - config.keys()):
+        lacks = f"lacks {', '.join(sorted(missing))}" if isinstance(config, dict) else "is no object"
+        raise RunError(f"{path / 'config.json'}: 'config' {lacks}: expected a run of {scripts}")
+    return config
+
+
+def materials(path: Path, config: Mapping[str, Any]) -> tuple[DataConfig, Corpus, Vocabulary]:
+    """The dialogues and words that a run reads, checked against what it has stored of them.
+
+    Raises: RunError where they are not there, or not those that the run began with.
+    """
+    data = from_json(DataConfig, config["data"], "config.data")
+    folder = path / "data" if data.source == WORLD else Path(str(data.dir))
+    try:
+        corpus = read_corpus(folder, data)
+    except FileNotFoundError as error:
+        raise RunError(f"the run's data are read for the titles of items, and are not there: {error}") from error
+    if not (path / "vocabulary").exists():
+        raise RunError(f"{path} has no vocabulary yet: start the run again and let it come further")
+    vocab = Vocabulary.load(path / "vocabulary")
+    check_facts(path, as_json({"data": corpus.provenance, "vocabulary": vocabulary_hashes(path)}))
+    return data, corpus, vocab
 
 
 def has_prior(config: Mapping[str, Any]) -> bool:

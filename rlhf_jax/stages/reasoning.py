@@ -27,7 +27,7 @@ from rlhf_jax.data.reasoning import FRAME, Reasoned, read_reasoning, reasoning_t
 from rlhf_jax.data.windows import is_empty, prompt_tokens
 from rlhf_jax.decoding.grammar import Opening
 from rlhf_jax.feedback.recommendation import liked_from
-from rlhf_jax.interfaces import Dialogue, Message, Params, PolicyApply, PromptBatch, Rollout
+from rlhf_jax.interfaces import Corpus, Dialogue, Message, Params, PolicyApply, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
@@ -284,6 +284,30 @@ def openings_of(dialogues: Sequence[Dialogue]) -> list[ReasonedTurn]:
         if not any(message.role == "recommender" and message.items for message in before):
             first.setdefault(turn.dialogue.dialogue_id, turn)
     return list(first.values())
+
+
+def check_liked(corpus: Corpus, *, max_items: int, source: str) -> None:
+    """Whether conversations can be learnt and judged on a corpus; to be asked before anything is trained.
+
+    Args:
+      max_items: length of a list.
+      source: the option that named the corpus, with its value.
+    Raises: RunError naming the split of which no seeker is known to like what the recommender named first, or the numbers
+      of a catalogue that cannot fill a list.
+    """
+    splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    for name, dialogues in splits.items():
+        # Of the validation split turns are read, of the others also where conversations begin.
+        if not (reasoned_turns(dialogues) if name == "validation" else openings_of(dialogues)):
+            forms = sum(bool(dialogue.seeker_labels) for dialogue in dialogues)
+            raise RunError(
+                f"{source}: no seeker of the {len(dialogues)} {name} dialogues is known to like what the recommender named first "
+                f"({forms} of them have a seeker's form, `initiatorQuestions`): SMTPO learns from `liked` in these forms"
+            )
+    if len(corpus.items) <= max_items:
+        raise RunError(
+            f"--data.max-items {max_items}: a catalogue of {len(corpus.items)} items leaves nothing to choose from ({source})"
+        )
 
 
 class Demonstrations:

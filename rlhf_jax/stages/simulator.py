@@ -13,7 +13,8 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ from rlhf_jax.parallel.partition import Layout
 from rlhf_jax.ranges import Cases, Epochs, Norm, Range, Rate, Share, Steps, Tokens, Weight, check_numbers, option
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
+from rlhf_jax.runtime.stage import Best, StagePlan, run_stage, stage_arrays
 from rlhf_jax.simulators.composed_feedback import Composer
 from rlhf_jax.stages.agent import on_mesh
 from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
@@ -55,6 +56,8 @@ from rlhf_jax.stages.seeker_texts import (
 from rlhf_jax.stages.setup import Setup
 
 STAGE = "simulator"
+Task = Literal["language", "attribute", "target"]
+"""What a simulator learns: what the seeker says, the attributes and the items that the seeker will like."""
 NOTHING_LEFT = ("...",)
 """What is said where all words had to be cut out."""
 
@@ -128,6 +131,21 @@ class SimulatorConfig:
                 f"{option(self, 'tokens_per_batch')} {self.tokens_per_batch} does not hold one text of the longest of "
                 f"{option(self, 'buckets')}, {self.buckets[-1]}"
             )
+
+
+def single_task(config: SimulatorConfig, task: Task) -> SimulatorConfig:
+    """The same simulator with one of its three losses alone, whatever that one's weight was.
+
+    Raises: ValueError for another task.
+    Examples:
+      >>> alone = single_task(SimulatorConfig(attribute_weight=0.0), "attribute")
+      >>> alone.language_weight, alone.attribute_weight, alone.target_weight
+      (0.0, 1.0, 0.0)
+    """
+    if task not in get_args(Task):
+        raise ValueError(f"task {task!r}: expected one of {', '.join(get_args(Task))}")
+    # A loss is divided by the sum of the weights: alone, one weight is as good as another.
+    return dataclasses.replace(config, **{f"{name}_weight": float(name == task) for name in get_args(Task)})
 
 
 def train(
@@ -219,9 +237,40 @@ def train(
             advice="a lower --simulator.learning-rate or a longer --simulator.warmup-steps",
         ),
     )
-    whole = layout.fetch(final.average)
-    folded = jax.jit(compose, static_argnums=2)(whole, knowledge, agent.grammar.first_item)
-    return {"trunk": folded, "attributes": whole["attributes"]}
+    return _folded(layout.fetch(final.average), knowledge, agent.grammar.first_item)
+
+
+def _folded(average: Params, knowledge: ItemKnowledge, first_item: int) -> Params:
+    """What a stage ends with, from the moving average it keeps."""
+    trunk = jax.jit(compose, static_argnums=2)(average, knowledge, first_item)
+    return {"trunk": trunk, "attributes": average["attributes"]}
+
+
+def stored(directory: Path, setup: Setup, config: SimulatorConfig, *, n_attributes: int, stage: str = STAGE) -> Params:
+    """What `train` returned, or the newest checkpoint of it, read from a run directory that need not be open.
+
+    Args:
+      directory: the run's.
+      n_attributes: of the attributes it was trained with.
+      stage: as `train`.
+    Raises: RunError naming the numbers, where the directory has no such stage, or one of another vocabulary, width or list
+      of attributes.
+    """
+    average = stage_arrays(directory, stage)["average"]
+    knowledge, n_features = item_knowledge(setup.vocab, setup.corpus, config)
+    width = setup.network.n_embd
+    expected = {
+        "table of tokens": (average["trunk"]["wte"], (setup.vocab.size, width)),
+        "table of items' features": (average["item_features"], (max(n_features, 1), width)),
+        "attributes' bias": (average["attributes"]["bias"], (n_attributes,)),
+    }
+    for name, (array, shape) in expected.items():
+        if array.shape != shape:
+            raise RunError(
+                f"{directory / 'checkpoints' / stage}: the {name} is {array.shape}, this run's vocabulary of {setup.vocab.size} "
+                f"tokens, network and attributes need {shape}: the checkpoint is that of another run"
+            )
+    return _folded(average, knowledge, setup.agent.grammar.first_item)
 
 
 def training_batches(

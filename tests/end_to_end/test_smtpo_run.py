@@ -1,12 +1,20 @@
 """SMTPO's preset `debug`: from nothing to a report, repeated without work, refused where it cannot be."""
 
+import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rlhf_jax.assessment.seeker_talk import open_seeker
+from rlhf_jax.data.items import spelled_titles
+from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.metrics import read_metrics
+from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.simulators.world_dialogues import write_world
 
 SCRIPT = "smtpo_redial.py"
 
@@ -32,6 +40,91 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     before = (run / "results.json").read_bytes()
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
     assert code == 0 and "conversations:" not in output and (run / "results.json").read_bytes() == before
+    other_dialogues_are_ranked(run_here, run)
+    a_person_recommends(run_here, run)
+    another_vocabulary_is_refused(run_here, run)
+
+
+def another_vocabulary_is_refused(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
+    """What was learnt of other tokens is neither continued nor talked with."""
+    Vocabulary.train(["other words"], tuple(range(3)), 300).save(run.parent / "vocabulary")
+    shutil.rmtree(run / "seed-0" / "vocabulary")
+    (run.parent / "vocabulary").rename(run / "seed-0" / "vocabulary")
+    for script, arguments in ((SCRIPT, ("debug", "--run-dir", str(run))), ("chat.py", (str(run), "--as", "simulator"))):
+        code, output = run_here(script, *arguments)
+        assert code == 1 and f"{run / 'seed-0'} was started with other facts (vocabulary" in output, output
+        assert "Traceback" not in output
+
+
+def test_a_corpus_without_labels_is_refused_at_the_start(
+    run_here: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    silent = tmp_path / "silent"
+    write_world(silent, WorldConfig(n_items=40, n_train=20, n_test=6, n_users=10), 0)
+    for split in ("train", "test"):
+        file = silent / f"{split}_data.jsonl"
+        lines = [json.loads(line) | {"initiatorQuestions": {}} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ("--data.source", "redial", "--data.dir", str(silent), "--run-dir", str(tmp_path / "run"))
+    code, output = run_here(SCRIPT, "debug", *options)
+    said = (
+        f"--data.dir {silent}: no seeker of the 18 training dialogues is known to like what the recommender named first"
+    )
+    assert code == 1 and said in output, output
+    assert not (tmp_path / "run" / "seed-0" / "checkpoints").exists()
+
+
+def other_dialogues_are_ranked(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
+    shutil.copytree(run / "seed-0" / "data", run.parent / "theirs")
+    moved = ("--transfer.dir", str(run.parent / "theirs"), "--transfer.dialogues", "6")
+    tasks = ("--single-tasks", "language", "target")
+    trained = {path.name for path in (run / "seed-0" / "checkpoints").iterdir()}
+    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run), *moved, *tasks)
+    # No policy is trained anew for it.
+    new = {path.name for path in (run / "seed-0" / "checkpoints").iterdir()} - trained
+    assert new == {"simulator-language", "simulator-target"}
+    assert code == 0 and "smtpo: ranking" in output and "conversations:" not in output, output
+    results = {(one.split, one.name): one for one in read_results(run)}
+    for system in ("retriever", "sft", "smtpo", "smtpo-retriever"):
+        assert results["theirs/test", f"{system}/hr@10"].seeds == (0,)
+    assert 0 <= results["theirs/test", "scoring_seeker_0/auc"].value <= 1
+    for metric in ("auc", "hr@10", "attribute_f1", "perplexity"):
+        # Every task is learnt by a seeker of its own, whose numbers are not those of all three.
+        values = {results["world/test", f"{name}_seeker_0/{metric}"].value for name in ("language_only", "target_only")}
+        assert values - {results["world/test", f"training_seeker_0/{metric}"].value}
+    language, target = (
+        results["world/test", f"{name}_only_seeker_0/perplexity"].value for name in ("language", "target")
+    )
+    assert language < target
+    assert "0 are unknown and read as words" in (run / "report.md").read_text(encoding="utf-8")
+
+
+def a_person_recommends(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
+    stored = open_seeker(run)
+    titles = spelled_titles(stored.seeker.setup.corpus.items)
+    opening = stored.openings[1]
+    gold, other = titles[opening.gold[0]], next(t for item, t in titles.items() if item not in opening.gold)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    lines = f"what do you like?\ntry {other}\n/reveal\n/top\nand {gold}\nmore?\n/reset\n/next\n/quit\nnever read\n"
+    code, output = run_here("chat.py", str(run), "--as", "simulator", "--opening", "1", stdin=lines)
+    assert code == 0, output
+    n = len(stored.openings)
+    assert output.count(f"Seeker 1 of {n}:") == 2 and f"Seeker {2 % n} of {n}:" in output
+    shown, _, after = output.partition("you> what do you like?")
+    # Up to the first reveal, nothing says what is liked.
+    hidden, _, revealed = after.partition("you> /reveal")
+    assert gold not in shown and gold not in hidden and hidden.count("seeker> ") == 2
+    assert f"recognised: {other}" in hidden and f"likes: {gold}" in revealed
+    assert re.search(r"^     expects: .+ \d+%", revealed, re.MULTILINE)
+    assert "No command '/top'; there are /reveal" in revealed
+    assert f"found: {gold}" in revealed and "This seeker has found what it likes" in revealed
+    assert "never read" not in output
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    code, output = run_here("chat.py", str(run / "seed-0"), "--as", "simulator", "--opening", "99")
+    assert code == 1 and f"--opening 99: the test split of {run / 'seed-0'} has {n}, from 0" in output
+    shutil.rmtree(run / "seed-0" / "checkpoints" / "simulator")
+    code, output = run_here("chat.py", str(run), "--as", "simulator")
+    assert code == 1 and "has no checkpoint of stage 'simulator'" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize(
@@ -42,6 +135,7 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
         (("debug", "--conversations.group-size", "1"), "--conversations.group-size must be in [2, 1024]: got 1"),
         (("debug", "--retriever.candidates", "1"), "--retriever.candidates 1 cannot fill a list of --data.max-items 2"),
         (("debug", "--learner.minibatches", "3"), "cannot be cut into --learner.minibatches 3"),
+        (("debug", "--transfer.dir", "nowhere"), "--transfer.dir nowhere: nowhere/movies_with_mentions.csv: the table"),
         (("debug", "--seeds", "1", "1"), "--seeds must name different seeds"),
         (("debug", "--data.response-tokens", "20"), "--data.response-tokens 20: --reasoning.attributes 4"),
     ],

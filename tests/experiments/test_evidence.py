@@ -41,6 +41,7 @@ folder.mkdir(parents=True)
 """
 GOOD = Study("good", "world", 1, (), ("world", "debug"))
 BAD = Study("bad", "world", 1, (), ("world", "debug"))
+WHOLE = Study("whole", "movies", 1, ("movies",), has_seeds=False, takes_seeds=True, reads="movies")
 REAL = Study("real", "redial", 1, ("redial", "uss"))
 
 
@@ -105,6 +106,28 @@ def test_a_failing_seed_is_named_and_stops_no_other_study(
     assert (folder / "bad-world" / "seed-0").exists()
 
 
+def test_a_study_of_one_job_gets_all_seeds_and_its_own_data(tmp_path: Path) -> None:
+    """Its command changes with the seeds: what is added later is not taken for done."""
+    (job,) = evidence.jobs_of((WHOLE,), config(tmp_path))
+    assert job.name == "whole-movies" and job.needs == () and job.expected_seconds == 120
+    folder = tmp_path / "runs" / "evidence-debug" / "whole-movies"
+    options = ["--seeds", "0", "1", "--data.dir", str(tmp_path / "data" / "movies")]
+    assert [*job.command[2:]] == ["movies", "--run-dir", str(folder), *options]
+    (more,) = evidence.jobs_of((WHOLE,), dataclasses.replace(config(tmp_path), seeds=(0, 1, 2)))
+    assert more.command != job.command
+    # A study that gathers its seeds is told of no such option.
+    gathered = evidence.jobs_of((REAL,), config(tmp_path))[-1].command
+    assert "--data.dir" not in gathered and gathered.count("--seeds") == 1
+    kept, left_out = evidence.with_data((WHOLE,), tmp_path / "data")
+    assert kept == () and left_out == [f"whole-movies is LEFT OUT: {tmp_path / 'data'} has no movies/"]
+
+
+def test_the_full_plan_holds_every_paper() -> None:
+    scripts = {study.script for study in PLANS["evidence"]}
+    assert {"ablate_reward", "smtpo_redial", "ablate_smtpo", "dpo4rec_movielens"} <= scripts
+    assert scripts <= {study.script for study in PLANS["debug"]}, "every study is tried in miniature"
+
+
 def test_without_data_nothing_is_pretended(tmp_path: Path, scripts: Path) -> None:
     with pytest.raises(RunError, match=f"no study can be done without data; {tmp_path / 'data'}"):
         evidence.main(config(tmp_path), (REAL,), scripts)
@@ -123,5 +146,9 @@ def test_plans_name_presets_that_exist_and_what_they_start_from(plan: str, tmp_p
         assert chosen.run_dir == tmp_path / "runs" / "evidence-debug" / study.name
         if study.has_seeds:
             assert chosen.seeds == (0, 1) and chosen.data_dir == tmp_path / "data"
+        if study.takes_seeds:
+            assert chosen.seeds == (0, 1) and not study.has_seeds
+        if study.reads is not None:
+            assert chosen.data.dir == tmp_path / "data" / study.reads
         if study.foundation is not None:
             assert (chosen.setting, chosen.size) == study.foundation and chosen.runs == tmp_path / "runs"

@@ -1,5 +1,6 @@
 """The reasoning recommender: candidates, turns that are imitated, and the stage that imitates them."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -30,6 +31,19 @@ def test_turns_are_those_of_seekers_who_will_like_something_new() -> None:
     # A conversation in which something was suggested before anything is liked has no opening.
     late = reasoned.talk("late", 11, 14, 1, 13)
     assert openings_of([reasoned.without_forms(late)]) == []
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_corpus_without_labels_is_refused_before_training(recommender: Recommender, split: str) -> None:
+    corpus = recommender.setup.corpus
+    reasoning.check_liked(corpus, max_items=2, source="--data.dir here")
+    silent = tuple(map(reasoned.without_forms, getattr(corpus, split)))
+    named = {"train": "training"}.get(split, split)
+    expected = f"--data.dir here: no seeker of the {len(silent)} {named} dialogues .* \\(0 of them have a seeker's form"
+    with pytest.raises(RunError, match=expected):
+        reasoning.check_liked(dataclasses.replace(corpus, **{split: silent}), max_items=2, source="--data.dir here")
+    with pytest.raises(RunError, match=r"--data\.max-items 6: a catalogue of 6 items leaves nothing to choose"):
+        reasoning.check_liked(corpus, max_items=6, source="--data.dir here")
 
 
 def test_candidates_are_the_best_of_what_nobody_has_named(recommender: Recommender) -> None:

@@ -1,6 +1,7 @@
 """The user simulator: its texts, its losses against NumPy, what it may not say, what it learns."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.assessment import simulator as assessment
+from rlhf_jax.assessment.seeker_talk import SeekerTalk, StoredSeeker
 from rlhf_jax.data.attributes import Attributes, attributes
 from rlhf_jax.data.spelled_titles import SpelledTitles
 from rlhf_jax.data.vocabulary import Vocabulary
@@ -23,6 +25,7 @@ from rlhf_jax.simulators.composed_feedback import Composer
 from rlhf_jax.stages import simulator as stage
 from rlhf_jax.stages.agent import make_agent
 from rlhf_jax.stages.items import ItemKnowledge
+from rlhf_jax.stages.reasoning import openings_of
 from rlhf_jax.stages.seeker_loss import TaskWeights, init_attributes, simulator_loss
 from rlhf_jax.stages.seeker_texts import (
     Said,
@@ -395,3 +398,45 @@ def test_what_cannot_work_is_refused(setup: Setup, known: Attributes, params: Pa
         assessment.asked_of(simulator, [silent])
     with pytest.raises(ValueError, match="expected hr@k"):
         assessment.definition("ndcg@1", 0.5)
+
+
+def test_a_person_recommends_until_it_is_found(setup: Setup, params: Params, known: Attributes) -> None:
+    openings = openings_of(setup.corpus.test)
+    assert openings[0].gold == (10,)
+    stored = StoredSeeker(SeekerSimulator(setup, params, CONFIG), known, openings)
+    talk_on = SeekerTalk(stored, openings[0], seed=3)
+    assert talk_on.said == [["seeker", "something scary"]]
+    heard = talk_on.recommend("do you know Matrix (1999)?")
+    assert heard.recognised == ("Matrix (1999)",) and heard.liked == () and heard.answer is not None
+    assert [role for role, _ in talk_on.said] == ["seeker", "recommender", "seeker"]
+    hidden = talk_on.reveal(2)
+    assert hidden.liked == ("Zigzag 0",) and hidden.wanted == ("horror",)
+    # What was named is not expected any more; the rest is a distribution.
+    everything = dict(talk_on.reveal(100).items)
+    assert everything["Matrix (1999)"] == 0 and sum(everything.values()) == pytest.approx(1, abs=1e-5)
+    assert [*hidden.items] == sorted(everything.items(), key=lambda pair: -pair[1])[:2]
+    # The same words to the same seeker are answered in the same way.
+    assert SeekerTalk(stored, openings[0], seed=3).recommend("do you know Matrix (1999)?") == heard
+    found = talk_on.recommend("then @10")
+    assert found.liked == ("Zigzag 0",) and found.answer is None and talk_on.over
+    with pytest.raises(ValueError, match="the conversation is over"):
+        talk_on.recommend("and @11")
+
+
+@pytest.mark.parametrize(("part", "named"), [("wte", "table of tokens"), ("bias", "attributes' bias")])
+def test_a_stored_simulator_of_another_vocabulary_is_refused(
+    setup: Setup, params: Params, monkeypatch: pytest.MonkeyPatch, part: str, named: str
+) -> None:
+    features = jnp.zeros((4, WIDTH))
+    average = {"trunk": dict(params["trunk"]), "attributes": dict(params["attributes"]), "item_features": features}
+    monkeypatch.setattr(stage, "stage_arrays", lambda directory, name: {"average": average})
+    n = len(params["attributes"]["bias"])
+    whole = stage.stored(Path("run"), setup, CONFIG, n_attributes=n)
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole["attributes"], params["attributes"]))
+    holder = average["trunk" if part == "wte" else "attributes"]
+    holder[part] = holder[part][:-1]
+    wrong = re.escape(str(holder[part].shape))
+    with pytest.raises(
+        RunError, match=rf"run/checkpoints/simulator: the {named} is {wrong}.* {setup.vocab.size} tokens"
+    ):
+        stage.stored(Path("run"), setup, CONFIG, n_attributes=n)

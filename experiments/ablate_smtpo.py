@@ -1,0 +1,222 @@
+"""What is each part of SMTPO good for: its rewards, its turns, its views of items, and the seeker it learns from?
+
+Paper: SMTPO, arXiv:2604.03671; the parts are those of docs/algorithms/smtpo.md, whose numbers stand in `one_seed`.
+
+    python experiments/ablate_smtpo.py                               # world: the simulated world, CPU
+    python experiments/ablate_smtpo.py redial --data-dir DIR         # ReDial, as `smtpo_redial.py redial`
+    python experiments/ablate_smtpo.py debug                         # everything in miniature, for tests
+
+DIR holds `redial/`. Imitation, retriever and seekers are trained once a seed; every variant learns from them with the same
+budget and random numbers as `smtpo` (`studies/smtpo.py` names the variants), and talks with the seeker that scores, in the
+world also with its users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
+knowing it is worth. The same command continues what was interrupted.
+
+Hardware: one CPU core. Not run to its end at the sizes `world` and `redial`: no numbers of it are stored yet.
+"""
+
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from command_line import preset_and_options, start
+from rlhf_jax.assessment import episodes, episodes_report
+from rlhf_jax.assessment.episodes import scoring_seeker, training_half
+from rlhf_jax.interfaces import Params
+from rlhf_jax.ranges import Seed, check_numbers
+from rlhf_jax.runtime.files import as_json
+from rlhf_jax.runtime.interrupts import exits_on_signals
+from rlhf_jax.runtime.run import RunDirectory, claim, enable_compilation_cache, open_run
+from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
+from rlhf_jax.stages.launch import check_data
+from rlhf_jax.stages.reasoning import Recommender, RetrievalViews, openings_of
+from rlhf_jax.stages.setup import Setup, set_up
+from rlhf_jax.stages.simulator import SeekerSimulator
+from studies import common, smtpo
+from studies.smtpo import SMTPO, VARIANTS, Change, Seeker, Variant
+from studies.smtpo_settings import SETTINGS, Stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Variants of SMTPO in one setting."""
+
+    run_dir: Path = Path("runs/ablation-smtpo")
+    """Where everything goes: a run directory a seed, and the summary."""
+    setting: Literal["world", "redial", "debug"] = "world"
+    """Which data, and how large everything is: as the preset of this name of `smtpo_redial.py`."""
+    data_dir: Path = Path("data")
+    """Holds `redial/`; not read for the world."""
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    """Training seeds; a claim needs three."""
+    only_seed: Seed | None = None
+    """Does this seed alone and writes no summary."""
+    world_seed: Seed = 0
+    """Of the simulated world, the same for all seeds."""
+    variants: tuple[Variant, ...] = tuple(VARIANTS)
+    """What stands beside `smtpo`."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        common.check_seeds(self.seeds, self.only_seed)
+        if not self.variants or len(set(self.variants)) < len(self.variants):
+            raise ValueError(f"--variants must name at least one variant, each once: got {self.variants}")
+
+    @property
+    def stages(self) -> Stages:
+        """The numbers of all stages."""
+        stages = SETTINGS[self.setting]
+        return stages.reading(self.data_dir / "redial") if self.setting == "redial" else stages
+
+
+PRESETS = {
+    "world": ("simulated world, all variants", Config()),
+    "redial": (
+        "ReDial (--data-dir), all variants",
+        Config(run_dir=Path("runs/ablation-smtpo-redial"), setting="redial"),
+    ),
+    "debug": (
+        "all variants in a tiny world; minutes, for tests",
+        Config(run_dir=Path("runs/debug-ablation-smtpo"), setting="debug", seeds=(0,)),
+    ),
+}
+
+
+class Imitating(NamedTuple):
+    """What reinforcement learning starts from."""
+
+    run: RunDirectory
+    """Where what is learnt from here is kept."""
+    recommender: Recommender
+    sft: Params
+
+
+def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
+    """Every system of one seed, in conversation with the same seeker and the same users."""
+    stages = config.stages
+    talk = stages.conversations
+    # 0. Dialogues, vocabulary, network.
+    setup = set_up(
+        run, stages.data, stages.model, seed=seed, world_seed=config.world_seed, temperature=talk.temperature
+    )
+    check_data(setup.corpus)
+    source = f"--data-dir {config.data_dir}" if config.setting == "redial" else f"--setting {config.setting}"
+    reasoning.check_liked(setup.corpus, max_items=stages.data.max_items, source=source)
+    # 1.–3. Imitation, retriever and reasoning form, shared; a retriever of one view has candidates and a form of its own.
+    trunk = supervised.train(run, setup, stages.sft)
+    both, setup = imitate(run, setup, trunk, stages, views="both")
+    # 4. Seekers that train, and the one that scores: trained in `assessment`, handed to a stage here and nowhere else.
+    dialogues, attributes = training_half(setup.corpus.train), both.recommender.attributes
+    seekers: dict[Seeker, SeekerSimulator] = {"scoring": scoring_seeker(run, both.recommender, stages.simulator)}
+    changes = {SMTPO: Change("all parts"), **{name: VARIANTS[name] for name in config.variants}}
+    for name, learnt in (
+        ("training", stages.simulator),
+        ("language", simulator.single_task(stages.simulator, "language")),
+    ):
+        if any(change.learns and change.seeker == name for change in changes.values()):
+            stage = f"{simulator.STAGE}-{name}"
+            params = simulator.train(run, setup, dialogues, learnt, attributes=attributes, seed=seed, stage=stage)
+            seekers[name] = SeekerSimulator(setup, params, learnt)
+    openings = openings_of(setup.corpus.test)[: stages.assess.openings]
+    for name, change in changes.items():
+        begun = both
+        if change.views != "both":
+            with open_run(
+                run.path / change.views, {"views": change.views, "seed": seed}, trackers=(), wait=True
+            ) as own:
+                begun, _ = imitate(own, setup, trunk, stages, views=change.views)
+                params = learn(begun, change, seekers, stages, name)
+        else:
+            params = learn(begun, change, seekers, stages, name)
+        # 6. Conversations with the seeker that scores, and in the world with its users.
+        episodes.measure(
+            run,
+            f"{name}-{smtpo.PROTOCOL}",
+            begun.recommender,
+            params,
+            seekers["scoring"],
+            openings,
+            n_turns=talk.turns,
+        )
+        if setup.world_seed is not None:
+            episodes_report.world_users(
+                run, name, begun.recommender, params, n_users=stages.assess.users, n_turns=talk.turns
+            )
+
+
+def imitate(
+    run: RunDirectory, setup: Setup, trunk: Params, stages: Stages, *, views: RetrievalViews
+) -> tuple[Imitating, Setup]:
+    """2 retriever, prior, 3 reasoning form; and the setup that has the prior."""
+    attributes = reasoning.attributes_of(setup, stages.reasoning)
+    setup, retrieval = reasoning.add_retriever(run, setup, stages.retriever, views=views)
+    if not setup.prior:
+        setup = item_prior.add(run, setup, trunk, stages.prior)
+    recommender = reasoning.make_recommender(
+        setup, attributes, retrieval, said=stages.reasoning.attributes, temperature=stages.conversations.temperature
+    )
+    return Imitating(run, recommender, reasoning.train(run, recommender, trunk, stages.reasoning)), setup
+
+
+def learn(
+    begun: Imitating, change: Change, seekers: dict[Seeker, SeekerSimulator], stages: Stages, name: str
+) -> Params:
+    """5. What a variant learns from conversations; imitation where it learns from none."""
+    if not change.learns:
+        return begun.sft
+    talk, learner = stages.conversations, stages.learner
+    if change.single_turn:
+        talk = dataclasses.replace(talk, turns=1)
+    weights = smtpo.without(learner.component_weights, learner.component_names, change.unpaid)
+    learner = dataclasses.replace(learner, component_weights=weights)
+    seeker = seekers[change.seeker]
+    return multi_turn.train(
+        begun.run, begun.recommender, seeker, begun.sft, talk, learner, stage=f"{multi_turn.STAGE}-{name}"
+    )
+
+
+def main(config: Config) -> Path | None:
+    """Every seed, then the summary; None where one seed alone was asked for."""
+    claim(config.run_dir, Path(__file__).name)
+    enable_compilation_cache(beside=config.run_dir)
+    stages = config.stages
+
+    def facts(seed: int) -> dict[str, Any]:
+        del seed
+        rests_on = as_json(stages)
+        # Where the data lie changes no number; what they are is recorded beside it.
+        del rests_on["data"]["dir"]
+        return {"stages": rests_on}
+
+    with exits_on_signals():
+        common.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
+    if config.only_seed is not None:
+        return None
+    talk = stages.conversations
+    report = smtpo.write_report(
+        config.run_dir,
+        config.seeds,
+        config.variants,
+        smtpo.Setting(
+            stages.data.corpus_name,
+            f"Every variant: {talk.updates} updates of {talk.openings} openings × {talk.group_size} conversations of at most "
+            f"{talk.turns} turns (or 1), from the same imitation.",
+            talk.turns,
+            users=stages.data.source == "world",
+        ),
+        ["python", *sys.argv],
+    )
+    print(f"report: {report}")
+    return report
+
+
+def command_line(arguments: list[str]) -> Config:
+    """A preset (none means `world`) with options on top."""
+    return preset_and_options(PRESETS, arguments, __doc__)
+
+
+if __name__ == "__main__":
+    start(main, command_line)
