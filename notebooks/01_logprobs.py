@@ -116,14 +116,14 @@ for temperature in (0.5, 1.0, 2.0):
 # Left: the whole distribution at each position; the frame marks the token that was said. Right: the same first position at
 # three temperatures.
 
-# %%
+# %% caption="Left: the model's probabilities at each of four positions, framed where a token was said. Right: the first position at three temperatures; the lowest is the sharpest."
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[1.15, 1], layout="constrained")
 probabilities = np.exp(log_softmax(jnp.asarray(logits, jnp.float32)))
 image = left.imshow(probabilities.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
 for t, token in enumerate(response):
     left.add_patch(plt.Rectangle((t - 0.5, token - 0.5), 1, 1, fill=False, edgecolor="darkorange", linewidth=2.5))
     for v in range(len(VOCABULARY)):
-        color = "white" if probabilities[t, v] > 0.6 else "black"
+        color = "white" if probabilities[t, v] > 0.6 else "#111111"
         left.text(t, v, f"{probabilities[t, v]:.2f}", ha="center", va="center", color=color)
 left.set_xticks(range(4), [f"t = {t + 1}\nsaid: {VOCABULARY[token]}" for t, token in enumerate(response)])
 left.set_yticks(range(5), VOCABULARY)

@@ -165,7 +165,7 @@ print(f"score {score:+.3f}, KL of the reply {k1_by_hand.sum():+.4f} nats, {lengt
 # the score of its reply, times $\lambda = 0.95$ for every token in between. Compare the heat map of notebook 4, whose critic had opinions.
 
 
-# %%
+# %% caption="Above: the loss of imitation falls below that of knowing nothing. Below: advantages of eight sampled replies, one row each; almost the whole row has the colour of its score."
 def name_of(token: int) -> str:
     """Short enough for a heat map."""
     text = vocab.decode([token], titles, specials=True).strip()
@@ -188,7 +188,7 @@ for row in range(8):
     for t in range(int(rollout.response_mask[row].sum())):
         dark = abs(float(advantages[row, t])) > 0.65 * limit
         word = name_of(int(rollout.response_tokens[row, t]))
-        bottom.text(t, row, word, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        bottom.text(t, row, word, ha="center", va="center", fontsize=8, color="white" if dark else "#111111")
 bottom.set(xlabel="token t", title="Advantages of sampled replies")
 bottom.set_xticks(range(0, 24, 4), range(1, 25, 4))
 bottom.set_yticks(range(8), [f"user {n + 1}" for n in range(8)])
