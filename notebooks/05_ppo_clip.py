@@ -109,7 +109,7 @@ def total_loss(grid_logprobs: jax.Array) -> jax.Array:
 
 
 push = -jax.grad(total_loss)(jnp.log(jnp.asarray(grid_ratio, jnp.float32)))
-image = axes[2].pcolormesh(ratios, grid_advantages, push, cmap="RdBu", vmin=-3.6, vmax=3.6)
+image = axes[2].pcolormesh(ratios, grid_advantages, push, cmap="RdBu", vmin=-3.6, vmax=3.6, rasterized=True)
 axes[2].axvline(1, color="black", linewidth=1)
 axes[2].text(1.5, 1.0, "no push:\ngood, and likelier\nalready", ha="center", va="center")
 axes[2].text(0.6, -1.0, "no push:\nbad, and\nrarer\nalready", ha="center", va="center")

@@ -23,7 +23,7 @@ import nbformat
 
 import page_equations
 from page_drawings import Formulas
-from page_markdown import Site, code_block, notebook_body, page_text, renderer, title
+from page_markdown import Site, notebook_body, page_text, renderer, title
 from run_notebooks import NOTEBOOKS, REPOSITORY, execute
 
 DOCS = REPOSITORY / "docs"
@@ -171,7 +171,9 @@ def check_links(folder: Path, pages: Sequence[Path]) -> None:
 def equations_used(source: Path) -> dict[str, list[str]]:
     """File of equations → functions that a lesson imports from it."""
     found = re.findall(
-        r"^from rlhf_jax\.equations\.(\w+) import (?:\(([^)]*)\)|(.*))$", source.read_text(encoding="utf-8"), re.MULTILINE
+        r"^from rlhf_jax\.equations\.(\w+) import (?:\(([^)]*)\)|(.*))$",
+        source.read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     return {
         file: [name.strip() for name in (several or one).split(",") if name.strip()] for file, several, one in found
@@ -249,7 +251,9 @@ def build(folder: Path, run: Execute = execute) -> None:
         shutil.copyfile(picture, target)
     for asset in ASSETS.iterdir():
         shutil.copyfile(asset, folder / asset.name)
-    (folder / "search.js").write_text(f"window.SEARCH_INDEX = {json.dumps(index, ensure_ascii=False)};\n", encoding="utf-8")
+    (folder / "search.js").write_text(
+        f"window.SEARCH_INDEX = {json.dumps(index, ensure_ascii=False)};\n", encoding="utf-8"
+    )
     check_links(folder, written)
 
 

@@ -48,9 +48,9 @@ class Formulas:
         spaced = re.sub(r"\\sum(_\{[^}]*\}|_\w)?(\^\{[^}]*\})?", r"\g<0>\\,", tex)
         if display:
             spaced = spaced.replace(r"\frac", r"\dfrac")
-        font = FontProperties(size=EM)
         try:
             with matplotlib.rc_context({"mathtext.fontset": "stix"}):
+                font = FontProperties(size=EM)
                 size = MathTextParser("path").parse(f"${spaced}$", 72, font)
                 placed, glyphs, bars = text_to_path.get_glyphs_mathtext(font, f"${spaced}$")
         except ValueError as error:
@@ -70,7 +70,9 @@ class Formulas:
         if not display:
             style += f";vertical-align:{-depth / EM:.3f}em"
         name = html.escape(tex)
-        drawn = f'<svg class="math" role="img" aria-label="{name}" viewBox="{box}" style="{style}">{"".join(marks)}</svg>'
+        drawn = (
+            f'<svg class="math" role="img" aria-label="{name}" viewBox="{box}" style="{style}">{"".join(marks)}</svg>'
+        )
         if display:
             return f'<div class="formula" tabindex="0">{drawn}</div>'
         if width > WIDE * EM:
@@ -115,5 +117,9 @@ def figure(svg: str, name: str, caption: str) -> str:
     if size is None:
         raise ValueError(f"figure {name} is not an SVG of matplotlib")
     label = html.escape(caption)
-    svg = svg.replace(size[0], f'class="plot" role="img" aria-label="{label}" style="width:{float(size[1]) / 12:.1f}rem"', 1)
-    return f'<figure class="picture"><div class="scroll" tabindex="0">{svg}</div><figcaption>{label}</figcaption></figure>'
+    svg = svg.replace(
+        size[0], f'class="plot" role="img" aria-label="{label}" style="width:{float(size[1]) / 12:.1f}rem"', 1
+    )
+    return (
+        f'<figure class="picture"><div class="scroll" tabindex="0">{svg}</div><figcaption>{label}</figcaption></figure>'
+    )

@@ -34,6 +34,9 @@ SYMBOLS = {"≤": r"\leq ", "≥": r"\geq ", "‖": r"\,\|\,", "…": r"\ldots "
 SYMBOLS |= {"←": r"\leftarrow ", "−": "-", "±": r"\pm ", "∈": r"\in ", "²": "^2", "ℓ": r"\ell ", "½": r"\frac{1}{2}"}
 SYMBOLS |= {"∇": r"\nabla ", "₁": "_1", "₂": "_2", "₊": "_+", "₋": "_-", "≠": r"\neq ", "′": "'", "*": r"\ast "}
 
+OPERATORS = ("log", "exp", "max", "min", "clip", "mean", "std", "var")
+"""Words a formula may begin with; another word begins a remark."""
+
 
 class Function(NamedTuple):
     """What the docstring of one equation says."""
@@ -79,20 +82,46 @@ def tex(text: str) -> str:
     for symbol, command in SYMBOLS.items():
         text = text.replace(symbol, command)
     text = re.sub(r"Σ", r"\\sum", text)
-    text = re.sub(r"√\(", r"\\sqrt (", text).replace("√", r"\sqrt ")
-    text = text.replace("[", "[\\,").replace("]", "\\,]") if "[" in text else text
-    text = re.sub(r"(?<=_)([A-Za-z]{2,})(?![\w}])", r"{\\mathrm{\1}}", text)
+    text = roots(text).replace("[", r"[\,").replace("]", r"\,]")
     text = re.sub(r"(?<=_)([A-Za-z]{2,}),(\w)(?!\w)", r"{\\mathrm{\1},\2}", text)
+    text = re.sub(r"(?<=_)([A-Za-z]{2,})(?![\w}])", r"{\\mathrm{\1}}", text)
+    text = re.sub(r"\b1e(-?\d+)", r"10^{\1}", text).replace(" | ", r" \mid ")
     text = re.sub(r"(?<=_\{)([A-Za-z]{2,})(?=[,}])", r"\\mathrm{\1}", text)
     # Words, but not commands: each is set upright, with room on its sides.
-    text = re.sub(r"(?<![\\A-Za-z{_])([A-Za-z]{2,})\b(?!})", r"\\mathrm{\1}", text)
+    text = re.sub(r"(?<![\\A-Za-z{_])([A-Za-z]{2,})(?=_|\b)(?!})", r"\\mathrm{\1}", text)
     text = re.sub(r"(\\mathrm\{\w+\}) +(?=[\w\\({|πρσδλγ])", r"\1\\;", text)
     return re.sub(r"(?<=\S) +(?=\\mathrm\{)", r"\\;", text)
 
 
+def roots(text: str) -> str:
+    """Roots for mathtext: what is under one stands in braces.
+
+    Examples:
+      >>> roots("x/√(var + ε), √D")
+      'x/\\\\sqrt{var + ε}, \\\\sqrt{D}'
+    """
+    text = re.sub(r"√(\w)", r"\\sqrt{\1}", text)
+    while (start := text.find("√(")) >= 0:
+        end, depth = start + 1, 0
+        while True:
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            if depth == 0:
+                break
+            end += 1
+        text = f"{text[:start]}\\sqrt{{{text[start + 2 : end]}}}{text[end + 1 :]}"
+    return text
+
+
 def set_formula(text: str, drawings: Formulas) -> str:
-    """A line of formulas; those that three blanks keep apart stand below each other."""
-    return "".join(drawings.draw(tex(part), display=True) for part in re.split(r",? {3,}", text) if part.strip())
+    """A line of formulas; those that three blanks keep apart stand below each other, and words beside them stay words."""
+    written = []
+    for part in filter(None, map(str.strip, re.split(r"[,;]? {3,}", text))):
+        words = re.match(r"([A-Za-z]{2,}|t = 0)\b(?! *[=_(\[])(?!.*/ max)", part)
+        if words and words[1] not in OPERATORS:
+            written.append(f'<p class="note">{prose(part)}</p>')
+        else:
+            written.append(drawings.draw(tex(part.rstrip(";")), display=True))
+    return "".join(written)
 
 
 def prose(text: str) -> str:
@@ -171,4 +200,4 @@ def losses(folder: Path, drawings: Formulas) -> str:
                 drawn = "".join(set_formula(line, drawings) for line in function.formulas)
                 link = f'<a href="equations/{source.stem}.html#{function.name}"><code>{function.name}</code></a>'
                 rows.append(f"<tr><td>{link}<br>{prose(function.line)}</td><td>{drawn}</td></tr>")
-    return f"<table class=\"sheet\">{''.join(rows)}</table>"
+    return f'<table class="sheet">{"".join(rows)}</table>'

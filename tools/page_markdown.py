@@ -156,10 +156,10 @@ def outputs(cell: nbformat.NotebookNode, name: str) -> str:
         elif "image/svg+xml" in output.get("data", {}):
             caption = cell.metadata.get("caption")
             if not caption:
-                raise ValueError(f"{name}: a picture has no caption (`# %% caption=\"…\"`)")
+                raise ValueError(f'{name}: a picture has no caption (`# %% caption="…"`)')
             drawn = figure(output.data["image/svg+xml"], f"p{name}", caption)
             # What has several panels beside each other needs more width to be read.
-            parts.append(drawn.replace('"picture"', '"picture panels"') if drawn.count('-axes_') > 2 else drawn)
+            parts.append(drawn.replace('"picture"', '"picture panels"') if drawn.count("-axes_") > 2 else drawn)
     return "\n".join(parts)
 
 
