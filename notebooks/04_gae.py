@@ -102,7 +102,7 @@ print("whitened\n", np.round(masked_whiten(advantages, mask), 3))
 # is credited with (what lacks to 1 is the bias), and the noise around that, in the unit of the luck. Right: the same for all tokens at
 # $\lambda = 0.95$, the usual choice. The earlier a token, the less of its own luck it is credited with and the more of the others'.
 
-# %% caption="Left: advantages of one response for λ from 0 to 1. Middle: with larger λ the first token is credited with more of its own luck and with more noise. Right: the same for all tokens at λ = 0.95."
+# %% try="lambda" caption="Left: advantages of one response for λ from 0 to 1. Middle: with larger λ the first token is credited with more of its own luck and with more noise. Right: the same for all tokens at λ = 0.95."
 T = 12
 random = np.random.default_rng(1)
 

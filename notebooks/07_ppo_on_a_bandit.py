@@ -194,7 +194,7 @@ for kl_coef, (path, _) in runs.items():
 # noir. For the dearest KL the lines swing a little: near the optimum gradients are tiny, and Adam, which divides by their size, still makes steps of them.
 # Last: the objective as a share of what can be gained.
 
-# %% caption="Three panels, one for each price κ: probabilities of four genres over the updates, with the best policy dotted. Last panel: the share of the possible gain that is reached."
+# %% try="kappa" caption="Three panels, one for each price κ: probabilities of four genres over the updates, with the best policy dotted. Last panel: the share of the possible gain that is reached."
 figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
 for axis, (kl_coef, (path, _)) in zip(axes.flat, runs.items(), strict=False):
     for v, genre in enumerate(GENRES):

@@ -144,12 +144,13 @@ def frame(name: str, body: str, here: Path, groups: Mapping[str, Sequence[Path]]
     order = [(name_of(source), site_path(source)) for sources in groups.values() for source in sources]
     root = os.path.relpath(".", here.parent) + "/"
     below = neighbours(here, order) if here != SHEET else ""
+    tried = f'<script src="{root}try.js"></script>' if "data-try=" in body else ""
     return (
         f'<!doctype html><html lang="en" data-root="{root}"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f'<link rel="stylesheet" href="{root}style.css"></head><body><a class="skip" href="#text">To the text</a>'
         f'{drawings.definitions()}{menu(here, groups)}{contents(body)}<script src="{root}page.js"></script>'
-        f'<main id="text">{body}{below}</main></body></html>\n'
+        f'<main id="text">{body}{below}</main>{tried}</body></html>\n'
     )
 
 

@@ -183,6 +183,8 @@ def notebook_body(notebook: nbformat.NotebookNode, parser: MarkdownIt, name: str
         if "caption" in cell.metadata:
             code = f'<details class="fold"><summary>Code of this picture</summary>{code}</details>'
             parts.append(outputs(cell, f"{name}-{place}") + code)
+            if "try" in cell.metadata:
+                parts.append(f'<div class="try" data-try="{cell.metadata["try"]}"></div>')
         else:
             parts.append(code + outputs(cell, f"{name}-{place}"))
     return "\n".join([*parts, "</details>"] if solving else parts)

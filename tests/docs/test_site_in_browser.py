@@ -110,6 +110,34 @@ def test_the_menu_of_a_phone_is_folded_and_that_of_a_desk_is_not(chromium: Any, 
     )
 
 
+def test_sliders_compute_what_the_library_computes(chromium: Any, site: Path) -> None:
+    import jax.numpy as jnp
+
+    from rlhf_jax.equations.gae import generalized_advantage_estimation
+    from rlhf_jax.equations.ppo import clipped_surrogate
+
+    move = (
+        "const input = document.querySelector(`.try input[data-name='${arguments[0]}']`);"
+        "input.value = arguments[1]; input.dispatchEvent(new Event('input')); return document.querySelector('.try p').textContent"
+    )
+    show(chromium, site / "notebooks" / "05_ppo_clip.html", 400, "light")
+    for ratio, advantage in ((1.5, 1.0), (0.5, 1.0), (0.5, -1.0)):
+        chromium.execute_script(move, "A", advantage)
+        said = chromium.execute_script(move, "ρ", ratio)
+        loss = clipped_surrogate(jnp.log(jnp.array([ratio])), jnp.zeros(1), jnp.array([advantage]), clip_eps=0.2)[0]
+        assert said.startswith(f"Loss {float(loss):.2f}.")
+        assert ("the clip acts" in said) == ((ratio - 1) * advantage > 0)
+    show(chromium, site / "notebooks" / "04_gae.html", 400, "light")
+    chromium.execute_script(move, "λ", 0.5)
+    drawn = chromium.execute_script(
+        "return [...document.querySelectorAll('.try svg text')].map(node => node.textContent)"
+    )
+    rewards, values = jnp.zeros(6).at[-1].set(0.6), jnp.array([0.5, 0.4, 0.45, 0.9, 0.8, 0.7, 0.0])
+    advantages = generalized_advantage_estimation(rewards, values, gamma=1.0, gae_lambda=0.5)
+    shown = [float(text) for text in drawn[::2]]
+    assert max(abs(x - float(a)) for x, a in zip(shown, advantages, strict=True)) < 0.0051
+
+
 def test_search_finds_a_page_without_a_network(chromium: Any, site: Path) -> None:
     show(chromium, site / "notebooks" / "02_kl.html", 1300, "light")
     field = chromium.find_element("css selector", "#search")
