@@ -208,8 +208,11 @@ SHOWN = {
 figure, axes = plt.subplots(2, 4, figsize=(13, 6), layout="constrained")
 for axis, (metric, label) in zip(axes.flat, SHOWN.items(), strict=True):
     axis.plot(healthy[metric], color="gray", linewidth=4, alpha=0.6, label="healthy")
-    for (name, logged), style in zip(runs.items(), ("-", "--", "-.", ":", "-"), strict=True):
-        axis.plot(np.clip(logged[metric], -3, 60), style, linewidth=1.3, label=name)
+    for n, (name, logged) in enumerate(runs.items()):
+        color = "black" if n == 4 else f"C{n}"
+        axis.plot(
+            np.clip(logged[metric], -3, 60), ("-", "--", "-.", ":", "-")[n], color=color, linewidth=1.3, label=name
+        )
     axis.set(title=label, xlabel="update")
 axes[0, 0].legend(fontsize=8)
 plt.show()

@@ -7,6 +7,7 @@ function draw(name, attributes, parent, text) {
   parent.append(node);
   return node;
 }
+const LETTERS = innerWidth < 500 ? 22 : 14;
 function bars(svg, groups, low, high) {
   // groups: [label, [value, colour, pattern of the edge]…]
   const width = 600, height = 220, base = 190 - 170 * (0 - low) / (high - low), step = width / groups.length;
@@ -16,9 +17,9 @@ function bars(svg, groups, low, high) {
     values.forEach(([value, colour], which) => {
       const y = 190 - 170 * (value - low) / (high - low), wide = step * .7 / values.length, x = at * step + step * .15 + which * wide;
       draw("rect", { x, y: Math.min(y, base), width: wide * .9, height: Math.abs(y - base), fill: colour }, svg);
-      draw("text", { x: x + wide * .45, y: Math.min(y, base) - 4, "text-anchor": "middle", "font-size": 13, fill: "currentColor" }, svg, value.toFixed(2));
+      draw("text", { x: x + wide * .45, y: Math.min(y, base) - 4, "text-anchor": "middle", "font-size": LETTERS, fill: "currentColor" }, svg, value.toFixed(2));
     });
-    draw("text", { x: at * step + step / 2, y: 212, "text-anchor": "middle", "font-size": 14, fill: "currentColor" }, svg, label);
+    draw("text", { x: at * step + step / 2, y: 212, "text-anchor": "middle", "font-size": LETTERS, fill: "currentColor" }, svg, label);
   });
 }
 const TRIES = {
