@@ -195,7 +195,7 @@ print(f"the least possible loss is {least:.3f}")
 # The taught policy is copied twice: one copy learns on, one is frozen and becomes the **reference**. Two more networks judge. All of them read the same prompt and response.
 
 # %% caption="Four networks. The policy writes a response. The frozen reference gives its log-probabilities, for the KL. The reward model gives one score for the whole response. The critic gives a value before every token. Together they make the advantages, which change policy and critic."
-figure, axis = plt.subplots(figsize=(11, 3.6), layout="constrained")
+figure, axis = plt.subplots(figsize=(8.6, 3.4), layout="constrained")
 BOXES = {
     "policy": (0.0, 1.0, "POLICY $π_θ$ (learns)\nwrites a response\nlog π of every token"),
     "reference": (3.2, 2.0, "REFERENCE (frozen)\nlog π of the same tokens\nlessons 2, 3"),
