@@ -38,7 +38,7 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
-	$(INSTALL) -e ".[test,browser]"
+	$(INSTALL) -e ".[test,browser,docs]"
 	touch $@ $(VENV)/.run
 
 # Torch and the last TRL with a PPO trainer: to be compared with, never imported by the library.

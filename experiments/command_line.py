@@ -3,8 +3,11 @@
 import quiet_start
 
 # isort: split
+import contextlib
+import io
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -14,6 +17,37 @@ from rlhf_jax.runtime.files import errors_in_one_line
 
 Config = TypeVar("Config")
 Made = TypeVar("Made")
+
+
+def words_for_types(text: str) -> str:
+    """A help text in which an option that may be left empty says so without braces, at the width it had.
+
+    Examples:
+      >>> words_for_types("--data.dir {None}|PATH  │")
+      '--data.dir PATH|None    │'
+    """
+    text = re.sub(
+        r"\{None\}\|([\w{},.\[\] -]+?)(?=  | │|$)",
+        lambda at: f"{at[1]}|None".ljust(len(at[0])),
+        text,
+        flags=re.MULTILINE,
+    )
+    # Nothing by default is nothing to say.
+    return re.sub(r" \(default: \)", lambda at: " " * len(at[0]), text)
+
+
+@contextlib.contextmanager
+def readable_help(arguments: Sequence[str]) -> Iterator[None]:
+    """Where help is asked for, prints it in words."""
+    if not {"-h", "--help"} & set(arguments):
+        yield
+        return
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        print(words_for_types(printed.getvalue()), end="")
 
 
 def preset_and_options(presets: Mapping[str, tuple[str, Config]], arguments: Sequence[str], description: Any) -> Config:
@@ -37,7 +71,7 @@ def preset_and_options(presets: Mapping[str, tuple[str, Config]], arguments: Seq
             )
             return tyro.cli(kinds, default=presets[first][1], description=description, args=list(arguments))
     what, preset = presets[name]
-    with named_by_flags(type(preset)):
+    with named_by_flags(type(preset)), readable_help(rest):
         return tyro.cli(type(preset), prog=f"{sys.argv[0]} {name}", description=what, args=rest, default=preset)
 
 
@@ -45,7 +79,7 @@ def options(config: type[Config], description: Any) -> Callable[[Sequence[str]],
     """The parser of a script without presets: every field of `config` is an option."""
 
     def parse(arguments: Sequence[str]) -> Config:
-        with named_by_flags(config):
+        with named_by_flags(config), readable_help(arguments):
             return tyro.cli(config, description=description, args=arguments)
 
     return parse

@@ -59,8 +59,8 @@ class Config:
 
     out: Annotated[Path, tyro.conf.Positional]
     """Folder for the summary; made if absent."""
-    settings: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """NAME=RUN,RUN,… for every setting."""
+    settings: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME=RUN,RUN,…")]
+    """One for every setting; at least one is required."""
 
     def __post_init__(self) -> None:
         wrong = [setting for setting in self.settings if not setting.partition("=")[2]]

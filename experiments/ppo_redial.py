@@ -32,6 +32,7 @@ from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.ranges import Seed
+from rlhf_jax.runtime.files import notice
 from rlhf_jax.simulators.world import WorldConfig, hackable
 from rlhf_jax.stages import alignment, item_prior, reward, supervised
 from rlhf_jax.stages.agent import policy_params
@@ -67,6 +68,9 @@ class Config(StartConfig, Pipeline):
         super().__post_init__()
         check_stages(self)
 
+
+LEARNS = 1000
+"""Responses below which PPO cannot have learnt anything, whatever the table says."""
 
 DEMO = Config(
     data=DataConfig(
@@ -180,7 +184,11 @@ def main(config: Config) -> Path:
             config.algorithm: policy,
         }
         systems = assess_all(run, setup, policies, config.assess, proxy)
-        return main_report(run, setup, systems, config.assess, gate)
+        report = main_report(run, setup, systems, config.assess, gate)
+    if config.align.updates * config.align.batch_size < LEARNS:
+        notice("too small to learn: this run shows that every part works. Next: make run, then chat with")
+        notice("  python experiments/chat.py runs/demo")
+    return report
 
 
 def command_line(arguments: list[str]) -> Config:

@@ -116,14 +116,14 @@ for temperature in (0.5, 1.0, 2.0):
 # Left: the whole distribution at each position; the frame marks the token that was said. Right: the same first position at
 # three temperatures.
 
-# %%
+# %% caption="Left: the model's probabilities at each of four positions, framed where a token was said. Right: the first position at three temperatures; the lowest is the sharpest."
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[1.15, 1], layout="constrained")
 probabilities = np.exp(log_softmax(jnp.asarray(logits, jnp.float32)))
 image = left.imshow(probabilities.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
 for t, token in enumerate(response):
     left.add_patch(plt.Rectangle((t - 0.5, token - 0.5), 1, 1, fill=False, edgecolor="darkorange", linewidth=2.5))
     for v in range(len(VOCABULARY)):
-        color = "white" if probabilities[t, v] > 0.6 else "black"
+        color = "white" if probabilities[t, v] > 0.6 else "#111111"
         left.text(t, v, f"{probabilities[t, v]:.2f}", ha="center", va="center", color=color)
 left.set_xticks(range(4), [f"t = {t + 1}\nsaid: {VOCABULARY[token]}" for t, token in enumerate(response)])
 left.set_yticks(range(5), VOCABULARY)
@@ -155,6 +155,71 @@ gradient_by_hand = np.eye(5)[response] - probabilities
 print(np.round(gradient, 2))
 
 # %% [markdown]
+# ## Half a lesson: learning by imitation
+#
+# Before a policy is rewarded it is taught to talk: it reads what people said, and every token of theirs is made likelier. That is
+# **supervised fine-tuning** (SFT). Its loss is the **negative log-likelihood**, a mean over real tokens,
+#
+# $$L = -\frac{1}{\sum_t m_t} \sum_t m_t \log \pi_\theta(a_t \mid s_t)$$
+#
+# with the mask $m_t$. It is REINFORCE with two changes: the tokens come from people and not from the policy, and each of them is
+# rewarded with 1. So its gradient is the one above: up what was said, down the rest. Learning stops when the model's probabilities are those of the data. It learns what is
+# *frequent*, not what is *good*: nothing in it says that one human reply was better than another. That is what rewards are for.
+#
+# Three people described films. Plain gradient descent on the table of logits:
+
+# %%
+said = jnp.array([[1, 2, 4, 0], [1, 3, 4, 0], [1, 2, 4, 0]])  # "a good film", "a bad film", "a good film"
+
+
+def imitation_loss(table: jax.Array) -> jax.Array:
+    """Mean negative log-likelihood of a token, nats."""
+    return -jax.vmap(token_logprobs, in_axes=(None, 0))(table, said).mean()
+
+
+table, losses = jnp.asarray(logits, jnp.float32), []
+for _ in range(200):
+    loss, slope = jax.value_and_grad(imitation_loss)(table)
+    losses.append(float(loss))
+    table -= 2.0 * slope
+taught = np.exp(log_softmax(table))[1]
+print(f"loss {losses[0]:.3f} → {losses[-1]:.3f} nats a token")
+print("second token:", ", ".join(f"{word} {p:.2f}" for word, p in zip(VOCABULARY, taught, strict=True)))
+# Two of three said "good": the loss cannot fall below the entropy of that, in one of four tokens.
+least = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3)) / 4
+print(f"the least possible loss is {least:.3f}")
+
+# %% [markdown]
+# ## Four networks
+#
+# The taught policy is copied twice: one copy learns on, one is frozen and becomes the **reference**. Two more networks judge. All of them read the same prompt and response.
+
+# %% caption="Four networks. The policy writes a response. The frozen reference gives its log-probabilities, for the KL. The reward model gives one score for the whole response. The critic gives a value before every token. Together they make the advantages, which change policy and critic."
+figure, axis = plt.subplots(figsize=(8.6, 3.4), layout="constrained")
+BOXES = {
+    "policy": (0.0, 1.0, "POLICY $π_θ$ (learns)\nwrites a response\nlog π of every token"),
+    "reference": (3.2, 2.0, "REFERENCE (frozen)\nlog π of the same tokens\nlessons 2, 3"),
+    "reward": (3.2, 1.0, "REWARD MODEL (frozen)\none score for a response\nlessons 3, 6"),
+    "critic": (3.2, 0.0, "CRITIC (learns)\na value before each token\nlessons 4, 5"),
+    "advantage": (6.6, 1.0, "ADVANTAGES\nfrom KL, score and values\nlesson 4"),
+}
+for x, y, text in BOXES.values():
+    axis.text(x, y, text, ha="center", va="center", fontsize=10, bbox={"boxstyle": "round", "fill": False})
+ARROWS = [((1.15, 1.0), (1.95, y)) for y in (2.0, 1.0, 0.0)] + [((4.4, y), (5.5, 1.0)) for y in (2.0, 1.0, 0.0)]
+for start, end in ARROWS:
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "->"})
+axis.annotate(
+    "",
+    (0.0, 0.62),
+    (6.6, 0.62),
+    arrowprops={"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.33", "linestyle": "--"},
+)
+axis.text(0.9, -0.55, "a step on policy and critic (lesson 5)", ha="center")
+axis.set(xlim=(-1.3, 7.9), ylim=(-1.0, 2.5))
+axis.axis("off")
+plt.show()
+
+# %% [markdown]
 # ## Checks
 
 # %%
@@ -162,6 +227,8 @@ np.testing.assert_allclose(logprobs, logprobs_by_hand, rtol=1e-5)
 np.testing.assert_allclose(total, logprobs_by_hand.sum(), rtol=1e-5)
 np.testing.assert_allclose(gradient, gradient_by_hand, atol=1e-6)
 np.testing.assert_allclose(np.sum(gradient, axis=1), 0, atol=1e-6)
+assert least < losses[-1] < least + 0.02 < losses[0]
+np.testing.assert_allclose(taught[[2, 3]], [2 / 3, 1 / 3], atol=0.02)
 
 # %% [markdown]
 # ## Exercises

@@ -102,7 +102,7 @@ print("whitened\n", np.round(masked_whiten(advantages, mask), 3))
 # is credited with (what lacks to 1 is the bias), and the noise around that, in the unit of the luck. Right: the same for all tokens at
 # $\lambda = 0.95$, the usual choice. The earlier a token, the less of its own luck it is credited with and the more of the others'.
 
-# %%
+# %% try="lambda" caption="Left: advantages of one response for λ from 0 to 1. Middle: with larger λ the first token is credited with more of its own luck and with more noise. Right: the same for all tokens at λ = 0.95."
 T = 12
 random = np.random.default_rng(1)
 
@@ -169,7 +169,7 @@ plt.show()
 # At $\lambda = 0$ each token answers for the change of opinion it caused: *Heat* shines, the second *good* is blamed. At
 # $\lambda = 1$ the end reaches everybody, and neighbours look alike.
 
-# %%
+# %% caption="A recommender's sentence as a heat map: what the critic thought before each token (bars), and advantages from λ = 0 to λ = 1 (rows); red is worse than expected, blue better."
 SENTENCE = [
     "Well", ",", "I", "think", "you", "should", "watch", "Heat", ",", "it", "is", "good", "and", "good", "<eos>",
 ]  # fmt: skip
@@ -192,7 +192,7 @@ for row in range(len(rows)):
     for t in range(len(SENTENCE)):
         dark = abs(heat[row, t]) > 0.65 * limit
         label = f"{np.round(heat[row, t], 2) + 0.0:+.2f}"
-        bottom.text(t, row, label, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        bottom.text(t, row, label, ha="center", va="center", fontsize=8, color="white" if dark else "#111111")
 bottom.set_yticks(range(len(rows)), [f"λ = {x}" for x in rows])
 bottom.set_xticks(range(len(SENTENCE)), SENTENCE)
 figure.colorbar(image, ax=bottom, label="advantage, score units")

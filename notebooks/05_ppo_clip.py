@@ -84,7 +84,7 @@ print(f"approximate KL between the two policies, k2: {approx_kl(new, old).mean()
 # Right: the whole plane of ratio and advantage. Colour is the push on the token's log-probability, $A\rho$ or nothing; white is
 # zero. Every first step starts on the vertical line $\rho = 1$, where the push is $A$: the plain policy gradient.
 
-# %%
+# %% try="clip" caption="Left and middle: the clipped loss against the ratio, for a good and for a bad token. Right: the push on the log-probability over ratio and advantage; it is zero where the clip acts."
 ratios = 1 + 0.0047 * np.arange(-127, 171)  # No point falls on a kink, where the gradient is ambiguous.
 figure, axes = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
 for axis, advantage, name in ((axes[0], 1.0, "Good token, A = 1"), (axes[1], -1.0, "Bad token, A = −1")):
@@ -109,10 +109,10 @@ def total_loss(grid_logprobs: jax.Array) -> jax.Array:
 
 
 push = -jax.grad(total_loss)(jnp.log(jnp.asarray(grid_ratio, jnp.float32)))
-image = axes[2].pcolormesh(ratios, grid_advantages, push, cmap="RdBu", vmin=-3.6, vmax=3.6)
+image = axes[2].pcolormesh(ratios, grid_advantages, push, cmap="RdBu", vmin=-3.6, vmax=3.6, rasterized=True)
 axes[2].axvline(1, color="black", linewidth=1)
-axes[2].text(1.5, 1.0, "no push:\ngood, and likelier\nalready", ha="center", va="center")
-axes[2].text(0.6, -1.0, "no push:\nbad, and\nrarer\nalready", ha="center", va="center")
+axes[2].text(1.5, 1.0, "no push:\ngood, and likelier\nalready", ha="center", va="center", color="#111111")
+axes[2].text(0.6, -1.0, "no push:\nbad, and\nrarer\nalready", ha="center", va="center", color="#111111")
 axes[2].set(
     xlabel="ratio ρ", ylabel="advantage A", title="Push on the log-probability", xticks=(0.4, 0.8, 1.0, 1.2, 1.6)
 )
@@ -126,7 +126,7 @@ plt.show()
 # further by what may have been luck; with it, one sampled word after the other falls silent, and the policy comes to rest near
 # $\rho = 1 \pm \varepsilon$. (It may overshoot a little: the clip takes away the push, it does not pull back.)
 
-# %%
+# %% caption="Ratios of four words over 40 steps on one batch. Without the clip they run away, with it they come to rest near the edges of the range."
 random = np.random.default_rng(0)
 words = jnp.asarray(random.integers(0, 4, 64))
 luck = jnp.asarray(random.normal(size=64) + np.array([0.5, 0.0, 0.0, -0.5])[np.asarray(words)], jnp.float32)
@@ -165,7 +165,7 @@ plt.show()
 # gained, as the policy walks away from $\pi_\text{old}$ in one direction. Advantages are exact here; $A_1$ is how much the first word changes the expected
 # score, $A_2$ what the second word adds.
 
-# %%
+# %% caption="Left: the surrogate promises more than is really gained as the policy walks away. Right: on log axes the error is of second order in the step."
 random = np.random.default_rng(16)
 old_logits, direction = random.normal(size=(2, 4, 3))  # Row 0: first word. Rows 1–3: second word after each first one.
 nine_scores = random.normal(size=(3, 3))

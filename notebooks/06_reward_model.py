@@ -127,7 +127,7 @@ curve = np.array([tilted(kl_coef) for kl_coef in np.geomspace(0.02, 20, 150)])
 # %% [markdown]
 # ## The picture
 
-# %%
+# %% caption="Left: scores learnt from comparisons against the true worth. Middle and right: the harder the reward model is optimised, the higher its own score; the truth first rises, then falls."
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
 for (n, scores), marker, color in zip(learnt.items(), "xo", ("C2", "C0"), strict=True):
     left.plot(truth, scores, marker, color=color, markersize=6, label=f"{n} comparisons")

@@ -23,6 +23,17 @@
 # - `policy(params, rollout)` judges given responses: log-probability, entropy and value of every token,
 # - `score(reward_params, rollout)` gives the score, as one or several components.
 #
+# What passes between them, with $B$ responses and $T$ places for tokens; here $T = 1$, in notebook 8 it is 5:
+#
+# | array | shape | what it holds |
+# |---|---|---|
+# | `prompt_tokens`, `prompt_mask` | [B, P] | the prompt, and which of its tokens are real |
+# | `response_tokens`, `response_mask` | [B, T] | the response, `<eos>` included; False behind its end |
+# | `logprobs`, `entropy`, `values` | [B, T] | one number for every token; $V_t$ is the value *before* token $t$ |
+# | `finished` | [B] | True if `<eos>` was said within the budget |
+# | `score(…)` | [B, C] | raw score of every response, a column for each of $C$ components |
+# | rewards, advantages, returns | [B, T] | made from the above by lines 4 to 6 |
+#
 # One call is one **update**: lines 1–8 of [the PPO box](../docs/algorithms/ppo.md).
 
 # %%
@@ -194,7 +205,7 @@ for kl_coef, (path, _) in runs.items():
 # noir. For the dearest KL the lines swing a little: near the optimum gradients are tiny, and Adam, which divides by their size, still makes steps of them.
 # Last: the objective as a share of what can be gained.
 
-# %%
+# %% try="kappa" caption="Three panels, one for each price κ: probabilities of four genres over the updates, with the best policy dotted. Last panel: the share of the possible gain that is reached."
 figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
 for axis, (kl_coef, (path, _)) in zip(axes.flat, runs.items(), strict=False):
     for v, genre in enumerate(GENRES):

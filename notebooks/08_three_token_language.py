@@ -240,7 +240,7 @@ print(f"objective {objective(params):.4f} of at most {maximum:.4f}")
 # Left: the responses that matter most, from worst to best under $\pi^*$. PPO has never seen this list: it has only seen samples, and one
 # number for each. Right: the exact objective after every update.
 
-# %%
+# %% caption="Left: probabilities of whole responses under the reference, under what PPO has learnt, and under the best policy. Right: the exact objective over 60 updates rises to its maximum."
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[1.3, 1], layout="constrained")
 shown = np.argsort(best)[-11:]
 rows = np.arange(len(shown))

@@ -165,7 +165,7 @@ print(f"score {score:+.3f}, KL of the reply {k1_by_hand.sum():+.4f} nats, {lengt
 # the score of its reply, times $\lambda = 0.95$ for every token in between. Compare the heat map of notebook 4, whose critic had opinions.
 
 
-# %%
+# %% caption="Above: the loss of imitation falls below that of knowing nothing. Below: advantages of eight sampled replies, one row each; almost the whole row has the colour of its score."
 def name_of(token: int) -> str:
     """Short enough for a heat map."""
     text = vocab.decode([token], titles, specials=True).strip()
@@ -188,7 +188,7 @@ for row in range(8):
     for t in range(int(rollout.response_mask[row].sum())):
         dark = abs(float(advantages[row, t])) > 0.65 * limit
         word = name_of(int(rollout.response_tokens[row, t]))
-        bottom.text(t, row, word, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        bottom.text(t, row, word, ha="center", va="center", fontsize=8, color="white" if dark else "#111111")
 bottom.set(xlabel="token t", title="Advantages of sampled replies")
 bottom.set_xticks(range(0, 24, 4), range(1, 25, 4))
 bottom.set_yticks(range(8), [f"user {n + 1}" for n in range(8)])
@@ -214,23 +214,25 @@ assert all(line["policy/first_ratio_max_deviation"] < 1e-4 for line in updates)
 # %% [markdown]
 # ## Exercises
 #
-# 1. Every reply begins with one of two tokens. Which, and who sees to it? Check it on the rollout, and check that a film is
-#    listed at most once.
+# 1. A grammar leaves two tokens at the first place of a reply, `<rec>` and `<say>`. How large can the entropy be there, and how large at
+#    a place where all words are allowed? What follows for a bonus on entropy, and for exploration?
 # 2. May this reward model be optimised against? Look at `gate`, and say what it would have done in a serious run.
-# 3. Train the supervised stage once more in the same folder. Why does it take no time?
+# 3. In the picture whole rows share a colour. Recompute that reply's advantages with $\lambda = 0$ and with $\lambda = 1$. Which of them would still tell a good
+#    reply from a bad one, with a critic as untrained as this one? Which would you take once the critic is good?
 
 # %% [markdown]
-# **1.** `<rec>`, if films are listed, or `<say>`. The grammar's mask sets all other logits to $-\infty$, in the sampler and in the learner alike
-# (notebook 1, exercise 2).
+# **1.** At most $\log 2$ nats at the first place, about $\log |\mathcal{V}|$ where every word is allowed. The mask sets all other logits to $-\infty$, in the sampler and in the
+# learner alike (notebook 1, exercise 2). A bonus on entropy, which is a mean over tokens, therefore pushes hardest where words are chosen, and hardly at the choice that
+# matters most for a recommender: to list films or not to. That one has to be explored through its probability at the start, which imitation sets.
 
 # %%
-grammar = agent.grammar
-for row, keep in zip(np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask), strict=True):
-    reply = row[keep].tolist()
-    assert reply[0] in (grammar.rec, grammar.say)
-    listed = reply[1 : reply.index(grammar.say)] if grammar.say in reply else reply[1:]
-    assert len(listed) == len(set(listed)) <= grammar.max_items
-print("all replies are grammatical")
+first = np.asarray(mine.entropy)[:, 0]
+print(f"first place: {first.min():.3f} to {first.max():.3f} nats, log 2 = {np.log(2):.3f};", end=" ")
+print(
+    f"anywhere: up to {np.asarray(mine.entropy)[rollout.response_mask].max():.2f}, log |V| = {np.log(vocab.size):.2f}"
+)
+assert first.max() <= np.log(2) + 1e-4
+assert {int(token) for token in rollout.response_tokens[:, 0]} <= {agent.grammar.rec, agent.grammar.say}
 
 # %% [markdown]
 # **2.** No. Its correlation with reactions it has not seen is far below the 0.6 that is asked for, so a serious run (`gate="stop"`)
@@ -241,12 +243,18 @@ print({name: round(value, 2) for name, value in gate["pearson"].items()}, "neede
 assert gate["failed"]
 
 # %% [markdown]
-# **3.** The stage is done, and says so in its folder. A run that is started again continues where it stopped, so a stage that is complete
-# returns what it had learnt, to the last bit.
+# **3.** At $\lambda = 0$ a token is credited with the change in the critic's opinion; an untrained critic has none, and only the last token, where the score is paid, sees the reply's worth.
+# At $\lambda = 1$ every token is credited with the score less the value before it: the reply counts, with all its noise. So: high $\lambda$ first. A good critic allows a lower one, which
+# names the tokens that deserve it (notebook 4).
 
 # %%
-with open_run(Path(folder.name) / "run", {"data": data, "model": model}) as run:
-    again = supervised.train(run, setup, imitation)
-jax.tree.map(np.testing.assert_array_equal, again, trunk)
-print("the same parameters, bit by bit")
+ends = np.append(values[1:], 0.0)
+at_0 = rewards_by_hand + ends - values
+at_1 = np.cumsum(rewards_by_hand[::-1])[::-1] - values
+for place, (low, high) in enumerate(zip(at_0[:4], at_1[:4], strict=True), start=1):
+    print(f"token {place}: λ = 0 {low:+.3f}, λ = 1 {high:+.3f}")
+print(f"last token: {at_0[-1]:+.3f} and {at_1[-1]:+.3f}")
+np.testing.assert_allclose(at_0[-1], at_1[-1], atol=1e-5)
+np.testing.assert_allclose(at_0.sum(), at_1[0], atol=1e-4)  # The changes of opinion add up to what the reply was worth.
+assert np.abs(at_1 - score).max() < np.abs(at_0[:-1] - score).max()
 folder.cleanup()

@@ -308,7 +308,7 @@ for name, (method, right, counts) in cases.items():
 # Left and middle: the distance to $\pi^*$, mean of three seeds. (Below $10^{-6}$ single precision cannot tell; that RLOO leaves it again is Adam, which
 # divides by the size of gradients that have become tiny.) Right: the noise just measured.
 
-# %%
+# %% caption="Left and middle: distance to the best policy over the updates for four algorithms, with one and with four steps on each batch. Right: bars for the noise of their gradients."
 figure, (one, four, bars) = plt.subplots(1, 3, figsize=(13, 4.4), width_ratios=[1, 1, 1.1], layout="constrained")
 looks = dict(
     zip(LINES, (("C2", ":"), ("C0", "-"), ("C1", "--"), ("black", "-."), ("C3", (0, (6, 1, 1, 1, 1, 1)))), strict=True)

@@ -227,7 +227,7 @@ for (way, name), ask in unpaid.items():
 #
 # ## The picture
 
-# %%
+# %% caption="Left: the probability of asking over the steps, for several ways of giving credit. Middle and right: how many groups each way needs, when components differ in size, and when conversations end early."
 figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
 for (name, path), style in zip(paths.items(), ("-", "--", ":"), strict=True):
     axes[0].plot(path[:, 0], style, linewidth=2, label=name)

@@ -1,201 +1,70 @@
-"""Builds the documentation as static pages that need no network: notebooks executed, formulas drawn as SVG.
+"""Builds the documentation as static pages that need no network: notebooks executed, formulas and figures drawn as SVG.
 
     python tools/build_site.py [OUTPUT_FOLDER]      # default: build/site; open index.html
+    python tools/build_site.py --reuse              # takes notebooks from build/executed that still are what would be run
 
-Pages are docs/**/*.md and notebooks/*.py. Formulas (`$...$`, `$$...$$`) are drawn by matplotlib's mathtext, so that no
-JavaScript, fonts or browser features are needed; one it cannot draw ends the build with its name.
+Pages are docs/**/*.md, notebooks/*.py and, from their docstrings, rlhf_jax/equations/*.py. A formula that cannot be drawn, a
+picture without a caption or a link that leads nowhere ends the build. Pages look like `tools/site/style.css`; the JavaScript
+beside it opens menus and searches, and everything can be read without it.
 """
 
-import base64
+import argparse
 import functools
+import hashlib
 import html
-import io
+import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-import matplotlib.mathtext
 import nbformat
-from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererHTML
-from markdown_it.token import Token
-from markdown_it.utils import EnvType, OptionsDict
-from matplotlib.font_manager import FontProperties
-from mdit_py_plugins.anchors import anchors_plugin
-from mdit_py_plugins.dollarmath import dollarmath_plugin
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
 
+import page_equations
+from page_drawings import Formulas
+from page_markdown import Site, notebook_body, page_text, renderer, title
 from run_notebooks import NOTEBOOKS, REPOSITORY, execute
 
 DOCS = REPOSITORY / "docs"
+EQUATIONS = REPOSITORY / "rlhf_jax" / "equations"
+ASSETS = Path(__file__).resolve().parent / "site"
 COPIED = (".png", ".svg", ".csv")
 """Files under docs/ that pages show or link to."""
-POINTS = 60.0
-"""Size formulas are drawn at; large, because mathtext rounds heights to whole points."""
-STYLE = """
-body { display: flex; margin: 0; font: 16px/1.55 system-ui, sans-serif; color: #222; }
-nav { flex: 0 0 15em; padding: 1.2em; background: #f4f5f7; min-height: 100vh; font-size: 14px; }
-nav h2 { font-size: 13px; margin: 1.2em 0 .3em; color: #666; }
-nav a { display: block; padding: .12em 0; color: #234; text-decoration: none; }
-nav a.here { font-weight: 600; }
-main { flex: 1; max-width: 75em; min-width: 0; padding: 1.2em 2.5em 4em; }
-main > * { max-width: 50em; }
-main > table, main > .highlight, main > pre { max-width: 62em; }
-pre, code { font: 13px/1.45 ui-monospace, monospace; background: #f4f5f7; }
-pre { padding: .7em .9em; overflow-x: auto; border-radius: 4px; }
-pre.output { background: none; border-left: 3px solid #ccd; border-radius: 0; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-sub, sup { font-size: 75%; line-height: 0; }
-td, th { border: 1px solid #dde; padding: .3em .7em; text-align: left; vertical-align: top; }
-main img.figure { display: block; max-width: 100%; margin: 1em 0; }
-div.formula { text-align: center; margin: 1em 0; overflow-x: auto; }
-blockquote { margin: 1em 0; padding: .2em 1.2em; border-left: 4px solid #ccd; background: #fafbfc; }
-@media (max-width: 60em) { body { display: block; } nav { min-height: 0; } }
-"""
+SHEET = Path("sheet.html")
+
+Execute = Callable[[Path], nbformat.NotebookNode]
 
 
-PLAIN_INDEX = re.compile(r"(?<=[\w)])(_|\^)(?:\{([^}]+)\}|((?:&lt;)?\w|(?:old|ref|free)(?:,\w)?)(?!\w))")
-"""An index or exponent as the boxes write it without formulas: `y_t`, `V_{t+1}`, `π_old`, `a_&lt;t`; not `kl_coef`."""
-
-
-def with_indices(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
-    """Plain text in which indices are set lower and exponents higher."""
-
-    def place(found: re.Match[str]) -> str:
-        tag = "sub" if found[1] == "_" else "sup"
-        return f"<{tag}>{found[2] or found[3]}</{tag}>"
-
-    return PLAIN_INDEX.sub(place, html.escape(tokens[index].content))
-
-
-@functools.cache
-def formula(tex: str, *, display: bool) -> str:
-    """A formula as an image that stands on the line of the text.
-
-    Raises: ValueError with the formula, where mathtext does not know one of its commands.
-    """
-    drawn = io.BytesIO()
-    tex = " ".join(tex.split())
-    # mathtext leaves no room between a sum and what is summed.
-    spaced = re.sub(r"\\sum(_\{[^}]*\}|_\w)?(\^\{[^}]*\})?", r"\g<0>\\,", tex)
-    if display:
-        spaced = spaced.replace(r"\frac", r"\dfrac")
-    try:
-        with matplotlib.rc_context({"mathtext.fontset": "stix", "svg.fonttype": "path", "svg.hashsalt": "formula"}):
-            depth = matplotlib.mathtext.math_to_image(
-                f"${spaced}$", drawn, prop=FontProperties(size=POINTS), dpi=72, format="svg"
-            )
-    except ValueError as error:
-        raise ValueError(f"cannot draw ${tex}$: {error}") from error
-    svg = drawn.getvalue()
-    height = re.search(rb'height="([\d.]+)pt"', svg)
-    assert height is not None
-    scale = (1.2 if display else 1.05) / POINTS
-    style = f"height:{float(height[1]) * scale:.3f}em;vertical-align:{-depth * scale:.3f}em"
-    source = base64.b64encode(svg).decode()
-    image = f'<img alt="{html.escape(tex)}" style="{style}" src="data:image/svg+xml;base64,{source}">'
-    return f'<div class="formula">{image}</div>' if display else image
+def reused(source: Path, folder: Path) -> nbformat.NotebookNode:
+    """The executed notebook of an earlier build, if neither it nor the package has changed since."""
+    files = [source, *sorted((REPOSITORY / "rlhf_jax").rglob("*.py"))]
+    now = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    stored = folder / f"{source.stem}-{now[:16]}.ipynb"
+    if not stored.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(f"{source.stem}-*.ipynb"):
+            old.unlink()
+        nbformat.write(execute(source), stored)
+    return nbformat.read(stored, as_version=4)
 
 
 def site_path(source: Path) -> Path:
     """Where a page goes, relative to the site: docs/ is its root."""
+    if source.is_relative_to(EQUATIONS):
+        return Path("equations", f"{source.stem}.html")
     inside = source.relative_to(DOCS) if source.is_relative_to(DOCS) else source.relative_to(REPOSITORY)
     return inside.with_suffix(".html")
 
 
-def markdown(source: Path, pages: Sequence[Path]) -> MarkdownIt:
-    """A renderer for the page of `source`: links between pages are followed, links into the code become plain text."""
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table").use(anchors_plugin, max_level=3)
-    if source.is_relative_to(NOTEBOOKS) or source.is_relative_to(DOCS / "course"):
-        parser.use(
-            dollarmath_plugin,
-            allow_space=False,
-            allow_digits=False,
-            renderer=lambda tex, options: formula(tex, display=options["display_mode"]),
-        )
-    else:
-        parser.add_render_rule("text", with_indices)
-
-    def link_open(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
-        href, _, place = str(tokens[index].attrs["href"]).partition("#")
-        if href and "://" not in href:
-            target = (source.parent / href).resolve()
-            if not target.exists():
-                raise ValueError(f"{source.relative_to(REPOSITORY)}: link to {href}, which does not exist")
-            if target in pages:
-                href = os.path.relpath(site_path(target), site_path(source).parent)
-            elif target.suffix in COPIED and target.is_relative_to(DOCS):
-                href = os.path.relpath(target.relative_to(DOCS), site_path(source).parent)
-            else:
-                return "<a>"
-        return f'<a href="{html.escape(href + ("#" + place if place else ""))}">'
-
-    def image(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
-        src = str(tokens[index].attrs["src"])
-        target = (source.parent / src).resolve()
-        if not (target.is_file() and target.is_relative_to(DOCS)):
-            raise ValueError(f"{source.relative_to(REPOSITORY)}: picture {src} is not a file under docs/")
-        src = os.path.relpath(target.relative_to(DOCS), site_path(source).parent)
-        return f'<img class="figure" alt="{html.escape(tokens[index].content)}" src="{html.escape(src)}">'
-
-    parser.add_render_rule("link_open", link_open)
-    parser.add_render_rule("image", image)
-    return parser
-
-
-def page_text(source: Path) -> str:
-    """A page without its comments, which say how its tables are made (`page_tables.py`)."""
-    return re.sub(r"(?ms)^<!--.*?-->\n", "", source.read_text(encoding="utf-8"))
-
-
-def title(source: Path) -> str:
-    """The first heading."""
-    heading = r"^# # (.+)$" if source.suffix == ".py" else r"^# (.+)$"
-    found = re.search(heading, source.read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1].replace("`", "") if found else source.stem
-
-
-def notebook_body(notebook: nbformat.NotebookNode, parser: MarkdownIt) -> str:
-    """Text, code and outputs of an executed notebook."""
-    formatter, parts = HtmlFormatter(), []
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            parts.append(parser.render(cell.source))
-            continue
-        parts.append(highlight(cell.source, PythonLexer(), formatter))
-        for output in cell.outputs:
-            if output.output_type == "stream" and output.name == "stdout":
-                parts.append(f'<pre class="output">{html.escape(output.text)}</pre>')
-            elif "image/png" in output.get("data", {}):
-                parts.append(f'<img class="figure" src="data:image/png;base64,{output.data["image/png"].strip()}">')
-    return "\n".join(parts)
-
-
-def navigation(here: Path, groups: dict[str, list[Path]]) -> str:
-    """Links to all pages."""
-    lines = []
-    for name, sources in groups.items():
-        lines.append(f"<h2>{name}</h2>")
-        for source in sources:
-            href = os.path.relpath(site_path(source), site_path(here).parent)
-            mark = ' class="here"' if source == here else ""
-            lines.append(f'<a{mark} href="{href}">{html.escape(title(source))}</a>')
-    return "\n".join(lines)
-
-
 def page_groups() -> dict[str, list[Path]]:
-    """All sources in the order of the navigation."""
+    """All sources in the order of the menu."""
     found = {
         "Start": [DOCS / "index.md"],
         "Course": [*sorted(NOTEBOOKS.glob("*.py")), *sorted((DOCS / "course").glob("*.md"))],
-        "How to": sorted((DOCS / "howto").glob("*.md")),
         "Algorithms": sorted((DOCS / "algorithms").glob("*.md")),
+        "Equations": sorted(EQUATIONS.glob("[a-z]*.py")),
+        "How to": sorted((DOCS / "howto").glob("*.md")),
         "Results": [DOCS / "RESULTS.md", *sorted((DOCS / "results").glob("*.md"))],
         "Decisions": sorted((DOCS / "decisions").glob("*.md")),
     }
@@ -203,38 +72,209 @@ def page_groups() -> dict[str, list[Path]]:
     return found | {"Reference": sorted(source for source in DOCS.glob("*.md") if source not in taken)}
 
 
-def check_places(pages: Sequence[Path]) -> None:
-    """Raises: ValueError for a link to a heading that its page does not have."""
+def name_of(source: Path) -> str:
+    """The title of a page."""
+    return page_equations.TITLES[source.stem] if source.is_relative_to(EQUATIONS) else title(source)
+
+
+def menu(here: Path, groups: Mapping[str, Sequence[Path]]) -> str:
+    """Links to all pages, and the search."""
+    lines = []
+    for group, sources in groups.items():
+        entries = [(name_of(source), site_path(source)) for source in sources]
+        if group == "Equations":
+            entries.insert(0, ("Sheet of symbols and losses", SHEET))
+        lines.append(f"<h2>{group}</h2><ul>")
+        for name, path in entries:
+            mark = ' aria-current="page"' if path == here else ""
+            lines.append(f'<li><a{mark} href="{os.path.relpath(path, here.parent)}">{html.escape(name)}</a></li>')
+        lines.append("</ul>")
+    return (
+        '<nav class="menu" aria-label="Pages"><details open><summary>rlhf_jax: all pages, search</summary>'
+        '<input id="search" type="search" placeholder="Search all pages" aria-label="Search all pages">'
+        f'<div class="found" aria-live="polite"></div><div class="pages">{"".join(lines)}</div></details></nav>'
+    )
+
+
+def headings(body: str) -> list[tuple[str, str, str, str]]:
+    """Level, id, text, and what stands below, of every heading with an id."""
+    pieces = re.split(r'<h([123]) id="([^"]+)"[^>]*>(.*?)</h\1>', body, flags=re.DOTALL)
+    found = zip(pieces[1::4], pieces[2::4], pieces[3::4], pieces[4::4], strict=True)
+    return [(level, place, plain(name), plain(below)) for level, place, name, below in found]
+
+
+def plain(text: str) -> str:
+    """What a reader sees, without marks; a formula by its source."""
+    text = re.sub(r'(?s)<svg[^>]*class="(?:math)"[^>]*aria-label="([^"]*)".*?</svg>', r" \1 ", text)
+    text = re.sub(r"(?s)<(svg|script|style)\b.*?</\1>", " ", text)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
+
+
+def contents(body: str) -> str:
+    """The headings of a page as links, where there are enough of them."""
+    rows = [(level, place, name) for level, place, name, _ in headings(body) if level != "1"]
+    if len(rows) < 3:
+        return '<aside class="contents"></aside>'
+    items = "".join(
+        f'<li{" class=deeper" if level == "3" else ""}><a href="#{place}">{html.escape(name)}</a></li>'
+        for level, place, name in rows
+    )
+    return (
+        '<aside class="contents" aria-label="On this page"><details open><summary>On this page</summary>'
+        f"<ul>{items}</ul></details></aside>"
+    )
+
+
+def neighbours(here: Path, order: Sequence[tuple[str, Path]]) -> str:
+    """Links to the page before and after, within the order of the menu."""
+    place = [path for _, path in order].index(here)
+    links = []
+    for step, mark, relation in ((-1, "← {}", "prev"), (1, "{} →", "next")):
+        if 0 <= place + step < len(order):
+            name, path = order[place + step]
+            href = os.path.relpath(path, here.parent)
+            links.append(f'<a rel="{relation}" href="{href}">{mark.format(html.escape(name))}</a>')
+        else:
+            links.append("<span></span>")
+    return f'<nav class="next" aria-label="Previous and next">{"".join(links)}</nav>'
+
+
+def frame(name: str, body: str, here: Path, groups: Mapping[str, Sequence[Path]], drawings: Formulas) -> str:
+    """A whole page around its body."""
+    order = [(name_of(source), site_path(source)) for sources in groups.values() for source in sources]
+    root = os.path.relpath(".", here.parent) + "/"
+    below = neighbours(here, order) if here != SHEET else ""
+    tried = f'<script src="{root}try.js"></script>' if "data-try=" in body else ""
+    return (
+        f'<!doctype html><html lang="en" data-root="{root}"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f'<link rel="stylesheet" href="{root}style.css"></head><body><a class="skip" href="#text">To the text</a>'
+        f'{drawings.definitions()}{menu(here, groups)}{contents(body)}<script src="{root}page.js"></script>'
+        f'<main id="text">{body}{below}</main>{tried}</body></html>\n'
+    )
+
+
+def check_links(folder: Path, pages: Sequence[Path]) -> None:
+    """Raises: ValueError for a link to a file that is not there, or to a place that its page does not have."""
     texts = {page.resolve(): page.read_text(encoding="utf-8") for page in pages}
     for page, text in texts.items():
-        for href, place in re.findall(r'<a href="([^"#:]*)#([^"]+)"', text):
-            if f'id="{place}"' not in texts[(page.parent / href).resolve() if href else page]:
-                raise ValueError(f"{page}: link to {href}#{place}, a heading that is not there")
+        for href in re.findall(r'<(?:a|img|link|script)[^>]* (?:href|src)="([^"]*)"', text):
+            if "://" in href or href.startswith(("data:", "mailto:")):
+                continue
+            file, _, place = html.unescape(href).partition("#")
+            target = (page.parent / file).resolve() if file else page
+            if not target.is_file():
+                raise ValueError(f"{page.relative_to(folder.resolve())}: link to {href}, which is not there")
+            if place and f'id="{place}"' not in texts[target]:
+                raise ValueError(f"{page.relative_to(folder.resolve())}: link to {href}, a heading that is not there")
 
 
-def build(folder: Path) -> None:
-    """Writes every page; a notebook that fails, a formula that cannot be drawn or a link that leads nowhere ends the build."""
+def equations_used(source: Path) -> dict[str, list[str]]:
+    """File of equations → functions that a lesson imports from it."""
+    found = re.findall(
+        r"^from rlhf_jax\.equations\.(\w+) import (?:\(([^)]*)\)|(.*))$",
+        source.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    return {
+        file: [name.strip() for name in (several or one).split(",") if name.strip()] for file, several, one in found
+    }
+
+
+def lesson_tools(source: Path, here: Path) -> str:
+    """Below the title of a lesson: the notebook to work in, and the equations it uses."""
+    links = []
+    for file, names in equations_used(source).items():
+        href = os.path.relpath(Path("equations", f"{file}.html"), here.parent)
+        links += [f'<a href="{href}#{name}"><code>{name}</code></a>' for name in names if name.islower()]
+    used = f" Equations: {', '.join(links)}." if links else ""
+    return (
+        f'<p class="tools"><a href="{source.stem}.ipynb" download>{source.stem}.ipynb</a>: this lesson with its outputs, for '
+        f"Jupyter.{used}</p>"
+    )
+
+
+def write_notebook(notebook: nbformat.NotebookNode, target: Path) -> None:
+    """The executed notebook for Jupyter: pictures as PNG, their code folded."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            if "caption" in cell.metadata:
+                cell.metadata["jupyter"] = {"source_hidden": True}
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    output.data.pop("image/svg+xml", None)
+    nbformat.write(notebook, target)
+
+
+def build(folder: Path, run: Execute = execute) -> None:
+    """Writes every page; a notebook that fails ends the build, and so does what the first lines of this file name."""
     groups = page_groups()
-    pages = [source for sources in groups.values() for source in sources]
-    code_style = HtmlFormatter().get_style_defs(".highlight")
-    for source in pages:
-        parser = markdown(source, pages)
-        body = notebook_body(execute(source), parser) if source.suffix == ".py" else parser.render(page_text(source))
-        target = folder / site_path(source)
+    sources = [source for group in groups.values() for source in group]
+    names = {
+        function.name: Path("equations", f"{source.stem}.html")
+        for source in groups["Equations"]
+        for function in page_equations.functions(source)
+    }
+    site = Site(DOCS, REPOSITORY, {source: site_path(source) for source in sources}, names, COPIED)
+    index, written = [], []
+
+    def write(here: Path, name: str, body: str, drawings: Formulas) -> None:
+        target = folder / here
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title(source))}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{STYLE}{code_style}</style></head>'
-            f"<body><nav>{navigation(source, groups)}</nav><main>{body}</main></body></html>\n",
-            encoding="utf-8",
-        )
+        target.write_text(frame(name, body, here, groups, drawings), encoding="utf-8")
+        for _, place, heading, below in headings(body):
+            index.append([name, "" if heading == name else heading, f"{here.as_posix()}#{place}", below])
+        written.append(target)
         print(target, flush=True)
-    check_places([folder / site_path(source) for source in pages])
+
+    for source in sources:
+        here, drawings = site_path(source), Formulas()
+        if source.is_relative_to(EQUATIONS):
+            lessons = {
+                title(lesson): os.path.relpath(site_path(lesson), here.parent)
+                for lesson in groups["Course"]
+                if lesson.suffix == ".py" and source.stem in equations_used(lesson)
+            }
+            body = page_equations.page(source, drawings, lessons)
+        elif source.suffix == ".py":
+            notebook = run(source)
+            body = notebook_body(notebook, renderer(source, site, drawings), source.stem)
+            body = body.replace("</h1>", f"</h1>{lesson_tools(source, here)}", 1)
+            (folder / here).parent.mkdir(parents=True, exist_ok=True)
+            write_notebook(notebook, (folder / here).with_suffix(".ipynb"))
+        else:
+            body = renderer(source, site, drawings).render(page_text(source))
+        write(here, name_of(source), body, drawings)
+    write(SHEET, "Symbols and losses", *sheet(site))
     for picture in (file for file in DOCS.rglob("*") if file.suffix in COPIED):
         target = folder / picture.relative_to(DOCS)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, target)
+    for asset in ASSETS.iterdir():
+        shutil.copyfile(asset, folder / asset.name)
+    (folder / "search.js").write_text(
+        f"window.SEARCH_INDEX = {json.dumps(index, ensure_ascii=False)};\n", encoding="utf-8"
+    )
+    check_links(folder, written)
+
+
+def sheet(site: Site) -> tuple[str, Formulas]:
+    """One page to print: the symbols of the first page, and all formulas of the equations."""
+    drawings = Formulas()
+    table = page_text(DOCS / "index.md").split("### Notation\n")[1].split("\n\n", 1)[1].split("\n## ")[0]
+    body = '<h1 id="top">Symbols and losses</h1><p class="tools">For a sheet of paper: print this page.</p>'
+    body += '<h2 id="symbols">Symbols</h2>' + renderer(DOCS / "index.md", site, drawings).render(table)
+    return body + '<h2 id="losses">Formulas</h2>' + page_equations.losses(EQUATIONS, drawings), drawings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=REPOSITORY / "build" / "site")
+    parser.add_argument("--reuse", action="store_true", help="do not run notebooks again that have not changed")
+    options = parser.parse_args()
+    stored = REPOSITORY / "build" / "executed"
+    build(options.folder, functools.partial(reused, folder=stored) if options.reuse else execute)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) if len(sys.argv) > 1 else REPOSITORY / "build" / "site")
+    main()

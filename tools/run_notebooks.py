@@ -28,7 +28,12 @@ def execute(source: Path) -> nbformat.NotebookNode:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     notebook = jupytext.read(source)
     NotebookClient(
-        notebook, timeout=600, coalesce_streams=True, resources={"metadata": {"path": str(source.parent)}}
+        notebook,
+        timeout=600,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(source.parent)}},
+        # Pictures twice: PNG for Jupyter, SVG for pages that are read in a light and in a dark scheme.
+        extra_arguments=["--InlineBackend.figure_formats=png", "--InlineBackend.figure_formats=svg"],
     ).execute()
     return notebook
 

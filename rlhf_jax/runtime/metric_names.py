@@ -26,6 +26,71 @@ class Metric(NamedTuple):
 
 Group = Mapping[str, Metric]
 
+
+class Health(NamedTuple):
+    """What a number looks like where training is well, and where to look where it does not."""
+
+    metric: str
+    healthy: str
+    otherwise: str
+
+
+HEALTH = (
+    Health(
+        "policy/first_ratio_max_deviation",
+        "0 up to rounding, below 1e-3",
+        "sampler and learner disagree: temperature, grammar mask, stale parameters; then `policy/sampler_mismatch`",
+    ),
+    Health(
+        "objective/score_raw",
+        "rises, faster early than late",
+        "flat: `policy/approx_kl` (are there steps at all?), the sign of rewards and advantages, the learning rate",
+    ),
+    Health(
+        "objective/kl_k1",
+        "0 at the first update, then grows slowly; a few nats a response",
+        "negative for long: the sign of the penalty; tens of nats: `objective/kl_coef` too low, and read `samples.jsonl`",
+    ),
+    Health(
+        "objective/entropy",
+        "falls slowly and stays above 0",
+        "near 0: nothing is explored any more; a larger `kl_coef`, an entropy bonus, a lower learning rate",
+    ),
+    Health(
+        "policy/approx_kl",
+        "between 1e-4 and 0.05 nats",
+        "higher: the steps are too large, fewer epochs or `target_kl`; exactly 0: nothing is learnt",
+    ),
+    Health(
+        "policy/clip_fraction",
+        "between 0 and 0.3",
+        "higher: learning rate or epochs; 0 with several epochs: the steps are too small to matter",
+    ),
+    Health(
+        "value/explained_variance",
+        "rises from below 0 towards 1",
+        "stays below 0: the critic's weight and clip range, its learning rate, the unit of the rewards",
+    ),
+    Health(
+        "text/eos_fraction",
+        "rises, or stays near 1",
+        "falls: the price of a missing end, or a reward that pays for length",
+    ),
+    Health(
+        "text/response_length",
+        "stays near that of imitation",
+        "grows or shrinks with the score: the reward can be bought by length; look at `samples.jsonl` and `length_coef`",
+    ),
+    Health(
+        "text/repetition",
+        "stays where imitation had it",
+        "rises: reward hacking; compare `judge/score` and, in the world, `world/mean_utility` with `objective/score_raw`",
+    ),
+    Health("norms/gradient", "of one size over the run", "spikes: bad batches; look at `skipped` and the score's clip"),
+    Health("skipped", "0", "anything else: a loss or gradient that is not finite; look at the update before it"),
+)
+"""For PPO. The lesson on faults practises reading them."""
+
 EVERY_STAGE: Group = {
     "skipped": Metric(
         "steps", "optimiser steps refused for a non-finite loss or gradient; a sum, all others are means"
@@ -322,6 +387,16 @@ def markdown() -> str:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))
         lines += ["", f"## {title}", "", f"Stages: {stages}.", "", "| name | unit | definition |", "|---|---|---|"]
         lines += [f"| `{name}` | {entry.unit} | {_cell(entry.definition)} |" for name, entry in group.items()]
+    lines += [
+        "",
+        "## Healthy, and where to look if not",
+        "",
+        "For PPO, from experience and with round numbers; a task of its own may look otherwise.",
+        "",
+        "| name | healthy | if not, look at |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{metric}` | {healthy} | {otherwise} |" for metric, healthy, otherwise in HEALTH]
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 As plain Python here, which is fast; `make notebooks` runs them in a Jupyter kernel each.
 """
 
+import ast
 import os
 import subprocess
 import sys
@@ -46,7 +47,20 @@ def test_has_the_parts_of_a_lesson(notebook: Path) -> None:
 
 
 def test_the_course_is_complete_and_stored_without_outputs(repository: Path) -> None:
-    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 13))
+    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 14))
     assert list((repository / "notebooks").glob("*.ipynb")) == []
     for notebook in NOTEBOOKS:
         assert "format_name: percent" in notebook.read_text(encoding="utf-8")[:300]
+
+
+def test_the_faults_of_the_laboratory_are_mutants_that_the_suite_kills(repository: Path) -> None:
+    lab = (repository / "notebooks" / "13_break_it.py").read_text(encoding="utf-8")
+    faults = next(
+        [[part.value for part in value.elts if isinstance(part, ast.Constant)] for value in node.value.values]
+        for node in ast.walk(ast.parse(lab))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FAULTS"
+    )
+    killed = (repository / "docs" / "mutation_table.md").read_text(encoding="utf-8")
+    assert len(faults) == 5
+    for _, original, replacement in faults:
+        assert f"`{original}` → `{replacement}`" in killed

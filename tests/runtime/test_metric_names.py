@@ -12,6 +12,13 @@ def test_document_is_the_table(repository: Path):
     assert written == metric_names.markdown(), "python -m rlhf_jax.runtime.metric_names > docs/metrics.md"
 
 
+def test_what_is_healthy_is_said_of_metrics_that_ppo_logs():
+    named = [entry.metric for entry in metric_names.HEALTH]
+    assert len(named) == len(set(named)) > 10
+    for name in named:
+        assert metric_names.check("ppo", name).definition
+
+
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
