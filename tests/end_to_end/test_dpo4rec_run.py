@@ -13,6 +13,7 @@ from rlhf_jax.runtime.files import read_object
 SCRIPT = "dpo4rec_movielens.py"
 
 
+@pytest.mark.slow
 def test_debug_writes_a_report_of_every_system(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))

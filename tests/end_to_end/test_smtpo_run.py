@@ -19,6 +19,7 @@ from rlhf_jax.simulators.world_dialogues import write_world
 SCRIPT = "smtpo_redial.py"
 
 
+@pytest.mark.slow
 def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
