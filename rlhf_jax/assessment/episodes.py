@@ -14,6 +14,7 @@ import numpy as np
 from rlhf_jax.data.turns import spell
 from rlhf_jax.data.windows import response_message
 from rlhf_jax.evaluation.episodes import Measured
+from rlhf_jax.feedback.recommendation import recommendation_reward
 from rlhf_jax.interfaces import Dialogue, Message, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.runtime.files import RunError, read_npz, write_npz
@@ -92,6 +93,37 @@ def stored(directory: Path, name: str) -> Measured:
         raise RunError(f"{path} is not there: the run has not come so far, or an older version finished it")
     found = read_npz(path)
     return Measured(**{**found, "conversations": tuple(str(one) for one in found["conversations"])})
+
+
+def retrieved(recommender: Recommender, openings: Sequence[ReasonedTurn]) -> Measured:
+    """The rival that is not trained here: the retriever's own first items as the list of the first turn, in their order.
+
+    It says no attributes and has no form, which count 0.
+    """
+    vocab, n, length = recommender.setup.vocab, len(openings), recommender.list_length
+    columns = {item: column for column, item in enumerate(vocab.item_ids)}
+    gold, scores = (np.zeros((n, len(columns)), kind) for kind in (bool, np.float32))
+    for start in range(0, n, BATCH):
+        own = openings[start : start + BATCH]
+        _, scores[start : start + BATCH] = recommender.prompts(
+            [opening.dialogue.messages[: opening.index] for opening in own],
+            [opening.dialogue.dialogue_id for opening in own],
+        )
+        for row, opening in enumerate(own, start):
+            gold[row, [columns[item] for item in opening.gold]] = True
+    listed = np.argsort(-scores, axis=1, kind="stable")[:, :length].astype(np.int32)
+    hit = np.take_along_axis(gold, listed, axis=1)
+    rewards = np.zeros((n, 1, 3), np.float32)
+    rewards[:, 0, 1] = np.asarray(jax.vmap(recommendation_reward)(listed, gold))
+    return Measured(
+        conversations=tuple(opening.dialogue.dialogue_id for opening in openings),
+        rewards=rewards,
+        running=np.ones((n, 1), bool),
+        gold_rank=np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0).astype(np.int32)[:, None],
+        recalled=(recommender.retrieval.candidates(scores) & gold).any(axis=1)[:, None],
+        attributes=np.zeros((n, 1), np.int32),
+        repeated=np.isneginf(np.take_along_axis(scores, listed, axis=1)).any(axis=1)[:, None],
+    )
 
 
 def talk(

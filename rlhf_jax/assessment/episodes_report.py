@@ -100,6 +100,8 @@ def measure_all(
         }
         for protocol, crowd in crowds.items()
     }
+    firsts = {system: results_of.first_turn(one) for system, one in talks["scoring-seeker"].items()}
+    talks["first-turn"] = {"retriever": episodes.retrieved(recommender, openings)} | firsts
     users = {
         system: world_users(run, system, recommender, params, n_users=n_users, n_turns=n_turns)
         for system, params in policies.items()
@@ -265,11 +267,13 @@ def headline(results: Sequence[Result], n_turns: int) -> list[str]:
     for protocol, metric, words in (
         ("scoring-seeker", f"success@{n_turns}", f"success within {n_turns} turns, a seeker that scores answers"),
         ("scoring-seeker", f"gain@{n_turns}", "what later turns add"),
+        ("first-turn", "success@1", "a first list that holds what is liked"),
         ("blind-seeker", f"success@{n_turns}", "the same, hearing somebody else's answers"),
         (closed_loop.PROTOCOL, "mean_utility", "true utility, users of the world"),
         (closed_loop.PROTOCOL, f"success@{n_turns}", "accepted by users of the world"),
     ):
-        for name in ("smtpo-sft", "smtpo-single_turn", "single_turn-sft"):
+        rivals = ("sft-retriever", "single_turn-retriever") if protocol == "first-turn" else ()
+        for name in ("smtpo-sft", "smtpo-single_turn", "single_turn-sft", *rivals):
             one = found.get((protocol, f"{name}/{metric}"))
             if one is not None:
                 lines.append(f"- {name.replace('-', ' − ')}, {words}: {cell(one)}")
@@ -293,6 +297,8 @@ def curves(found: Mapping[int, Found], n_turns: int) -> Any:
     panels = []
     first = found[min(found)]
     for protocol, systems in first.talks.items():
+        if protocol == "first-turn":
+            continue
         lines = []
         for name in systems:
             values = [

@@ -28,6 +28,7 @@ PROTOCOLS = {
     "scoring-seeker": "answers come from a simulated seeker that learnt from other dialogues, with another seed, than the one that "
     "trained",
     "blind-seeker": "the same, but everyone hears the answer of somebody else's conversation",
+    "first-turn": "nobody answers: the first lists alone, and the retriever's own first items beside them",
     "training-seeker": "answers come from the very simulated seeker that trained",
 }
 """Who answers."""
@@ -68,6 +69,12 @@ class Measured(NamedTuple):
     """Attributes said."""
     repeated: Bool[np.ndarray, "N T"]
     """The list holds an item that was named before."""
+
+
+def first_turn(measured: Measured) -> Measured:
+    """The same conversations, ended after their first turn."""
+    own = measured._asdict()
+    return Measured(**{name: own[name] if name == "conversations" else own[name][:, :1] for name in own})
 
 
 def definition(metric: str) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import reasoned
 
+from rlhf_jax.assessment.episodes import retrieved
+from rlhf_jax.evaluation.episodes import first_turn
 from rlhf_jax.interfaces import Dialogue
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.models import gpt2
@@ -80,6 +82,22 @@ def test_what_is_settled_by_hand() -> None:
     np.testing.assert_allclose(settled[0, 0], 0)
     np.testing.assert_allclose(settled[0, 1], [0, 0, 0, 0.4, 0.6], rtol=1e-6)
     np.testing.assert_allclose(settled[0, 2], [0, 0.7, 0.7, 0.7, 0.7], rtol=1e-6)
+
+
+def test_the_retrievers_own_list_by_a_loop(recommender: Recommender, openings: list[ReasonedTurn]) -> None:
+    found = retrieved(recommender, openings)
+    ids = recommender.setup.vocab.item_ids
+    for row, opening in enumerate(openings):
+        history = opening.dialogue.messages[: opening.index]
+        _, scores = recommender.prompts([history], [opening.dialogue.dialogue_id])
+        ordered = sorted(range(len(ids)), key=lambda column: -scores[0, column])[: recommender.list_length]
+        places = [place for place, column in enumerate(ordered, 1) if ids[column] in opening.gold]
+        assert found.gold_rank[row, 0] == (places[0] if places else 0)
+        ideal = sum(1 / np.log2(t + 2) for t in range(min(len(opening.gold), recommender.list_length)))
+        np.testing.assert_allclose(found.rewards[row, 0, 1], sum(1 / np.log2(p + 1) for p in places) / ideal, rtol=1e-6)
+    assert found.conversations == tuple(opening.dialogue.dialogue_id for opening in openings)
+    assert not found.repeated.any() and not found.rewards[..., 0].any()
+    assert first_turn(found).running.shape == (2, 1)
 
 
 def test_what_is_settled_is_no_more_than_what_is_paid(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
