@@ -81,6 +81,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Path:
     code, output = lab.debug(folder)
     assert code == 0, output
     assert f"report: {folder / 'report.md'}" in output
+    # A table of zeros is not the last word of a run that cannot have learnt.
+    assert "too small to learn" in output.split("PPO against imitation")[1]
     return folder
 
 
