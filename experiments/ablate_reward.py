@@ -44,9 +44,9 @@ from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, claim, enable_compilation_cache
 from rlhf_jax.stages import alignment
-from studies import ablation, common
-from studies.ablation import VARIANTS, Comparison, Variant
+from studies import common, reward_ablation
 from studies.foundation import lay_for
+from studies.reward_ablation import VARIANTS, Comparison, Variant
 from studies.settings import Setting, Size, foundation_folder, rests_on, study_setting
 
 
@@ -131,7 +131,7 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
         sampled_answers(run, name, setup, policy, answered, against)
 
     # 2. Imitation alone.
-    measure(ablation.SFT, base.supervised_policy)
+    measure(reward_ablation.SFT, base.supervised_policy)
     # 3. PPO on every variant of the reward, from the same start with the same budget.
     for variant in config.variants:
         reward = VARIANTS[variant]
@@ -180,7 +180,7 @@ def main(config: Config) -> Path | None:
         common.run_seeds(config, lambda run, seed: one_seed(config, run, seed), facts)
     if config.only_seed is not None:
         return None
-    report = ablation.write_report(
+    report = reward_ablation.write_report(
         config.run_dir,
         config.seeds,
         Comparison(config.variants, best_name(config), best_of_n.kl_bound(config.best_of)),

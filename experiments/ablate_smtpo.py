@@ -7,7 +7,7 @@ Paper: SMTPO, arXiv:2604.03671; the parts are those of docs/algorithms/smtpo.md,
     python experiments/ablate_smtpo.py debug                         # everything in miniature, for tests
 
 DIR holds `redial/`. Imitation, retriever and seekers are trained once a seed; every variant learns from them with the same
-budget and random numbers as `smtpo` (`studies/smtpo.py` names the variants), and talks with the seeker that scores, in the
+budget and random numbers as `smtpo` (`studies/smtpo_ablation.py` names the variants), and talks with the seeker that scores, in the
 world also with its users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
 knowing it is worth. The same command continues what was interrupted.
 
@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from command_line import preset_and_options, start
 from rlhf_jax.assessment import episodes, episodes_report
-from rlhf_jax.assessment.episodes import scoring_seeker, training_half
+from rlhf_jax.assessment.scoring_seeker import scoring_seeker, training_half
 from rlhf_jax.interfaces import Params
 from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.files import as_json
@@ -35,8 +35,8 @@ from rlhf_jax.stages.launch import check_data
 from rlhf_jax.stages.reasoning import Recommender, RetrievalViews, openings_of
 from rlhf_jax.stages.setup import Setup, set_up
 from rlhf_jax.stages.simulator import SeekerSimulator
-from studies import common, smtpo
-from studies.smtpo import SMTPO, VARIANTS, Change, Seeker, Variant
+from studies import common, smtpo_ablation
+from studies.smtpo_ablation import SMTPO, VARIANTS, Change, Seeker, Variant
 from studies.smtpo_settings import SETTINGS, Stages
 
 
@@ -134,7 +134,7 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
         # 6. Conversations with the seeker that scores, and in the world with its users.
         episodes.measure(
             run,
-            f"{name}-{smtpo.PROTOCOL}",
+            f"{name}-{smtpo_ablation.PROTOCOL}",
             begun.recommender,
             params,
             seekers["scoring"],
@@ -170,7 +170,7 @@ def learn(
     talk, learner = stages.conversations, stages.learner
     if change.single_turn:
         talk = dataclasses.replace(talk, turns=1)
-    weights = smtpo.without(learner.component_weights, learner.component_names, change.unpaid)
+    weights = smtpo_ablation.without(learner.component_weights, learner.component_names, change.unpaid)
     learner = dataclasses.replace(learner, component_weights=weights)
     seeker = seekers[change.seeker]
     return multi_turn.train(
@@ -196,11 +196,11 @@ def main(config: Config) -> Path | None:
     if config.only_seed is not None:
         return None
     talk = stages.conversations
-    report = smtpo.write_report(
+    report = smtpo_ablation.write_report(
         config.run_dir,
         config.seeds,
         config.variants,
-        smtpo.Setting(
+        smtpo_ablation.Setting(
             stages.data.corpus_name,
             f"Every variant: {talk.updates} updates of {talk.openings} openings × {talk.group_size} conversations of at most "
             f"{talk.turns} turns (or 1), from the same imitation.",

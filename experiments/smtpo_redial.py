@@ -30,8 +30,8 @@ from pathlib import Path
 
 from command_line import preset_and_options, start
 from rlhf_jax.assessment import episodes_report, other_corpus
-from rlhf_jax.assessment.episodes import scoring_seeker, training_half
 from rlhf_jax.assessment.other_corpus import OtherCorpus, TransferConfig, join, read_other
+from rlhf_jax.assessment.scoring_seeker import scoring_seeker, training_half
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.parallel.mesh import MeshConfig
 from rlhf_jax.ranges import Seed, check_numbers

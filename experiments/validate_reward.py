@@ -38,10 +38,10 @@ from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import claim, enable_compilation_cache, open_run
 from studies.common import check_seeds, is_done
 from studies.foundation import Sentiment, facts, lay_for
-from studies.reward import cases
-from studies.reward import measure as reward_study
-from studies.reward import report as reward_report
-from studies.reward import results as reward_results
+from studies.reward_validation import cases
+from studies.reward_validation import measure as reward_study
+from studies.reward_validation import report as reward_report
+from studies.reward_validation import results as reward_results
 from studies.settings import Size, StudySetting, foundation_folder, study_setting
 
 

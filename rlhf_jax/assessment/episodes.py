@@ -1,10 +1,8 @@
 """A reasoning policy in conversation: with a scoring simulator that no training has met, and with the users of the world.
 
-The seeker that scores learns from another half of the training dialogues than the one that trains policies, with another
-seed (`halves`, `scoring_seed`). Whoever trains does not import this file.
+Whoever trains does not import this file.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,53 +13,18 @@ from rlhf_jax.data.turns import spell
 from rlhf_jax.data.windows import response_message
 from rlhf_jax.evaluation.episodes import Measured
 from rlhf_jax.feedback.recommendation import recommendation_reward
-from rlhf_jax.interfaces import Dialogue, Message, Params
+from rlhf_jax.interfaces import Message, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.runtime.files import RunError, read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.stages import simulator
 from rlhf_jax.stages.episodes import Seekers, Turns, converse
 from rlhf_jax.stages.multi_turn import speaker
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender
-from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
 
 FOLDER = "conversations"
 BATCH = 64
 """Conversations at once: one program for any number of them."""
-
-
-def training_half(dialogues: Sequence[Dialogue]) -> tuple[Dialogue, ...]:
-    """Training dialogues of the seeker that trains."""
-    return halves(dialogues)[0]
-
-
-def halves(dialogues: Sequence[Dialogue]) -> tuple[tuple[Dialogue, ...], tuple[Dialogue, ...]]:
-    """Training dialogues for the seeker that trains and for the one that scores; a dialogue's half hangs on its id alone."""
-    parts: tuple[list[Dialogue], list[Dialogue]] = ([], [])
-    for dialogue in dialogues:
-        parts[zlib.crc32(f"seeker/{dialogue.dialogue_id}".encode()) % 2].append(dialogue)
-    return tuple(parts[0]), tuple(parts[1])
-
-
-def scoring_seed(seed: int) -> int:
-    """Of the seeker that scores in a run of `seed`; no run trains with it as long as seeds are below 10⁶."""
-    return seed + 1_000_000
-
-
-def scoring_seeker(run: RunDirectory, recommender: Recommender, config: SimulatorConfig) -> SeekerSimulator:
-    """The seeker that scores: trained here, on the dialogues that the other one has not seen, with another seed."""
-    setup = recommender.setup
-    params = simulator.train(
-        run,
-        setup,
-        halves(setup.corpus.train)[1],
-        config,
-        attributes=recommender.attributes,
-        seed=scoring_seed(setup.seed),
-        stage=f"{simulator.STAGE}-scoring",
-    )
-    return SeekerSimulator(setup, params, config)
 
 
 def measure(

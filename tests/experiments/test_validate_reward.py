@@ -15,8 +15,8 @@ from rlhf_jax.stages import reward
 from rlhf_jax.stages.contexts import Windows
 from studies.evidence_page import verdict_lines
 from studies.foundation import lay
-from studies.reward import measure as reward_study
-from studies.reward.cases import MetUsers, ScoredTurns
+from studies.reward_validation import measure as reward_study
+from studies.reward_validation.cases import MetUsers, ScoredTurns
 from studies.settings import foundation_folder, study_setting
 
 

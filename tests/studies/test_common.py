@@ -17,10 +17,10 @@ from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.supervised import SupervisedConfig
-from studies import ablation, common, tables, windows
-from studies.ablation import VARIANTS, Comparison
+from studies import common, reward_ablation, tables, windows
 from studies.common import Measurements
 from studies.foundation import FoundationConfig, facts
+from studies.reward_ablation import VARIANTS, Comparison
 from studies.tables import Measure
 from tiny_policy import DATA, Tiny
 
@@ -55,7 +55,7 @@ def test_claims_of_the_ablation() -> None:
         difference("full-engagement/hr@5", 0.1, (-0.05, 0.15)),
         difference("full-best_of_8/hr@5", 0.1, (0.05, 0.15), protocol="listed", place="-sampled"),
     ]
-    lines = ablation.verdicts(found, Comparison(("full", "engagement"), "best_of_8", 1.2), "toy/test")
+    lines = reward_ablation.verdicts(found, Comparison(("full", "engagement"), "best_of_8", 1.2), "toy/test")
     assert lines[0].startswith(
         "Verdict, full reward above SFT: by the paper's measures shown on 1, the opposite on 1 of 2: HR@5 `full` higher"
     )
@@ -70,11 +70,11 @@ def test_claims_of_the_ablation() -> None:
     assert lines[3].startswith(
         "Verdict, BLEU-4 does not fall under the full reward: does not hold. BLEU-4, greedy lower, -1.00"
     )
-    unharmed = ablation.verdicts([found[3]], Comparison(("full",), "best_of_8", 1.2), "toy/test")
+    unharmed = reward_ablation.verdicts([found[3]], Comparison(("full",), "best_of_8", 1.2), "toy/test")
     assert "does not fall under the full reward: no fall shown. BLEU-4, sampled no difference shown" in unharmed[-1]
     assert (
         "none of the claims was tested"
-        in ablation.verdicts(found, Comparison(("level",), "best_of_8", 1.2), "toy/test")[0]
+        in reward_ablation.verdicts(found, Comparison(("level",), "best_of_8", 1.2), "toy/test")[0]
     )
 
 

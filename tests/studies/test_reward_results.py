@@ -8,10 +8,10 @@ import pytest
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting import gates
 from rlhf_jax.runtime.files import RunError
-from studies.reward import report as reward_report
-from studies.reward import results as reward_results
-from studies.reward.cases import MetUsers, ScoredTurns, SeedCases, gather
-from studies.reward.results import Pairs
+from studies.reward_validation import report as reward_report
+from studies.reward_validation import results as reward_results
+from studies.reward_validation.cases import MetUsers, ScoredTurns, SeedCases, gather
+from studies.reward_validation.results import Pairs
 
 N = 240
 

@@ -17,7 +17,7 @@ from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.feedback.weak_labels import weighted_sum
 from rlhf_jax.reporting.gates import SUM, called
 from studies.foundation import EQUAL
-from studies.reward.cases import ScoredTurns, SeedCases
+from studies.reward_validation.cases import ScoredTurns, SeedCases
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], float]

@@ -35,7 +35,7 @@ from rlhf_jax.stages import reward
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.reward import Proxy
 from studies.foundation import EQUAL, Foundation, Sentiment
-from studies.reward.cases import MetUsers, ScoredTurns
+from studies.reward_validation.cases import MetUsers, ScoredTurns
 
 Floats = NDArray[np.float64]
 Place = tuple[int, int]

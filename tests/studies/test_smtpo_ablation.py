@@ -14,8 +14,8 @@ from rlhf_jax.evaluation.episodes import Measured
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import RunError, write_npz
 from rlhf_jax.stages import multi_turn
-from studies import smtpo
-from studies.smtpo import SMTPO, VARIANTS, Change, Setting, Variant
+from studies import smtpo_ablation
+from studies.smtpo_ablation import SMTPO, VARIANTS, Change, Setting, Variant
 from studies.smtpo_settings import SETTINGS
 
 SEEDS = (0, 1, 2)
@@ -70,7 +70,7 @@ def store(run_dir: Path, system: str, seed: int, found: list[bool], utility: flo
     folder = run_dir / f"seed-{seed}" / episodes.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.asarray(value) for key, value in measured._asdict().items()}
-    write_npz(folder / f"{system}-{smtpo.PROTOCOL}.npz", arrays)
+    write_npz(folder / f"{system}-{smtpo_ablation.PROTOCOL}.npz", arrays)
     users = {"mean_utility": np.linspace(0, 1, N) * 0.1 + utility, "success@2": hits.astype(float)}
     write_npz(folder / f"{system}-world.npz", users)
 
@@ -90,11 +90,11 @@ VARIED: tuple[Variant, ...] = ("sft", "no_format")
 
 
 def test_the_report_says_what_every_part_is_worth(run_dir: Path) -> None:
-    path = smtpo.write_report(run_dir, SEEDS, VARIED, SETTING, ["python", "ablate_smtpo.py"])
+    path = smtpo_ablation.write_report(run_dir, SEEDS, VARIED, SETTING, ["python", "ablate_smtpo.py"])
     found = {(one.protocol, one.split, one.name): one for one in read_results(run_dir)}
-    lost = found[smtpo.PROTOCOL, "toy/test", "sft-smtpo/success@2"]
+    lost = found[smtpo_ablation.PROTOCOL, "toy/test", "sft-smtpo/success@2"]
     assert lost.value == pytest.approx(-0.95) and lost.seeds == SEEDS and lost.shows_difference
-    assert found[smtpo.PROTOCOL, "toy/test", "no_format-smtpo/success@2"].interval == (0, 0)
+    assert found[smtpo_ablation.PROTOCOL, "toy/test", "no_format-smtpo/success@2"].interval == (0, 0)
     assert found["closed-loop", "toy/test-users-greedy", "sft-smtpo/mean_utility"].value == pytest.approx(-0.1)
     report = path.read_text(encoding="utf-8")
     verdicts = {line.split(" ")[2]: line for line in report.splitlines() if line.startswith("- Verdict, ")}
@@ -107,14 +107,14 @@ def test_the_report_says_what_every_part_is_worth(run_dir: Path) -> None:
 def test_without_users_nothing_is_said_of_them(run_dir: Path) -> None:
     for file in run_dir.glob("seed-*/conversations/*-world.npz"):
         file.unlink()
-    path = smtpo.write_report(run_dir, SEEDS, VARIED, SETTING._replace(users=False), ["python"])
+    path = smtpo_ablation.write_report(run_dir, SEEDS, VARIED, SETTING._replace(users=False), ["python"])
     assert "utility" not in path.read_text(encoding="utf-8")
-    assert {one.protocol for one in read_results(run_dir)} == {smtpo.PROTOCOL}
+    assert {one.protocol for one in read_results(run_dir)} == {smtpo_ablation.PROTOCOL}
     with pytest.raises(RunError, match=r"seed-0/conversations/smtpo-world\.npz is not there"):
-        smtpo.write_report(run_dir, SEEDS, VARIED, SETTING, ["python"])
+        smtpo_ablation.write_report(run_dir, SEEDS, VARIED, SETTING, ["python"])
     (run_dir / "seed-1" / "conversations" / "sft-scoring-seeker.npz").unlink()
     with pytest.raises(RunError, match=r"seed-1/conversations/sft-scoring-seeker\.npz is not there"):
-        smtpo.write_report(run_dir, SEEDS, VARIED, SETTING._replace(users=False), ["python"])
+        smtpo_ablation.write_report(run_dir, SEEDS, VARIED, SETTING._replace(users=False), ["python"])
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -123,7 +123,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="--only-seed 7 is not one of --seeds"):
         ablate_smtpo.Config(only_seed=7)
     with pytest.raises(ValueError, match="component 'nothing': expected one of format, preference"):
-        smtpo.without((1.0, 1.0), ("format", "preference"), "nothing")
+        smtpo_ablation.without((1.0, 1.0), ("format", "preference"), "nothing")
 
 
 def test_real_data_are_read_from_the_data_folder(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from rlhf_jax.reporting import gates, plots
 from rlhf_jax.reporting.gates import GATE
 from rlhf_jax.reporting.interval_plots import Points, PointsPanel, with_intervals
 from rlhf_jax.reporting.result_tables import markdown_table
-from studies.reward.cases import SeedCases
-from studies.reward.results import (
+from studies.reward_validation.cases import SeedCases
+from studies.reward_validation.results import (
     MEANINGS,
     PARTS,
     SUM,
