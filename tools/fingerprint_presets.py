@@ -134,17 +134,23 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the real data sets")
     parser.add_argument("--tree", type=Path, default=HERE, help="the tree whose experiments are run")
     parser.add_argument("--out", type=Path, help="where runs go, and stay; a temporary folder otherwise")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these jobs alone, and no help texts")
     options = parser.parse_args()
     lines: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
         out = (options.out or Path(temporary)).resolve()
         out.mkdir(parents=True, exist_ok=True)
-        for name, arguments in jobs(out, options.data_dir.resolve()).items():
+        wanted = jobs(out, options.data_dir.resolve())
+        if unknown := set(options.only or ()) - set(wanted):
+            parser.error(f"--only {sorted(unknown)[0]}: jobs are {', '.join(wanted)}")
+        for name, arguments in wanted.items():
+            if options.only and name not in options.only:
+                continue
             code, _ = run(options.tree.resolve(), name.partition("-seed")[0], arguments, out)
             lines[f"exit code of {name}"] = str(code)
             print(f"{name}: exit code {code}", flush=True)
         lines |= of_folder(out)
-        for script in sorted((options.tree / "experiments").glob("*.py")):
+        for script in () if options.only else sorted((options.tree / "experiments").glob("*.py")):
             text = script.read_text()
             reads = any(word in text for word in ("tyro.cli", "overridable", "command_line"))
             if not reads or "__main__" not in text:
