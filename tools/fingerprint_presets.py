@@ -142,7 +142,7 @@ def main() -> int:
         out.mkdir(parents=True, exist_ok=True)
         wanted = jobs(out, options.data_dir.resolve())
         if unknown := set(options.only or ()) - set(wanted):
-            parser.error(f"--only {sorted(unknown)[0]}: jobs are {', '.join(wanted)}")
+            parser.error(f"--only {min(unknown)}: jobs are {', '.join(wanted)}")
         for name, arguments in wanted.items():
             if options.only and name not in options.only:
                 continue

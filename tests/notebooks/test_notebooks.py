@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 # Those that train, ten seconds or more each.
-LONG = ("07", "09", "10", "11")
+LONG = ("07", "08", "09", "10", "11", "13", "14")
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.py"))
 
 

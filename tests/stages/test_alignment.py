@@ -114,6 +114,7 @@ def align(folder: Path, setup: Setup, tiny: Tiny, learner_config: Any, **options
     return policy
 
 
+@pytest.mark.slow
 def test_ppo_with_everything_moves_the_heads_alone(tmp_path: Path, setup: Setup, tiny: Tiny) -> None:
     setup = setup._replace(data=dataclasses.replace(setup.data, rl_share=0.25))
     config = PPOConfig(epochs=1, group_size=4, ptx_coef=0.5, average_decay=0.5)

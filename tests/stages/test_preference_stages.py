@@ -149,6 +149,7 @@ def test_whatever_the_parameters_a_text_has_the_form_of_the_teachers(setup: Pref
     assert np.isfinite(dpo.response_logprobs(setup.writer.policy, writer, given)).all()
 
 
+@pytest.mark.slow
 def test_a_text_is_paid_the_mean_of_its_users_lists(setup: PreferenceSetup, lists: dict[str, Lists]) -> None:
     found, known = of_kind(setup, RerankConfig(width=8).sizes("text")), lists["pairs"]
     users = np.unique(known.lists.users)
