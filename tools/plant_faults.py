@@ -88,10 +88,10 @@ FAULTS = (
     Fault(
         "the trunk is run twice where responses are judged",
         "rlhf_jax/decoding/policy.py",
-        "        hidden = response_hidden(config, trunk, rollout)\n        along",
-        "        hidden = response_hidden(config, trunk, rollout)\n"
-        "        again = jax.tree.map(lambda leaf: leaf * (1 + hidden[0, 0, 0] * 1e-30), trunk)\n"
-        "        hidden = (hidden + response_hidden(config, again, rollout)) / 2\n        along",
+        '        hidden = response_hidden(config, params["trunk"], rollout)\n        logprobs, entropies',
+        '        hidden = response_hidden(config, params["trunk"], rollout)\n'
+        '        again = jax.tree.map(lambda leaf: leaf * (1 + hidden[0, 0, 0] * 1e-30), params["trunk"])\n'
+        "        hidden = (hidden + response_hidden(config, again, rollout)) / 2\n        logprobs, entropies",
         ONE_PROGRAM,
         "flops",
     ),
@@ -224,8 +224,6 @@ def planted(folder: Path, fault: Fault) -> str:
     """Plants a fault; the file's text before."""
     path = folder / fault.path
     text = path.read_text()
-    if text.count(fault.original) != 1:
-        raise SystemExit(f"{fault.path} holds {fault.original!r} {text.count(fault.original)} times; once is needed")
     path.write_text(text.replace(fault.original, fault.replacement))
     return text
 
@@ -238,6 +236,10 @@ def main() -> int:
     faults = [fault for fault in FAULTS if only in fault.breaks]
     if not faults:
         raise SystemExit(f"no fault's description holds {only!r}: {[fault.breaks for fault in FAULTS]}")
+    for fault in faults:
+        occurs = (REPOSITORY / fault.path).read_text().count(fault.original)
+        if occurs != 1:
+            raise SystemExit(f"{fault.path} holds {fault.original!r} {occurs} times; once is needed")
     rows, missed = [], 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
