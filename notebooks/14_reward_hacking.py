@@ -79,7 +79,7 @@ for price in (np.inf, 2.0, 1.0, 0.5, 0.2, 0.1, 0.02):
 #
 # How can both be? With $\eta = 1/\kappa$ the derivative of any mean under $\pi_\kappa$ is a covariance under $\pi_\kappa$ itself:
 #
-# $$\frac{d}{d\eta} E_{\pi_\kappa}[s] = \operatorname{Var}_{\pi_\kappa}(s) \ge 0, \qquad \frac{d}{d\eta} E_{\pi_\kappa}[u] = \operatorname{Cov}_{\pi_\kappa}(u, s)$$
+# $$\frac{d}{d\eta} E_{\pi_\kappa}[s] = \operatorname{Var}_{\pi_\kappa}(s) \geq 0, \qquad \frac{d}{d\eta} E_{\pi_\kappa}[u] = \operatorname{Cov}_{\pi_\kappa}(u, s)$$
 #
 # The proxy cannot fall. The truth rises as long as both are correlated *among the replies the policy now gives*. At first this means: apt rather than vague.
 # Once nobody is vague any more, it means: endless rather than apt, and there the proxy is wrong.
@@ -204,7 +204,7 @@ for kl_coef, path in paths.items():
 prices = np.geomspace(0.02, 20, 200)
 figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
 walks = {
-    "π_κ": (np.stack([optimum(price) for price in prices]), "-", "black"),
+    r"$\pi_\kappa$": (np.stack([optimum(price) for price in prices]), "-", "black"),
     "best of n": (np.stack([best_of(n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)]), "o", "C2"),
     "PPO, κ = 0": (paths[0.0], "--", "C1"),
 }
@@ -212,7 +212,7 @@ for name, (policies, style, color) in walks.items():
     distance = np.sqrt(np.maximum([kl(pi) for pi in policies], 0))
     axes[0].plot(distance, policies @ proxy, style, color=color, alpha=0.45, markersize=5)
     axes[0].plot(distance, policies @ truth, style, color=color, label=name, markersize=5)
-axes[0].set(xlabel="√KL, nats^½", ylabel="mean (pale: proxy, strong: truth)", title="Over-optimisation")
+axes[0].set(xlabel="√KL", ylabel="mean (pale: proxy, strong: truth)", title="Over-optimisation")
 axes[0].legend()
 for length_price, style in ((0.0, "-"), (0.03, "--"), (0.06, ":")):
     axes[1].semilogx(
@@ -248,7 +248,7 @@ STORED = {
     (0.2, True): (1.423441, 0.7254736, -0.003952272, -0.03269894, 0.02193464),
 }
 
-# %% try="runs" caption="Six stored runs at the end of training: the proxy's gain and the change of true utility with its interval, against the root of KL. All proxies rise; five of six truths fall, the more the further the run went."
+# %% try="runs" caption="Six stored runs at the end of training: the proxy's gain and the change of true utility with its interval, against the root of KL. All proxies rise; five of six truths fall, the sixth shows no change."
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 for priced, marker in ((False, "o"), (True, "s")):
     rows = {price: row for (price, has), row in STORED.items() if has == priced}
@@ -263,15 +263,15 @@ for priced, marker in ((False, "o"), (True, "s")):
             axis.annotate(f"κ = {price}", (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
 for axis, title in zip(axes, ("Proxy, minus imitation", "True utility, minus imitation"), strict=True):
     axis.axhline(0, color="gray", linewidth=0.8)
-    axis.set(xlabel="√KL, nats^½", title=title, xlim=(0, 5.6))
+    axis.set(xlabel="√KL", title=title, xlim=(0, 5.6))
 axes[0].set(ylim=(0, 1.3))
 axes[0].legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
 # These are ends of runs with one seed, which claims little; [the page of the study](../docs/results/over_optimisation.md) says what five seeds of a smaller world show.
-# The pattern is that of the four replies: dearer KL, less distance, less proxy, more truth. A price of .05 is too cheap to save anything here. Only the dear
-# KL together with a price on length ends where it began.
+# The pattern is that of the four replies: dearer KL, less distance and less proxy, and where it is dear enough, more truth. A price of .05 is too cheap to save anything here. Only the
+# dear KL together with a price on length ends where it began.
 #
 # ## Checks
 
