@@ -6,7 +6,8 @@
 Each token is coloured by log π − log π_ref in nats: the aligned policy against what it started from. Replies of imitation are
 coloured too, by what the newest policy thinks of them. The page is one file, loads nothing and can be sent to others. Of the run
 directory everything is read and nothing changed but the page itself; a run that is still training can be looked at.
-Advantages are not shown: a run stores no rollouts to take them from.
+A switch colours by advantage instead, where the run is PPO's with one response to a prompt: as its newest critic, reward model and
+KL price see these replies.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
@@ -48,10 +49,10 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes the page and says where it lies."""
+    run = open_finished(config.run_dir)
     out = config.out or config.run_dir / "replies.html"
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise RunError(f"--out {out}: expected a file in a folder that exists")
-    run = open_finished(config.run_dir)
     enable_compilation_cache(beside=config.run_dir)
     replies = draw_replies(run, count=config.prompts, greedy=config.greedy, seed=config.seed)
     with storage_errors(out):

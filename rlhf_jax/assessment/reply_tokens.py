@@ -1,6 +1,7 @@
 """The same prompts answered by every stage of a finished run, token by token, for `reporting.replies_page`."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +11,16 @@ from rlhf_jax.assessment.assess import text_turns
 from rlhf_jax.assessment.finished_run import Finished, stage_policy, stage_proxy
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.vocabulary import SPECIALS, Vocabulary
+from rlhf_jax.equations.running import RunningMoments
 from rlhf_jax.feedback.weak_labels import weighted_sum
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
+from rlhf_jax.learners import ppo
+from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.reporting.replies_page import Prompt, Replies, Reply, Token
 from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.settings import from_json
+from rlhf_jax.runtime.stage import stage_arrays
 from rlhf_jax.stages import alignment
 from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.contexts import Windows
@@ -27,6 +33,9 @@ def draw_replies(run: Finished, *, count: int, greedy: bool, seed: int) -> Repli
     A reply of an aligned stage is judged by that stage's policy, any other by the newest policy of the run; the reference is
     what alignment started from. Temperature and grammar are those of training, so that Σ_t of an aligned stage's sampled
     replies is what its KL estimate k1 averages.
+
+    Where the judge is PPO, tokens carry their advantage as well: lines 3 to 6 of the box with the checkpoint's critic, reward
+    model, price κ and running moments, not whitened. Replies of imitation get the advantage that PPO would give them.
 
     Args:
       count: contexts; all there are where there are fewer.
@@ -48,7 +57,8 @@ def draw_replies(run: Finished, *, count: int, greedy: bool, seed: int) -> Repli
     replies = {}
     for stage, params in policies.items():
         policy, reference = (policies[name] for name in compared[stage])
-        replies[stage] = _answers(run, params, (policy, reference), proxy, prompts, key, greedy=greedy)
+        credit = credit_of(run, policy, reference, proxy) if compared[stage][0] == "ppo" else None
+        replies[stage] = _answers(run, params, (policy, reference), proxy, prompts, key, credit, greedy=greedy)
     titles = spelled_titles(run.corpus.items)
     contexts = zip(np.asarray(prompts.tokens), np.asarray(prompts.mask), strict=True)
     said = [context_messages(run.vocab, row[kept].tolist(), titles) for row, kept in contexts]
@@ -60,6 +70,32 @@ def draw_replies(run: Finished, *, count: int, greedy: bool, seed: int) -> Repli
         compared=compared,
         prompts=[Prompt(said[n], human[n], {stage: replies[stage][n] for stage in replies}) for n in range(len(turns))],
     )
+
+
+Credit = Callable[[Rollout, jax.Array], jax.Array]
+"""Replies and their reward components [B, C] to the advantage of every token [B, T]."""
+
+
+def credit_of(run: Finished, policy: Params, reference: Params, proxy: Proxy | None) -> Credit | None:
+    """Lines 3 to 6 of PPO's box as the newest checkpoint would do them; None where one reply to a prompt is not enough for it
+    (groups), or where there is no reward model."""
+    config = from_json(PPOConfig, run.config["ppo"], "config.ppo")
+    if proxy is None or config.group_size > 1:
+        return None
+    # The critic's own pass over all replies, whoever said them; whitening would make numbers depend on the other prompts.
+    config = dataclasses.replace(config, whiten_advantages=False, reward_whitening=False, old_logprobs="recompute")
+    stored = stage_arrays(run.path, "ppo")
+    moments = {name: RunningMoments(**stored[name]) for name in ("component_moments", "score_moments")}
+    names = ("update", "kl_coef", "component_weights", "skipped", "key")
+    state = ppo.PPOState(params=policy, opt_state=(), **moments, **{name: stored[name] for name in names})
+
+    def credit(state: ppo.PPOState, reference: Params, rollout: Rollout, components: jax.Array) -> jax.Array:
+        judged = ppo.judge_phase(state, rollout, reference, policy=run.agent.policy, config=config)
+        shaped = ppo.shape(state, rollout, components, judged, config)
+        return ppo.estimate(rollout, shaped.rewards, judged, config).advantages
+
+    compiled = run.agent.compiled("advantages of replies", lambda: jax.jit(credit))
+    return lambda rollout, components: compiled(state, reference, rollout, components)
 
 
 def comparisons(stages: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -113,6 +149,7 @@ def _answers(
     proxy: Proxy | None,
     prompts: PromptBatch,
     key: Any,
+    credit: Credit | None,
     *,
     greedy: bool,
 ) -> list[Reply]:
@@ -122,22 +159,26 @@ def _answers(
         "logprobs of replies", lambda: jax.jit(lambda params, rollout: run.agent.policy(params, rollout).logprobs)
     )
     own, ref = (np.asarray(judge(one, rollout), np.float64) for one in judges)
-    values = None
+    values, advantages = None, None
     if proxy is not None:
         score = run.agent.compiled("scores of replies", lambda: jax.jit(run.agent.score))
-        values = np.asarray(score(proxy.model, rollout), np.float64)
+        components = score(proxy.model, rollout)
+        values = np.asarray(components, np.float64)
+        advantages = None if credit is None else np.asarray(credit(rollout, components), np.float64)
     titles = spelled_titles(run.corpus.items)
     tokens, mask, finished = map(np.asarray, (rollout.response_tokens, rollout.response_mask, rollout.finished))
     found = []
     for n, (row, kept) in enumerate(zip(tokens, mask, strict=True)):
         texts = token_texts(run.vocab, row[kept].tolist(), titles)
-        said = [Token(*each) for each in zip(texts, own[n][kept].tolist(), ref[n][kept].tolist(), strict=True)]
-        components: dict[str, float] = {}
+        credited = [None] * len(texts) if advantages is None else advantages[n][kept].tolist()
+        columns = (texts, own[n][kept].tolist(), ref[n][kept].tolist(), credited)
+        said = [Token(*each) for each in zip(*columns, strict=True)]
+        named: dict[str, float] = {}
         total = None
         if proxy is not None and values is not None:
-            components = dict(zip(proxy.names, values[n].tolist(), strict=True))
+            named = dict(zip(proxy.names, values[n].tolist(), strict=True))
             total = float(weighted_sum(values[n : n + 1], proxy.weights)[0])
-        found.append(Reply(said, bool(finished[n]), components, total))
+        found.append(Reply(said, bool(finished[n]), named, total))
     return found
 
 

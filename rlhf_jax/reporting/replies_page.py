@@ -7,6 +7,7 @@ and models is escaped. Without its script every prompt is shown, one below the o
 import base64
 import hashlib
 import html
+import itertools
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import NamedTuple
 
 BOUNDS = (0.05, 0.5, 1.5, 3.0)
 """|log-ratio| in nats from which on a token's colour is one step stronger."""
+SHARES = (0.05, 0.25, 0.5, 0.75)
+"""The same for |advantage|, as shares of the largest on the page."""
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1b1f24; --soft: #59636e; --line: #d5dae0; --card: #f5f7f9;
   --mine: #e3ebf8; --up1: #e3f0f9; --up2: #bcdcf1; --up3: #8cc3e8; --up4: #63b0e3; --down1: #fbeadd; --down2: #f6cfae;
@@ -50,6 +53,8 @@ button:disabled { color: var(--soft); }
 .down4 { background: var(--down4); }
 .up2, .up3, .up4 { border-bottom-style: solid; border-bottom-color: var(--text); }
 .down2, .down3, .down4 { border-bottom-style: dotted; border-bottom-color: var(--text); }
+button[aria-pressed="true"] { outline: 2px solid var(--text); }
+body:not(.by-advantage) .advantages, .by-advantage .ratios { display: none; }
 .key { padding: .1rem .5rem; white-space: nowrap; margin-right: .2rem; line-height: 2; }
 .detail { min-height: 3em; font-variant-numeric: tabular-nums; }
 """
@@ -70,6 +75,13 @@ for (const side of document.querySelectorAll(".side")) {
   };
   for (const what of ["mouseover", "focusin", "click"]) side.addEventListener(what, tell);
 }
+const kinds = [...document.querySelectorAll("#kinds button")], tokens = document.querySelectorAll(".t");
+kinds.forEach((button, at) => button.addEventListener("click", () => {
+  document.body.classList.toggle("by-advantage", at === 1);
+  kinds.forEach(one => one.setAttribute("aria-pressed", one === button));
+  for (const token of tokens) token.className = `t ${at ? token.dataset.advantage || "" : token.dataset.ratio}`;
+}));
+for (const part of document.querySelectorAll("[data-needs-script]")) part.hidden = false;
 nav.hidden = false;
 show(0);
 """
@@ -83,6 +95,8 @@ class Token(NamedTuple):
     """Under the policy that is compared, nats."""
     ref_logprob: float
     """Under the reference, nats."""
+    advantage: float | None = None
+    """Reward units, not whitened; None where the run cannot say."""
 
     @property
     def log_ratio(self) -> float:
@@ -124,15 +138,19 @@ class Replies(NamedTuple):
     prompts: Sequence[Prompt]
 
 
-def colour(log_ratio: float) -> str:
-    """The class of a token's colour: `up1` … `up4` where the policy finds it likelier, `down1` … `down4` where less.
+def colour(value: float, bounds: Sequence[float] = BOUNDS) -> str:
+    """The class of a token's colour: `up1` … `up4` for log-ratios or advantages above 0, `down1` … `down4` below.
+
+    Args:
+      value: nats, or what the bounds are in.
+      bounds: |value| from which on the colour is one step stronger, ascending.
 
     Examples:
       >>> colour(0.01), colour(0.7), colour(-9.0), colour(float("nan"))
       ('', 'up2', 'down4', '')
     """
-    step = sum(abs(log_ratio) >= bound for bound in BOUNDS)
-    return f"{'up' if log_ratio > 0 else 'down'}{step}" if step else ""
+    step = sum(abs(value) >= bound for bound in bounds)
+    return f"{'up' if value > 0 else 'down'}{step}" if step else ""
 
 
 def page(replies: Replies) -> str:
@@ -147,7 +165,8 @@ def page(replies: Replies) -> str:
         f'<option value="{at}">{at + 1} of {n}: {_text(_start(prompt))}</option>'
         for at, prompt in enumerate(replies.prompts)
     )
-    sections = "\n".join(_prompt(at, prompt, replies) for at, prompt in enumerate(replies.prompts))
+    bounds = _advantage_bounds(replies)
+    sections = "\n".join(_prompt(at, prompt, replies, bounds) for at, prompt in enumerate(replies.prompts))
     script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; img-src data:"
     title = f"Replies of {_text(replies.run)}"
@@ -164,7 +183,7 @@ def page(replies: Replies) -> str:
 <body>
 <h1>{title}</h1>
 <p>{_text(replies.how)}</p>
-{_legend(replies)}
+{_legend(replies, bounds)}
 <nav hidden><button>Previous</button><select aria-label="prompt">{options}</select><button>Next</button></nav>
 {sections}
 <script>{SCRIPT}</script>
@@ -173,35 +192,58 @@ def page(replies: Replies) -> str:
 """
 
 
-def _legend(replies: Replies) -> str:
+def _advantage_bounds(replies: Replies) -> tuple[float, ...]:
+    """Bounds of the colours of advantages; none where no token has one."""
+    tokens = (token for prompt in replies.prompts for reply in prompt.replies.values() for token in reply.tokens)
+    sizes = [abs(token.advantage) for token in tokens if token.advantage is not None and math.isfinite(token.advantage)]
+    largest = max(sizes, default=0.0)
+    return tuple(share * largest for share in SHARES) if largest > 0 else ()
+
+
+def _legend(replies: Replies, bounds: Sequence[float]) -> str:
     if all(policy == reference for policy, reference in replies.compared.values()):
         return "<p>No colours: this run has no aligned policy yet to compare with.</p>"
-    names = ("&lt; −3", "−3 to −1.5", "−1.5 to −.5", "−.5 to −.05", ".05 to .5", ".5 to 1.5", "1.5 to 3", "&gt; 3")
-    classes = [f"down{step}" for step in (4, 3, 2, 1)] + [f"up{step}" for step in (1, 2, 3, 4)]
-    keys = "".join(f'<span class="key {kind}">{name}</span>' for kind, name in zip(classes, names, strict=True))
-    return (
+    ratios = (
         "<p>A token's colour is its log-ratio log π − log π_ref in nats, its share of the KL (k1). Blue, solid line: alignment made it "
-        f"likelier here; orange, dotted line: less likely. Touch a token for its numbers.</p><p>{keys}</p>"
-        '<p class="soft">Advantages are not shown: a run stores no rollouts to take them from.</p>'
+        f"likelier here; orange, dotted line: less likely. Touch a token for its numbers.</p><p>{_keys(BOUNDS)}</p>"
+    )
+    if not bounds:
+        why = "they need PPO with one response to a prompt, and its reward model"
+        return f'{ratios}<p class="soft">Advantages are not shown: {why}.</p>'
+    return (
+        f'<div class="ratios">{ratios}</div><div class="advantages"><p>A token\'s colour is its advantage, in units of the reward and '
+        "not whitened: what PPO's newest critic, reward model and KL price make of this reply. Blue, solid line: more than the critic "
+        f"expected; orange, dotted line: less.</p><p>{_keys(bounds)}</p></div>"
+        '<p id="kinds" data-needs-script hidden><button aria-pressed="true">log-ratio</button> '
+        '<button aria-pressed="false">advantage</button></p>'
     )
 
 
-def _prompt(at: int, prompt: Prompt, replies: Replies) -> str:
+def _keys(bounds: Sequence[float]) -> str:
+    said = [f"{bound:.2g}".replace("0.", ".", 1) for bound in bounds]
+    steps = list(itertools.pairwise(said))
+    names = [f"&lt; −{said[-1]}", *(f"−{high} to −{low}" for low, high in reversed(steps))]
+    names += [*(f"{low} to {high}" for low, high in steps), f"&gt; {said[-1]}"]
+    classes = [f"down{step}" for step in (4, 3, 2, 1)] + [f"up{step}" for step in (1, 2, 3, 4)]
+    return "".join(f'<span class="key {kind}">{name}</span>' for kind, name in zip(classes, names, strict=True))
+
+
+def _prompt(at: int, prompt: Prompt, replies: Replies, bounds: Sequence[float]) -> str:
     said = "".join(
         f'<div class="said {"seeker" if role == "seeker" else "other"}"><p class="role">{_text(role)}</p><p>{_text(words) or "…"}</p></div>'
         for role, words in prompt.said
     )
-    sides = "".join(_side(stage, reply, replies.compared[stage]) for stage, reply in prompt.replies.items())
+    sides = "".join(_side(stage, reply, replies.compared[stage], bounds) for stage, reply in prompt.replies.items())
     return (
         f'<section aria-label="prompt {at + 1}"><h2>Prompt {at + 1}</h2>{said}<h2>Replies</h2><div class="sides">{sides}</div>'
         f'<p class="soft">The human answered: {_text(prompt.human) or "(nothing)"}</p></section>'
     )
 
 
-def _side(stage: str, reply: Reply, compared: tuple[str, str]) -> str:
+def _side(stage: str, reply: Reply, compared: tuple[str, str], bounds: Sequence[float]) -> str:
     policy, reference = compared
     plain = policy == reference
-    tokens = "".join(_token(token, compared) for token in reply.tokens)
+    tokens = "".join(_token(token, compared, bounds) for token in reply.tokens)
     total = math.fsum(token.log_ratio for token in reply.tokens)
     about = [f"{len(reply.tokens)} tokens" + ("" if reply.finished else ", not ended")]
     if not plain:
@@ -215,15 +257,20 @@ def _side(stage: str, reply: Reply, compared: tuple[str, str]) -> str:
     )
 
 
-def _token(token: Token, compared: tuple[str, str]) -> str:
+def _token(token: Token, compared: tuple[str, str], bounds: Sequence[float]) -> str:
     policy, reference = compared
     if policy == reference:
         kind, numbers = "", f"log {policy} {_signed(token.logprob)}"
     else:
         kind = colour(token.log_ratio)
         numbers = f"log {policy} {_signed(token.logprob)}, log {reference} {_signed(token.ref_logprob)}, log-ratio {_signed(token.log_ratio)}"
-    label = _text(f"“{token.text.strip()}”: {numbers} nats")
-    return f'<span class="{f"t {kind}".strip()}" tabindex="0" title="{label}">{_text(token.text)}</span>'
+    label, credit = f"“{token.text.strip()}”: {numbers} nats", ""
+    if token.advantage is not None and bounds:
+        label += f"; advantage {_signed(token.advantage)}"
+        credit = f' data-advantage="{colour(token.advantage, bounds)}"'
+    classes = f"t {kind}".strip()
+    shown = f'title="{_text(label)}">{_text(token.text)}</span>'
+    return f'<span class="{classes}" data-ratio="{kind}"{credit} tabindex="0" {shown}'
 
 
 def _start(prompt: Prompt) -> str:
@@ -232,7 +279,8 @@ def _start(prompt: Prompt) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    # No sign before what is rounded to nothing.
+    return f"{value:+.2f}".replace("-", "−") if not abs(value) < 0.005 else "0.00"
 
 
 def _text(text: str) -> str:
