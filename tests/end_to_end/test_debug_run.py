@@ -23,8 +23,8 @@ import chat
 from chat_page import server
 from fingerprint import fingerprint
 from rlhf_jax.assessment.conversation import Conversation
-from rlhf_jax.assessment.finished_run import open_finished, stage_policy
-from rlhf_jax.assessment.reply_tokens import draw_replies
+from rlhf_jax.assessment.finished_run import open_finished, stage_policy, stage_proxy
+from rlhf_jax.assessment.reply_tokens import credit_of, draw_replies
 from rlhf_jax.feedback.components import COMPONENTS
 from rlhf_jax.reporting import replies_page
 from rlhf_jax.reporting.run_report import read_results
@@ -33,6 +33,7 @@ from rlhf_jax.runtime.metric_names import STAGES as STAGES_OF_TABLE
 from rlhf_jax.runtime.metric_names import check
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.stage import stage_arrays
+from rlhf_jax.stages.contexts import Windows
 
 STAGES = ("sft", "reward_model", "ppo")
 
@@ -270,6 +271,7 @@ def test_a_run_with_a_prior_speaks_with_it_in_every_stage(
     assert {"sft/hr@5", "prior/hr@5", "grpo/hr@5"} <= {r.name for r in read_results(out)}
 
 
+@pytest.mark.slow
 def test_replies_of_both_stages_on_one_page(
     finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path, chromium: Any
 ) -> None:
@@ -304,6 +306,31 @@ def test_replies_of_both_stages_on_one_page(
     token.click()
     assert token.get_attribute("title") in [detail.text for detail in chromium.find_elements("css selector", ".detail")]
     assert chromium.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_advantages_of_replies_are_those_of_the_box(finished: Path) -> None:
+    run = open_finished(finished)
+    policy, reference = stage_policy(run, "ppo"), stage_policy(run, "sft")
+    credit = credit_of(run, policy, reference, stage_proxy(run))
+    windows = Windows(run.vocab, run.corpus.test, run.data)
+    rollout = jax.jit(run.agent.sample)(policy, windows.batch(windows.turns()[:4]), jax.random.key(2))
+    advantages = np.asarray(credit(rollout, jax.jit(run.agent.score)(stage_proxy(run).model, rollout)))
+    judge = jax.jit(run.agent.policy)
+    own, ref = judge(policy, rollout), judge(reference, rollout)
+    values, log_ratios = np.asarray(own.values), np.asarray(own.logprobs - ref.logprobs)
+    config, kl_coef = (
+        json.loads((finished / "config.json").read_text())["config"]["ppo"],
+        stage_arrays(finished, "ppo")["kl_coef"],
+    )
+    lengths = np.asarray(rollout.response_mask).sum(axis=1)
+    assert lengths.min() > 1 and np.abs(log_ratios).max() > 1e-4
+    for n, length in enumerate(lengths):
+        for t in range(length - 1):
+            # Before the last token, which is paid the score, a token is paid −κ times its log-ratio.
+            delta = -kl_coef * log_ratios[n, t] + config["gamma"] * values[n, t + 1] - values[n, t]
+            expected = delta + config["gamma"] * config["gae_lambda"] * advantages[n, t + 1]
+            assert advantages[n, t] == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_replies_need_a_run_and_a_place(copied: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
