@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Those that train, ten seconds or more each.
+# Those that train, seven seconds or more each.
 LONG = ("07", "09", "10", "11", "14")
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.py"))
 
