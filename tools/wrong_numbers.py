@@ -47,6 +47,7 @@ STARTS: dict[str, tuple[str, ...]] = {
     "evidence": ("debug",),
     "lay_foundation": ("world", "debug"),
     "plan_scale": (),
+    "replies": ("run",),
 }
 """What stands behind the names of the scripts that have no preset `debug`."""
 WORK = {
@@ -61,6 +62,7 @@ WORK = {
     "ppo_opendialkg": ("rlhf_jax.stages.setup.read_corpus",),
     "rank_closed_forms": ("rank_closed_forms.read_training",),
     "rank_retriever": ("rank_retriever.read_dialogues",),
+    "replies": ("replies.open_finished",),
     "smtpo_redial": ("smtpo_redial.one_seed",),
     "validate_signals": ("validate_signals.read_redial",),
 }

@@ -1,10 +1,13 @@
 """Every page of the site in headless Chromium: a phone and a desk, a light and a dark scheme."""
 
+import csv
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 OVERFLOW = """
@@ -136,6 +139,42 @@ def test_sliders_compute_what_the_library_computes(chromium: Any, site: Path) ->
     advantages = generalized_advantage_estimation(rewards, values, gamma=1.0, gae_lambda=0.5)
     shown = [float(text) for text in drawn[::2]]
     assert max(abs(x - float(a)) for x, a in zip(shown, advantages, strict=True)) < 0.0051
+
+
+def test_prices_of_the_proxy_do_what_the_library_and_the_stored_runs_say(chromium: Any, site: Path) -> None:
+    import jax.numpy as jnp
+
+    from rlhf_jax.equations.kl import kl_exact
+    from rlhf_jax.equations.logprobs import log_softmax
+
+    move = (
+        "const input = document.querySelector(`[data-try=${arguments[0]}] input[data-name='${arguments[1]}']`);"
+        "input.value = arguments[2]; input.dispatchEvent(new Event('input'));"
+        "return document.querySelector(`[data-try=${arguments[0]}] p`).textContent"
+    )
+    show(chromium, site / "notebooks" / "14_reward_hacking.html", 400, "light")
+    words, truth = jnp.array([4.0, 8.0, 14.0, 20.0]), jnp.array([0.1, 1.0, 0.6, 0.2])
+    proxy, ref = truth + 0.1 * words, jnp.log(jnp.array([0.6, 0.3, 0.08, 0.02]))
+    for kl_coef, length_price, turn in ((1.0, 0.0, "raise"), (0.1, 0.0, "lower"), (0.1, 0.05, "raise")):
+        chromium.execute_script(move, "hacking", "κ", kl_coef)
+        said = chromium.execute_script(move, "hacking", "c", length_price)
+        logits = ref + (proxy - length_price * words) / kl_coef
+        pi = jnp.exp(log_softmax(logits))
+        numbers = [
+            float(x) for x in (pi @ proxy, pi @ truth, jnp.exp(ref) @ truth, kl_exact(logits[None], ref[None])[0])
+        ]
+        shown = [float(x) for x in re.findall(r"-?\d+\.\d+", said)]
+        assert max(abs(x - y) for x, y in zip(shown, numbers, strict=True)) < 0.00051, said
+        assert f"would {turn} the truth" in said
+    results = REPOSITORY / "docs" / "results" / "full_hacking_hackable.csv"
+    with results.open(encoding="utf-8") as file:
+        rows = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
+    for kl_coef, price in ((0.0, "0"), (0.06, "0.05"), (0.2, "0.2")):
+        said = chromium.execute_script(move, "runs", "κ", kl_coef)
+        assert f"κ = {price}." in said
+        for way in (f"kl{price}", f"kl{price}+length"):
+            told = f"proxy {rows[f'{way}-sft/proxy_score']:.3f}, true utility {rows[f'{way}-sft/mean_utility']:.3f}, "
+            assert f"{told}√KL {rows[f'{way}/sqrt_kl']:.2f}" in said
 
 
 def test_search_finds_a_page_without_a_network(chromium: Any, site: Path) -> None:

@@ -23,13 +23,17 @@ import chat
 from chat_page import server
 from fingerprint import fingerprint
 from rlhf_jax.assessment.conversation import Conversation
-from rlhf_jax.assessment.finished_run import open_finished, stage_policy
+from rlhf_jax.assessment.finished_run import open_finished, stage_policy, stage_proxy
+from rlhf_jax.assessment.reply_tokens import credit_of, draw_replies
+from rlhf_jax.feedback.components import COMPONENTS
+from rlhf_jax.reporting import replies_page
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.metric_names import STAGES as STAGES_OF_TABLE
 from rlhf_jax.runtime.metric_names import check
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.stage import stage_arrays
+from rlhf_jax.stages.contexts import Windows
 
 STAGES = ("sft", "reward_model", "ppo")
 
@@ -265,6 +269,82 @@ def test_a_run_with_a_prior_speaks_with_it_in_every_stage(
         tops[stage] = turn.top
     assert tops["sft"] != tops["prior"]
     assert {"sft/hr@5", "prior/hr@5", "grpo/hr@5"} <= {r.name for r in read_results(out)}
+
+
+@pytest.mark.slow
+def test_replies_of_both_stages_on_one_page(
+    finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path, chromium: Any
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    run, page = open_finished(finished), tmp_path / "replies.html"
+    found = draw_replies(run, count=3, greedy=False, seed=5)
+    for prompt in found.prompts:
+        for stage, reply in prompt.replies.items():
+            assert 0 < len(reply.tokens) <= run.data.response_tokens and set(reply.components) == set(COMPONENTS), stage
+            assert all(token.logprob <= 0 and token.ref_logprob <= 0 for token in reply.tokens)
+            assert all(token.advantage is not None for token in reply.tokens)
+    for options in (("--seed", "5"), ("--greedy",)):
+        code, output = run_here("replies.py", str(finished), "--out", str(page), "--prompts", "3", *options)
+        assert (code, output) == (0, f"3 prompts, sft, ppo: {page}\n")
+        assert ("3 contexts of the test split, greedy" in page.read_text()) == (options == ("--greedy",))
+        if options != ("--greedy",):
+            # The same seed says the same.
+            assert page.read_text() == replies_page.page(found)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    chromium.get(page.as_uri())
+    visible = "return [...document.querySelectorAll('section')].map(part => part.checkVisibility())"
+    assert chromium.execute_script(visible) == [True, False, False]
+    buttons = {button.text: button for button in chromium.find_elements("tag name", "button")}
+    buttons["Next"].click()
+    assert chromium.execute_script(visible) == [False, True, False]
+    buttons["advantage"].click()
+    classes = (
+        "return [...document.querySelectorAll('.t')].map(token => [token.className, `t ${token.dataset.advantage}`])"
+    )
+    assert all(now == by_advantage for now, by_advantage in chromium.execute_script(classes))
+    token = next(token for token in chromium.find_elements("css selector", ".t") if token.is_displayed())
+    token.click()
+    assert token.get_attribute("title") in [detail.text for detail in chromium.find_elements("css selector", ".detail")]
+    assert chromium.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_advantages_of_replies_are_those_of_the_box(finished: Path) -> None:
+    run = open_finished(finished)
+    policy, reference = stage_policy(run, "ppo"), stage_policy(run, "sft")
+    credit = credit_of(run, policy, reference, stage_proxy(run))
+    windows = Windows(run.vocab, run.corpus.test, run.data)
+    rollout = jax.jit(run.agent.sample)(policy, windows.batch(windows.turns()[:4]), jax.random.key(2))
+    advantages = np.asarray(credit(rollout, jax.jit(run.agent.score)(stage_proxy(run).model, rollout)))
+    judge = jax.jit(run.agent.policy)
+    own, ref = judge(policy, rollout), judge(reference, rollout)
+    values, log_ratios = np.asarray(own.values), np.asarray(own.logprobs - ref.logprobs)
+    config, kl_coef = (
+        json.loads((finished / "config.json").read_text())["config"]["ppo"],
+        stage_arrays(finished, "ppo")["kl_coef"],
+    )
+    lengths = np.asarray(rollout.response_mask).sum(axis=1)
+    assert lengths.min() > 1 and np.abs(log_ratios).max() > 1e-4
+    for n, length in enumerate(lengths):
+        for t in range(length - 1):
+            # Before the last token, which is paid the score, a token is paid −κ times its log-ratio.
+            delta = -kl_coef * log_ratios[n, t] + config["gamma"] * values[n, t + 1] - values[n, t]
+            expected = delta + config["gamma"] * config["gae_lambda"] * advantages[n, t + 1]
+            assert advantages[n, t] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_replies_need_a_run_and_a_place(copied: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    code, output = run_here("replies.py", str(tmp_path / "nothing"), "--out", str(tmp_path / "page.html"))
+    assert code == 1 and f"{tmp_path / 'nothing'} is no run directory: it has no config.json" in output
+    code, output = run_here("replies.py", str(copied), "--out", str(tmp_path / "no" / "page.html"))
+    assert code == 1 and "expected a file in a folder that exists" in output
+    forget(copied, "reward_model", "ppo")
+    found = draw_replies(open_finished(copied), count=2, greedy=True, seed=0)
+    assert list(found.prompts[0].replies) == ["sft"] and found.prompts[0].replies["sft"].score is None
+    assert "no aligned policy yet" in replies_page.page(found)
+    shutil.rmtree(copied / "checkpoints")
+    code, output = run_here("replies.py", str(copied))
+    assert code == 1 and "has no model yet: no stage has a checkpoint" in output and "Traceback" not in output
 
 
 def test_two_stages_answer_side_by_side_in_a_browser(finished: Path, lab: Lab, chromium: Any) -> None:

@@ -4,6 +4,7 @@ As plain Python here, which is fast; `make notebooks` runs them in a Jupyter ker
 """
 
 import ast
+import csv
 import os
 import subprocess
 import sys
@@ -47,10 +48,28 @@ def test_has_the_parts_of_a_lesson(notebook: Path) -> None:
 
 
 def test_the_course_is_complete_and_stored_without_outputs(repository: Path) -> None:
-    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 14))
+    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(1, 15))
     assert list((repository / "notebooks").glob("*.ipynb")) == []
     for notebook in NOTEBOOKS:
         assert "format_name: percent" in notebook.read_text(encoding="utf-8")[:300]
+
+
+def test_the_stored_runs_of_a_lesson_are_those_of_the_table(repository: Path) -> None:
+    lesson = ast.parse((repository / "notebooks" / "14_reward_hacking.py").read_text(encoding="utf-8"))
+    stored = next(
+        ast.literal_eval(node.value)
+        for node in ast.walk(lesson)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "STORED"
+    )
+    with (repository / "docs" / "results" / "full_hacking_hackable.csv").open(encoding="utf-8") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert len(stored) == sum(name.endswith("/sqrt_kl") for name in rows) == 6
+    for (price, length_priced), numbers in stored.items():
+        way = f"kl{price:g}{'+length' if length_priced else ''}"
+        utility = rows[f"{way}-sft/mean_utility"]
+        written = [rows[f"{way}/sqrt_kl"]["value"], rows[f"{way}-sft/proxy_score"]["value"]]
+        written += [utility["value"], utility["low"], utility["high"]]
+        assert numbers == tuple(map(float, written)), way
 
 
 def test_the_faults_of_the_laboratory_are_mutants_that_the_suite_kills(repository: Path) -> None:

@@ -62,6 +62,31 @@ const TRIES = {
       return `Grey: the reference, blue: the best policy. Score ${score.toFixed(2)}, KL ${kl.toFixed(2)} nats, objective E[s] − κ KL = ${(score - κ * kl).toFixed(3)}.`;
     },
   },
+  hacking: {
+    title: "Try it: a proxy at a price",
+    sliders: [["κ", "price κ of a nat", .02, 2, .01, .5], ["c", "price of a word", 0, .1, .01, 0]],
+    show(svg, { κ, c }) {
+      const replies = ["vague", "apt", "chatty", "endless"], words = [4, 8, 14, 20], truth = [.1, 1, .6, .2], ref = [.6, .3, .08, .02];
+      const proxy = truth.map((u, i) => u + .1 * words[i]), paid = proxy.map((s, i) => s - c * words[i]), top = Math.max(...paid);
+      const tilted = ref.map((p, i) => p * Math.exp((paid[i] - top) / κ)), all = tilted.reduce((a, b) => a + b), best = tilted.map(p => p / all);
+      const mean = values => best.reduce((total, p, i) => total + p * values[i], 0), before = ref.reduce((total, p, i) => total + p * truth[i], 0);
+      const kl = best.reduce((total, p, i) => total + (p > 0 ? p * Math.log(p / ref[i]) : 0), 0), between = mean(truth.map((u, i) => u * paid[i])) - mean(truth) * mean(paid);
+      bars(svg, replies.map((reply, i) => [reply, [ref[i], "#8a929c"], [best[i], "#0072b2"]]), 0, 1.05);
+      return `Proxy ${mean(proxy).toFixed(3)}, truth ${mean(truth).toFixed(3)} (reference ${before.toFixed(3)}), KL ${kl.toFixed(3)} nats. Grey: the reference, blue: the best policy at these prices. A cheaper nat would ${between > 0 ? "raise" : "lower"} the truth.`;
+    },
+  },
+  runs: {
+    title: "Try it: six stored runs",
+    sliders: [["κ", "price κ of a nat", 0, .2, .01, 0]],
+    show(svg, { κ }) {
+      // docs/results/full_hacking_hackable.csv: κ, then proxy, truth and √KL with length free, and with length priced.
+      const runs = [[0, [1.084571, -.1422762, 4.471894], [1.047163, -.1080064, 4.841408]], [.05, [1.041667, -.1363657, 2.66801], [.9952379, -.1215788, 2.653983]], [.2, [.8443186, -.04261416, 1.833238], [.7254736, -.003952272, 1.423441]]];
+      const [price, free, priced] = runs.reduce((a, b) => Math.abs(b[0] - κ) < Math.abs(a[0] - κ) ? b : a), two = at => [[free[at], "#0072b2"], [priced[at], "#d55e00"]];
+      bars(svg, [["proxy", ...two(0)], ["true utility", ...two(1)]], -.25, 1.2);
+      const told = row => `proxy ${row[0].toFixed(3)}, true utility ${row[1].toFixed(3)}, √KL ${row[2].toFixed(2)}`;
+      return `The stored runs nearest to this price have κ = ${price}. Blue, length free: ${told(free)}. Orange, length priced: ${told(priced)}. Proxy and utility are differences from imitation.`;
+    },
+  },
 };
 for (const place of document.querySelectorAll("[data-try]")) {
   const { title, sliders, show } = TRIES[place.dataset.try], values = {}, head = document.createElement("strong");
