@@ -65,7 +65,7 @@ def retrieved(recommender: Recommender, openings: Sequence[ReasonedTurn]) -> Mea
     """
     vocab, n, length = recommender.setup.vocab, len(openings), recommender.list_length
     columns = {item: column for column, item in enumerate(vocab.item_ids)}
-    gold, scores = (np.zeros((n, len(columns)), kind) for kind in (bool, np.float32))
+    gold, scores = np.zeros((n, len(columns)), bool), np.zeros((n, len(columns)), np.float32)
     for start in range(0, n, BATCH):
         own = openings[start : start + BATCH]
         _, scores[start : start + BATCH] = recommender.prompts(
