@@ -159,7 +159,7 @@ def test_prices_of_the_proxy_do_what_the_library_and_the_stored_runs_say(chromiu
         chromium.execute_script(move, "hacking", "κ", kl_coef)
         said = chromium.execute_script(move, "hacking", "c", length_price)
         logits = ref + (proxy - length_price * words) / kl_coef
-        pi = jnp.exp(log_softmax(logits))
+        pi = jnp.exp(log_softmax(logits[None])[0])
         numbers = [
             float(x) for x in (pi @ proxy, pi @ truth, jnp.exp(ref) @ truth, kl_exact(logits[None], ref[None])[0])
         ]
