@@ -83,9 +83,9 @@ def retrieved(recommender: Recommender, openings: Sequence[ReasonedTurn]) -> Mea
         rewards=rewards,
         running=np.ones((n, 1), bool),
         gold_rank=np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0).astype(np.int32)[:, None],
-        recalled=(recommender.retrieval.candidates(scores) & gold).any(axis=1)[:, None],
+        recalled=np.asarray((recommender.retrieval.candidates(scores) & gold).any(axis=1))[:, None],
         attributes=np.zeros((n, 1), np.int32),
-        repeated=np.isneginf(np.take_along_axis(scores, listed, axis=1)).any(axis=1)[:, None],
+        repeated=np.asarray(np.isneginf(np.take_along_axis(scores, listed, axis=1)).any(axis=1))[:, None],
     )
 
 
