@@ -10,7 +10,6 @@ from rlhf_jax.assessment import episodes, other_corpus
 from rlhf_jax.assessment import simulator as simulator_quality
 from rlhf_jax.assessment.episodes import ReasoningResponder, spoken
 from rlhf_jax.assessment.other_corpus import Transferred
-from rlhf_jax.assessment.preference_report import image
 from rlhf_jax.assessment.users import per_user
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.evaluation import closed_loop
@@ -201,7 +200,9 @@ def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns
             "world); a claim needs three seeds that agree and an interval that excludes 0 (▲ more, ▼ less)."
         ),
         *headline(results, n_turns),
-        image(plots.save(curves(found, n_turns), folder, "success"), "Success within so many turns, by who answers."),
+        plots.image(
+            plots.save(curves(found, n_turns), folder, "success"), "Success within so many turns, by who answers."
+        ),
     ]
     moved = found[min(found)].transfer
     about = {} if moved is None else {f"{moved.joined.name}/test": moved.joined.note}
@@ -209,7 +210,9 @@ def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns
         shown = WORLD_SHOWN if protocol == closed_loop.PROTOCOL else SHOWN
         parts += [f"## {split}, {protocol}", about.get(split, PROTOCOLS.get(protocol, "")), table(own, shown)]
     parts.append(
-        image(plots.save(training(run, sorted(found)), folder, "training"), "Learning from conversations, first seed.")
+        plots.image(
+            plots.save(training(run, sorted(found)), folder, "training"), "Learning from conversations, first seed."
+        )
     )
     parts += ["## Conversations", *examples(run.path / f"seed-{min(found)}" / "examples.json")]
     parts += ["## Definitions", *definitions([one for one in results if not one.is_difference])]

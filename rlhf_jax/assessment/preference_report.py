@@ -79,18 +79,18 @@ def write(run: RunDirectory, results: list[Result], *, seeds: Sequence[int], pro
     ]
     folder = run.path / "plots"
     parts.append(
-        image(
+        plots.image(
             plots.save(systems_figure(results), folder, "systems"), "NDCG@5 of every system; lines are 95 % intervals."
         )
     )
     parts += tables(results)
     parts += ["## What was mined", mined_table(stored)]
-    parts.append(image(plots.save(samples_figure(stored), folder, "samples"), "Left: share of users whose N texts are not all "
+    parts.append(plots.image(plots.save(samples_figure(stored), folder, "samples"), "Left: share of users whose N texts are not all "
         "paid the same. Right: what the best of N gains over their mean, as chosen, and measured on lists that did not choose."))  # fmt: skip
     curves = {seed: read_metrics(run.path / f"seed-{seed}" / "metrics.jsonl") for seed in seeds}
     parts.append("## How DPO moved")
     parts.append(
-        image(
+        plots.image(
             plots.save(curves_figure(curves[seeds[0]], protocols), folder, "dpo"),
             f"Seed {seeds[0]}: log-probabilities of chosen and rejected texts, their margin, and validation users' NDCG@5 with "
             "texts drawn at the end of each epoch.",
@@ -233,11 +233,6 @@ def examples(stored: Mapping[tuple[int, str], Mapping[str, Any]], seed: int) -> 
                 f"User {example['user']}, {protocol}; newest liked of {example['read']} read: {liked}.\n\n{lines}"
             )
     return parts
-
-
-def image(path: Path, caption: str) -> str:
-    """A plot of the run, from its report."""
-    return f"![{caption}](plots/{path.name})\n\n*{caption}*"
 
 
 def corpus_name(folder: Path, seed: int, protocol: str) -> str:

@@ -264,3 +264,8 @@ def running_mean(y: np.ndarray, width: int) -> np.ndarray:
     sums = np.convolve(np.where(finite, y, 0.0), kernel, mode="same")
     counts = np.convolve(finite.astype(float), kernel, mode="same")
     return np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)
+
+
+def image(path: Path, caption: str) -> str:
+    """A stored plot with its caption, in Markdown; `path` lies in the folder `plots` beside the report."""
+    return f"![{caption}](plots/{path.name})\n\n*{caption}*"

@@ -391,7 +391,7 @@ def markdown() -> str:
         "",
         "## Healthy, and where to look if not",
         "",
-        "For PPO, from experience and with round numbers; a task of its own may look otherwise.",
+        "For PPO. Rules of thumb with round numbers, not measured; another task may look otherwise.",
         "",
         "| name | healthy | if not, look at |",
         "|---|---|---|",
