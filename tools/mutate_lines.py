@@ -35,9 +35,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from page_parts import replace_part
+from rlhf_jax.data.amazon_games import read_amazon_games
 from rlhf_jax.data.human_ratings import read_response_ratings, read_uss
 from rlhf_jax.data.lines import INT64
+from rlhf_jax.data.movielens import read_movielens
 from rlhf_jax.data.opendialkg import read_opendialkg
+from rlhf_jax.data.ratings import RatingCorpus
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.evaluation.results import Result
@@ -85,6 +88,13 @@ CASES: Mapping[str, Case] = {
     "uss": Case("uss/ReDial.txt", lambda folder: read_uss(folder / "uss")),
     "uss_ids": Case("uss/ReDial_conversation_ids.tsv", lambda folder: read_uss(folder / "uss")),
     "ratings": Case("ratings.jsonl", lambda folder: read_response_ratings(folder / "ratings.jsonl")),
+    "movielens_100k": Case("ml-100k/u.data", lambda folder: read_movielens(folder / "ml-100k")),
+    "movielens_100k_items": Case("ml-100k/u.item", lambda folder: read_movielens(folder / "ml-100k")),
+    "movielens_100k_genres": Case("ml-100k/u.genre", lambda folder: read_movielens(folder / "ml-100k")),
+    "movielens_1m": Case("ml-1m/ratings.dat", lambda folder: read_movielens(folder / "ml-1m")),
+    "movielens_1m_items": Case("ml-1m/movies.dat", lambda folder: read_movielens(folder / "ml-1m")),
+    "amazon_games": Case("games/Games-6k.test.inter", lambda folder: read_amazon_games(folder / "games")),
+    "amazon_games_items": Case("games/Games-6k.item", lambda folder: read_amazon_games(folder / "games")),
     "vocabulary": Case(
         "vocabulary/vocabulary.json", lambda folder: Vocabulary.load(folder / "vocabulary"), has_lines=False
     ),
@@ -149,6 +159,7 @@ def write_valid(folder: Path) -> None:
     texts["run/metrics.jsonl"] = jsonl(
         {"stage": "ppo", "step": n, "loss": 0.5 / n, "ppo/skipped": None} for n in (1, 2, 3)
     )
+    texts |= rating_files()
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
@@ -166,6 +177,27 @@ def write_valid(folder: Path) -> None:
     vocabulary.tokenizer.model.save(str(folder / "gpt2"))
     fields = json.loads(vocabulary.tokenizer_json)
     (folder / "single" / "tokenizer.json").write_text(json.dumps(fields, indent=1), encoding="utf-8")
+
+
+def rating_files() -> dict[str, str]:
+    """MovieLens in both layouts and Amazon's games: three users, three items, in characters that all encodings share."""
+    titles = {1: "Toy Story (1995)", 2: "Usual Suspects, The (1995)", 3: "Postino, Il (1994)"}
+    rated = [(user, item, 1 + (user + item) % 5, 874_965_000 + user * item) for user in (1, 2, 3) for item in titles]
+    flags = "|".join("1" if place in (1, 5) else "0" for place in range(19))
+    bought = [(user, (1, 2, 3)[user - 1 :] + (1, 2, 3)[: user - 1]) for user in (1, 2, 3)]
+    return {
+        "ml-100k/u.data": "".join("\t".join(map(str, row)) + "\n" for row in rated),
+        "ml-100k/u.item": "".join(
+            f"{item}|{title}|01-Jan-1995||http://us.imdb.com/|{flags}\n" for item, title in titles.items()
+        ),
+        "ml-100k/u.genre": "".join(f"genre{place}|{place}\n" for place in range(19)) + "\n",
+        "ml-1m/ratings.dat": "".join("::".join(map(str, row)) + "\n" for row in rated),
+        "ml-1m/movies.dat": "".join(f"{item}::{title}::Comedy|Drama\n" for item, title in titles.items()),
+        "games/Games-6k.item": "item_id:token\ttitle:token_seq\n"
+        + "".join(f"{item}\t{title}\n" for item, title in titles.items()),
+        "games/Games-6k.test.inter": "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+        + "".join(f"{user}\t{' '.join(map(str, items[:-1]))}\t{items[-1]}\n" for user, items in bought),
+    }
 
 
 def jsonl(records: Any) -> str:
@@ -300,7 +332,10 @@ def storable(value: Any) -> bool:
 
 
 def known(value: Any) -> Any:
-    """A corpus without the checksums of its files, which every damage changes."""
+    """A corpus without the checksums of its files, which every damage changes; arrays as lists, which can be compared."""
+    if isinstance(value, RatingCorpus):
+        histories = tuple((tuple(own.items.tolist()), tuple(own.ratings.tolist())) for own in value.histories)
+        return (value.name, value.items, value.users, histories)
     return dataclasses.replace(value, provenance={}) if hasattr(value, "provenance") else value
 
 

@@ -12,6 +12,7 @@ import csv
 import gzip
 import itertools
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -41,20 +42,26 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             raise ValueError(f"{path}, after line {number}: the archive is damaged or cut short ({error})") from error
 
 
-def text_lines(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    """Numbered lines from 1 on. Raises ValueError naming file and line of what is not in that encoding (Latin-1 has all bytes)."""
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines from 1 on. Raises ValueError naming file and line of what is not UTF-8."""
     for number, line in raw_lines(path):
         try:
-            yield number, line.decode(encoding)
+            yield number, line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not {encoding.upper()} ({error}): {_start(line)!r}") from error
+            raise ValueError(f"{path}, line {number}: not UTF-8 ({error}): {_start(line)!r}") from error
 
 
-def json_of(line: bytes | str) -> Any:
-    """The JSON value of a line. Raises ValueError without a place; the caller knows file and line."""
+def json_of(line: bytes | str, *, bounded: bool = False) -> Any:
+    """The JSON value of a line.
+
+    Args:
+      bounded: refuses numbers that do not fit 64 bits. Who checks every field says so itself, with the field's name.
+    Raises: ValueError without a place; the caller knows file and line.
+    """
+    numbers = {"parse_int": _whole, "parse_float": _finite} if bounded else {}
     try:
         text = line.decode("utf-8") if isinstance(line, bytes) else line
-        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_number, **numbers)
     except RecursionError:
         raise ValueError(f"not a JSON object (nested too deep): {_start(line)!r}") from None
     except ValueError as error:  # Also UnicodeDecodeError, and whole numbers of thousands of digits.
@@ -155,6 +162,19 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number")
+
+
+def _whole(digits: str) -> int:
+    # Compared by length first: Python refuses to read thousands of digits, in words of its own.
+    if len(digits) > 20 or not -INT64 <= int(digits) < INT64:
+        raise ValueError(f"the number {digits[:30]} does not fit 64 bits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"the number {digits[:30]} does not fit 64 bits")
+    return value
 
 
 def _half(value: Any) -> str | None:

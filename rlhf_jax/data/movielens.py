@@ -3,8 +3,9 @@
     100k    u.data     user ⇥ item ⇥ rating ⇥ seconds            u.item      24 fields between |, nineteen flags of genres
     1M      ratings.dat   user::item::rating::seconds            movies.dat  id::title::genre|genre…
 
-Both are Latin-1. Titles put their article last ("Usual Suspects, The (1995)"), and several ids share a title. Source: Harper and
-Konstan 2015, *The MovieLens datasets*, ACM TiiS 5(4), doi 10.1145/2827872. Licence: research only, no redistribution.
+Both are Latin-1; a copy that somebody stored again in UTF-8 is read as what it is. Titles put their article last ("Usual
+Suspects, The (1995)"), and several ids share a title. Source: Harper and Konstan 2015, *The MovieLens datasets*, ACM TiiS 5(4),
+doi 10.1145/2827872. Licence: research only, no redistribution.
 """
 
 import hashlib
@@ -13,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf_jax.data.catalogue import clean_title, split_title
-from rlhf_jax.data.lines import malformed, number_of, text_lines
+from rlhf_jax.data.lines import malformed, number_of, raw_lines
 from rlhf_jax.data.ratings import Interaction, RatingCorpus, gather
 from rlhf_jax.interfaces import Item
 
-LATIN = "latin-1"
 LIKED_ABOVE = 3.0
 _ARTICLE = re.compile(r"^(.+), (The|A|An|La|Le|Les|L'|Il|El|Los|Las|O|Das|Der|Die|De|Det|Un|Une)$")
 _OTHER_NAME = re.compile(r"^(.+) \(([^()]+)\)$")
@@ -76,9 +76,18 @@ def _moved(name: str) -> str:
     return f"{found[2]}{space}{found[1]}"
 
 
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in raw_lines(path):
+        try:
+            # A letter with an accent in Latin-1, before a plain one, is no UTF-8: what can be read as UTF-8 is.
+            yield number, line.decode("utf-8")
+        except UnicodeDecodeError:
+            yield number, line.decode("latin-1")
+
+
 def _ratings(path: Path, separator: str, known: set[int]) -> Iterator[Interaction]:
     seen: dict[tuple[str, int], int] = {}
-    for number, line in text_lines(path, encoding=LATIN):
+    for number, line in _lines(path):
         fields = line.split(separator)
         try:
             if len(fields) != 4:
@@ -98,7 +107,7 @@ def _ratings(path: Path, separator: str, known: set[int]) -> Iterator[Interactio
 
 def _genres(path: Path) -> tuple[str, ...]:
     found = []
-    for number, line in text_lines(path, encoding=LATIN):
+    for number, line in _lines(path):
         if not line:
             continue
         name, _, place = line.partition("|")
@@ -112,7 +121,7 @@ def _genres(path: Path) -> tuple[str, ...]:
 
 def _items_100k(path: Path, genres: tuple[str, ...]) -> Iterator[Item]:
     seen: set[int] = set()
-    for number, line in text_lines(path, encoding=LATIN):
+    for number, line in _lines(path):
         fields = line.split("|")
         try:
             if len(fields) != 5 + len(genres):
@@ -129,7 +138,7 @@ def _items_100k(path: Path, genres: tuple[str, ...]) -> Iterator[Item]:
 
 def _items_1m(path: Path) -> Iterator[Item]:
     seen: set[int] = set()
-    for number, line in text_lines(path, encoding=LATIN):
+    for number, line in _lines(path):
         fields = line.split("::")
         try:
             if len(fields) != 3:

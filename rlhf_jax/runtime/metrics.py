@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from rlhf_jax.data.lines import json_of
 from rlhf_jax.runtime import files, metric_names, run
 
 _CHECKED = re.compile(r', "crc32": "([0-9a-f]{8})"\}$')
@@ -189,9 +190,9 @@ def _stored(file: Path) -> tuple[list[dict[str, Any]], int]:
     entries, crc = [], 0
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _damaged(file, number, f"is not JSON ({error}): {line[:80]!r}") from error
+            entry = json_of(line, bounded=True)
+        except ValueError as error:
+            raise _damaged(file, number, f"cannot be read: {error}") from error
         if not (isinstance(entry, dict) and isinstance(entry.get("stage"), str) and type(entry.get("step")) is int):
             raise _damaged(file, number, f"has no 'stage' and 'step': {line[:80]!r}")
         checked = _CHECKED.search(line)

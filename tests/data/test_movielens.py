@@ -108,6 +108,13 @@ def test_1m(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.ratings, other.ratings)
 
 
+def test_a_copy_in_utf8_has_the_same_titles(tmp_path: Path) -> None:
+    latin = read_movielens(write_1m(tmp_path))
+    movies = tmp_path / "movies.dat"
+    movies.write_bytes(movies.read_bytes().decode("latin-1").encode("utf-8"))
+    assert read_movielens(tmp_path).items == latin.items
+
+
 def test_first_users(tmp_path: Path) -> None:
     corpus = read_movielens(write_100k(tmp_path), max_users=1)
     assert corpus.users == ("5",) and len(corpus.histories[0].items) == 4 and len(corpus.items) == 4

@@ -185,6 +185,15 @@ def test_a_damaged_line_of_the_metrics_is_named(directory: run.RunDirectory, kin
         read_metrics(file)
 
 
+@pytest.mark.parametrize("value", ["1e999", "-1e400", str(2**63), "9" * 5000, '"\\ud800"', "NaN", "[" * 100_000])
+def test_a_line_that_says_what_cannot_be_stored_is_named(directory: run.RunDirectory, value: str) -> None:
+    # Lines of older versions have no checksum that would find it.
+    file = directory.path / "metrics.jsonl"
+    file.write_text(f'{{"stage": "sft", "step": 1}}\n{{"stage": "sft", "step": 2, "loss": {value}}}\n')
+    with pytest.raises(files.DamagedFileError, match=r"metrics\.jsonl, line 2 cannot be read"):
+        read_metrics(file)
+
+
 def test_lost_last_lines_of_the_metrics_are_told(
     directory: run.RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
