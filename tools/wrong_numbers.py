@@ -1,7 +1,8 @@
 """What do scripts answer to numbers nobody could mean? Every number of every script, set to NaN, out of range, huge.
 
     python tools/wrong_numbers.py                     # all scripts; writes its table into docs/wrong_input.md
-    python tools/wrong_numbers.py ppo_redial --list   # some scripts; prints what each answered
+    python tools/wrong_numbers.py chat replies        # some scripts; writes their rows alone
+    python tools/wrong_numbers.py ppo_redial --list   # prints what each answered
 
 Each value is given on the command line of the smallest preset. The script runs in this process as a user would start it,
 until it would begin to train (or to measure, where nothing is trained), and stops there. Every answer is one of
@@ -21,10 +22,11 @@ import functools
 import importlib
 import io
 import random
+import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -176,18 +178,28 @@ def plain(text: str) -> str:
     return " ".join(text.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"), " ")).split())
 
 
-def table(counted: dict[str, Counter[str]]) -> str:
+def table(counted: Mapping[str, Counter[str]]) -> str:
     """Markdown: scripts down, outcomes across."""
     rows = [("script", *OUTCOMES), ("---",) * (len(OUTCOMES) + 1)]
-    rows += [(f"`{name}.py`", *(str(found[outcome]) for outcome in OUTCOMES)) for name, found in counted.items()]
+    rows += [(f"`{name}.py`", *(str(counted[name][outcome]) for outcome in OUTCOMES)) for name in sorted(counted)]
     rows.append(("all", *(str(sum(found[outcome] for found in counted.values())) for outcome in OUTCOMES)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def counted_before(page: Path) -> dict[str, Counter[str]]:
+    """What a table of these says of the scripts that are still there."""
+    rows = re.findall(r"^\| `(\w+)\.py` \| ([\d |]+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        name: Counter(dict(zip(OUTCOMES, map(int, cells.split(" | ")), strict=True)))
+        for name, cells in rows
+        if name in scripts()
+    }
 
 
 def main() -> int:
     """Asks every script, prints what is wrong, writes the table. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scripts", nargs="*", help="some scripts alone, by name; then no table is written")
+    parser.add_argument("scripts", nargs="*", help="some scripts alone, by name; other rows stay as they are")
     parser.add_argument("--seed", type=int, default=0, help="of the random values")
     parser.add_argument("--list", action="store_true", help="print every answer, not only the wrong ones")
     given = parser.parse_args()
@@ -201,10 +213,8 @@ def main() -> int:
                     shown = found.value if len(found.value) < 40 else f"{found.value[:40]}…"
                     print(f"{script} {found.flag} {shown}: {found.outcome}: {found.text[-300:]}", flush=True)
             print(script, dict(counted[script]), flush=True)
-    text = table(counted)
-    print(text)
-    if not given.scripts:
-        replace_part(PAGE, "numbers", text)
+    print(table(counted))
+    replace_part(PAGE, "numbers", table({**counted_before(PAGE), **counted} if given.scripts else counted))
     return int(any(found[outcome] for found in counted.values() for outcome in ("unclear", "outside", "traceback")))
 
 

@@ -1,11 +1,13 @@
 """One of several processes of a run in miniature: `several_processes.py FOLDER COUNT INDEX PORT TASK`; started by a test.
 
 `train` runs every learner as a stage of one run and then reads the checkpoints back onto another mesh; `restore` only
-reads them. What was found is printed as JSON.
+reads them; `lose-0` and `lose-1` are a small stage in which that process is killed while all save a checkpoint. What was found
+is printed as JSON.
 """
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,14 @@ from rlhf_jax.parallel import processes
 from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
 from rlhf_jax.parallel.partition import Partition
 from rlhf_jax.parallel.processes import ProcessConfig
+from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime.checkpoint import Checkpoints
+from rlhf_jax.runtime.interrupts import ends_without_the_others
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 
 STEPS = 2
+SPREAD = jax.sharding.PartitionSpec("data")
 
 
 def here(tree: Any) -> Any:
@@ -81,12 +86,30 @@ def restored(like: Any, name: str) -> str:
     return fingerprint(processes.fetch(read.state))
 
 
+def lose(victim: int) -> dict[str, Any]:
+    """A stage that saves after every step; `victim` is killed in the second save, and the others wait for it there."""
+    write = checkpoint._write
+
+    def write_or_die(folder: Path, state: Any) -> None:
+        if INDEX == victim and "2" in folder.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(folder, state)
+
+    checkpoint._write = write_or_die
+    state = {"w": jax.device_put(np.zeros(8), jax.sharding.NamedSharding(jax.make_mesh((8,), ("data",)), SPREAD))}
+    with ends_without_the_others(), open_run(FOLDER / "run", {"seed": 0}, trackers=()) as run:
+        run_stage(run, state, lambda state, step: (state, {}), StagePlan("sft", 9, save_every=1, log_every=9))
+    return {}
+
+
 def main() -> None:
     """Joins the others, does the task, prints."""
     processes.join(ProcessConfig(coordinator=f"localhost:{PORT}", count=COUNT, index=INDEX))
     assert (jax.process_count(), jax.device_count()) == (COUNT, 8)
     if TASK == "train":
         found = train()
+    elif TASK.startswith("lose-"):
+        found = lose(int(TASK.removeprefix("lose-")))
     else:
         layout = Partition(make_mesh(MeshConfig(fsdp=4, tensor=2)))
         found = {name: restored(make(layout).state, name) for name, make in LEARNERS.items()}

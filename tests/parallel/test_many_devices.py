@@ -7,9 +7,11 @@ the runs of several processes are `slow`.
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -159,8 +161,8 @@ def test_ppo_moves_no_activation_over_rows(eight_devices: Facts, learner: str, m
 # Two processes.
 
 
-def together(repository: Path, folder: Path, count: int, task: str) -> list[dict[str, Any]]:
-    """Runs `several_processes.py` as `count` processes; what each found."""
+def ends(repository: Path, folder: Path, count: int, task: str) -> tuple[list[int], list[str]]:
+    """Runs `several_processes.py` as `count` processes; exit codes and outputs."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -182,7 +184,13 @@ def together(repository: Path, folder: Path, count: int, task: str) -> list[dict
         # One that hangs in a collective does not hear SIGTERM.
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * count, "\n\n".join(text[-3000:] for text in outputs)
+    return [process.returncode for process in started], outputs
+
+
+def together(repository: Path, folder: Path, count: int, task: str) -> list[dict[str, Any]]:
+    """Runs `several_processes.py` as `count` processes; what each found."""
+    codes, outputs = ends(repository, folder, count, task)
+    assert codes == [0] * count, "\n\n".join(text[-3000:] for text in outputs)
     lines = [next(line for line in text.splitlines() if line.startswith("found ")) for text in outputs]
     return [json.loads(line.removeprefix("found ")) for line in lines]
 
@@ -250,3 +258,17 @@ def test_metrics_and_whitening_are_global(two: list[Any], eight_devices: Facts, 
         assert one | {"seconds_per_update": 0} == other | {"seconds_per_update": 0}
         for name, value in expected.items():
             assert one[name] == pytest.approx(value, abs=5e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0])
+def test_who_waits_in_a_save_for_one_that_was_killed_says_so_and_ends(
+    repository: Path, tmp_path: Path, victim: int
+) -> None:
+    begun = time.monotonic()
+    codes, outputs = ends(repository, tmp_path, 2, f"lose-{victim}")
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 1, outputs[1 - victim][-3000:]
+    assert "another process of this run has gone" in outputs[1 - victim]
+    assert time.monotonic() - begun < 120  # Asked: a minute after the kill; starting takes its time too.
+    assert Checkpoints(tmp_path / "run" / "checkpoints" / "sft").steps() == [1]
