@@ -43,6 +43,7 @@ from rlhf_jax.ranges import Range, numbers_of
 PAGE = REPOSITORY / "docs" / "wrong_input.md"
 OUTCOMES = ("refused", "accepted", "unclear", "outside", "traceback")
 STARTS: dict[str, tuple[str, ...]] = {
+    "align_prior": ("run",),
     "bench_dpo": ("tiny",),
     "bench_ppo": ("tiny",),
     "chat": ("run",),
@@ -53,6 +54,7 @@ STARTS: dict[str, tuple[str, ...]] = {
 }
 """What stands behind the names of the scripts that have no preset `debug`."""
 WORK = {
+    "align_prior": ("align_prior.open_finished",),
     "bench_dpo": ("bench_dpo.bench",),
     "bench_ppo": ("bench_ppo.bench",),
     "bench_recommenders": ("bench_recommenders.multiprocessing.get_context",),

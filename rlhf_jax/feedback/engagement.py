@@ -1,7 +1,8 @@
 """Engagement: how much a system message held the user, read from times or from the user going on.
 
 Options: `dwell_sim` (the simulated world's dwell time), `latency` (real reply gaps, rank-normalised and
-length-residualised), `continuation` (the user goes on or takes a suggestion). NaN where the data does not say.
+length-residualised), `continuation` (the user goes on or names a suggestion). NaN where the data does not say. All are read
+from the conversation; what a seeker says in a form is explicit, and no signal reads it.
 Real reply latency does not track satisfaction (Spearman −0.10 with annotated satisfaction on ReDial): it is offered as
 the literature's proxy, not as a good one.
 """
@@ -45,16 +46,11 @@ def dwell_sim(gaps: Floats) -> Floats:
 
 
 def continuation(dialogue: Dialogue, message_index: int, reply: Turn) -> float:
-    """1 if the user takes a suggestion of this message or speaks again after the reply, else 0.
-
-    Taking is naming a suggested item in the reply, or having marked it as liked in the seeker's form.
-    """
-    suggested = dialogue.messages[message_index].items
-    liked = any(item in dialogue.seeker_labels and dialogue.seeker_labels[item].liked == 1 for item in suggested)
-    taken = liked or bool(set(suggested) & set(reply.items))
+    """1 if the user names an item of this message in the reply, or speaks again after it, else 0."""
+    named = bool(set(dialogue.messages[message_index].items) & set(reply.items))
     last = reply.message_indices[-1]
     goes_on = any(message.role == "seeker" and message.parts for message in dialogue.messages[last + 1 :])
-    return float(taken or goes_on)
+    return float(named or goes_on)
 
 
 class LatencyScale(NamedTuple):

@@ -28,6 +28,9 @@ class LabelOptions:
     """Change of the user's sentiment, or its level after the message."""
     relevance: Literal["tfidf", "minilm"] = "tfidf"
     """Encoder of relevance: TF-IDF fitted on the training split, or MiniLM's sentence vectors."""
+    relevant_items: Literal["all", "fresh"] = "all"
+    """Items of a response that count in relevance: all, or those that nobody has named before. The context names the others, so
+    that a response that repeats them is near to it, whatever it says."""
     scorer: Literal["vader", "roberta"] = "vader"
     """Scorer of sentiment: VADER's lexicon, or a RoBERTa classifier's p(positive) − p(negative)."""
     minilm: Path | None = None
@@ -55,6 +58,8 @@ class LabelOptions:
             raise ValueError(
                 f"relevance must be tfidf or minilm and scorer vader or roberta, got {self.relevance!r}, {self.scorer!r}"
             )
+        if self.relevant_items not in ("all", "fresh"):
+            raise ValueError(f"{option(self, 'relevant_items')} must be all or fresh, got {self.relevant_items!r}")
         if self.scorer == "roberta" and self.roberta is None:
             raise ValueError(
                 f"{option(self, 'scorer')} roberta needs a Hugging Face folder with the classifier: {option(self, 'roberta')}"

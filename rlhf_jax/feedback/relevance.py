@@ -2,6 +2,9 @@
 
     relevance = cos(e(response with titles spelled out), e(last `window` messages before it))
 
+With the option `relevant_items fresh` titles that were named before are left out of the response: the context holds them, and
+on ReDial a turn that does nothing but repeat one would be the most relevant of all.
+
 Source: arXiv:2508.05289 (sentence embeddings). The encoder here is TF-IDF, optionally reduced by SVD (latent semantic
 analysis), fitted on the training split; any callable from texts to vectors takes its place (`encoders.minilm_encoder`).
 """
@@ -29,7 +32,7 @@ def fit(training: Training) -> Signal:
 
     def pairs(turns: Sequence[AnsweredTurn]) -> tuple[list[str], list[str]]:
         contexts = [context_text(turn.context, texts, window=options.window) for turn in turns]
-        return contexts, [spell(turn.message.parts, texts, placeholder="") for turn in turns]
+        return contexts, [response_text(turn, texts, fresh=options.relevant_items == "fresh") for turn in turns]
 
     encoder = training.encoder
     if encoder is None and options.relevance == "minilm":
@@ -53,6 +56,13 @@ def item_texts(items: Mapping[int, Item], *, metadata: bool) -> dict[int, str]:
 def context_text(messages: Sequence[Message], texts: Mapping[int, str], *, window: int) -> str:
     """The last `window` messages as one text; empty if there are none."""
     return " ".join(spell(message.parts, texts, placeholder="") for message in messages[-window:]).strip()
+
+
+def response_text(turn: AnsweredTurn, texts: Mapping[int, str], *, fresh: bool = False) -> str:
+    """The system's message as one text; with `fresh` items that were named before it are left out."""
+    named = {item for message in turn.context for item in message.items} if fresh else set()
+    parts = [part for part in turn.message.parts if isinstance(part, str) or part not in named]
+    return spell(parts, texts, placeholder="")
 
 
 def fit_tfidf(texts: Sequence[str], *, n_components: int | None = 64, min_df: int = 2) -> Encoder:

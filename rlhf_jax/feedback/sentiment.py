@@ -28,6 +28,15 @@ Scorer = Callable[[str], float]
 
 def fit(training: Training) -> Signal:
     """The form and scorer of the options; nothing is fitted."""
+    return _signal(training, training.options.sentiment)
+
+
+def level_signal(training: Training) -> Signal:
+    """The level after the message, whatever form the options ask for; for signals that are made of it."""
+    return _signal(training, "level")
+
+
+def _signal(training: Training, form: Literal["shift", "level"]) -> Signal:
     options, scorer = training.options, training.scorer
     if scorer is None and options.roberta is not None and options.scorer == "roberta":
         scorer = roberta_scorer(options.roberta, cache=default_cache())
@@ -37,7 +46,7 @@ def fit(training: Training) -> Signal:
         if isinstance(scorer, RobertaScorer):
             around = (spoken_around(turn.dialogue, turn.message_index) for turn in turns)
             scorer.prepare(text for pair in around for text in pair if text is not None)
-        felt = [sentiment(turn.dialogue, turn.message_index, scorer=scorer, form=options.sentiment) for turn in turns]
+        felt = [sentiment(turn.dialogue, turn.message_index, scorer=scorer, form=form) for turn in turns]
         return np.array(felt, float)
 
     return signal

@@ -6,13 +6,14 @@ A run has the signals that `--reward.labels.signals` names, and the functions th
 
 from collections.abc import Mapping
 
-from rlhf_jax.feedback import engagement, relevance, sentiment
+from rlhf_jax.feedback import acceptance, engagement, relevance, sentiment
 from rlhf_jax.feedback.labelling import Fit
 
 SIGNALS: Mapping[str, Fit] = {
     "engagement": engagement.fit,
     "relevance": relevance.fit,
     "sentiment": sentiment.fit,
+    "acceptance": acceptance.fit,
 }
 
 

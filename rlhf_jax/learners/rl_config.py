@@ -35,8 +35,8 @@ class ClippedConfig:
         """Raises ValueError where a component has no name or no weight."""
         if len(self.component_weights) != len(self.component_names):
             raise ValueError(
-                f"{len(self.component_weights)} component_weights for {len(self.component_names)} component_names: "
-                f"{self.component_weights} for {self.component_names}"
+                f"{option(self, 'component_weights')} has {len(self.component_weights)} numbers for "
+                f"{len(self.component_names)} components: give one each, in the order {', '.join(self.component_names)}"
             )
 
     @property

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.feedback.relevance import context_text, cosine_relevance, fit_tfidf, item_texts
-from rlhf_jax.interfaces import Item, Message
+from rlhf_jax.data.turns import answered_turns
+from rlhf_jax.feedback.labelling import LabelOptions
+from rlhf_jax.feedback.relevance import context_text, cosine_relevance, fit_tfidf, item_texts, response_text
+from rlhf_jax.feedback.weak_labels import fit_weak_labels
+from rlhf_jax.interfaces import Dialogue, Item, Message
 
 TEXTS = ["western saddle horse", "western horse canyon", "space rocket comet", "space comet orbit"] * 3
 
@@ -50,3 +53,32 @@ def test_context_is_the_last_window_with_titles_spelled_out():
     assert context_text(messages, item_texts(items, metadata=False), window=2) == "two try Saddle Creek (1984)"
     assert context_text(messages, {}, window=9) == "one two try" and context_text([], {}, window=3) == ""
     assert item_texts(items, metadata=True)[5] == "Saddle Creek (1984) western Mara Quill 80s"
+
+
+ITEMS = {
+    5: Item(5, "Saddle Creek (1984)", 1984, ("western",), ("Mara Quill",)),
+    6: Item(6, "Dust Canyon (1986)", 1986, ("western",), ("Mara Quill",)),
+    7: Item(7, "Comet Rocket (1999)", 1999, ("space",), ("Ode Finn",)),
+}
+
+
+def answered(n: int, *parts: str | int) -> Dialogue:
+    """The seeker names 5, the system says `parts`, the seeker answers."""
+    said = (("seeker", ("i liked ", 5)), ("recommender", parts), ("seeker", ("ok",)))
+    return Dialogue(str(n), tuple(Message(role, words, place) for place, (role, words) in enumerate(said)), {}, {})
+
+
+def test_a_title_that_was_named_before_can_be_left_out():
+    (turn,) = answered_turns([answered(0, "try ", 6, " or ", 5)])
+    texts = item_texts(ITEMS, metadata=False)
+    assert response_text(turn, texts) == "try Dust Canyon (1986) or Saddle Creek (1984)"
+    assert response_text(turn, texts, fresh=True) == "try Dust Canyon (1986) or"
+
+
+@pytest.mark.parametrize(("form", "best"), [("all", 0), ("fresh", 1)])
+def test_what_repeats_is_the_most_relevant_unless_fresh_items_alone_count(form, best):
+    dialogues = [answered(0, "try ", 5), answered(1, "try ", 6), answered(2, "try ", 7)] * 3
+    options = LabelOptions(relevant_items=form, signals=("relevance",), n_components=None)
+    repeats, similar, other = fit_weak_labels(dialogues, ITEMS, options)(dialogues[:3]).raw[:, 0]
+    assert np.nanargmax([repeats, similar, other]) == best
+    assert similar > other

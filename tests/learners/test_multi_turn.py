@@ -335,7 +335,7 @@ def test_what_does_not_fit_together_is_refused(
     ("wrong", "message"),
     [
         ({"gamma": 1.5}, r"MultiTurnConfig.gamma must be in \[0, 1\]: got 1.5"),
-        ({"component_weights": (1.0,)}, "1 component_weights for 3 component_names"),
+        ({"component_weights": (1.0,)}, "component_weights has 1 numbers for 3 components"),
         ({"component_weights": (1.0, -1.0, 1.0)}, r"component_weights must be in \[0, 1000\]: got -1.0"),
         ({"clip_eps": 0.0}, r"clip_eps must be in \(0, 1e6\]: got 0.0"),
     ],

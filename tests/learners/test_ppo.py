@@ -466,7 +466,10 @@ def test_minibatches_must_divide_the_batch(
         ({"group_size": 0}, r"group_size must be in \[1, 1024\]: got 0"),
         ({"ptx_coef": -0.1}, r"ptx_coef must be in \[0, 1000\]: got -0.1"),
         ({"average_decay": 1.0}, r"average_decay must be in \(0, 1\): got 1.0"),
-        ({"component_weights": (1.0,), "component_names": ("a", "b")}, "1 component_weights for 2 component_names"),
+        (
+            {"component_weights": (1.0,), "component_names": ("a", "b")},
+            "component_weights has 1 numbers for 2 components",
+        ),
         ({"kl_control": "adaptve"}, "kl_control"),
     ],
 )

@@ -6,8 +6,7 @@ Three judgements, none of which a signal may read:
     liked          the seeker's form about an item the recommender named first; one case an item, at its first mention
     rating         a rater's 1–5 for a system's reply to a given context; one case a reply (no user turn follows)
 
-`continuation` counts a form's `liked` as taking the suggestion; here it is computed without the form, or it would read the
-judgement. TF-IDF and the latency scale are fitted on training dialogues that are judged nowhere.
+TF-IDF and the latency scale are fitted on training dialogues that are judged nowhere.
 """
 
 import dataclasses
@@ -151,8 +150,7 @@ def _message(case: JudgedExchange) -> Message:
 def _continuation(case: JudgedExchange) -> float:
     if case.reply is None:
         return math.nan
-    without_form = dataclasses.replace(case.dialogue, seeker_labels={})
-    return engagement.continuation(without_form, case.message_index, case.reply)
+    return engagement.continuation(case.dialogue, case.message_index, case.reply)
 
 
 def _turns_left(case: JudgedExchange) -> float:
