@@ -170,9 +170,9 @@ def generated_turn(
             eos=ids.eos,
             rec=ids.rec,
             say=ids.say,
-            first_item=ids.first_item,
-            n_items=ids.n_items,
+            items=range(ids.first_item, ids.first_item + ids.n_items),
             max_items=agent.grammar.max_items,
+            once=agent.grammar.once,
         ),
     )
 

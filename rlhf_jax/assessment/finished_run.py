@@ -71,7 +71,12 @@ def open_finished(path: Path) -> Finished:
     network = size_network(from_json(ModelConfig, config["model"], "config.model"), vocab)
     align = from_json(AlignmentConfig, config["align"], "config.align")
     agent = make_agent(
-        vocab, network, max_items=data.max_items, response_tokens=data.response_tokens, temperature=align.temperature
+        vocab,
+        network,
+        max_items=data.max_items,
+        response_tokens=data.response_tokens,
+        temperature=align.temperature,
+        once=data.items_once,
     )
     found = Finished(path, config, data, corpus, vocab, agent)
     if item_prior.STAGE not in found.stages:

@@ -71,11 +71,13 @@ def training_texts(dialogues: Iterable[Dialogue]) -> Iterator[str]:
             yield from (part for part in message.parts if isinstance(part, str))
 
 
-def _content(vocab: Vocabulary, message: Message, words: Sequence[int] | None, max_items: int | None) -> list[int]:
+def _content(
+    vocab: Vocabulary, message: Message, words: Sequence[int] | None, max_items: int | None, *, once: bool = False
+) -> list[int]:
     """What follows the speaker marker, without `<eos>`.
 
     If the list is cut to `max_items`, the words end before the first item that is no longer in it: the grammar lets
-    the words mention listed items only.
+    the words mention listed items only. With `once` they end before the first item they have named already.
     """
     words = vocab.encode_parts(message.parts) if words is None else list(words)
     if message.role == "seeker":
@@ -85,11 +87,20 @@ def _content(vocab: Vocabulary, message: Message, words: Sequence[int] | None, m
         listed = listed[:max_items]
         unlisted = (place for place, token in enumerate(words) if vocab.is_item(token) and token not in listed)
         words = words[: next(unlisted)]
+    if once:
+        named = [place for place, token in enumerate(words) if vocab.is_item(token)]
+        again = (place for n, place in enumerate(named) if words[place] in [words[other] for other in named[:n]])
+        words = words[: next(again, len(words))]
     return [*([vocab.rec, *listed] if listed else []), vocab.say, *words]
 
 
 def utterance_tokens(
-    vocab: Vocabulary, message: Message, words: Sequence[int] | None = None, *, max_items: int | None = None
+    vocab: Vocabulary,
+    message: Message,
+    words: Sequence[int] | None = None,
+    *,
+    max_items: int | None = None,
+    once: bool = False,
 ) -> list[int]:
     """One message with its speaker marker and `<eos>`.
 
@@ -98,9 +109,10 @@ def utterance_tokens(
       message: one message as sent.
       words: its encoded words, if at hand.
       max_items: longest item list, as in the response grammar; None is no limit.
+      once: whether a recommender's words name an item at most once, as the grammar may ask.
     """
     marker = vocab.seeker if message.role == "seeker" else vocab.recommender
-    return [marker, *_content(vocab, message, words, max_items), vocab.eos]
+    return [marker, *_content(vocab, message, words, max_items, once=once), vocab.eos]
 
 
 def response_tokens(
@@ -110,6 +122,7 @@ def response_tokens(
     *,
     max_tokens: int,
     max_items: int | None = None,
+    once: bool = False,
 ) -> list[int]:
     """A recommender message as the policy would have to say it: `[<rec> ITEM …] <say> words <eos>`, no marker.
 
@@ -120,6 +133,7 @@ def response_tokens(
       max_tokens: the response is cut to so many tokens, its `<eos>` included; items are cut only if they alone are
         too many.
       max_items: longest item list; None is no limit but `max_tokens`.
+      once: whether its words name an item at most once; they end before the first that would be named again.
     Raises:
       ValueError: if the message is the seeker's, or `max_tokens` leaves no room for one item.
     """
@@ -129,7 +143,7 @@ def response_tokens(
         raise ValueError(f"max_tokens is {max_tokens}; a response with one item takes {MIN_RESPONSE}")
     room = max_tokens - 3
     limit = room if max_items is None else min(room, max_items)
-    return [*_content(vocab, message, words, limit)[: max_tokens - 1], vocab.eos]
+    return [*_content(vocab, message, words, limit, once=once)[: max_tokens - 1], vocab.eos]
 
 
 def prompt_tokens(

@@ -9,7 +9,7 @@ narrow it (`decoding.policy`). Sampling, reference and learning renormalise by t
 the importance ratio compares two different distributions. There are two forms: one token at a time, for decoding, and
 all positions at once, for judging a given response; they agree on every sequence, grammatical or not.
 
-Words are free, or a text of sections (`decoding.sections`), which mentions no items.
+Words name items of the list alone, each as often as they like or once (`Grammar.once`). They are free, or a text of sections (`decoding.sections`), which mentions no items.
 """
 
 import functools
@@ -52,6 +52,8 @@ class Grammar(NamedTuple):
     """The forms a turn may open with; none means the two above: `<rec>` and a list, `<say>` and words."""
     sections: tuple[Section, ...] = ()
     """What words are said in, in this order; none means that words are free."""
+    once: bool = False
+    """Whether words name an item of the list at most once."""
 
     @property
     def forms(self) -> tuple[Opening, ...]:
@@ -74,7 +76,7 @@ class GrammarState(NamedTuple):
     ended: Bool[Array, " B"]
     """`<eos>` has been seen."""
     listed: Bool[Array, "B V"]
-    """Items of the list."""
+    """Items of the list; where words name each once, without those they have named."""
     n_listed: Int[Array, " B"]
     """Length of the list, repeats (which the rules forbid) included."""
     inferring: Bool[Array, " B"]
@@ -195,11 +197,14 @@ def advance(grammar: Grammar, state: GrammarState, token: Int[Array, " B"]) -> G
     if said_in is not None:
         counts = is_word(grammar, token) & state.said & ~state.ended
         said_in = of_sections.advance(grammar.sections, said_in, token, counts)
+    listed = state.listed.at[rows, token].max(listing)
+    if grammar.once:
+        listed = listed.at[rows, token].min(listing | ~is_item(grammar, token))
     return GrammarState(
         started=jnp.ones_like(state.started),
         said=state.said | begins_words(grammar, token),
         ended=state.ended | (token == grammar.eos),
-        listed=state.listed.at[rows, token].max(listing),
+        listed=listed,
         n_listed=state.n_listed + listing,
         inferring=inferring,
         inferred=inferred,
@@ -241,9 +246,11 @@ class Along(NamedTuple):
     """This and the next two as in `SectionsAlong`; None where words are free."""
     n_said: Int[Array, "B T"] | None = None
     first_used: Int[Array, "B K W"] | None = None
+    first_named: Int[Array, "B V"] | None = None
+    """Position at which words first named an item, as `first_listed`; None where they may name it again."""
 
 
-WHOLE = ("first_listed", "first_used")
+WHOLE = ("first_listed", "first_used", "first_named")
 """Fields of `Along` that have no axis of positions."""
 
 
@@ -264,6 +271,10 @@ def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
     if grammar.sections:
         counts = is_word(grammar, tokens) & said & ~ended
         in_sections = of_sections.read_along(grammar.sections, grammar.n_words, tokens, counts)._asdict()
+
+    def first_place(here: Bool[Array, "B T"]) -> Int[Array, "B V"]:
+        return never.at[jnp.arange(batch)[:, None], tokens].min(jnp.where(here, before, length))
+
     return Along(
         started=before > 0,
         said=said,
@@ -272,7 +283,8 @@ def read_along(grammar: Grammar, tokens: Int[Array, "B T"]) -> Along:
         position=before,
         inferring=inferring,
         inferred=inferred,
-        first_listed=never.at[jnp.arange(batch)[:, None], tokens].min(jnp.where(listing, before, length)),
+        first_listed=first_place(listing),
+        first_named=first_place(is_item(grammar, tokens) & said & ~ended) if grammar.once else None,
         **in_sections,
     )
 
@@ -287,12 +299,15 @@ def allowed_at(grammar: Grammar, along: Along) -> Bool[Array, "B T V"]:
     if along.section is not None and along.n_said is not None and along.first_used is not None:
         used = of_sections.used_at(along.section, along.first_used, along.position)
         in_sections = of_sections.allowed_words(grammar.sections, along.section, along.n_said, used)
+    listed = along.first_listed[:, None, :] < along.position[..., None]
+    if along.first_named is not None:
+        listed &= along.first_named[:, None, :] >= along.position[..., None]
     return allowed_given(
         grammar,
         started=along.started[..., None],
         said=along.said[..., None],
         ended=along.ended[..., None],
-        listed=along.first_listed[:, None, :] < along.position[..., None],
+        listed=listed,
         n_listed=along.n_listed[..., None],
         in_preferences=(along.inferring[..., None], along.inferred[..., None]),
         in_sections=in_sections,

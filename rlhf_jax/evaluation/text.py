@@ -116,14 +116,25 @@ def repetition(text: str, n: int = 3) -> float:
 
 
 def is_grammatical(
-    tokens: Sequence[int], *, n_words: int, eos: int, rec: int, say: int, first_item: int, n_items: int, max_items: int
+    tokens: Sequence[int],
+    *,
+    n_words: int,
+    eos: int,
+    rec: int,
+    say: int,
+    items: range,
+    max_items: int,
+    once: bool = False,
 ) -> bool:
     """Whether a whole response obeys the grammar of a turn and ends, judged apart from the decoder's masks.
 
         [<rec> ITEM … ITEM] <say> (word | listed ITEM)* <eos>        1 to max_items items, none twice
 
+    With `once` words name each of them at most once.
+
     Args:
       tokens: the response, without padding.
+      items: their tokens.
     """
     tokens = list(tokens)
     if len(tokens) < 2 or tokens[-1] != eos:
@@ -135,11 +146,14 @@ def is_grammatical(
         listed, rest = rest[1:end], rest[end:]
         if not 1 <= len(listed) <= max_items or len(set(listed)) < len(listed):
             return False
-        if any(not first_item <= token < first_item + n_items for token in listed):
+        if any(token not in items for token in listed):
             return False
     if not rest or rest[0] != say:
         return False
     allowed = set(listed)
+    named = [token for token in rest[1:] if token in allowed]
+    if once and len(set(named)) < len(named):
+        return False
     return all(0 <= token < n_words or token in allowed for token in rest[1:])
 
 

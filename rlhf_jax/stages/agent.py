@@ -76,6 +76,7 @@ def make_agent(
     response_tokens: int,
     temperature: float = 1.0,
     openings: tuple[Opening, ...] = (),
+    once: bool = False,
 ) -> Agent:
     """An agent that speaks `vocab`.
 
@@ -84,11 +85,14 @@ def make_agent(
       response_tokens: longest response, `<eos>` included.
       temperature: divides the logits of policy and reference, in sampling and in learning.
       openings: the forms a turn may have; none means the grammar's usual two.
+      once: whether words name a suggested item at most once.
     Raises: ValueError if the network's table is not as large as the vocabulary.
     """
     if network.vocab_size != vocab.size:
         raise ValueError(f"the network has {network.vocab_size} embedding rows, the vocabulary {vocab.size} tokens")
-    grammar = Grammar(**vocab.grammar._asdict(), max_items=max_items, vocab_size=vocab.size, openings=openings)
+    grammar = Grammar(
+        **vocab.grammar._asdict(), max_items=max_items, vocab_size=vocab.size, openings=openings, once=once
+    )
     return _agent(network, grammar, response_tokens, temperature)
 
 

@@ -175,6 +175,7 @@ class Windows:
                 self.words[number][index],
                 max_tokens=self.data.response_tokens,
                 max_items=self.data.max_items,
+                once=self.data.items_once,
             )
             for number, index in turns
         ]

@@ -248,6 +248,7 @@ def make_recommender(
         response_tokens=data.response_tokens,
         temperature=temperature,
         openings=openings,
+        once=data.items_once,
     )
     return Recommender(setup._replace(agent=agent), attributes, retrieval, said)
 

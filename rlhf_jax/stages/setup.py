@@ -63,6 +63,9 @@ class DataConfig:
     """Longest response, `<eos>` included."""
     max_items: Annotated[int, Range("[1, 1_000]")] = 5
     """Longest suggestion list of a turn."""
+    items_once: bool = False
+    """Whether a reply names a suggested item at most once: no "try Alien or Alien". Human messages that name one again end
+    before it, where they are learnt."""
     rl_share: Annotated[float, Range("[0, 1)")] = 0.0
     """Share of the training dialogues that imitation leaves out and reinforcement learning takes its contexts from, so that
     the policy has not learnt them by heart. 0: both read all of them. The reward model reads all of them either way."""
@@ -228,7 +231,12 @@ def set_up(
             item_titles=item_title_tokens(vocab, corpus.items),
         )
     agent = make_agent(
-        vocab, network, max_items=data.max_items, response_tokens=data.response_tokens, temperature=temperature
+        vocab,
+        network,
+        max_items=data.max_items,
+        response_tokens=data.response_tokens,
+        temperature=temperature,
+        once=data.items_once,
     )
     return Setup(data, corpus, vocab, agent, seed, trunk, world_seed if data.source == WORLD else None)
 

@@ -271,7 +271,9 @@ def training_batches(
     corpus: Corpus, vocab: Vocabulary, grammar: Grammar, config: SupervisedConfig, seed: int
 ) -> TextBatches:
     """The training split's dialogues and the items' descriptions, in the order of `seed`."""
-    texts = dialogue_texts(vocab, corpus.train, max_tokens=config.max_tokens, max_listed=grammar.max_items)
+    texts = dialogue_texts(
+        vocab, corpus.train, max_tokens=config.max_tokens, max_listed=grammar.max_items, once=grammar.once
+    )
     if config.description_epochs:
         texts += description_texts(vocab, corpus.items, max_tokens=config.description_tokens)
     return TextBatches(
@@ -282,6 +284,7 @@ def training_batches(
         seed,
         max_listed=grammar.max_items,
         description_epochs=config.description_epochs,
+        once=grammar.once,
     )
 
 
@@ -289,9 +292,18 @@ def validation(setup: Setup, loss: Callable[..., LossSums], knowledge: ItemKnowl
     """An evaluation of the moving average on the first validation dialogues, in one fixed order."""
     corpus, vocab, grammar, layout = setup.corpus, setup.vocab, setup.agent.grammar, setup.layout
     dialogues = corpus.validation[: config.validation_dialogues]
-    texts = dialogue_texts(vocab, dialogues, max_tokens=config.max_tokens, max_listed=grammar.max_items)
+    texts = dialogue_texts(
+        vocab, dialogues, max_tokens=config.max_tokens, max_listed=grammar.max_items, once=grammar.once
+    )
     batches = TextBatches(
-        tuple(texts), vocab, config.buckets, config.tokens_per_batch, 0, grammar.max_items, shuffle_lists=False
+        tuple(texts),
+        vocab,
+        config.buckets,
+        config.tokens_per_batch,
+        0,
+        grammar.max_items,
+        shuffle_lists=False,
+        once=grammar.once,
     )
     judged = jax.jit(lambda params, batch, knowledge: loss(params, batch, None, knowledge=knowledge))
     compiled = layout.together(judged, f"{STAGE}/validation")

@@ -32,7 +32,9 @@ class Text:
     """An item description: part of the first `description_epochs` only."""
 
 
-def dialogue_texts(vocab: Vocabulary, dialogues: Sequence[Dialogue], *, max_tokens: int, max_listed: int) -> list[Text]:
+def dialogue_texts(
+    vocab: Vocabulary, dialogues: Sequence[Dialogue], *, max_tokens: int, max_listed: int, once: bool = False
+) -> list[Text]:
     """Whole dialogues; one longer than `max_tokens` is cut into pieces at utterances.
 
     What cannot be learnt is counted in a warning: suggestions beyond the first `max_listed` of a message, and the end of an
@@ -45,7 +47,7 @@ def dialogue_texts(vocab: Vocabulary, dialogues: Sequence[Dialogue], *, max_toke
         for message, message_words in zip(dialogue.messages, words, strict=True):
             if is_empty(message):
                 continue
-            whole = utterance_tokens(vocab, message, message_words, max_items=max_listed)
+            whole = utterance_tokens(vocab, message, message_words, max_items=max_listed, once=once)
             utterance = whole[:max_tokens]
             if message.role == "recommender":
                 unlisted += max(0, len(set(message.items)) - max_listed)
@@ -90,6 +92,8 @@ class TextBatches:
     max_listed: int = 5
     shuffle_lists: bool = True
     description_epochs: int = 1
+    once: bool = False
+    """Whether words name an item of the list at most once, as `Grammar.once`."""
 
     def rows(self, bucket: int) -> int:
         """Texts in one batch of this bucket."""
@@ -167,7 +171,7 @@ class TextBatches:
             tokens[row, : len(text)] = text
             targets[row, : len(text) - 1] = text[1:]
             used = 0
-            for position, (kind, so_far) in enumerate(target_kinds(text, self.vocab, self.max_listed)):
+            for position, (kind, so_far) in enumerate(target_kinds(text, self.vocab, self.max_listed, once=self.once)):
                 if kind in (FREE_ITEM, LIST):
                     item_positions[row, used], item_kinds[row, used] = position, kind
                     item_listed[row, used, : len(so_far)] = so_far
@@ -205,10 +209,13 @@ def item_places(tokens: Sequence[int], vocab: Vocabulary, max_listed: int) -> li
     return [place for place, (kind, _) in enumerate(kinds) if kind in (FREE_ITEM, LIST)]
 
 
-def target_kinds(tokens: Sequence[int], vocab: Vocabulary, max_listed: int) -> list[tuple[int, tuple[int, ...]]]:
+def target_kinds(
+    tokens: Sequence[int], vocab: Vocabulary, max_listed: int, *, once: bool = False
+) -> list[tuple[int, tuple[int, ...]]]:
     """For each position but the last: what kind the next token is, and the items listed so far in its turn.
 
-    A list longer than `max_listed` cannot come from the grammar: what exceeds it is not a target.
+    A list longer than `max_listed` cannot come from the grammar: what exceeds it is not a target. With `once` words that have
+    named an item are told the rest of the list, and an item named again is no target.
     """
     phase, listed, kinds = FREE_WORD, (), []
     for token, target in itertools.pairwise(tokens):
@@ -222,6 +229,8 @@ def target_kinds(tokens: Sequence[int], vocab: Vocabulary, max_listed: int) -> l
             phase, listed = FREE_WORD, ()
         elif phase == LIST:
             listed = (*listed, token)
+        elif phase == SAY and once and vocab.is_item(token):
+            listed = tuple(item for item in listed[:max_listed] if item != token)
         is_item = vocab.is_item(target)
         if phase == LIST:
             full = len(listed) >= max_listed

@@ -103,6 +103,24 @@ def test_responses() -> None:
         response_tokens(VOCAB, TALK[1], max_tokens=3)
 
 
+@pytest.mark.parametrize(
+    ("parts", "kept"),
+    [
+        (("seen ", 5, " or ", 6, " , ", 5, " is good"), "<rec> #5 #6 <say> seen #5 or #6 , <eos>"),
+        (("seen ", 5, " , it is good"), "<rec> #5 <say> seen #5 , it is good <eos>"),
+        (("good day",), "<say> good day <eos>"),
+    ],
+)
+def test_words_end_before_an_item_they_have_named_where_once_is_all(parts: tuple[str | int, ...], kept: str) -> None:
+    message = said("recommender", *parts)
+    response = response_tokens(VOCAB, message, max_tokens=64, once=True)
+    assert response == [VOCAB.rec, *response[1:]] if 5 in parts else response[0] == VOCAB.say
+    assert utterance_tokens(VOCAB, message, once=True) == [VOCAB.recommender, *response]
+    named = [token for token in response[response.index(VOCAB.say) :] if VOCAB.is_item(token)]
+    assert len(set(named)) == len(named) == len({part for part in parts if isinstance(part, int)})
+    assert shown(response).replace(" ,", ",") == kept.replace(" ,", ",")
+
+
 @given(max_tokens=st.integers(4, 30), items=st.lists(st.integers(1, 20), max_size=12))
 def test_responses_end_within_their_budget_and_keep_to_the_grammar(max_tokens: int, items: list[int]) -> None:
     parts: list[str | int] = ["have you"]

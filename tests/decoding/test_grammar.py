@@ -18,7 +18,8 @@ WORDS, PAD, EOS, REC, SAY, ITEMS, PREF = {0, 1, 2, 3}, 4, 5, 6, 7, {8, 9, 10, 11
 REASONING = GRAMMAR._replace(openings=(*GRAMMAR.forms, Opening(PREF, "preferences")))
 LENGTH = 8
 rows = st.lists(st.integers(0, 12), min_size=LENGTH, max_size=LENGTH)
-both = pytest.mark.parametrize("grammar", [GRAMMAR, REASONING], ids=["two forms", "reasoning"])
+ONCE = REASONING._replace(once=True)
+both = pytest.mark.parametrize("grammar", [GRAMMAR, REASONING, ONCE], ids=["two forms", "reasoning", "once"])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -46,7 +47,8 @@ def may_follow(grammar: Grammar, turn: list[int]) -> set[int]:
     before = turn.index(REC) + 1 if REC in turn else 1
     listed = set(turn[before : turn.index(SAY)] if SAY in turn else turn[before:])
     if SAY in turn:
-        return WORDS | listed | {EOS}
+        named = set(turn[turn.index(SAY) :]) if grammar.once else set()
+        return WORDS | (listed - named) | {EOS}
     more = ITEMS - listed if len(listed) < 3 else set()
     return more | ({SAY} if listed else set())
 

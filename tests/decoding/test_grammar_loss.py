@@ -7,7 +7,14 @@ import pytest
 
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding.grammar import Grammar, allowed_along
-from rlhf_jax.decoding.grammar_loss import FREE_ITEM, FREE_WORD, GrammarTargets, grammar_nll
+from rlhf_jax.decoding.grammar_loss import (
+    FREE_ITEM,
+    FREE_WORD,
+    NO_TARGET,
+    SAY,
+    GrammarTargets,
+    grammar_nll,
+)
 from rlhf_jax.equations.logprobs import token_logprobs
 from rlhf_jax.stages.texts import Text, TextBatches, target_kinds
 
@@ -34,15 +41,24 @@ def responses(vocab: Vocabulary) -> list[list[int]]:
     ]
 
 
-def packed(vocab: Vocabulary, texts: list[list[int]], bucket: int) -> tuple[np.ndarray, GrammarTargets]:
-    batches = TextBatches(tuple(Text(tuple(t)) for t in texts), vocab, (bucket,), bucket * len(texts), 0, MAX_ITEMS)
+def packed(
+    vocab: Vocabulary, texts: list[list[int]], bucket: int, *, once: bool = False
+) -> tuple[np.ndarray, GrammarTargets]:
+    of = tuple(Text(tuple(text)) for text in texts)
+    batches = TextBatches(of, vocab, (bucket,), bucket * len(texts), 0, MAX_ITEMS, once=once)
     tokens, _, targets = batches.pack(texts, bucket, None)
     return tokens, targets
 
 
-def test_recommender_turns_equal_the_masked_softmax_over_the_whole_vocabulary(vocab: Vocabulary, grammar: Grammar):
-    found = responses(vocab)
-    tokens, targets = packed(vocab, [[vocab.recommender, *response] for response in found], 24)
+@pytest.mark.parametrize("once", [False, True])
+def test_recommender_turns_equal_the_masked_softmax_over_the_whole_vocabulary(
+    vocab: Vocabulary, grammar: Grammar, once: bool
+):
+    found, grammar = responses(vocab), grammar._replace(once=once)
+    if once:  # The last names its item twice, which that grammar cannot say.
+        item = [vocab.item_token(i) for i in vocab.item_ids]
+        found[-1] = [vocab.rec, item[3], item[0], vocab.say, item[3], 5, item[0], 6, vocab.eos]
+    tokens, targets = packed(vocab, [[vocab.recommender, *response] for response in found], 24, once=once)
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(len(found), 24, 16)), jnp.float32)
     table = jnp.asarray(rng.normal(size=(vocab.size, 16)), jnp.float32)
@@ -92,6 +108,18 @@ def test_padding_has_no_loss_and_no_gradient(vocab: Vocabulary, grammar: Grammar
         assert np.isfinite(gradient).all()
         assert not gradient[row, length - 1 :].any()
         assert gradient[row, : length - 1].any(axis=1).sum() >= length - 2  # a forced `<say>` teaches nothing
+
+
+def test_an_item_that_is_named_again_is_no_target_where_once_is_all(vocab: Vocabulary):
+    item = vocab.item_token(9)
+    text = [vocab.recommender, vocab.rec, item, vocab.say, item, item, 5, vocab.eos]
+    assert target_kinds(text, vocab, MAX_ITEMS)[4:] == [(SAY, (item,))] * 3
+    assert target_kinds(text, vocab, MAX_ITEMS, once=True)[3:] == [
+        (SAY, (item,)),
+        (NO_TARGET, ()),
+        (SAY, ()),
+        (SAY, ()),
+    ]
 
 
 def test_an_item_that_was_not_listed_is_no_target(vocab: Vocabulary):

@@ -268,12 +268,12 @@ def test_words_in_a_hole_of_the_mask_would_not_be_read_and_are_refused(params: d
     check_rollout(rollout)
 
 
-@pytest.mark.parametrize("chunk", [None, 4], ids=["whole", "in chunks"])
+@pytest.mark.parametrize(("chunk", "once"), [(None, False), (4, False), (None, True), (4, True)])
 def test_reasoned_turns_list_candidates_alone_and_are_judged_as_they_were_drawn(
-    params: dict, prompts: PromptBatch, chunk: int | None
+    params: dict, prompts: PromptBatch, chunk: int | None, once: bool
 ) -> None:
     config = dataclasses.replace(CONFIG, head_chunk=chunk)
-    reasoning = GRAMMAR._replace(openings=(Opening(24, "list"), Opening(22, "preferences")))
+    reasoning = GRAMMAR._replace(openings=(Opening(24, "list"), Opening(22, "preferences")), once=once)
     candidates = jnp.arange(9)[None] % 3 == jnp.arange(BATCH)[:, None] % 3
     # As it was drawn: nearly uniform, so that both forms come.
     trunk = jax.tree.map(lambda leaf: leaf / 4, params["trunk"])
@@ -290,3 +290,6 @@ def test_reasoned_turns_list_candidates_alone_and_are_judged_as_they_were_drawn(
     assert len(row) > 2
     assert np.asarray(candidates)[row, tokens[row, place] - 26].all()
     assert 22 in tokens[:, 0]
+    named = [[token for token in turn[turn.index(25) :] if 26 <= token < 35] for turn in tokens.tolist() if 25 in turn]
+    assert any(named)
+    assert not once or all(len(set(items)) == len(items) for items in named)

@@ -7,7 +7,7 @@ import pytest
 from rlhf_jax.evaluation import text
 from rlhf_jax.evaluation.text import GeneratedTurn
 
-GRAMMAR = {"n_words": 10, "eos": 11, "rec": 12, "say": 13, "first_item": 20, "n_items": 5, "max_items": 2}
+GRAMMAR = {"n_words": 10, "eos": 11, "rec": 12, "say": 13, "items": range(20, 25), "max_items": 2}
 
 
 def turn(said: str, reference: str, dialogue: str = "d", **changes) -> GeneratedTurn:
@@ -79,6 +79,15 @@ def test_repetition():
 )
 def test_grammar_judge(tokens, good):
     assert text.is_grammatical(tokens, **GRAMMAR) is good
+
+
+@pytest.mark.parametrize(
+    ("tokens", "good"),
+    [([12, 20, 21, 13, 21, 1, 20, 11], True), ([12, 20, 13, 20, 1, 20, 11], False), ([13, 1, 1, 11], True)],
+)
+def test_grammar_judge_where_words_name_an_item_once(tokens, good):
+    assert text.is_grammatical(tokens, **GRAMMAR, once=True) is good
+    assert text.is_grammatical(tokens, **GRAMMAR)
 
 
 def test_results_of_a_perfect_and_a_poor_system():
