@@ -21,6 +21,8 @@ from rlhf_jax.data.bpe import read_gpt2, read_tokenizer_file
 from rlhf_jax.data.lines import INT64, read_json
 
 SPECIALS = ("<pad>", "<eos>", "<seeker>", "<recommender>", "<rec>", "<say>", "<pref>")
+MOST_MULTIPLE = 65_536
+"""A table is padded to a multiple of it at most; a larger number is no choice but a damaged file."""
 _TOKENIZER_FILE = "tokenizer.json"
 _VOCABULARY_FILE = "vocabulary.json"
 
@@ -56,8 +58,8 @@ class Vocabulary:
     multiple: int = 64
 
     def __post_init__(self) -> None:
-        if self.multiple < 1:
-            raise ValueError(f"multiple is {self.multiple}; it must be at least 1")
+        if not 1 <= self.multiple <= MOST_MULTIPLE:
+            raise ValueError(f"multiple is {self.multiple}; it must be at least 1 and at most {MOST_MULTIPLE:,}")
         if len(set(self.item_ids)) != len(self.item_ids):
             raise ValueError(f"{len(self.item_ids)} item ids hold only {len(set(self.item_ids))} different ones")
 

@@ -133,6 +133,7 @@ def test_a_damaged_save_is_named(tmp_path: Path) -> None:
         ({"lower_case": 1}, "damaged"),
         ({"multiple": 64.0}, "damaged"),
         ({"multiple": 0}, "multiple is 0"),
+        ({"multiple": 10**20}, "multiple is 1"),
     ],
 )
 def test_a_save_with_other_kinds_of_values_is_named(tmp_path: Path, changes: dict, message: str) -> None:
