@@ -34,7 +34,7 @@ from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.ranges import Cases, Seed, check_numbers
 from rlhf_jax.reporting import diagnostics, gates
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import notice, read_json, write_text
+from rlhf_jax.runtime.files import notice, read_object, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import claim, enable_compilation_cache, open_run
@@ -180,7 +180,7 @@ def gather(config: Config, setting: StudySetting) -> Path:
     command = shlex.join(["python", *sys.argv])
     passed = {
         f"{model.train_domain}s, {model.embeddings}": [
-            read_json(model_folder(config, model, seed) / "foundation" / f"{reward.STAGE}-{config.sentiment}.json")
+            read_object(model_folder(config, model, seed) / "foundation" / f"{reward.STAGE}-{config.sentiment}.json")
             for seed in config.seeds
         ]
         for model in transfer.models(config.embeddings)

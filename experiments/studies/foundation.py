@@ -12,7 +12,7 @@ from rlhf_jax.feedback.components import COMPONENTS, equal_weights
 from rlhf_jax.interfaces import Params
 from rlhf_jax.ranges import Range, check_numbers
 from rlhf_jax.reporting import gates
-from rlhf_jax.runtime.files import RunError, as_json, read_json
+from rlhf_jax.runtime.files import RunError, as_json, read_object
 from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages import reward, supervised
 from rlhf_jax.stages.agent import policy_params
@@ -96,7 +96,7 @@ def facts(folder: Path, config: FoundationConfig) -> dict[str, Any]:
     For `RunDirectory.record`, which refuses a seed that rests on another foundation, finished or not.
     """
     found: dict[str, Any] = {"foundation": stored_config(config)}
-    if (folder / "config.json").exists() and "data" in (laid := read_json(folder / "config.json")):
+    if (folder / "config.json").exists() and "data" in (laid := read_object(folder / "config.json")):
         found["foundation_data"] = laid["data"]
     return found
 

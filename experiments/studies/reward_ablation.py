@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from rlhf_jax.evaluation.results import Result, difference_name
 from rlhf_jax.reporting import gates, plots
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import read_json, write_text
+from rlhf_jax.runtime.files import read_list, write_text
 from studies import common, tables
 from studies.foundation import EQUAL, Sentiment
 from studies.tables import Measure
@@ -191,7 +191,7 @@ def write_report(
     shown = [name for name in ("full", *SINGLES, "level") if name in compared.variants] or compared.variants
     page = common.diagnostics({name: (f"ppo-{name}", entries) for name in shown})
     plots.save(page, run_dir / "plots", "ppo")
-    notes = read_json(common.seed_folder(run_dir, seeds[0]) / "notes.json")
+    notes = read_list(common.seed_folder(run_dir, seeds[0]) / "notes.json")
     parts = [
         f"# Ablation of the reward: {setting}, {size}",
         *notes,

@@ -13,7 +13,7 @@ from rlhf_jax.evaluation.results import Result, difference_name
 from rlhf_jax.reporting import gates, interval_plots, plots, result_tables
 from rlhf_jax.reporting.interval_plots import Points, PointsPanel
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import read_json, write_text
+from rlhf_jax.runtime.files import read_object, write_text
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import DataConfig, Setup
@@ -212,12 +212,12 @@ def write_report(
 
 def read_contexts(run_dir: Path, seed: int) -> Mapping[str, Any]:
     """`Contexts` of every window of one seed, by window."""
-    return read_json(common.seed_folder(run_dir, seed) / "contexts.json")
+    return read_object(common.seed_folder(run_dir, seed) / "contexts.json")
 
 
 def _gates(run_dir: Path, seeds: Sequence[int], windows: Sequence[int]) -> dict[str, list[gates.Gate]]:
     folders = [common.seed_folder(run_dir, seed) for seed in seeds]
-    return {f"k = {k}": [read_json(folder / f"{reward.STAGE}-k{k}.json") for folder in folders] for k in windows}
+    return {f"k = {k}": [read_object(folder / f"{reward.STAGE}-k{k}.json") for folder in folders] for k in windows}
 
 
 def _columns(k: int) -> tuple[str, str, str]:

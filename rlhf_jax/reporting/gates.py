@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_jax.evaluation.results import Result, exclude_zero
 from rlhf_jax.reporting.result_tables import cell, markdown_table
-from rlhf_jax.runtime.files import read_json, write_json
+from rlhf_jax.runtime.files import read_object, write_json
 from rlhf_jax.runtime.run import RunDirectory
 
 GATE = 0.6
@@ -33,7 +33,7 @@ def read(folders: Sequence[Path]) -> dict[str, list[Gate]]:
     """What `save` stored in the seeds' folders, by form; of seeds that an older version began, nothing."""
     found: dict[str, list[Gate]] = {}
     for folder in folders:
-        for form, gate in (read_json(folder / FILE) if (folder / FILE).exists() else {}).items():
+        for form, gate in (read_object(folder / FILE) if (folder / FILE).exists() else {}).items():
             found.setdefault(form, []).append(gate)
     return found
 

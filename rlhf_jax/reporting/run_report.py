@@ -46,10 +46,8 @@ def read_results(run_dir: Path) -> list[Result]:
     file = Path(run_dir) / "results.json"
     if not file.exists():
         return []
-    results, entries = [], files.read_json(file)
-    if not isinstance(entries, list):
-        raise ValueError(f"{file}: {str(entries)[:60]!r} is no list of results")  # noqa: TRY004 - a mistake in a file
-    for index, entry in enumerate(entries):
+    results = []
+    for index, entry in enumerate(files.read_list(file)):
         try:
             results.append(Result.from_json(entry))
         except (ValueError, TypeError, AttributeError) as error:
@@ -65,14 +63,22 @@ def write_samples(run_dir: Path, conversations: Sequence[Conversation]) -> Path:
 
 
 def read_samples(run_dir: Path) -> list[Conversation]:
-    """Reads `samples.json`; no file is no conversation."""
+    """Reads `samples.json`; no file is no conversation.
+
+    Raises: ValueError naming file and entry that cannot be read.
+    """
     file = Path(run_dir) / "samples.json"
     if not file.exists():
         return []
-    return [
-        Conversation(entry["dialogue"], tuple(entry["context"]), entry["replies"], entry.get("note", ""))
-        for entry in files.read_json(file)
-    ]
+    found = []
+    for index, entry in enumerate(files.read_list(file)):
+        kinds = {"dialogue": str, "context": list, "replies": dict}
+        if not isinstance(entry, dict) or any(not isinstance(entry.get(name), kind) for name, kind in kinds.items()):
+            raise files.DamagedFileError(
+                f"{file}, entry {index}: {str(entry)[:60]!r}, expected an object with dialogue, context and replies"
+            )
+        found.append(Conversation(entry["dialogue"], tuple(entry["context"]), entry["replies"], entry.get("note", "")))
+    return found
 
 
 def write_report(
@@ -94,7 +100,7 @@ def write_report(
     """
     run_dir = Path(run_dir)
     results = read_results(run_dir)
-    config = files.read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
+    config = files.read_object(run_dir / "config.json") if (run_dir / "config.json").exists() else {}
     gate = config.get("config", {}).get("reward", {}).get("gate_pearson", gates.GATE)
     stored = config.get("command")
     contents = Contents(

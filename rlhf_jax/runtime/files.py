@@ -163,7 +163,9 @@ def _list_checksums(path: Path) -> dict[str, Any]:
     """Of the JSON lists in the folder of `path`; a damaged file of them counts as none, with a notice."""
     file = path.with_name(CHECKSUMS)
     try:
-        return read_object(file) if file.exists() else {}
+        stored = read_object(file) if file.exists() else {}
+        # An older version, or another hand, may have left something that is no list.
+        return {name: sums for name, sums in stored.items() if isinstance(sums, list)}
     except DamagedFileError as error:
         notice(f"{error}; it says nothing about {path.name} any more")
         return {}
@@ -266,7 +268,7 @@ def read_json(path: Path) -> Any:
         ) from error
     if isinstance(value, list):
         known = _list_checksums(path).get(path.name)
-        if isinstance(known, list) and _checksum(value) not in known:
+        if known is not None and _checksum(value) not in known:
             raise DamagedFileError(
                 f"{path} was changed after it was written: make it again with the command that wrote it; where the change is "
                 f"yours, remove {path.with_name(CHECKSUMS)}"
@@ -294,4 +296,17 @@ def read_object(path: Path, *fields: str) -> dict[str, Any]:
         )
     if missing := [field for field in fields if field not in value]:
         raise DamagedFileError(f"{path} has no field {', '.join(missing)}: restore it or choose another run directory")
+    return value
+
+
+def read_list(path: Path) -> list[Any]:
+    """Reads a JSON file of a run that must be a list.
+
+    Raises: DamagedFileError naming the file, and what it holds.
+    """
+    value = read_json(path)
+    if not isinstance(value, list):
+        raise DamagedFileError(
+            f"{path} must hold a list, it holds {str(value)[:60]!r}: restore it or choose another run directory"
+        )
     return value

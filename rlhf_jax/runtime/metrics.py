@@ -285,7 +285,7 @@ class _WandB:
         except ImportError as error:
             raise files.RunError("tracking with wandb needs the extra: pip install 'rlhf-jax[tracking]'") from error
         # The same id when the stage is continued, another one for another run in a folder of the same name.
-        birth = files.read_json(directory.path / "config.json")["started"]
+        birth = files.read_object(directory.path / "config.json", "started")["started"]
         identity = f"{directory.path.name}-{stage}-{zlib.crc32(f'{directory.path.absolute()} {birth}'.encode()):08x}"
         self._new_table = wandb.Table
         self._run = wandb.init(

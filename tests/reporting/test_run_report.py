@@ -185,6 +185,30 @@ def test_results_round_trip_and_refuse_doubles(tmp_path: Path):
         run_report.read_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"results.json": ["a"]}', "must hold a list"),
+        ('["text"]', "entry 0: 'text', expected an object"),
+        ('[{"dialogue": "1", "context": "said", "replies": {}}]', "entry 0"),
+        ('[{"dialogue": "1", "context": []}]', "entry 0"),
+    ],
+)
+def test_stored_conversations_that_are_something_else_are_named(tmp_path: Path, text: str, said: str):
+    (tmp_path / "samples.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"samples\.json.*{said}"):
+        run_report.read_samples(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["7", '"text"', "null", '{"a": 1}'])
+def test_a_list_of_checksums_that_is_none_says_nothing(tmp_path: Path, other: str):
+    run_report.write_results(tmp_path, [result("sft/hr@1", 0.1)])
+    (tmp_path / "checksums.json").write_text(f'{{"results.json": {other}}}')
+    assert [found.value for found in run_report.read_results(tmp_path)] == [0.1]
+    run_report.write_results(tmp_path, [result("sft/hr@1", 0.2)])
+    assert [found.value for found in run_report.read_results(tmp_path)] == [0.2]
+
+
 def test_series_are_of_one_stage_and_null_is_a_gap():
     lines = [
         {"stage": "ppo", "step": 1, "objective/kl_k1": 1.0},

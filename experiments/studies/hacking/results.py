@@ -11,7 +11,7 @@ from rlhf_jax.evaluation import failure_signatures, over_optimisation
 from rlhf_jax.evaluation.failure_signatures import SIGNATURES, Warnings
 from rlhf_jax.evaluation.over_optimisation import FORMS, Fit, Floats, Form, Means, Onset
 from rlhf_jax.evaluation.results import DIFFERENCE, Result, difference_name
-from rlhf_jax.runtime.files import RunError, read_json
+from rlhf_jax.runtime.files import RunError, read_object
 from rlhf_jax.runtime.metrics import read_metrics
 from studies.hacking import path_probe
 
@@ -114,7 +114,7 @@ def _fits(ways: Sequence[Means]) -> dict[Form, Fit]:
 def _before(folder: Path) -> dict[str, dict[str, list[float]]]:
     if not (folder / BEFORE).exists():
         raise RunError(f"{folder} has no {BEFORE}: start the study's seed again")
-    stored: dict[str, dict[str, list[Any]]] = read_json(folder / BEFORE)
+    stored: dict[str, dict[str, list[Any]]] = read_object(folder / BEFORE)
     return {
         way: {metric: [math.nan if value is None else value for value in values] for metric, values in start.items()}
         for way, start in stored.items()
