@@ -206,10 +206,10 @@ def loss(params: dict[str, jax.Array], tokens, mask, old_logprobs, old_values, a
     return (surrogate + clipped_value_loss(values, old_values, returns, value_clip_eps=10.0)).sum() / BATCH
 
 
-@functools.partial(jax.jit, static_argnames=("epochs", "updates"))
+@functools.partial(jax.jit, static_argnames="updates")
 @functools.partial(jax.vmap, in_axes=(None, 0, None, None))  # seeds
 @functools.partial(jax.vmap, in_axes=(0, None, None, None))  # methods
-def train(method: jax.Array, seed: jax.Array, epochs: int, updates: int) -> jax.Array:
+def train(method: jax.Array, seed: jax.Array, epochs: jax.Array, updates: int) -> jax.Array:
     """KL(π‖π*) before the first and after every update."""
     start = REFERENCE | {"counts": (method == 4).astype(jnp.float32)}
 
