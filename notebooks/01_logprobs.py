@@ -43,6 +43,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from rlhf_jax.equations.logprobs import entropy, log_softmax, sequence_logprob, token_logprobs
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -236,11 +237,31 @@ np.testing.assert_allclose(taught[[2, 3]], [2 / 3, 1 / 3], atol=0.02)
 # 1. What does $\log \pi(a_t)$ tend to as $\tau \to 0$ and as $\tau \to \infty$, for the likeliest token and for another one?
 # 2. A recommender must not end its reply before it has said something, so `<eos>` is forbidden at the first position (the
 #    argument `allowed`). What happens to the log-probability of "a"? What goes wrong if the **sampler**, the code that draws
-#    responses, obeys the rule, and the **learner**, the code that improves the policy, does not know it?
+#    responses, obeys the rule, and the **learner**, the code that improves the policy, does not know it? Fill in the function below, without the library.
 # 3. Show that $\sum_v \pi(v)\, \nabla \log \pi(v) = 0$. Why does that allow us to subtract any constant, a **baseline**, from the
 #    reward?
 #
-# Solutions follow, here and in every notebook.
+# Where an exercise asks for code, there is a function to fill in. Below it stand the asserts that it must pass; `check` runs them, and says "not done yet" as
+# long as the function raises `NotImplementedError`. Solutions follow, here and in every notebook.
+
+
+# %%
+def logprob_under_rule(row: np.ndarray, token: int, allowed: np.ndarray) -> float:
+    """log π(token) from one row of logits [5], where only tokens with `allowed` [5] may be said. Exercise 2, in NumPy."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_2(logprob_under_rule) -> None:
+    for forbidden in range(5):
+        allowed = np.arange(5) != forbidden
+        chances = np.exp([logprob_under_rule(logits[0], token, allowed) for token in range(5)])
+        np.testing.assert_allclose(chances.sum(), 1)
+        assert chances[forbidden] == 0
+    # Where everything is allowed nothing changes.
+    np.testing.assert_allclose(logprob_under_rule(logits[0], 1, np.ones(5, bool)), logprobs_by_hand[0])
+
+
+check(logprob_under_rule, asserts_2)
 
 # %% [markdown]
 # **1.** As $\tau \to 0$ the distribution collapses onto the likeliest token: its log-probability tends to 0, all others to
@@ -257,7 +278,15 @@ for temperature in (0.01, 100.0):
 # the algorithm this course leads to (notebook 5), steers by that ratio: it would steer by noise. It would also waste gradient on a
 # token that is never drawn.
 
+
 # %%
+def logprob_under_rule(row: np.ndarray, token: int, allowed: np.ndarray) -> float:
+    """A forbidden logit is minus infinity: it adds nothing to the sum."""
+    possible = np.where(allowed, row, -np.inf)
+    return possible[token] - np.log(np.exp(possible).sum())
+
+
+assert check(logprob_under_rule, asserts_2)
 allowed = jnp.ones((1, 5), bool).at[0, 0].set(False)
 first = jnp.asarray(logits[:1], jnp.float32), jnp.asarray(response[:1])
 with_rule, without_rule = token_logprobs(*first, allowed=allowed)[0], token_logprobs(*first)[0]
@@ -265,6 +294,7 @@ print(
     f"with the rule {with_rule:.4f}, without {without_rule:.4f}; spurious ratio {np.exp(without_rule - with_rule):.4f}"
 )
 assert with_rule > without_rule
+np.testing.assert_allclose(logprob_under_rule(logits[0], 1, np.arange(5) > 0), with_rule, rtol=1e-5)
 
 # %% [markdown]
 # **3.** $\sum_v \pi(v) \nabla \log \pi(v) = \sum_v \nabla \pi(v) = \nabla \sum_v \pi(v) = \nabla 1 = 0$. A constant $b$ times this sum is

@@ -43,6 +43,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from rlhf_jax.equations.kl import kl_exact, kl_k1, kl_k2, kl_k3
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -238,7 +239,31 @@ assert first_gradients["k2, summed over tokens"][1] * whole_gradient[1] < 0
 # 2. Show on the two-token language above that the KL between distributions over *whole responses* is the mean of the sum of the
 #    tokens' $d$, so that k1 may be summed over tokens. Why does the summed k2 miss a part of the gradient, then?
 # 3. Where does k3 come from? Find $c$ such that $d + c\,(e^{-d} - 1)$ is unbiased for every $c$, and see which $c$ gives the least
-#    variance in the example above.
+#    variance in the example above: fill in `best_c`.
+
+
+# %%
+def best_c(pi: np.ndarray, d: np.ndarray) -> float:
+    """The c for which d + c (e^{−d} − 1) scatters least, for words with probabilities `pi` and log-ratios `d`. Exercise 3."""
+    raise NotImplementedError("your turn")
+
+
+def variance(c: float, pi: np.ndarray, d: np.ndarray) -> float:
+    """Of one sample."""
+    estimate = d + c * (np.exp(-d) - 1)
+    return pi @ (estimate - pi @ estimate) ** 2
+
+
+def asserts_3(best_c) -> None:
+    for other in (logits, ref_logits + 0.1, 3 * ref_logits):
+        log_pi = log_softmax(other)
+        example = np.exp(log_pi), log_pi - log_softmax(logits[::-1])
+        c = best_c(*example)
+        near = min(variance(c - 0.01, *example), variance(c + 0.01, *example))
+        assert variance(c, *example) <= near, f"c = {c} is not the lowest place"
+
+
+check(best_c, asserts_3)
 
 # %% [markdown]
 # **1.** $\mathrm{KL}(\pi \| \pi_\text{ref})$ is the mean over what *we* say: it forgives saying only one of two good words (0.69 nats) and does
@@ -275,11 +300,18 @@ np.testing.assert_allclose(first_gradients["k2, summed over tokens"] + missing, 
 # best $c$ is minus the covariance of $d$ and $e^{-d}$ divided by the variance of $e^{-d}$. It is near 1 when the policies are near each other, and
 # $c = 1$ is the only value for which the estimate is never negative, whatever $d$ is: that is k3.
 
+
 # %%
+def best_c(pi: np.ndarray, d: np.ndarray) -> float:
+    """z has mean zero, so its variance and its covariance with d are means of products."""
+    z = np.exp(-d) - 1
+    return -(pi @ (d * z)) / (pi @ z**2)
+
+
+assert check(best_c, asserts_3)
 log_pi = log_softmax(logits)
 pi, d = np.exp(log_pi), log_pi - log_softmax(ref_logits)
-z = np.exp(-d) - 1
-best = -(pi @ (d * z)) / (pi @ z**2)
+z, best = np.exp(-d) - 1, best_c(pi, d)
 for c in (0.0, best, 1.0):
     estimate = d + c * z
     mean = pi @ estimate

@@ -37,6 +37,7 @@ import numpy as np
 from rlhf_jax.equations.kl_control import adaptive_kl_coef
 from rlhf_jax.equations.rewards import missing_eos_score, token_rewards
 from rlhf_jax.equations.running import initial_moments, normalise, update_moments
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -194,7 +195,27 @@ for coefficient in (0.3, 2.0):
 # 2. Why is the score paid on the last *real* token and not at the last place of the array? Move it there by hand and look at the
 #    sum over real tokens.
 # 3. Suppose a policy's KL answers to the price like $\mathrm{KL} = 0.9/\kappa$ nats. Which $\kappa$ meets a target of 6, and how many updates of
-#    512 responses does the controller need to come within 10 % of the target, starting at $\kappa = 0.05$?
+#    512 responses does the controller need to come within 10 % of the target, starting at $\kappa = 0.05$? Fill in `updates_needed`.
+
+
+# %%
+def updates_needed(coefficient: float, n_responses: int) -> tuple[int, float]:
+    """How many updates bring KL = 0.9/κ within 10 % of 6 nats, at a horizon of 10,000 responses, and κ after them. Exercise 3."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_3(updates_needed) -> None:
+    for start, n_responses in ((0.05, 512), (1.0, 512), (0.05, 64), (0.15, 512)):
+        expected, price = 0, jnp.float32(start)
+        while abs(0.9 / price / 6.0 - 1) > 0.1:
+            price = adaptive_kl_coef(price, 0.9 / price, target=6.0, horizon=10_000.0, n_responses=n_responses)
+            expected += 1
+        updates, coefficient = updates_needed(start, n_responses)
+        assert updates == expected, f"{updates} updates from κ = {start} on, {expected} are needed"
+        np.testing.assert_allclose(coefficient, price, rtol=1e-3)
+
+
+check(updates_needed, asserts_3)
 
 # %% [markdown]
 # **1.** With $\log \pi^* = \log \pi_\text{ref} + s/\kappa - \log Z$, that is $s = \kappa (\log \pi^* - \log \pi_\text{ref} + \log Z)$:
@@ -224,11 +245,19 @@ assert wrong[mask].sum() < rewards_by_hand[mask].sum() - 0.9
 # **3.** $\kappa = 0.15$. Each update changes it by at most $0.2 \cdot 512 / 10\,000 \approx 1\,\%$, so factors take a while; that slowness keeps the
 # loop of policy and price from swinging.
 
+
 # %%
-coefficient, updates = 0.05, 0
-while abs(0.9 / coefficient / 6.0 - 1) > 0.1:
-    coefficient *= 1 + np.clip(0.9 / coefficient / 6.0 - 1, -0.2, 0.2) * 512 / 10_000
-    updates += 1
+def updates_needed(coefficient: float, n_responses: int) -> tuple[int, float]:
+    """Lines 8 of so many updates."""
+    updates = 0
+    while abs(error := 0.9 / coefficient / 6.0 - 1) > 0.1:
+        coefficient *= 1 + np.clip(error, -0.2, 0.2) * n_responses / 10_000
+        updates += 1
+    return updates, coefficient
+
+
+assert check(updates_needed, asserts_3)
+updates, coefficient = updates_needed(0.05, 512)
 print(f"{updates} updates, κ = {coefficient:.4f}, KL = {0.9 / coefficient:.2f} nats")
 library = adaptive_kl_coef(coefficient, 0.9 / coefficient, target=6.0, horizon=10_000.0, n_responses=512)
 expected = coefficient * (1 + (0.9 / coefficient / 6.0 - 1) * 512 / 10_000)

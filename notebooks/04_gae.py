@@ -50,6 +50,7 @@ import numpy as np
 
 from rlhf_jax.equations.gae import generalized_advantage_estimation, multi_turn_generalized_advantage_estimation
 from rlhf_jax.equations.masked import masked_whiten
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -216,10 +217,30 @@ assert noise[-1, 0] > 5 * noise[0, 0]
 #
 # 1. Show that $\lambda = 1$, $\gamma = 1$ is "sum of the remaining rewards minus $V_t$", and check it. Which $\lambda$ would you take with a perfect critic?
 #    Check also that GAE is the weighted mean of the $A_t^{(k)}$: what goes wrong if the last one does not get the weight that remains?
+#    Fill in `mean_of_steps`.
 # 2. In a conversation the user speaks in between. Those tokens are in the text, but the policy did not choose them. Skip
 #    them: what should the advantages of the policy's own tokens be? (`multi_turn_generalized_advantage_estimation`.)
 # 3. Somebody whitens each response by itself instead of the whole batch. Find two responses for which that turns a good token into a
 #    bad one.
+
+
+# %%
+def mean_of_steps(rewards: np.ndarray, values: np.ndarray, gae_lambda: float) -> float:
+    """A_1 as the weighted mean of the A_1^(k), at γ = 1; rewards [T], values [T+1], the last of which is 0. Exercise 1."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_1(mean_of_steps) -> None:
+    made_up = np.random.default_rng(4)
+    for length in (1, 3, 7):
+        paid, opinion = made_up.normal(size=length), np.append(made_up.normal(size=length), 0.0)
+        for gae_lambda in (0.0, 0.5, 0.95, 1.0):
+            arrays = jnp.asarray(paid, jnp.float32), jnp.asarray(opinion, jnp.float32)
+            expected = generalized_advantage_estimation(*arrays, gamma=1.0, gae_lambda=gae_lambda)[0]
+            np.testing.assert_allclose(mean_of_steps(paid, opinion, gae_lambda), expected, atol=1e-5)
+
+
+check(mean_of_steps, asserts_1)
 
 # %% [markdown]
 # **1.** With $\lambda = \gamma = 1$ the sum of the $\delta$ telescopes: each $V_{t+k}$ comes once with plus and once with minus, only $-V_t$ and the end,
@@ -228,7 +249,18 @@ assert noise[-1, 0] > 5 * noise[0, 0]
 # The weights $(1 - \lambda)\, \lambda^{k-1}$ sum to 1 over infinitely many $k$ only. After the end $A_t^{(k)}$ does not change any more; all of those are the last one, so it has their
 # weight too, $\lambda^{n-1}$ in all where $n$ tokens are left. Without it the advantages near the end would be far too small.
 
+
 # %%
+def mean_of_steps(rewards: np.ndarray, values: np.ndarray, gae_lambda: float) -> float:
+    """A^(k) looks k steps ahead and trusts the critic from there; the last one looks to the end and gets what is left."""
+    n = len(rewards)
+    steps = [rewards[:k].sum() + values[k] - values[0] for k in range(1, n + 1)]
+    weights = (1 - gae_lambda) * gae_lambda ** np.arange(n)
+    weights[-1] = gae_lambda ** (n - 1)
+    return weights @ np.array(steps)
+
+
+assert check(mean_of_steps, asserts_1)
 all_the_way = generalized_advantage_estimation(sentence_rewards, sentence_values, gamma=1.0, gae_lambda=1.0)
 np.testing.assert_allclose(all_the_way, 0.6 - np.array(OPINION), atol=1e-6)
 perfect = np.pad(np.cumsum(luck, axis=1) - luck, ((0, 0), (0, 1)))

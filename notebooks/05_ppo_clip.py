@@ -43,6 +43,7 @@ from rlhf_jax.equations.ppo import (
     importance_ratio,
     surrogate_clip_fraction,
 )
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -243,18 +244,62 @@ assert abs(promised[-1] - gained[-1]) > 0.1
 # %% [markdown]
 # ## Exercises
 #
-# 1. Compute the gradient of the loss with respect to $\log \pi(a_t)$ at the four corners $\rho = 0.5$ or $1.5$, $A = 1$ or $-1$, first with pen and paper.
+# 1. Compute the gradient of the loss with respect to $\log \pi(a_t)$ at the four corners $\rho = 0.5$ or $1.5$, $A = 1$ or $-1$, first with pen and paper. Then
+#    for every $\rho$ and $A$: fill in `slope`.
 # 2. Show that for the very first step on a batch the clip plays no role: the gradient is that of the plain policy gradient, whatever
 #    $\varepsilon > 0$ is.
 # 3. A bad token has become ten times likelier in the meantime (other tokens' gradients can do that). What is its loss? A **dual
 #    clip** ([Ye et al. 2020](https://arxiv.org/abs/1912.09729)) bounds it by $c|A|$ with, say, $c = 3$. What does it do to the gradient, and
-#    which of the four corners does it touch?
+#    which of the four corners does it touch? Fill in `dual_clipped`.
+
+
+# %%
+def slope(ratio: float, advantage: float, clip_eps: float) -> float:
+    """The gradient of a token's loss with respect to log π(a), by a formula and not by `jax.grad`. Exercise 1."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_1(slope) -> None:
+    library = jax.grad(lambda l, a, eps: clipped_surrogate(l, jnp.zeros(()), a, clip_eps=eps))
+    for clip_eps in (0.1, 0.2):
+        for ratio in (0.5, 0.85, 1.0, 1.15, 1.5, 4.0):
+            for advantage in (2.0, 0.5, -0.5, -2.0):
+                expected = library(jnp.log(ratio), jnp.float32(advantage), jnp.float32(clip_eps))
+                np.testing.assert_allclose(slope(ratio, advantage, clip_eps), expected, atol=1e-5)
+
+
+check(slope, asserts_1)
+
+
+# %%
+def dual_clipped(ratio: float, advantage: float, clip_eps: float, bound: float) -> float:
+    """PPO's loss of one token, and where the token is bad no more than `bound` times |A|. Exercise 3."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_3(dual_clipped) -> None:
+    for ratio in (0.5, 1.0, 1.5, 2.9, 3.1, 10.0):
+        for advantage in (1.0, -0.3, -2.0):
+            one = jnp.log(jnp.array([ratio])), jnp.zeros(1), jnp.array([advantage])
+            expected = clipped_surrogate(*one, clip_eps=0.2, dual_clip=3.0)[0]
+            np.testing.assert_allclose(dual_clipped(ratio, advantage, 0.2, 3.0), expected, rtol=1e-5)
+
+
+check(dual_clipped, asserts_3)
 
 # %% [markdown]
 # **1.** $\partial(-A\rho)/\partial \log \pi = -A\rho$, or 0 where the clipped branch is the larger one. Only two corners are silent: good and likelier,
 # bad and rarer.
 
+
 # %%
+def slope(ratio: float, advantage: float, clip_eps: float) -> float:
+    """Silent is what is good and likelier already, or bad and rarer already."""
+    silent = ratio > 1 + clip_eps if advantage > 0 else ratio < 1 - clip_eps
+    return 0.0 if silent else -advantage * ratio
+
+
+assert check(slope, asserts_1)
 push_one = jax.grad(lambda l, a: clipped_surrogate(l, jnp.zeros(()), a, clip_eps=0.2))
 corners = {(r, a): float(push_one(jnp.log(r), jnp.float32(a))) for r in (0.5, 1.5) for a in (1.0, -1.0)}
 for (r, a), gradient in corners.items():
@@ -277,7 +322,15 @@ print("first gradient, any ε:", np.round(plain, 4))
 # zero, so that one runaway token does not rule the whole step. It touches only the corner "bad and likelier", and only beyond
 # $\rho = 3$.
 
+
 # %%
+def dual_clipped(ratio: float, advantage: float, clip_eps: float, bound: float) -> float:
+    """The clipped loss, and for bad tokens never more than c|A|."""
+    loss = max(-advantage * ratio, -advantage * min(max(ratio, 1 - clip_eps), 1 + clip_eps))
+    return min(loss, -bound * advantage) if advantage < 0 else loss
+
+
+assert check(dual_clipped, asserts_3)
 bad = jnp.log(jnp.array([10.0, 1.5])), jnp.zeros(2), jnp.array([-1.0, -1.0])
 bounded = clipped_surrogate(*bad, clip_eps=0.2, dual_clip=3.0)
 gradient = jax.grad(lambda l: clipped_surrogate(l, *bad[1:], clip_eps=0.2, dual_clip=3.0).sum())(bad[0])

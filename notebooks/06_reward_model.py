@@ -42,6 +42,7 @@ from rlhf_jax.equations.preference import bradley_terry_loss, regression_loss
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.reward_model import RewardBatch
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -216,8 +217,29 @@ np.testing.assert_allclose(state.params["weights"], weights_true, atol=0.02)
 # ## Exercises
 #
 # 1. Add 100 to all scores of a Bradley–Terry model. What changes? What follows for using its scores in PPO?
-# 2. Fill the missing labels with 0 and drop the mask. What does the reward model learn?
+# 2. Fill the missing labels with 0 and drop the mask. What does the reward model learn? Fill in `error_of_known`, which does it right.
 # 3. Show that DPO at $\pi = \pi_\text{ref}$ has loss $\log 2$ for every pair, and that its loss is the Bradley–Terry loss of implicit rewards.
+
+
+# %%
+def error_of_known(predicted: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
+    """Mean squared error over the labels that there are; all [n, 3], the others are NaN. Exercise 2, without an index."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_2(error_of_known) -> None:
+    predicted = features @ weights_true + 0.5
+    np.testing.assert_allclose(error_of_known(predicted, labels, label_mask), 0.25)
+    half = np.zeros((2, 3), bool)
+    half[0] = True
+    np.testing.assert_allclose(error_of_known(np.ones((2, 3)), np.where(half, 3.0, np.nan), half), 4.0)
+    each = regression_loss(*(jnp.asarray(x, jnp.float32) for x in (features[:, :3], labels)), jnp.asarray(label_mask))
+    np.testing.assert_allclose(
+        error_of_known(features[:, :3], labels, label_mask), each.sum() / label_mask.sum(), rtol=1e-5
+    )
+
+
+check(error_of_known, asserts_2)
 
 # %% [markdown]
 # **1.** Nothing: only differences enter. So the zero of a reward model's scores is an accident of its initialisation, and PPO subtracts the running mean
@@ -231,7 +253,15 @@ print("unchanged:", np.round(bradley_terry_loss(pairs[0] + 100, pairs[1] + 100),
 # %% [markdown]
 # **2.** The third that is missing pulls every prediction towards 0: its weights come out at about two thirds of the truth.
 
+
 # %%
+def error_of_known(predicted: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
+    """NaN times 0 is NaN: what is missing is replaced, not multiplied. And it is not counted."""
+    errors = np.where(known, predicted - labels, 0.0)
+    return (errors**2).sum() / known.sum()
+
+
+assert check(error_of_known, asserts_2)
 filled = RewardBatch(
     inputs=batch.inputs,
     labels=jnp.where(batch.label_mask, batch.labels, 0.0),

@@ -48,6 +48,7 @@ from rlhf_jax.interfaces import PolicyOutput, PromptBatch, Rollout
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -267,7 +268,25 @@ assert abs(found[400] - sought) < 0.002 < abs(found[120] - sought)
 #    that falls to 0 within 120 updates leave the policy at $\kappa = 0.1$?
 # 2. Switch whitening on for $\kappa = 0.5$. Why does the policy tremble around the optimum now?
 # 3. The critic is one number here, the mean reward. Could the other responses of the batch do its work? Compare the noise of the
-#    gradient with no baseline, and with the mean of the *other* scores (`leave_one_out_advantages`; that is **RLOO**, REINFORCE leave-one-out).
+#    gradient with no baseline, and with the mean of the *other* scores (`leave_one_out_advantages`; that is **RLOO**, REINFORCE leave-one-out). Write it
+#    yourself first: fill in `above_the_others`.
+
+
+# %%
+def above_the_others(scores: np.ndarray) -> np.ndarray:
+    """Each score minus the mean of the *others*; [n] to [n]. Exercise 3, in NumPy."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_3(above_the_others) -> None:
+    np.testing.assert_allclose(above_the_others(np.array([1.0, 4.0])), [-3.0, 3.0])
+    for size in (3, 8):
+        some = np.random.default_rng(size).normal(size=size)
+        expected = leave_one_out_advantages(jnp.asarray(some, jnp.float32))
+        np.testing.assert_allclose(above_the_others(some), expected, atol=1e-5)
+
+
+check(above_the_others, asserts_3)
 
 # %% [markdown]
 # **1.** Always noir. Nothing stops it: the advantages of the other genres stay negative as long as they are drawn at all, and entropy goes
@@ -307,7 +326,14 @@ assert metrics["policy/approx_kl"] > calm_metrics["policy/approx_kl"]
 # as a critic wherever several responses to the *same* prompt can be afforded. That is the idea of RLOO and of
 # **GRPO**, group relative policy optimisation; they have no critic.
 
+
 # %%
+def above_the_others(scores: np.ndarray) -> np.ndarray:
+    """The sum of the others is the sum of all without one's own."""
+    return scores - (scores.sum() - scores) / (len(scores) - 1)
+
+
+assert check(above_the_others, asserts_3)
 probabilities = jax.nn.softmax(reference["logits"])
 
 

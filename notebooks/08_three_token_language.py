@@ -43,6 +43,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -57,6 +58,24 @@ T, KL_COEF, PENALTY = 5, 0.4, 1.0
 # A table instead of a network: logits for every position and previous token, and a value for each. A response begins after the
 # prompt's last token, which we let be `<eos>`. The critic reads what the policy reads (which is a
 # little less than it should: notebook 10).
+#
+# What is in which array, with $B = 256$ responses and $T = 5$ places for tokens. Names are those of the code below.
+#
+# | array | shape | what it holds |
+# |---|---|---|
+# | `params["logits"]` | [T, 3, 3] | logits of the next token, by position and previous token |
+# | `params["values"]` | [T, 3] | the critic, by position and previous token |
+# | `prompts.tokens` | [B, 1] | `<eos>`, where every response begins |
+# | `tokens`, `mask` | [B, T] | responses; False behind their end |
+# | `finished` | [B] | True if `<eos>` was said within five tokens |
+# | `logits[position, previous]` | [B, T, 3] | looked up for every token, when it is judged |
+# | `logprobs`, `entropy`, `values` | [B, T] | one number a token; 0 on padding once `judge` has seen it |
+# | `scores` | [B] | one number a response (`score` returns [B, 1]: one component) |
+# | `k1`, `rewards`, `advantages`, `returns` | [B, T] | lines 5 and 6 |
+# | `values_and_end` | [B, T + 1] | GAE also asks for the value after the last place: 0 |
+# | `per_token` | [B, T] | the loss of line 7, whose mean over real tokens is minimised |
+#
+# `everything`, all responses there can be, has the same shapes with 63 in the place of $B$.
 
 # %%
 REFERENCE = {
@@ -304,26 +323,48 @@ np.testing.assert_allclose(learnt, best, atol=0.06)
 # ## Exercises
 #
 # 1. Why can this policy, which sees only the previous token and the position, represent $\pi^*$ exactly, although $\pi^*$ was defined on whole
-#    responses?
+#    responses? Find $\kappa \log Z$ without listing responses, from the end to the beginning: fill in `best_objective`.
 # 2. Check the critic: what should $V$ before the first token be at the optimum, and what has it become?
 # 3. The score knows nothing of *b* alone. Take the learnt policy, look at its most frequent response that contains *bb*, and say why PPO
 #    left it some probability.
+
+
+# %%
+def best_objective(log_reference: np.ndarray, kl_coef: float) -> float:
+    """κ log Z from log π_ref of (position, previous token, token) [5, 3, 3], without listing responses. Exercise 1."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_1(best_objective) -> None:
+    log_reference = np.asarray(jax.nn.log_softmax(REFERENCE["logits"]), np.float64)
+    for kl_coef in (0.2, KL_COEF, 2.0):
+        listed = kl_coef * np.log(np.exp(ref_logprobs + all_scores / kl_coef).sum())
+        np.testing.assert_allclose(best_objective(log_reference, kl_coef), listed, atol=1e-4)
+
+
+check(best_objective, asserts_1)
 
 # %% [markdown]
 # **1.** The score is a sum over neighbouring pairs, plus something for the end. What the future is worth then depends on the past through the
 # position and the previous token alone, and $\pi^*(a_t \mid \ldots) \propto \pi_\text{ref}(a_t \mid \ldots)\, e^{\text{(worth of what follows)}/\kappa}$ too. Backward induction over
 # (position, previous token) gives the same $\kappa \log Z$ as the enumeration.
 
+
 # %%
-log_reference = np.asarray(jax.nn.log_softmax(REFERENCE["logits"]), np.float64)
-worth = np.full(3, -PENALTY)  # After five tokens without an end, whatever the last one was.
-for t in reversed(range(T)):
+def best_objective(log_reference: np.ndarray, kl_coef: float) -> float:
+    """Backward induction: what is still to be had after every (position, previous token)."""
+    worth = np.full(3, -PENALTY)  # After five tokens without an end, whatever the last one was.
     pair = np.zeros((3, 3))
     pair[A, B] = 1.0
-    following = np.where(np.arange(3) == EOS, 0.0, worth)[None] + pair
-    worth = KL_COEF * np.log(np.exp(log_reference[t] + following / KL_COEF).sum(axis=1))
-print(f"backward induction {worth[EOS]:.6f}, enumeration {maximum:.6f}")
-np.testing.assert_allclose(worth[EOS], maximum, atol=1e-5)
+    for t in reversed(range(T)):
+        following = np.where(np.arange(3) == EOS, 0.0, worth)[None] + pair
+        worth = kl_coef * np.log(np.exp(log_reference[t] + following / kl_coef).sum(axis=1))
+    return worth[EOS]
+
+
+assert check(best_objective, asserts_1)
+by_induction = best_objective(np.asarray(jax.nn.log_softmax(REFERENCE["logits"]), np.float64), KL_COEF)
+print(f"backward induction {by_induction:.6f}, enumeration {maximum:.6f}")
 
 # %% [markdown]
 # **2.** The value is the sum of the expected rewards, KL price included: the objective itself, $\kappa \log Z$ at the optimum.

@@ -50,6 +50,7 @@ from rlhf_jax.equations.logprobs import token_logprobs
 from rlhf_jax.equations.masked import zero_padding
 from rlhf_jax.equations.ppo import clipped_surrogate, clipped_value_loss
 from rlhf_jax.equations.rewards import missing_eos_score, token_rewards
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -375,9 +376,27 @@ assert min(noise, key=lambda name: noise[name][0]) == "PPO, counting"
 #
 # 1. Which of the six mean gradients at the reference are the true gradient of the objective, and which is not even meant to be?
 # 2. Two prompts: after one the responses are paid 0, 0, 0, 1, after the other 0, 0, 0, 0.01. How much does each weigh in the gradient
-#    under RLOO, how much under GRPO? When is that good, when not?
+#    under RLOO, how much under GRPO? When is that good, when not? Before that, write RLOO with the group's mean alone, without
+#    looking at the others: fill in `rloo_from_mean`.
 # 3. GRPO's paper does not pay the KL in the reward; it adds $\kappa$ times k3, token by token, to the *loss*. Where does that policy come to rest? Use
 #    exact gradients, over all 63 responses, and compare with k1 in the reward and with k2 in the loss, per token and of the whole response.
+
+
+# %%
+def rloo_from_mean(paid: np.ndarray) -> np.ndarray:
+    """RLOO's advantages of one group [n] from `paid`, its length and its mean. Exercise 2."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_2(rloo_from_mean) -> None:
+    np.testing.assert_allclose(rloo_from_mean(paid), by_hand["RLOO"])
+    for size in (2, 5):
+        some = np.random.default_rng(size).normal(size=size)
+        others = np.array([some[i] - np.delete(some, i).mean() for i in range(size)])
+        np.testing.assert_allclose(rloo_from_mean(some), others, atol=1e-9)
+
+
+check(rloo_from_mean, asserts_2)
 
 # %% [markdown]
 # **1.** REINFORCE and RLOO: a baseline that does not depend on the response itself changes no mean (notebook 1). PPO with the critic that counts and
@@ -404,11 +423,18 @@ for name, gradient in mean_gradients.items():
     assert honest == (off < 2.5 * noise[name][0] / 300**0.5)
 
 # %% [markdown]
-# **2.** RLOO leaves the scale: the second prompt weighs a hundredth. GRPO makes both alike. That is welcome where prompts are scored in units
+# **2.** Leaving oneself out of the mean makes the distance to it longer by $n/(n-1)$, and changes nothing else. RLOO leaves the scale: the second prompt weighs a hundredth. GRPO makes both alike. That is welcome where prompts are scored in units
 # of their own, and a difference of 0.01 is as real as one of 1. It is not where the small difference is the reward model's noise: GRPO makes a full
 # step of it.
 
+
 # %%
+def rloo_from_mean(paid: np.ndarray) -> np.ndarray:
+    """The mean of all is (own + (n − 1) · mean of the others)/n."""
+    return len(paid) / (len(paid) - 1) * (paid - paid.mean())
+
+
+assert check(rloo_from_mean, asserts_2)
 both = jnp.array([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.01]])
 plain, standardised = jax.vmap(leave_one_out_advantages)(both), jax.vmap(group_advantages)(both)
 print("RLOO", np.round(plain[:, 3], 4), "GRPO", np.round(standardised[:, 3], 4))

@@ -33,11 +33,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
+from rlhf_jax.equations.dpo import dpo_loss
 from rlhf_jax.interfaces import PolicyOutput, PromptBatch, Rollout
 from rlhf_jax.learners import dpo
 from rlhf_jax.learners.dpo import PreferenceBatch
 from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.learners.optimizer import make_optimizer
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=3, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -233,7 +235,28 @@ assert margins["sigmoid"][-1] > 3 and np.all(np.diff(margins["sigmoid"]) > 0)
 # 1. Users who are less sure: scores and $\beta$ a tenth, so that $\pi^*$ stays. What becomes of the chosen log-probability on the way there, and
 #    is it the failure?
 # 2. Suppose a tenth of all labels is wrong: `label_smoothing=0.1`. Where does the margin of the pair that is always ordered the same way come to rest?
+#    Fill in `resting_margin`.
 # 3. A second round for the failure: let the policy speak, have what it says compared with the western, and go on with both comparisons.
+
+
+# %%
+def resting_margin(beta: float, wrong: float) -> float:
+    """The h at which the loss is least, where a share `wrong` of labels is. Exercise 2."""
+    raise NotImplementedError("your turn")
+
+
+def loss_at(h: float, beta: float, wrong: float) -> float:
+    """The library's loss of one pair, h in the place of the chosen log-probability."""
+    return float(dpo_loss(jnp.float32(h), *jnp.zeros(3), beta=beta, label_smoothing=wrong))
+
+
+def asserts_2(resting_margin) -> None:
+    for how in ((0.5, 0.1), (0.8, 0.3), (0.1, 0.01)):
+        h = resting_margin(*how)
+        assert loss_at(h, *how) < min(loss_at(0.9 * h, *how), loss_at(1.1 * h, *how)), f"not least at h = {h}"
+
+
+check(resting_margin, asserts_2)
 
 # %% [markdown]
 # **1.** It falls; before it rose. Responses that are *drawn*, chosen or not, move by $-\mathrm{KL}(\pi_\text{ref} \| \pi)$ in the mean: a policy that moves leaves behind
@@ -257,9 +280,16 @@ for name, weight, beta in (("sure", how_often, BETA), ("unsure", unsure, BETA / 
 # **2.** The loss is $-(1-e) \log \sigma(\beta h) - e \log \sigma(-\beta h)$, least where $\sigma(\beta h) = 1 - e$. So $h = \frac{1}{\beta} \log \frac{1-e}{e}$: finite,
 # like IPO's, and 4.39 nats here. The price: pairs that are truly clear are pulled back as well.
 
+
 # %%
+def resting_margin(beta: float, wrong: float) -> float:
+    """Where the model's probability is that of the labels."""
+    return np.log((1 - wrong) / wrong) / beta
+
+
+assert check(resting_margin, asserts_2)
 _, logged, _ = train(TABLE, np.zeros(3), always, DPOConfig(beta=0.5, label_smoothing=0.1), steps=600)
-rest = np.log(0.9 / 0.1) / 0.5
+rest = resting_margin(0.5, 0.1)
 print(f"margin {logged['rewards/margin'][-1] / 0.5:.3f} nats, by the formula {rest:.3f}")
 np.testing.assert_allclose(logged["rewards/margin"][-1] / 0.5, rest, atol=0.01)
 

@@ -33,6 +33,7 @@ from rlhf_jax.equations.group import turn_advantages
 from rlhf_jax.interfaces import PolicyOutput, Rollout
 from rlhf_jax.learners import multi_turn
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=3, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -310,15 +311,40 @@ assert abs(unpaid["decoupled", "leave"]) < 1e-6 and unpaid["decoupled", "zeros"]
 # %% [markdown]
 # ## Exercises
 #
-# 1. Where between 0 and 1 does $\gamma$ tip the game from telling to asking, when $q = 1$?
+# 1. Where between 0 and 1 does $\gamma$ tip the game from telling to asking, when $q = 1$? And for any $q$, and any pay for telling: fill in `tipping_gamma`.
 # 2. Nobody ends; the plain sum pays a level for every second turn, told or asked. Does the gradient for asking change? Does the noise?
 # 3. Divide each component by *one* deviation, over all turns of the group, and take nothing off. Is the policy led to ask again? Is it safe from a
 #    component a hundred times as large?
 
-# %% [markdown]
-# **1.** Asking earns $\gamma q$ at the first turn, telling 0.3. It tips at $\gamma = 0.3$.
 
 # %%
+def tipping_gamma(told: float, q: float) -> float:
+    """The γ at which asking and telling are worth the same, where telling is paid `told`. Exercise 1."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_1(tipping_gamma) -> None:
+    for told, q in ((0.3, 1.0), (0.3, 0.6), (0.5, 0.8)):
+        tip = tipping_gamma(told, q)
+        for gamma in (tip - 0.02, tip + 0.02):
+            credit = advantages(paid(told), decoupled=False, gamma=gamma)
+            chance, gradient = gradients(credit, jnp.array(0.5), jnp.array(q))
+            assert (chance @ gradient[:, 0] > 0) == (gamma > tip), f"at γ = {gamma:.2f}, q = {q}"
+
+
+check(tipping_gamma, asserts_1)
+
+# %% [markdown]
+# **1.** Asking earns $\gamma q$ at the first turn, telling 0.3. It tips at $\gamma = 0.3$, and in general at the pay for telling divided by $q$.
+
+
+# %%
+def tipping_gamma(told: float, q: float) -> float:
+    """Where both earn the same."""
+    return told / q
+
+
+assert check(tipping_gamma, asserts_1)
 for gamma in (0.25, 0.35):
     chance, gradient = gradients(advantages(paid(), decoupled=False, gamma=gamma), jnp.array(0.5), jnp.array(1.0))
     ask = float(chance @ gradient[:, 0])

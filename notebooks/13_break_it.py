@@ -22,14 +22,8 @@
 
 # %%
 import ast
-import importlib.metadata
 import inspect
-import os
 from types import ModuleType
-
-# Six programs are compiled, and each runs a few times: compiling fast counts for more (notebook 9).
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +37,9 @@ from rlhf_jax.interfaces import PolicyOutput, PromptBatch, Rollout
 from rlhf_jax.learners import minibatch, ppo, shaping
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.lessons import compile_quickly
 
-jax.config.update("jax_disable_most_optimizations", True)
+compile_quickly()  # Six programs, each of which runs a few times.
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
 

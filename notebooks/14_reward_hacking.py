@@ -30,6 +30,7 @@ from rlhf_jax.interfaces import PolicyOutput, PromptBatch, Rollout
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.lessons import check
 
 np.set_printoptions(precision=3, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
@@ -302,7 +303,26 @@ assert [high < 0 for *_, high in STORED.values()] == [True] * 5 + [False]
 #
 # 1. At which price is the truth best, and what is the covariance of truth and proxy there?
 # 2. Which $n$ is best in best-of-n? Is its KL that of the best price?
-# 3. From which price on length on does the truth never fall, however cheap the KL? Find it by hand first.
+# 3. From which price on length on does the truth never fall, however cheap the KL? Find it by hand first, then for any replies: fill in `enough`.
+
+
+# %%
+def enough(truth: np.ndarray, words: np.ndarray, rate: float) -> float:
+    """The least price of a word at which the best reply in truth has the best score too, where the proxy pays `rate` a word. Exercise 3."""
+    raise NotImplementedError("your turn")
+
+
+def asserts_3(enough) -> None:
+    np.testing.assert_allclose(enough(truth, words, 0.1), 1 / 30)
+    # The best in truth has the fewest words here, so that no price on them can be too high.
+    others = np.array([0.9, 0.85, 0.2, 0.0]), np.array([3.0, 5.0, 9.0, 30.0])
+    price = enough(*others, 0.2)
+    for c in (price - 0.001, price + 0.001):
+        assert (np.argmax(others[0] + (0.2 - c) * others[1]) == 0) == (c > price), f"at a price of {c:.3f}"
+    assert enough(*others, 0.01) == 0, "nothing has to be priced where the proxy hardly pays for words"
+
+
+check(enough, asserts_3)
 
 # %% [markdown]
 # **1.** At $\kappa \approx 0.38$, where the covariance is 0: among the replies that this policy gives, the proxy says nothing of the truth any more.
@@ -329,7 +349,17 @@ assert best_n == 5 and kl(pi) < kl(optimum(best_price)) and pi @ truth < optimum
 # **3.** The cheapest KL leaves the reply with the best score alone, which must be the apt one. Against the chatty one it wins by $0.4 - 6\,(0.1 - c)$, against the
 # endless one by $0.8 - 12\,(0.1 - c)$: both above 0 from $c = 1/30$ on.
 
+
 # %%
+def enough(truth: np.ndarray, words: np.ndarray, rate: float) -> float:
+    """Against the reply that is best in truth, a longer one gains the rate less the price on every word more, and loses the truth between them."""
+    best = int(np.argmax(truth))
+    longer = words > words[best]
+    gap, more = truth[best] - truth[longer], words[longer] - words[best]
+    return max(0.0, *(rate - gap / more))
+
+
+assert check(enough, asserts_3)
 for length_price in (0.03, 0.037):
     values = np.array([optimum(price, length_price) @ truth for price in np.geomspace(20, 0.002, 400)])
     print(

@@ -1,10 +1,12 @@
 """Every notebook runs from its first cell to its last; their asserts are the tests.
 
-As plain Python here, which is fast; `make notebooks` runs them in a Jupyter kernel each.
+As plain Python here, which is fast; `make notebooks` runs them in a Jupyter kernel each. Exercises that are filled in are tried
+with their solutions and with wrong ones (`run_lesson.py`).
 """
 
 import ast
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +17,33 @@ import pytest
 # Those that train, ten seconds or more each.
 LONG = ("07", "08", "09", "10", "11", "13", "14")
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.py"))
+DRIVER = Path(__file__).resolve().parent / "run_lesson.py"
+MISTAKES = {
+    "01": [
+        ("logprob_under_rule", "row, -np.inf)", "row, 0.0)"),
+        ("logprob_under_rule", "np.exp(possible)", "np.exp(row)"),
+    ],
+    "02": [("best_c", "-(pi @", "(pi @"), ("best_c", "d * z", "z * z")],
+    "03": [("updates_needed", "error, -0.2, 0.2", "error, -1.0, 1.0"), ("updates_needed", "* n_responses", "* 512")],
+    "04": [("mean_of_steps", "    weights[-1] = gae_lambda ** (n - 1)\n", ""), ("mean_of_steps", "+ values[k]", "")],
+    "05": [
+        ("slope", "if advantage > 0 else ratio < 1 - clip_eps", "or ratio < 1 - clip_eps"),
+        ("slope", "-advantage * ratio", "-advantage"),
+        ("dual_clipped", "if advantage < 0 else loss", ""),
+        ("dual_clipped", "loss = max(", "loss = min("),
+    ],
+    "06": [
+        ("error_of_known", "known.sum()", "known.size"),
+        ("error_of_known", "np.where(known, predicted - labels, 0.0)", "(predicted - labels) * known"),
+    ],
+    "07": [("above_the_others", "(scores.sum() - scores) / (len(scores) - 1)", "scores.mean()")],
+    "08": [("best_objective", "-PENALTY", "0.0"), ("best_objective", "kl_coef * np.log", "np.log")],
+    "10": [("rloo_from_mean", "len(paid) / (len(paid) - 1) * ", "")],
+    "11": [("resting_margin", " / beta", ""), ("resting_margin", "(1 - wrong) / wrong", "wrong / (1 - wrong)")],
+    "12": [("tipping_gamma", "told / q", "told"), ("tipping_gamma", "told / q", "told * q")],
+    "14": [("enough", "max(0.0, *(rate - gap / more))", "min(rate - gap / more)"), ("enough", "rate - gap", "gap")],
+}
+"""Lesson → mistakes in what an exercise asks for: function, place in its solution, what is written there instead."""
 
 
 @pytest.mark.parametrize(
@@ -26,11 +55,21 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.p
 )
 def test_runs_from_the_first_cell_to_the_last(notebook: Path, tmp_path: Path) -> None:
     environment = os.environ | {"MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(notebook.parents[1])}
+    mistakes = MISTAKES.get(notebook.stem[:2], [])
     # Elsewhere than in the checkout: a notebook must not depend on where it is started, nor leave anything behind.
     done = subprocess.run(
-        [sys.executable, str(notebook)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(DRIVER), str(notebook), json.dumps(mistakes)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    # Every function that is to be filled in was there, unsolved and solved, and its asserts saw every wrong answer.
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert set(told) == {name for name, *_ in mistakes}
+    assert sum(told.values()) == len(mistakes) + len(told)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,3 +122,14 @@ def test_the_faults_of_the_laboratory_are_mutants_that_the_suite_kills(repositor
     assert len(faults) == 5
     for _, original, replacement in faults:
         assert f"`{original}` → `{replacement}`" in killed
+
+
+@pytest.mark.parametrize("lesson", ["07_ppo_on_a_bandit", "08_three_token_language"])
+def test_shapes_stand_in_a_table_before_they_are_used(repository: Path, lesson: str) -> None:
+    text = (repository / "notebooks" / f"{lesson}.py").read_text(encoding="utf-8")
+    table = text.index("# | array | shape | what it holds |")
+    assert table < text.index("def sample(")
+    rows = text[table:].split("\n#\n")[0]
+    for name in ("logprobs", "entropy", "values", "advantages", "returns", "finished", "mask"):
+        assert f"`{name}`" in rows or f"_{name}`" in rows or name in rows, name
+    assert rows.count("[B, T]") >= 3
