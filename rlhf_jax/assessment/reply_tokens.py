@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from rlhf_jax.assessment.assess import text_turns
 from rlhf_jax.assessment.finished_run import Finished, stage_policy, stage_proxy
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.vocabulary import SPECIALS, Vocabulary
+from rlhf_jax.equations.masked import zero_padding
 from rlhf_jax.equations.running import RunningMoments
 from rlhf_jax.feedback.weak_labels import weighted_sum
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
@@ -72,8 +74,19 @@ def draw_replies(run: Finished, *, count: int, greedy: bool, seed: int) -> Repli
     )
 
 
-Credit = Callable[[Rollout, jax.Array], jax.Array]
-"""Replies and their reward components [B, C] to the advantage of every token [B, T]."""
+class Credited(NamedTuple):
+    """Lines 3 to 6 of PPO's box for given replies, in the unit of the score as it is paid; 0 on padding."""
+
+    rewards: Float[Array, "B T"]
+    """Paid after a token: −κ times its log-ratio, and the score after the last one."""
+    values: Float[Array, "B T"]
+    """The critic's, before a token."""
+    advantages: Float[Array, "B T"]
+    """Not whitened."""
+
+
+Credit = Callable[[Rollout, jax.Array], Credited]
+"""Replies and their reward components [B, C] to what their tokens are paid and credited with."""
 
 
 def credit_of(run: Finished, policy: Params, reference: Params, proxy: Proxy | None) -> Credit | None:
@@ -89,10 +102,14 @@ def credit_of(run: Finished, policy: Params, reference: Params, proxy: Proxy | N
     names = ("update", "kl_coef", "component_weights", "skipped", "key")
     state = ppo.PPOState(params=policy, opt_state=(), **moments, **{name: stored[name] for name in names})
 
-    def credit(state: ppo.PPOState, reference: Params, rollout: Rollout, components: jax.Array) -> jax.Array:
+    def credit(state: ppo.PPOState, reference: Params, rollout: Rollout, components: jax.Array) -> Credited:
         judged = ppo.judge_phase(state, rollout, reference, policy=run.agent.policy, config=config)
         shaped = ppo.shape(state, rollout, components, judged, config)
-        return ppo.estimate(rollout, shaped.rewards, judged, config).advantages
+        return Credited(
+            shaped.rewards,
+            zero_padding(judged.old.values, rollout.response_mask),
+            ppo.estimate(rollout, shaped.rewards, judged, config).advantages,
+        )
 
     compiled = run.agent.compiled("advantages of replies", lambda: jax.jit(credit))
     return lambda rollout, components: compiled(state, reference, rollout, components)
@@ -164,7 +181,7 @@ def _answers(
         score = run.agent.compiled("scores of replies", lambda: jax.jit(run.agent.score))
         components = score(proxy.model, rollout)
         values = np.asarray(components, np.float64)
-        advantages = None if credit is None else np.asarray(credit(rollout, components), np.float64)
+        advantages = None if credit is None else np.asarray(credit(rollout, components).advantages, np.float64)
     titles = spelled_titles(run.corpus.items)
     tokens, mask, finished = map(np.asarray, (rollout.response_tokens, rollout.response_mask, rollout.finished))
     found = []

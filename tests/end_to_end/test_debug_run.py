@@ -315,7 +315,8 @@ def test_advantages_of_replies_are_those_of_the_box(finished: Path) -> None:
     credit = credit_of(run, policy, reference, stage_proxy(run))
     windows = Windows(run.vocab, run.corpus.test, run.data)
     rollout = jax.jit(run.agent.sample)(policy, windows.batch(windows.turns()[:4]), jax.random.key(2))
-    advantages = np.asarray(credit(rollout, jax.jit(run.agent.score)(stage_proxy(run).model, rollout)))
+    credited = credit(rollout, jax.jit(run.agent.score)(stage_proxy(run).model, rollout))
+    advantages = np.asarray(credited.advantages)
     judge = jax.jit(run.agent.policy)
     own, ref = judge(policy, rollout), judge(reference, rollout)
     values, log_ratios = np.asarray(own.values), np.asarray(own.logprobs - ref.logprobs)
@@ -331,6 +332,8 @@ def test_advantages_of_replies_are_those_of_the_box(finished: Path) -> None:
             delta = -kl_coef * log_ratios[n, t] + config["gamma"] * values[n, t + 1] - values[n, t]
             expected = delta + config["gamma"] * config["gae_lambda"] * advantages[n, t + 1]
             assert advantages[n, t] == pytest.approx(float(expected), abs=1e-5)
+            assert credited.rewards[n, t] == pytest.approx(float(-kl_coef * log_ratios[n, t]), abs=1e-5)
+            assert credited.values[n, t] == pytest.approx(float(values[n, t]), abs=1e-5)
 
 
 def test_replies_need_a_run_and_a_place(copied: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
