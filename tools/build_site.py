@@ -259,12 +259,14 @@ def build(folder: Path, run: Execute = execute) -> None:
 
 
 def sheet(site: Site) -> tuple[str, Formulas]:
-    """One page to print: the symbols of the first page, and all formulas of the equations."""
+    """One page to print: the symbols of the first page, and the formulas of the course."""
     drawings = Formulas()
     table = page_text(DOCS / "index.md").split("### Notation\n")[1].split("\n\n", 1)[1].split("\n## ")[0]
-    body = '<h1 id="top">Symbols and losses</h1><p class="tools">For a sheet of paper: print this page.</p>'
-    body += '<h2 id="symbols">Symbols</h2>' + renderer(DOCS / "index.md", site, drawings).render(table)
-    return body + '<h2 id="losses">Formulas</h2>' + page_equations.losses(EQUATIONS, drawings), drawings
+    body = '<h1 id="top">Symbols and losses</h1><p class="tools">For one sheet of A4 paper: print this page.</p>'
+    body += '<div class="sheet"><h2 id="symbols">Symbols</h2>' + renderer(DOCS / "index.md", site, drawings).render(
+        table
+    )
+    return f'{body}<h2 id="losses">Formulas</h2>{page_equations.losses(EQUATIONS, drawings)}</div>', drawings
 
 
 def main() -> None:

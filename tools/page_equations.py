@@ -30,6 +30,10 @@ TITLES = {
     "rewards": "Rewards of tokens",
     "running": "Running moments",
 }
+SHEET = ("logprobs", "kl", "rewards", "kl_control", "running", "gae", "group", "masked", "ppo", "preference", "dpo")
+"""Files of equations whose formulas stand on the sheet, in the order of the course; the others are of single papers."""
+NOT_ON_SHEET = ("chunked_token_logprobs", "zero_padding", "masked_var", "is_flat_group", "settled_advantages")
+"""What no lesson needs, or says twice."""
 SYMBOLS = {"≤": r"\leq ", "≥": r"\geq ", "‖": r"\,\|\,", "…": r"\ldots ", "·": r"\cdot ", "∞": r"\infty ", "→": r"\to "}
 SYMBOLS |= {"←": r"\leftarrow ", "−": "-", "±": r"\pm ", "∈": r"\in ", "²": "^2", "ℓ": r"\ell ", "½": r"\frac{1}{2}"}
 SYMBOLS |= {"∇": r"\nabla ", "₁": "_1", "₂": "_2", "₊": "_+", "₋": "_-", "≠": r"\neq ", "′": "'", "*": r"\ast "}
@@ -77,16 +81,19 @@ def tex(text: str) -> str:
 
     Examples:
       >>> tex("ρ = π/π_old,  log Z")
-      'ρ = π/π_{\\\\mathrm{old}},  \\\\mathrm{log}\\\\;Z'
+      'ρ = π/π_{\\\\mathrm{old}},\\\\;\\\\mathrm{log}\\\\;Z'
+      >>> tex("Σ_{u allowed} l_u")
+      '\\\\sum_{u\\\\;\\\\mathrm{allowed}} l_u'
     """
     for symbol, command in SYMBOLS.items():
         text = text.replace(symbol, command)
     text = re.sub(r"Σ", r"\\sum", text)
-    text = roots(text).replace("[", r"[\,").replace("]", r"\,]")
+    text = re.sub(r"(\\sqrt\{)([A-Za-z]{2,})", r"\1\\mathrm{\2}", roots(text)).replace("[", r"[\,").replace("]", r"\,]")
     text = re.sub(r"(?<=_)([A-Za-z]{2,}),(\w)(?!\w)", r"{\\mathrm{\1},\2}", text)
     text = re.sub(r"(?<=_)([A-Za-z]{2,})(?![\w}])", r"{\\mathrm{\1}}", text)
     text = re.sub(r"\b1e(-?\d+)", r"10^{\1}", text).replace(" | ", r" \mid ")
     text = re.sub(r"(?<=_\{)([A-Za-z]{2,})(?=[,}])", r"\\mathrm{\1}", text)
+    text = re.sub(r"(?<=\w) ([A-Za-z]{2,})(?=\})", r"\\;\\mathrm{\1}", text)
     # Words, but not commands: each is set upright, with room on its sides.
     text = re.sub(r"(?<![\\A-Za-z{_])([A-Za-z]{2,})(?=_|\b)(?!})", r"\\mathrm{\1}", text)
     text = re.sub(r"(\\mathrm\{\w+\}) +(?=[\w\\({|πρσδλγ])", r"\1\\;", text)
@@ -192,12 +199,13 @@ def page(source: Path, drawings: Formulas, used_in: dict[str, str]) -> str:
 
 
 def losses(folder: Path, drawings: Formulas) -> str:
-    """All formulas of all files, one table, for a sheet of paper."""
-    rows = []
-    for source in sorted(folder.glob("[a-z]*.py")):
-        for function in functions(source):
-            if function.formulas:
+    """The formulas of the course, in its order, for a sheet of paper."""
+    entries = []
+    for name in SHEET:
+        for function in functions(folder / f"{name}.py"):
+            if function.formulas and function.name not in NOT_ON_SHEET:
                 drawn = "".join(set_formula(line, drawings) for line in function.formulas)
-                link = f'<a href="equations/{source.stem}.html#{function.name}"><code>{function.name}</code></a>'
-                rows.append(f"<tr><td>{link}<br>{prose(function.line)}</td><td>{drawn}</td></tr>")
-    return f'<table class="sheet">{"".join(rows)}</table>'
+                link = f'<a href="equations/{name}.html#{function.name}"><code>{function.name}</code></a>'
+                what = f'<div class="what">{link} <span>{prose(function.line)}</span></div>'
+                entries.append(f'<div class="loss">{what}<div class="drawn">{drawn}</div></div>')
+    return f'<div class="losses">{"".join(entries)}</div>'

@@ -44,7 +44,9 @@ def with_indices(self: RendererHTML, tokens: Sequence[Token], index: int, option
         tag = "sub" if found[1] == "_" else "sup"
         return f"<{tag}>{found[2] or found[3]}</{tag}>"
 
-    return PLAIN_INDEX.sub(place, html.escape(tokens[index].content))
+    # An interval stays on one line.
+    text = re.sub(r"(\[[+−]?[\d.]+,) ([+−]?[\d.]+\])", "\\1\u00a0\\2", tokens[index].content)
+    return PLAIN_INDEX.sub(place, html.escape(text))
 
 
 def unique(taken: set[str], heading: str) -> str:

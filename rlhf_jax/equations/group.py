@@ -53,7 +53,7 @@ def advantages_by_place(
 ) -> Float[Array, "G T"]:
     """Advantages of the responses to one prompt, each place against the same place of the others; batch with `jax.vmap`.
 
-        A_{i,t} = (R_{i,t} − mean_t)/(std_t + 1e-6),   mean and std over the responses that still run at place t
+        A_{i,t} = (G_{i,t} − mean_t)/(std_t + 1e-6),   mean and std over the responses that still run at place t
 
     and exactly 0 where all that run at t have one return, and beyond a response's end. A response that has ended leaves
     the baseline: it is no zero. Without `scaled` the division is left out.
@@ -62,7 +62,7 @@ def advantages_by_place(
     places); a baseline per place is ours. Without the division: Liu et al. 2025, arXiv:2503.20783.
 
     Args:
-      returns: R_{i,t}, what is paid from place t on, score units; anything beyond the end. [G, T]
+      returns: G_{i,t}, what is paid from place t on, score units; anything beyond the end. [G, T]
       mask: True where a response still runs. [G, T]
       scaled: divide by the standard deviation (biased, divided by the number that run).
     Returns: in standard deviations, or in score units where not `scaled`; data, no gradient is meant to flow. [G, T]
@@ -90,13 +90,13 @@ def advantages_by_place(
 def leave_one_out_advantages(scores: Float[Array, " G"]) -> Float[Array, " G"]:
     """RLOO's advantages for one prompt: the baseline is the mean of the other responses.
 
-        A_i = s_i − 1/(G−1) Σ_{j≠i} s_j = G/(G−1) (s_i − mean)
+        A_i = s_i − 1/(n−1) Σ_{j≠i} s_j = n/(n−1) (s_i − mean),   n responses
 
     Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024,
     arXiv:2402.14740 (RLOO).
 
     Args:
-      scores: of the G ≥ 2 responses to one prompt, score units. [G]
+      scores: of the n ≥ 2 responses to one prompt, score units. [G]
     Returns: A_i, score units, one per response, summing to 0; data, no gradient is meant to flow. [G]
     Raises: ValueError at trace time if there are fewer than two responses.
     Examples:
@@ -122,7 +122,7 @@ def turn_advantages(
 
         r̂_{g,k} = Σ_c w_c (r^c_{g,k} − mean_k)/(std_k + 1e-6)      decoupled: each component by itself, 0 where it is flat
         r̂_{g,k} = Σ_c w_c r^c_{g,k}                                else
-        R_{g,k} = Σ_{j≥k} γ^{j−k} r̂_{g,j},     A_{g,k} = R_{g,k} − mean_k R
+        G_{g,k} = Σ_{j≥k} γ^{j−k} r̂_{g,j},     A_{g,k} = G_{g,k} − mean_k G
 
     Means and deviations at turn k are over the conversations that still run there: one that has ended leaves them, it is no
     zero. A is exactly 0 where all that run at k have one return, and after the end.

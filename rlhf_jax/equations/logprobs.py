@@ -89,7 +89,7 @@ def entropy(
       logits: unnormalised scores. [T, V]
       temperature: τ of the sampling policy.
       allowed: the tokens the sampler was allowed to draw. [T, V]
-    Returns: nats, in [0, log V]; the gradient with respect to l_v is −π_v (log π_v + H)/τ. [T]
+    Returns: nats, in [0, log |𝒱|]; the gradient with respect to l_v is −π_v (log π_v + H)/τ. [T]
     Raises: AssertionError at trace time if `allowed` has another shape than `logits`.
     Examples:
       >>> [round(x, 4) for x in entropy(jnp.zeros((1, 4))).tolist()]

@@ -78,7 +78,7 @@ def masked_whiten(
 ) -> Float[Array, "*shape"]:
     """Values scaled to unit variance and, unless told otherwise, zero mean; padding becomes 0.
 
-        y_t = (x_t − mean) / √(var + ε)   [ + mean when shift_mean is False ]
+        y_t = (x_t − mean) / √(var + ε)   plus the mean where `shift_mean` is False
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, the released code; Huang et al. 2023, "The N Implementation Details
     of RLHF with PPO": advantages are whitened with the shift, rewards (where they are) without it.

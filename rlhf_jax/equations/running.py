@@ -71,7 +71,7 @@ def normalise(
 ) -> Float[Array, "B *shape"]:
     """Observations in standard deviations from the running mean, optionally clipped.
 
-        z = clip((x − mean)/std, −c, c),   std² = M2/(n − 1), and std = 1 while n < 2 or where all x were equal
+        z = clip((x − mean)/std, −c, c),   std² = M2/(n − 1),   and std = 1 while n < 2 or where all x were equal
 
     Source: definition; the clip as in Engstrom et al. 2020, arXiv:2005.12729.
 

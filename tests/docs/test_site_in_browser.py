@@ -1,5 +1,6 @@
 """Every page of the site in headless Chromium: a phone and a desk, a light and a dark scheme."""
 
+import base64
 import csv
 import re
 from pathlib import Path
@@ -175,6 +176,37 @@ def test_prices_of_the_proxy_do_what_the_library_and_the_stored_runs_say(chromiu
         for way in (f"kl{price}", f"kl{price}+length"):
             told = f"proxy {rows[f'{way}-sft/proxy_score']:.3f}, true utility {rows[f'{way}-sft/mean_utility']:.3f}, "
             assert f"{told}√KL {rows[f'{way}/sqrt_kl']:.2f}" in said
+
+
+BESIDE = """
+return [...document.querySelectorAll(".loss svg, .loss p")].filter(node => {
+  const own = node.getBoundingClientRect(), whole = node.closest(".loss").getBoundingClientRect();
+  return own.width < 1 || own.right > whole.right + 1;
+}).map(node => node.closest(".loss").textContent.slice(0, 60));
+"""
+
+
+def printed_pages(chromium: Any, page: Path) -> int:
+    """How many sheets of A4 a page is when it is printed."""
+    show(chromium, page, 1280, "dark")
+    pdf = base64.b64decode(chromium.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    sizes = set(re.findall(rb"/MediaBox\s*\[([\d. ]+)\]", pdf))
+    assert {tuple(round(float(number)) for number in size.split()) for size in sizes} == {(0, 0, 595, 842)}
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+
+def test_the_sheet_is_printed_on_one_page_with_every_formula_whole(chromium: Any, site: Path) -> None:
+    assert printed_pages(chromium, site / "sheet.html") == 1
+    # The count sees more pages where there are more.
+    assert printed_pages(chromium, site / "equations" / "group.html") > 1
+    show(chromium, site / "sheet.html", 733, "light")
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert chromium.execute_script("return getComputedStyle(document.querySelector('.sheet')).columnCount") == "2"
+    assert chromium.execute_script(BESIDE) == []
+    text = chromium.execute_script("return document.querySelector('.sheet').textContent")
+    for name in ("clipped_surrogate", "group_advantages", "dpo_loss", "kl_k3", "generalized_advantage_estimation"):
+        assert name in text
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_search_finds_a_page_without_a_network(chromium: Any, site: Path) -> None:

@@ -1,5 +1,6 @@
 """One meaning each: letters that once had two are written in one way in lessons, derivations and box."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,20 +11,27 @@ PAGES = [
     *sorted((REPOSITORY / "notebooks").glob("*.py")),
     *sorted((REPOSITORY / "docs" / "course").glob("*.md")),
     *sorted((REPOSITORY / "docs" / "algorithms").glob("*.md")),
+    *sorted((REPOSITORY / "rlhf_jax" / "equations").glob("[a-z]*.py")),
 ]
 WRONG = {
     "the vocabulary's size is |𝒱|; V is a value": r"log V\b|size \$V\$",
-    "the return is G; R is the reward model": r"R_t\b|R_b\b|R = [Ar]\b|V\)? ?[−-] R\b|\) ?[−-] R\)",
+    "the return is G; R is the reward model": r"R_\{|R_t\b|R_b\b|R = [Ar]\b|V\)? ?[−-] R\b|\) ?[−-] R\)",
     "chosen and rejected are + and −; w weighs components, l is a logit": r"(?:y|s|r)_(?:w|l)\b|w \\succ l",
     "a sum over later tokens has another index; l is a logit": r"_\{l=|\\sum_\{l\b|gamma\^l\b",
 }
 
 
 def prose(page: Path) -> str:
-    """Markdown cells of a notebook, or the whole page."""
+    """Markdown cells of a notebook, docstrings of equations, or the whole page."""
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".md":
         return text
+    if page.parent.name == "equations":
+        return "\n".join(
+            ast.get_docstring(node) or ""
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
+        )
     return "\n".join(cell for cell in text.split("\n# %%") if cell.startswith(" [markdown]"))
 
 
