@@ -38,6 +38,11 @@ MISTAKES = {
     ],
     "07": [("above_the_others", "(scores.sum() - scores) / (len(scores) - 1)", "scores.mean()")],
     "08": [("best_objective", "-PENALTY", "0.0"), ("best_objective", "kl_coef * np.log", "np.log")],
+    "09": [
+        ("warns_at", "1.25", "9.0"),
+        ("warns_at", "1.25", "0.5"),
+        ("advantages_at", "values[1:], 0.0", "values[1:], 1.0"),
+    ],
     "10": [("rloo_from_mean", "len(paid) / (len(paid) - 1) * ", "")],
     "11": [("resting_margin", " / beta", ""), ("resting_margin", "(1 - wrong) / wrong", "wrong / (1 - wrong)")],
     "12": [("tipping_gamma", "told / q", "told"), ("tipping_gamma", "told / q", "told * q")],
