@@ -9,6 +9,7 @@ beside it opens menus and searches, and everything can be read without it.
 """
 
 import argparse
+import copy
 import functools
 import hashlib
 import html
@@ -32,6 +33,9 @@ ASSETS = Path(__file__).resolve().parent / "site"
 COPIED = (".png", ".svg", ".csv")
 """Files under docs/ that pages show or link to."""
 SHEET = Path("sheet.html")
+HANDOUT = "_exercises.ipynb"
+"""How the notebooks end that have no solutions."""
+FOLLOW = " Solutions follow, here and in every notebook."
 
 Execute = Callable[[Path], nbformat.NotebookNode]
 
@@ -188,9 +192,11 @@ def lesson_tools(source: Path, here: Path) -> str:
         href = os.path.relpath(Path("equations", f"{file}.html"), here.parent)
         links += [f'<a href="{href}#{name}"><code>{name}</code></a>' for name in names if name.islower()]
     used = f" Equations: {', '.join(links)}." if links else ""
+    index = os.path.relpath("index.html", here.parent)
     return (
-        f'<p class="tools"><a href="{source.stem}.ipynb" download>{source.stem}.ipynb</a>: this lesson with its outputs, for '
-        f"Jupyter.{used}</p>"
+        f'<p class="tools">For Jupyter: <a href="{source.stem}.ipynb" download>{source.stem}.ipynb</a>, this lesson with its outputs; '
+        f'<a href="{source.stem}{HANDOUT}" download>{source.stem}{HANDOUT}</a>, to hand out, without outputs and solutions '
+        f'(<a href="{index}#the-course">what they need</a>).{used}</p>'
     )
 
 
@@ -204,6 +210,21 @@ def write_notebook(notebook: nbformat.NotebookNode, target: Path) -> None:
                 if "image/png" in output.get("data", {}):
                     output.data.pop("image/svg+xml", None)
     nbformat.write(notebook, target)
+
+
+def write_handout(notebook: nbformat.NotebookNode, target: Path) -> None:
+    """The notebook for whoever is to work in it: nothing run yet, and without the solutions, which are its end."""
+    handout = copy.deepcopy(notebook)
+    first = next(place for place, cell in enumerate(handout.cells) if cell.source.startswith("**1.**"))
+    handout.cells = handout.cells[:first]
+    for cell in handout.cells:
+        # Nor does an exercise promise what is not there.
+        cell.source = cell.source.replace(FOLLOW, "")
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+            if "caption" in cell.metadata:
+                cell.metadata["jupyter"] = {"source_hidden": True}
+    nbformat.write(handout, target)
 
 
 def build(folder: Path, run: Execute = execute) -> None:
@@ -241,6 +262,7 @@ def build(folder: Path, run: Execute = execute) -> None:
             body = notebook_body(notebook, renderer(source, site, drawings), source.stem)
             body = body.replace("</h1>", f"</h1>{lesson_tools(source, here)}", 1)
             (folder / here).parent.mkdir(parents=True, exist_ok=True)
+            write_handout(notebook, (folder / here).with_name(source.stem + HANDOUT))
             write_notebook(notebook, (folder / here).with_suffix(".ipynb"))
         else:
             body = renderer(source, site, drawings).render(page_text(source))
