@@ -5,7 +5,10 @@
     python experiments/chat.py runs/demo --web                # a local page: imitation and aligned side by side
     python experiments/chat.py runs/smtpo --as simulator      # you recommend, the seeker that the run has trained answers
 
-Titles of the catalogue are recognised in what you type, as is `@id`. After each of your turns you see the items the
+It needs the environment of the run: after `make run` that is `.venv/bin/python` in the place of `python`.
+
+Titles of the catalogue are recognised in what you type, as is `@id`; five of them and a sentence to begin with are shown, and what looks like
+a title and is not in the catalogue is named. After each of your turns you see the items the
 model would suggest first, given the conversation so far, its reply, and what the reward model says of the reply.
 `/top 20` shows more items, `/reset` begins again, `/quit` (or end of file) leaves. Only reads the run directory; a run
 that is still training can be talked to.
@@ -25,6 +28,7 @@ import dataclasses
 import importlib.util
 import io
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +44,8 @@ from rlhf_jax.ranges import Range, Seed, check_numbers
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import enable_compilation_cache
 
+NAMED = re.compile(r"\"([^\"]+)\"|((?:[A-Z0-9][\w'’&:.-]*,? )+\(\d{4}\))")
+"""A name in quotes, or words with capitals and a year."""
 COMMANDS = "/top [n], /reset, /quit"
 SEEKERS = get_args(SeekerStage)
 SEEKER_COMMANDS = "/reveal, /next, /reset, /quit"
@@ -123,6 +129,8 @@ def talk_in_terminal(config: Config, run: Finished) -> None:
     stage = config.stage or run.stages[-1]
     talk = Conversation(run, stage_policy(run, stage), proxy=stage_proxy(run), greedy=config.greedy, seed=config.seed)
     print(f"{stage} of {config.run_dir}, {len(run.vocab.item_ids)} items. {COMMANDS}")
+    for line in examples(run, talk):
+        print(line)
     for text in typed():
         command, _, argument = text.partition(" ")
         if command == "/reset":
@@ -134,6 +142,27 @@ def talk_in_terminal(config: Config, run: Finished) -> None:
             print(f"No command {text!r}; there are {COMMANDS}")
         elif text:
             answer(talk, text)
+
+
+def examples(run: Finished, talk: Conversation) -> Iterator[str]:
+    """Five titles, evenly spread over the catalogue, and what somebody of the test split began with."""
+    ids = run.vocab.item_ids
+    titles = [talk.title(ids[place * len(ids) // 5]) for place in range(min(5, len(ids)))]
+    yield f"Titles it knows: {'; '.join(titles)}"
+    for dialogue in run.corpus.test:
+        for message in dialogue.messages:
+            words = "".join(part if isinstance(part, str) else talk.title(part) for part in message.parts).strip()
+            if message.role == "seeker" and len(words.split()) > 3:
+                yield f"Somebody began with: {words}"
+                return
+
+
+def unknown_names(text: str, recognised: Sequence[str], talk: Conversation) -> list[str]:
+    """What looks like a title, "in quotes" or With a Year (1999), or like @id, and is none of the catalogue's."""
+    known = " / ".join(recognised).lower()
+    names = [name for pair in NAMED.findall(text) for name in pair if name]
+    missing = [name for name in names if name.lower() not in known]
+    return missing + [f"@{number}" for number in re.findall(r"@(\d+)", text) if talk.title(int(number)) == f"@{number}"]
 
 
 def typed() -> Iterator[str]:
@@ -213,6 +242,8 @@ def answer(talk: Conversation, text: str) -> None:
     turn = talk.turn(text, 5)
     if turn.recognised:
         print(f"     recognised: {', '.join(turn.recognised)}")
+    if missing := unknown_names(text, turn.recognised, talk):
+        print(f"     not in the catalogue: {', '.join(missing)}")
     show_top(turn.top)
     print(f"model> {turn.reply.words or '(nothing)'}")
     if turn.reply.suggested:

@@ -10,6 +10,7 @@ One object a run, by the name of its folder:
 - `updates`: what PPO logged of every update, a list a metric.
 - `evaluations`: true utility and proxy in front of users whom training does not meet, after so many updates.
 - `difference`: PPO minus imitation at the end, with its 95 % interval.
+- `gate`: the reward model's correlation with reactions it has not seen, by component and in sum.
 - `replies`: for PROMPTS contexts of the test split, evenly spread, what imitation (`before`) and PPO (`after`) say, sampled with the
   same random numbers. Every token with its log-probability under policy and reference, its reward, value and advantage (the lists of
   `Credited`); both judged by the policy and the critic that PPO ends with.
@@ -33,7 +34,7 @@ from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.feedback.weak_labels import weighted_sum
 from rlhf_jax.keys import stream_key
 from rlhf_jax.reporting.run_report import read_results
-from rlhf_jax.runtime.files import write_text
+from rlhf_jax.runtime.files import read_object, write_text
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.stages.contexts import Windows
 
@@ -56,9 +57,11 @@ SETUP = {
 }
 
 
-def rounded(values: Any, digits: int) -> list[float]:
-    """Numbers with so many significant digits."""
-    return [float(f"{float(value):.{digits}g}") for value in np.asarray(values).tolist()]
+def rounded(values: Any, digits: int) -> Any:
+    """A number, or a list of numbers, with so many significant digits."""
+    if np.ndim(values) == 0:
+        return float(f"{float(values):.{digits}g}")
+    return [rounded(value, digits) for value in np.asarray(values).tolist()]
 
 
 def training(lines: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -88,7 +91,7 @@ def difference(run_dir: Path) -> dict[str, dict[str, Any]]:
         if result.name in ("ppo-sft/mean_utility", "ppo-sft/proxy_score") and result.split.endswith("-sampled")
     }
     return {
-        name: {"value": rounded([r.value], 5)[0], "interval": rounded(r.interval, 5), "n": r.n, "split": r.split}
+        name: {"value": rounded(r.value, 5), "interval": rounded(r.interval, 5), "n": r.n, "split": r.split}
         for name, r in sorted(found.items())
     }
 
@@ -126,7 +129,7 @@ def replies(run: Finished, count: int, seed: int = 0) -> list[dict[str, Any]]:
             told[n][name] = {
                 "tokens": token_texts(run.vocab, tokens, titles),
                 "finished": bool(rollout.finished[n]),
-                "proxy": rounded([proxies[n]], 5)[0],
+                "proxy": rounded(proxies[n], 5),
                 "components": rounded(components[n], 5),
                 **{column: rounded(np.asarray(array)[n][mask], 6) for column, array in columns.items()},
             }
@@ -146,6 +149,10 @@ def stored(run_dir: Path, count: int = PROMPTS) -> dict[str, Any]:
         "updates": updates,
         "evaluations": evaluations,
         "difference": difference(run_dir),
+        "gate": {
+            name: rounded(value, 5)
+            for name, value in read_object(run_dir / "reward_model.json", "pearson")["pearson"].items()
+        },
         "replies": replies(run, count),
     }
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import chat
+import store_lesson
 from chat_page import server
 from fingerprint import fingerprint
 from rlhf_jax.assessment.conversation import Conversation
@@ -210,14 +211,24 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished: P
 def test_a_person_can_talk_with_the_model(finished: Path, run_here: Callable[..., tuple[int, str]], stage: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     name, title = (finished / "data" / "movies_with_mentions.csv").read_text().splitlines()[1].split(",")[:2]
-    typed = f"hi, i liked {title.lower()} and @{name}\n/top 3\n/nonsense\n/reset\n/quit\nnever read\n"
+    unknown = 'and "No Such Film", Gone Nowhere (1901) and @999999'
+    typed = (
+        f"hi, i liked {title.lower()} and @{name}\n{title} {unknown}\n/top 3\n/nonsense\n/reset\n/quit\nnever read\n"
+    )
     code, output = run_here("chat.py", str(finished), "--stage", stage, "--greedy", stdin=typed)
     assert code == 0, output
     assert f"recognised: {title}\n" in output
+    assert output.count("not in the catalogue: ") == 1
+    assert "     not in the catalogue: No Such Film, Gone Nowhere (1901), @999999\n" in output
+    # Five titles that it knows, and a sentence that somebody said.
+    titles = re.search(r"^Titles it knows: (.+)$", output, re.MULTILINE)
+    catalogue = (finished / "data" / "movies_with_mentions.csv").read_text()
+    assert titles and len(set(titles[1].split("; "))) == 5 and all(one in catalogue for one in titles[1].split("; "))
+    assert re.search(r"^Somebody began with: \w+ \w+", output, re.MULTILINE)
     assert "model> " in output
     assert re.search(r"^     reward model: engagement [+-]\d\.\d\d, .*; weighted [+-]\d", output, re.MULTILINE)
     assert "No command '/nonsense'" in output and "Forgotten" in output and "never read" not in output
-    assert len(re.findall(r"^ +\d+\. +\d+\.\d%  .+ \(\d{4}\)$", output, re.MULTILINE)) == 5 + 3
+    assert len(re.findall(r"^ +\d+\. +\d+\.\d%  .+ \(\d{4}\)$", output, re.MULTILINE)) == 5 + 5 + 3
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -334,6 +345,31 @@ def test_advantages_of_replies_are_those_of_the_box(finished: Path) -> None:
             assert advantages[n, t] == pytest.approx(float(expected), abs=1e-5)
             assert credited.rewards[n, t] == pytest.approx(float(-kl_coef * log_ratios[n, t]), abs=1e-5)
             assert credited.values[n, t] == pytest.approx(float(values[n, t]), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_what_a_lesson_reads_of_a_run(finished: Path, copied: Path) -> None:
+    kept = store_lesson.stored(finished, 3)
+    assert json.loads(store_lesson.as_json({"debug": kept}))["debug"] == json.loads(json.dumps(kept))
+    logged = [line for line in read_metrics(finished / "metrics.jsonl") if line["stage"] == "ppo"]
+    assert kept["evaluations"]["update"] == [0, 2, 4] and len(kept["updates"]["kl"]) == 4
+    # After two updates: a line of its own, before that of the update.
+    alone = next(line for line in logged if line["step"] == 2 and "objective/kl_k1" not in line)
+    assert kept["evaluations"]["truth"][1] == pytest.approx(alone["world/mean_utility"], rel=1e-4)
+    assert kept["updates"]["length"][-1] == pytest.approx(logged[-1]["text/response_length"], rel=1e-4)
+    found = draw_replies(open_finished(finished), count=3, greedy=False, seed=0)
+    for asked, prompt in zip(kept["replies"], found.prompts, strict=True):
+        # What the browser of replies shows of the same prompts.
+        for when, stage in store_lesson.STAGES.items():
+            reply = prompt.replies[stage]
+            assert asked[when]["tokens"] == [token.text for token in reply.tokens]
+            for name in ("logprob", "ref_logprob", "advantage"):
+                shown = [getattr(token, name) for token in reply.tokens]
+                np.testing.assert_allclose(asked[when][name], shown, rtol=1e-4, atol=1e-5)
+    lines = (copied / "metrics.jsonl").read_text().splitlines(keepends=True)
+    only = [line for line in lines if '"objective/kl_k1"' not in line or '"step": 3' not in line]
+    with pytest.raises(ValueError, match="updates are not all logged"):
+        store_lesson.training([json.loads(line) for line in only])
 
 
 def test_replies_need_a_run_and_a_place(copied: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:

@@ -6,13 +6,19 @@ with their solutions and with wrong ones (`run_lesson.py`).
 
 import ast
 import csv
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import ppo_redial
+import store_lesson
+from rlhf_jax import lessons
 
 # Those that train, ten seconds or more each.
 LONG = ("07", "08", "09", "10", "11", "13", "14")
@@ -138,3 +144,51 @@ def test_shapes_stand_in_a_table_before_they_are_used(repository: Path, lesson: 
     for name in ("logprobs", "entropy", "values", "advantages", "returns", "finished", "mask"):
         assert f"`{name}`" in rows or f"_{name}`" in rows or name in rows, name
     assert rows.count("[B, T]") >= 3
+
+
+def test_the_stored_runs_of_the_finale_are_those_of_the_presets(repository: Path) -> None:
+    """Made by the command that stands in the lesson, of presets as they are now; small, and all that the lesson asks for."""
+    stored = lessons.stored_runs(9)
+    file = lessons.STORED / "lesson_9.json"
+    assert file.stat().st_size < 400_000
+    text = (repository / "notebooks" / "09_the_real_thing.py").read_text(encoding="utf-8")
+    assert list(stored) == ["demo", "hackable"]
+    for name, run in stored.items():
+        assert f"#     python experiments/ppo_redial.py {name}\n" in text
+        preset = ppo_redial.PRESETS[name][1]
+        for part, fields in run["setup"].items():
+            if part == "seed":
+                assert fields == preset.seed
+                continue
+            now = json.loads(json.dumps(dataclasses.asdict(getattr(preset, part))))
+            assert fields == {field: now[field] for field in fields}, (
+                "python tools/store_lesson.py: the preset has changed"
+            )
+        updates = preset.align.updates
+        assert {len(values) for values in run["updates"].values()} == {updates}
+        seen = run["evaluations"]
+        assert seen["update"][0] == 0 and seen["update"][-1] == updates == 8 * (len(seen["truth"]) - 1)
+        assert set(run["difference"]) == {"mean_utility", "proxy_score"}
+        assert len(run["replies"]) == store_lesson.PROMPTS == 24
+        for asked in run["replies"]:
+            assert asked["prompt"][-1][0] == "seeker" and asked["person"]
+            for when in ("before", "after"):
+                check_reply(asked[when], run["setup"])
+    assert "python tools/store_lesson.py runs/demo runs/hackable\n" in text
+
+
+def check_reply(reply: dict, setup: dict) -> None:
+    """Lines 5 and 6 in a NumPy loop give the stored rewards and advantages."""
+    columns = ("logprob", "ref_logprob", "reward", "value", "advantage")
+    logprob, ref_logprob, reward, value, advantage = (np.array(reply[name]) for name in columns)
+    n = len(reply["tokens"])
+    assert 0 < n <= setup["data"]["response_tokens"] and all(len(reply[name]) == n for name in columns)
+    assert (reply["tokens"][-1] == " <eos>") == reply["finished"]
+    weights = setup["ppo"]["component_weights"]
+    assert reply["proxy"] == pytest.approx(float(np.dot(weights, reply["components"])), abs=1e-4)
+    np.testing.assert_allclose(reward[:-1], -setup["ppo"]["kl_coef"] * (logprob - ref_logprob)[:-1], atol=1e-5)
+    later, next_value = 0.0, 0.0
+    for t in reversed(range(n)):
+        later = reward[t] + next_value - value[t] + setup["ppo"]["gae_lambda"] * later
+        next_value = value[t]
+        assert advantage[t] == pytest.approx(later, abs=1e-4)
