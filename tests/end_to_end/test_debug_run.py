@@ -224,7 +224,7 @@ def test_a_person_can_talk_with_the_model(finished: Path, run_here: Callable[...
     titles = re.search(r"^Titles it knows: (.+)$", output, re.MULTILINE)
     catalogue = (finished / "data" / "movies_with_mentions.csv").read_text()
     assert titles and len(set(titles[1].split("; "))) == 5 and all(one in catalogue for one in titles[1].split("; "))
-    assert re.search(r"^Somebody began with: \w+ \w+", output, re.MULTILINE)
+    assert re.search(r"^Somebody began with: \w+,? \w+", output, re.MULTILINE)
     assert "model> " in output
     assert re.search(r"^     reward model: engagement [+-]\d\.\d\d, .*; weighted [+-]\d", output, re.MULTILINE)
     assert "No command '/nonsense'" in output and "Forgotten" in output and "never read" not in output
