@@ -34,6 +34,7 @@
 # %%
 import re
 import tempfile
+import textwrap
 from pathlib import Path
 
 import jax
@@ -171,19 +172,20 @@ plt.show()
 SHOWN = (0, 8, 16)
 
 
-def told(reply: dict) -> str:
-    """The words of a stored reply, with its score."""
+def told(when: str, reply: dict) -> str:
+    """The words of a stored reply, with its score, in lines of a page's width."""
     words = "".join(reply["tokens"]).strip() + ("" if reply["finished"] else " …")
-    return f"{words}   [{len(reply['tokens'])} tokens, proxy {reply['proxy']:+.2f}]"
+    line = f"  {when:6s} {words} [{len(reply['tokens'])} tokens, proxy {reply['proxy']:+.2f}]"
+    return textwrap.fill(line, 78, subsequent_indent=" " * 9)
 
 
 for name, run in stored.items():
     print(f"── {name}")
     for place in SHOWN:
         asked = run["replies"][place]
-        print(f"{asked['prompt'][-1][0]}: {asked['prompt'][-1][1]}")
+        print(textwrap.fill("{}: {}".format(*asked["prompt"][-1]), 78))
         for when in ("before", "after"):
-            print(f"  {when:6s} {told(asked[when])}")
+            print(told(when, asked[when]))
 
 # %% [markdown]
 # Three replies are anecdotes. All of the stored ones, counted: does every film that a reply names have the genre that was asked for, and does it say a
@@ -215,7 +217,8 @@ for name, run in stored.items():
 #
 # The first reply of `demo` after training. Stored of every token: $\log \pi$ and $\log \pi_\text{ref}$, the critic's $V_t$, and what the training program made
 # of them, rewards and advantages. Here in NumPy, from the first three and the score, and by the library. The score is what line 4 makes of the
-# reward model's: normalised by running moments (notebook 3).
+# reward model's: normalised by running moments (notebook 3). They have seen 5120 replies, most of them after the first updates; so a proxy of 1.06, far
+# above imitation's, is paid as −0.88: less than what has become usual.
 
 # %%
 one = stored["demo"]["replies"][SHOWN[0]]["after"]
