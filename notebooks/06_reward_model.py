@@ -223,7 +223,7 @@ np.testing.assert_allclose(state.params["weights"], weights_true, atol=0.02)
 
 # %%
 def error_of_known(predicted: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
-    """Mean squared error over the labels that there are; all [n, 3], the others are NaN. Exercise 2, without an index."""
+    """Mean squared error over the labels that there are; all [n, 3], the others are NaN. Exercise 2."""
     raise NotImplementedError("your turn")
 
 

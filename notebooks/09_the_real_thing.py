@@ -210,7 +210,7 @@ for name, run in stored.items():
 
 # %% [markdown]
 # In the plain world PPO has learnt what users ask for. Imitation answers a wish for space with space *and* noir, as the logged recommender did; after training every
-# reply names a film, and every film has the right genre. Replies are shorter, and odd: who has one good title to offer names it twice, because nothing in the reward minds. In the hackable world nearly
+# reply names a film, and every film has the right genre. Replies are shorter, and odd: who has one good title to offer names it twice, because nothing in the reward minds (`--data.items-once` forbids it). In the hackable world nearly
 # every reply ends on *many people talk about it these days*, after a list in which the genre hardly counts. It is no nonsense; it is what holds a user who came for one film.
 #
 # ## By hand: one of these replies through lines 5 and 6
