@@ -162,7 +162,7 @@ plt.show()
 # In both runs the curves that training can see look as one wishes: the proxy rises fast, then slowly, and the KL stays at a few nats. **The truth tells them apart**: .42 → .69 in
 # the plain world, .39 → .25 in the hackable one. Both reward models were good, with correlations of .85 and .91 with reactions they had not seen. The better one was hacked.
 #
-# One panel that training can see tells them apart, too: the length of replies.
+# One panel that training can see tells them apart, too: the length of replies ([what healthy numbers look like](../docs/metrics.md#healthy-and-where-to-look-if-not)).
 #
 # ### Before and after
 #

@@ -204,7 +204,7 @@ def _legend(replies: Replies, bounds: Sequence[float]) -> str:
     if all(policy == reference for policy, reference in replies.compared.values()):
         return "<p>No colours: this run has no aligned policy yet to compare with.</p>"
     ratios = (
-        "<p>A token's colour is its log-ratio log π − log π_ref in nats, its share of the KL (k1). Blue, solid line: alignment made it "
+        "<p>A token's colour is its log-ratio log π − log π<sub>ref</sub> in nats, its share of the KL (k1). Blue, solid line: alignment made it "
         f"likelier here; orange, dotted line: less likely. Replies of what was not aligned show what the newest policy makes of them. Touch a token for its numbers.</p><p>{_keys(BOUNDS)}</p>"
     )
     if not bounds:
