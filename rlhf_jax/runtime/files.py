@@ -266,7 +266,7 @@ def read_json(path: Path) -> Any:
         raise DamagedFileError(
             f"{path} is not readable JSON ({error}): restore it or choose another run directory"
         ) from error
-    if isinstance(value, list):
+    if isinstance(value, list) and path.name != CHECKSUMS:  # Which holds an object, and lists nothing of itself.
         known = _list_checksums(path).get(path.name)
         if known is not None and _checksum(value) not in known:
             raise DamagedFileError(

@@ -200,10 +200,19 @@ def test_stored_conversations_that_are_something_else_are_named(tmp_path: Path, 
         run_report.read_samples(tmp_path)
 
 
-@pytest.mark.parametrize("other", ["7", '"text"', "null", '{"a": 1}'])
-def test_a_list_of_checksums_that_is_none_says_nothing(tmp_path: Path, other: str):
+@pytest.mark.parametrize(
+    "other",
+    [
+        '{"results.json": 7}',
+        '{"results.json": "text"}',
+        '{"results.json": null}',
+        '{"results.json": {"a": 1}}',
+        "[1, 2]",
+    ],
+)
+def test_checksums_that_are_something_else_say_nothing(tmp_path: Path, other: str):
     run_report.write_results(tmp_path, [result("sft/hr@1", 0.1)])
-    (tmp_path / "checksums.json").write_text(f'{{"results.json": {other}}}')
+    (tmp_path / "checksums.json").write_text(other)
     assert [found.value for found in run_report.read_results(tmp_path)] == [0.1]
     run_report.write_results(tmp_path, [result("sft/hr@1", 0.2)])
     assert [found.value for found in run_report.read_results(tmp_path)] == [0.2]
