@@ -127,6 +127,25 @@ def read_redial(
     )
 
 
+def read_dialogues(path: Path) -> tuple[Dialogue, ...]:
+    """The dialogues of one file of the format, in its order: a log without splits and catalogue.
+
+    Items are those that a dialogue's own list of mentions names.
+
+    Raises: ValueError naming file, line, field and value of the first malformed line, or a file without a dialogue.
+    """
+    found: list[Dialogue] = []
+    for number, line in raw_lines(path):
+        if line.strip():
+            try:
+                found.append(_dialogue(line, {}, {}).dialogue)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    if not found:
+        raise ValueError(f"{path}: no dialogue")
+    return tuple(found)
+
+
 def _find(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists():

@@ -9,8 +9,10 @@ For each context, G lists of T places; place t is paid the gain of its item, and
 
     g_t = [y_t is gold] / log₂(t + 1) / ideal        R_t = Σ_{u ≥ t} g_u        ideal = Σ_{t ≤ min(T, gold)} 1 / log₂(t + 1)
 
-so that R_1 is NDCG@T. The advantage is R_t less the mean of the group at the same place, 0 in a flat group. One step is
-taken on each batch, so that the importance ratio is 1 and its clipping never acts: the loss is −A · log π.
+so that R_1 is NDCG@T. Where a reward model says what an item is worth, r(i | s) stands for [gold] and the ideal is that of
+T items worth 1: R_1 is then the mean worth of the places, by the same discounts. The advantage is R_t less the mean of the group at the same place, 0 in a flat group. One step is
+taken on each batch, so that the importance ratio is 1 and its clipping never acts: the loss is −A · log π, and
+with a price β on distance also β · KL(π ‖ π_ref) of the first place, its exact sum over the items.
 
 Sources: GRPO, Shao et al. 2024 (arXiv:2402.03300), a baseline for each place being ours; lists without replacement,
 Plackett 1975, doi:10.2307/2346567; NDCG, Järvelin and Kekäläinen 2002, doi:10.1145/582415.582418.
@@ -26,6 +28,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.equations.group import advantages_by_place
+from rlhf_jax.equations.kl import kl_exact
 from rlhf_jax.interfaces import Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.optimizer import TrainState, after_step, apply_or_skip
@@ -41,8 +44,12 @@ class ListBatch:
 
     known: Any
     """Arrays whose first axis is B: what the judge reads."""
-    gold: Bool[Array, "B I"]
+    gold: Bool[Array, "B I"] | None = None
     """The items that are paid for; a context without one teaches nothing."""
+    worth: Float[Array, "B I"] | None = None
+    """What each item is paid, in place of gold."""
+    reference: Float[Array, "B I"] | None = None
+    """log π_ref of the first place, nats; read where distance has a price."""
 
 
 class Lists(NamedTuple):
@@ -54,6 +61,8 @@ class Lists(NamedTuple):
     """T, places of a list; not more than there are items."""
     scaled: bool = False
     """Divide advantages by the deviation of the group at each place."""
+    kl_coef: float = 0.0
+    """β, what a nat of distance costs in units of the pay; 0 never reads the reference."""
 
 
 def list_logprobs(logits: Float[Array, " I"], chosen: Int[Array, "G T"]) -> Float[Array, "G T"]:
@@ -150,6 +159,21 @@ def rewards_to_go(chosen: Int[Array, "G T"], gold: Bool[Array, " I"]) -> Float[A
     return jnp.cumsum(gains[:, ::-1], axis=1)[:, ::-1]
 
 
+def worth_to_go(chosen: Int[Array, "G T"], worth: Float[Array, " I"]) -> Float[Array, "G T"]:
+    """R_t of every place where each item has a worth of its own. [G, T]
+
+        R_t = Σ_{u ≥ t} r(y_u) / log₂(u + 1) / Σ_{u ≤ T} 1 / log₂(u + 1)
+
+    Returns: in the units of `worth`; a list of one place is paid its item's.
+    Examples:
+      >>> worth_to_go(jnp.array([[0, 1], [1, 0]]), jnp.array([2.0, -1.0])).round(3).tolist()
+      [[0.8399999737739563, -0.3869999945163727], [0.1599999964237213, 0.7739999890327454]]
+    """
+    discount = 1.0 / jnp.log2(jnp.arange(chosen.shape[1]) + 2.0)
+    gains = worth[chosen] * discount / jnp.sum(discount)
+    return jnp.cumsum(gains[:, ::-1], axis=1)[:, ::-1]
+
+
 class Drawn(NamedTuple):
     """The lists of an update and what they earnt: data, no gradient flows."""
 
@@ -159,31 +183,52 @@ class Drawn(NamedTuple):
 
 
 def draw(params: Params, batch: ListBatch, key: Key[Array, ""], judge: Judge, lists: Lists) -> Drawn:
-    """G lists for every context, paid and compared place by place."""
+    """G lists for every context, paid and compared place by place.
+
+    Raises: ValueError at trace time unless the batch has either gold or worth.
+    """
+    if (batch.gold is None) == (batch.worth is None):
+        raise ValueError("a batch of contexts is paid by gold or by worth: give one of them")
     logits = judge(params, batch.known)
     keys = jax.random.split(key, logits.shape[0])
     chosen = jax.vmap(draw_lists, (0, 0, None))(keys, logits, lists)
-    returns = jax.vmap(rewards_to_go)(chosen, batch.gold)
+    if batch.worth is None:
+        returns = jax.vmap(rewards_to_go)(chosen, batch.gold)
+    else:
+        returns = jax.vmap(worth_to_go)(chosen, batch.worth)
     everywhere = jnp.ones(chosen.shape[1:], bool)
     advantages = jax.vmap(lambda one: advantages_by_place(one, everywhere, scaled=lists.scaled))(returns)
     return Drawn(chosen, returns, advantages)
 
 
-def loss_and_metrics(params: Params, batch: ListBatch, drawn: Drawn, judge: Judge) -> tuple[Float[Array, ""], Metrics]:
-    """−A · log π, mean over all places of the batch, and what happened."""
+def loss_and_metrics(
+    params: Params, batch: ListBatch, drawn: Drawn, judge: Judge, kl_coef: float = 0.0
+) -> tuple[Float[Array, ""], Metrics]:
+    """−A · log π, mean over all places of the batch, and β · KL of the first place; and what happened.
+
+    Raises: ValueError at trace time where distance has a price and the batch no reference.
+    """
     logits = judge(params, batch.known)
     logprobs = jax.vmap(list_logprobs)(logits, drawn.chosen)
     loss = -jnp.mean(drawn.advantages * logprobs)
     first = jax.nn.log_softmax(logits)
-    hits = jax.vmap(lambda one, gold: jnp.mean(gold[one[:, 0]]))(drawn.chosen, batch.gold)
     flat = jnp.all(drawn.advantages == 0, axis=(1, 2))
-    return loss, {
-        "loss": loss,
-        "objective/ndcg": jnp.mean(drawn.returns[:, :, 0]),
-        "objective/first_hit": jnp.mean(hits),
+    found = {
         "objective/entropy": jnp.mean(-jnp.sum(jnp.exp(first) * first, axis=1)),
         "objective/flat_group_share": jnp.mean(flat.astype(jnp.float32)),
     }
+    if batch.gold is not None:
+        hits = jax.vmap(lambda one, gold: jnp.mean(gold[one[:, 0]]))(drawn.chosen, batch.gold)
+        found |= {"objective/ndcg": jnp.mean(drawn.returns[:, :, 0]), "objective/first_hit": jnp.mean(hits)}
+    else:
+        found |= {"objective/worth": jnp.mean(drawn.returns[:, :, 0])}
+    if kl_coef:
+        if batch.reference is None:
+            raise ValueError(f"kl_coef is {kl_coef}, and the batch has no reference to be near to")
+        distance = jnp.mean(kl_exact(first, batch.reference))
+        loss += kl_coef * distance
+        found["objective/kl_items"] = distance
+    return loss, {"loss": loss, **found}
 
 
 def update(
@@ -204,7 +249,7 @@ def update(
     own = stream_key(key, "list_grpo/lists", state.step)
     drawn = draw(state.params, batch, own, judge, lists)
     grad = jax.value_and_grad(loss_and_metrics, has_aux=True)
-    (loss, metrics), gradient = grad(state.params, batch, drawn, judge)
+    (loss, metrics), gradient = grad(state.params, batch, drawn, judge, lists.kl_coef)
     result = apply_or_skip(optimizer, state.params, state.opt_state, gradient, loss)
     state, stepped = after_step(state, result, average_decay=None)
     return state, metrics | stepped

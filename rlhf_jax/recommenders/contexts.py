@@ -50,6 +50,8 @@ class Contexts:
     """The same with the items' titles among the words."""
     own: Int[np.ndarray, " N"]
     """Number of the training dialogue a context is from, −1 if from none."""
+    asked: tuple[str, ...] = ()
+    """The seeker's last words alone, items left out; empty where contexts were made without them."""
 
     def __len__(self) -> int:
         return len(self.own)
@@ -65,6 +67,7 @@ class Contexts:
             self.words[start:stop],
             self.texts[start:stop],
             self.own[start:stop],
+            self.asked[start:stop],
         )
 
     def chosen(self, rows: Sequence[int] | Int[np.ndarray, " K"]) -> "Contexts":
@@ -78,6 +81,7 @@ class Contexts:
             tuple(self.words[row] for row in rows),
             tuple(self.texts[row] for row in rows),
             self.own[rows],
+            tuple(self.asked[row] for row in rows) if self.asked else (),
         )
 
     def left_in(self) -> "Contexts":
@@ -173,6 +177,7 @@ def contexts_of(
         tuple(last_words(history, {}) for history in histories),
         tuple(last_words(history, catalogue.titles) for history in histories),
         np.full(len(histories), -1, np.int32) if own is None else np.array(own, np.int32),
+        tuple(last_words([one for one in history if one.role == "seeker"], {}) for history in histories),
     )
 
 
@@ -196,8 +201,8 @@ def last_words(messages: Sequence[Message], titles: Mapping[int, str], n_words: 
 def read_training(dialogues: Sequence[Dialogue], catalogue: Catalogue) -> Training:
     """Counts of the training split.
 
-    Memory: 8 bytes per (dialogue, item) and per (row, gold item), and the last words of every row, twice about 350 bytes: for
-    a million dialogues like ReDial's (3.5 million rows) 2.5 GB, nearly all of it text.
+    Memory: 8 bytes per (dialogue, item) and per (row, gold item), and the last words of every row, three times about 350 bytes:
+    for a million dialogues like ReDial's (3.5 million rows) 3.7 GB, nearly all of it text.
 
     Args:
       dialogues: the training split and nothing else.

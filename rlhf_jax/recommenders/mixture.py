@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
 from rlhf_jax.interfaces import Item
-from rlhf_jax.recommenders import bm25, co_mention, context_knn, ease, knowledge, popularity
+from rlhf_jax.recommenders import bm25, co_mention, context_knn, ease, knowledge, popularity, stated
 from rlhf_jax.recommenders.contexts import BLOCK_ENTRIES, Contexts, Recommender, Training, entries_at, in_blocks
 from rlhf_jax.recommenders.words import with_data
 
@@ -85,7 +85,8 @@ def fit_parts(
     Args:
       training: the training split.
       items: what is known about the catalogue.
-      names: which, in this order: those of `WEIGHTS`, and `context_knn_titles`, which compares titles too.
+      names: which, in this order: those of `WEIGHTS`; `context_knn_titles`, which compares titles too; and `stated_genre`,
+        `stated_person`, `stated_decade`, what the seeker asked for.
       numbers: of the forms; other data may want others.
     Raises: ValueError for another name.
     """
@@ -102,6 +103,10 @@ def fit_parts(
         "context_knn_titles": lambda: partial(
             context_knn.scores, context_knn.fit(training, neighbours=numbers.neighbours, titles=True)
         ),
+        **{
+            f"stated_{kind}": partial(lambda kind: partial(stated.scores, stated.fit(items, item_ids, kind)), kind)
+            for kind in stated.KINDS
+        },
     }
     unknown = [name for name in names if name not in fits]
     if unknown:

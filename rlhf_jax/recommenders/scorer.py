@@ -6,13 +6,14 @@ without their own dialogue; else weights that are learnt on them would be too hi
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from rlhf_jax.interfaces import Corpus, Message
-from rlhf_jax.recommenders import mixture
+from rlhf_jax.recommenders import mixture, standing
 from rlhf_jax.recommenders.contexts import Catalogue, Contexts, Recommender, Training, contexts_of, read_training
 
 NAMED = "named"
@@ -52,6 +53,11 @@ class ItemScorer(NamedTuple):
         numbers = self.training.numbers
         own = None if dialogue_ids is None else [numbers.get(one, -1) for one in dialogue_ids]
         return self.item_scores(contexts_of(histories, self.catalogue, own=own))
+
+    def with_standing(self, values: Float[np.ndarray, " I"]) -> "ItemScorer":
+        """The same with one score more before the last, or another in its place: how well users took each item."""
+        parts = {name: part for name, part in self.parts.items() if name != standing.NAME}
+        return self._replace(parts=parts | {standing.NAME: partial(standing.scores, np.array(values, np.float64))})
 
 
 def fit_scorer(corpus: Corpus, item_ids: Sequence[int], names: Sequence[str] = tuple(mixture.WEIGHTS)) -> ItemScorer:

@@ -168,12 +168,14 @@ def protocol_tables(results: Sequence[Result]) -> list[str]:
         cells = {(r.system, r.metric): r for r in found}
         metrics = list(dict.fromkeys(r.metric for r in found))
         names = list(dict.fromkeys(r.system for r in found))
-        lines = [[name.replace("-", " − "), *(_number(cells[name, metric]) for metric in metrics)] for name in names]
+        lines = [[name.replace("-", " − "), *(_number(cells.get((name, metric))) for metric in metrics)] for name in names]
         parts += [f"## {split}, {protocol}, n = {found[0].n:,}", markdown_table(["system", *metrics], lines)]
     return parts
 
 
-def _number(result: Result) -> str:
+def _number(result: Result | None) -> str:
+    if result is None:
+        return "–"
     sign = "+" if result.is_difference else ""
     low, high = result.interval or (float("nan"), float("nan"))
     return f"{result.value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"

@@ -214,6 +214,10 @@ PRIOR: Group = {
     "learning_rate": Metric("", "of the optimiser at this step; a refused step does not advance its schedule"),
     "objective/ndcg": Metric("", "NDCG of the drawn lists: what they were paid, mean over lists"),
     "objective/first_hit": Metric("", "share of drawn lists whose first item is gold"),
+    "objective/worth": Metric(
+        "label", "what a reward model of items pays the drawn lists, in place of NDCG; mean over lists"
+    ),
+    "objective/kl_items": Metric("nats", "KL of the item at the first place to imitation's, exact, mean over contexts"),
     "objective/entropy": Metric("nats", "of the item at the first place, mean over contexts"),
     "objective/flat_group_share": Metric("", "share of contexts whose lists were all paid the same at every place"),
     "validation/hr@<k>": Metric("", "of fresh gold items of the held-out dialogues, greedy"),
