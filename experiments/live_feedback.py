@@ -240,7 +240,7 @@ def report_text(results: list[Result], rounds: Mapping[int, tuple[Round, ...]]) 
         [
             str(seed),
             str(number),
-            ", ".join(f"{name} {value:.2f}" for name, value in one.weights.items()),
+            ", ".join(f"{name} {value:.2f}" for name, value in (one.weights | one.manners).items()),
             ", ".join(f"{name} {value:.2f}" for name, value in one.facts.items()),
         ]
         for seed, of in rounds.items()

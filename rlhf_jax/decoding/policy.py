@@ -112,7 +112,10 @@ def of_prompts(grammar: Grammar, params: Params, prompts: PromptBatch | Rollout)
     if prior.NAME not in params:
         return None
     own = params[prior.NAME]
-    return functools.partial(prior.with_prior, grammar, own["policy"], prior.bonus(own, prompts.item_scores))
+    items = functools.partial(prior.with_prior, grammar, own["policy"], prior.bonus(own, prompts.item_scores))
+    if "manners" not in own:
+        return items
+    return lambda logits, allowed: prior.with_manners(grammar, own["manners"], items(logits, allowed), allowed)
 
 
 def make_sample(

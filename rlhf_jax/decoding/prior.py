@@ -8,6 +8,10 @@ what the caller brings: standardised scores of `recommenders`, and −1 where th
 of the prompt, so sampler, reference, learner and ranking read the same numbers; the weights are parameters of the policy,
 `prior` in its tree, and learn as the others do. A tree without `prior` is the policy as it was, to the bit.
 
+A prior may also have manners, three numbers that are added to logits where a turn takes a decision: whether it suggests at
+all (`<rec>` at its opening), whether the list ends (`<say>` inside it), whether the words end (`<eos>`). Without them all
+three decisions are the trunk's.
+
 Source: a product of experts, Hinton 2002, doi:10.1162/089976602760128018, with one exponent each; the mixture itself is
 `recommenders/mixture.py`.
 """
@@ -21,6 +25,10 @@ from rlhf_jax.interfaces import Params
 
 NAME = "prior"
 """Its place in a policy's tree."""
+
+
+MANNERS = ("suggest", "end_list", "end_words")
+"""What the three numbers are called, in their order; nats."""
 
 
 def init(n_scores: int) -> Params:
@@ -80,3 +88,23 @@ def with_prior(
     # Elsewhere all items count as open: the result is dropped, but its gradient must be a number.
     changed = reweighted(policy_weight, item_bonus, items, may | ~in_list)
     return logits.at[..., begin:end].set(jnp.where(in_list, changed, items).astype(logits.dtype))
+
+
+def with_manners(
+    grammar: Grammar,
+    manners: Float[Array, " 3"],
+    logits: Float[Array, "*n V"],
+    allowed: Bool[Array, "*n V"],
+) -> Float[Array, "*n V"]:
+    """Logits with the manners added where they decide; a place that allows one token alone is as it was after its softmax.
+
+    Args:
+      allowed: the grammar's mask.
+    """
+    items = allowed[..., grammar.first_item : grammar.first_item + grammar.n_items]
+    in_list = jnp.any(items, axis=-1) & ~allowed[..., grammar.eos]
+    # Where a list has no further item to offer, `<say>` is all that is allowed.
+    suggest, end_list, end_words = manners.astype(logits.dtype)
+    logits = logits.at[..., grammar.rec].add(suggest)
+    logits = logits.at[..., grammar.say].add(jnp.where(in_list, end_list, 0.0))
+    return logits.at[..., grammar.eos].add(end_words)

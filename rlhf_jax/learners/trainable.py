@@ -9,13 +9,14 @@ import optax
 
 from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, Rollout
 
-Trainable = Literal["all", "heads", "prior"]
+Trainable = Literal["all", "heads", "prior", "manners"]
 
 MOVING: Mapping[Trainable, str] = {
     "all": "",
     # The table is the head of words and items and the input embedding at once: the two are tied.
     "heads": r"(^|/)(wte|ln_f/\w+|value/\w+|prior/\w+)$",
     "prior": r"(^|/)(prior|value)/\w+$",
+    "manners": r"(^|/)prior/manners$",
 }
 """A pattern found in the paths of the parameters that move."""
 

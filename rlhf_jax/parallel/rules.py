@@ -29,7 +29,7 @@ STORED: Rules = (
     # Vectors and heads are a thousandth of the bytes; cut, each would cost a collective of its own.
     (r"(^|/)(value|reward|attributes)/kernel$", P()),
     (r"(bias|scale)$", P()),
-    (r"(^|/)prior/(policy|scores)$", P()),
+    (r"(^|/)prior/(policy|scores|manners)$", P()),
     # What a learner's state holds besides: counters, the key, running moments.
     (r"(^|/)(step|update|skipped|count|key|kl_coef|component_weights)$", P()),
     (r"_moments/(mean|m2|count)$", P()),

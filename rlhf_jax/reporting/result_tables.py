@@ -168,7 +168,9 @@ def protocol_tables(results: Sequence[Result]) -> list[str]:
         cells = {(r.system, r.metric): r for r in found}
         metrics = list(dict.fromkeys(r.metric for r in found))
         names = list(dict.fromkeys(r.system for r in found))
-        lines = [[name.replace("-", " − "), *(_number(cells.get((name, metric))) for metric in metrics)] for name in names]
+        lines = [
+            [name.replace("-", " − "), *(_number(cells.get((name, metric))) for metric in metrics)] for name in names
+        ]
         parts += [f"## {split}, {protocol}, n = {found[0].n:,}", markdown_table(["system", *metrics], lines)]
     return parts
 

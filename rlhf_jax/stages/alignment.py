@@ -58,7 +58,8 @@ class AlignmentConfig:
     """ε of Adam."""
     trainable: Trainable = "all"
     """What moves: every parameter; `heads`: the table of words and items (tied: it is the input too), the last layer norm, the
-    value head and the prior over items, while all blocks stay as imitation left them; `prior`: that prior and the value head."""
+    value head and the prior over items, while all blocks stay as imitation left them; `prior`: that prior and the value head;
+    `manners`: the prior's three numbers of when to suggest and when to stop, where it has them."""
     evaluations: Steps = 6
     """Evaluations during the stage (true utility in the simulated world, replies of `--samples`), evenly spaced; fewer where they do
     not divide the updates."""

@@ -1,11 +1,12 @@
 """Rounds of live feedback: a policy talks, users' reactions teach a reward model of items, and it pays the policy.
 
-    0  R₀ from the reactions in the log; GRPO of the policy's prior over items, paid by R₀
+    0  R₀ from the reactions in the log; GRPO of the policy's prior, paid by R₀
     r  the policy of round r − 1 talks with users, as it samples; what they say is labelled by the implicit signals;
        R_r from the log and all rounds so far; GRPO from the prior of round r − 1, paid by R_r
 
-The trunk stays as imitation left it: what moves are the weights of what it and the recommenders say of an item, and one for
-the standing that R_r gives each item. R_r (`learners/item_reward.py`) reads the trunk's own log-probability and the same
+The trunk stays as imitation left it. What moves are the weights of what it and the recommenders say of an item, one for
+the standing that R_r gives each item (GRPO of single items), and three manners, when to suggest and when to stop (GRPO of
+whole replies; `decoding/prior.py`). R_r (`learners/item_reward.py`) reads the trunk's own log-probability and the same
 scores, so that it cannot know less of items than the policy. True utility is read nowhere here.
 
 A round is a file; a run that was killed goes on with the round, the conversations and the update it was in.
@@ -20,21 +21,24 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from rlhf_jax.data.batching import batch_indices, pad_left, wrapped_batches
 from rlhf_jax.data.windows import prompt_tokens
 from rlhf_jax.decoding import prior
+from rlhf_jax.decoding.grammar import Grammar, is_word
 from rlhf_jax.evaluation.association import pearson
 from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.feedback.signals import check_signals
 from rlhf_jax.feedback.weak_labels import WeakLabeller, fit_weak_labels
-from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch
+from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
-from rlhf_jax.learners import item_reward, list_grpo, sft
+from rlhf_jax.learners import grpo, item_reward, list_grpo, sft
+from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.item_reward import ItemReward, Reactions
 from rlhf_jax.learners.list_grpo import ListBatch, Lists
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.trainable import held, without_moments
 from rlhf_jax.ranges import Batch, Cases, Range, Rate, Steps, Weight, check_numbers
 from rlhf_jax.recommenders import mixture, standing, stated
 from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
@@ -43,13 +47,14 @@ from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages import item_prior
+from rlhf_jax.stages.alignment import prompts_of
 from rlhf_jax.stages.setup import Setup
 
 History = Sequence[Message]
 Talk = Callable[[Setup, Params, int], tuple[Dialogue, ...]]
 """(setup whose prompts bring what the policy reads, policy, number of the round) to what was said, as a log has it."""
 EXTRAS = ("suggests", "more_items", "words")
-"""What a turn has beside its items: whether it suggests, items after the first, words by tens."""
+"""What a turn has beside its items: whether it suggests, items after the first, word tokens by tens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +69,9 @@ class LiveConfig:
     """System turns a user has patience for."""
     parts: tuple[str, ...] = (*mixture.WEIGHTS, *(f"stated_{kind}" for kind in stated.KINDS))
     """Recommenders that reward model and policy read."""
-    labels: LabelOptions = LabelOptions(sentiment="level", signals=("engagement", "sentiment"))
-    """Signals of a user's reaction, each weighing the same. Relevance is none: it compares the reply with what came before."""
+    labels: LabelOptions = LabelOptions(sentiment="level", signals=("sentiment",))
+    """Signals of a user's reaction, each weighing the same. Of the three, sentiment alone tracks what people say
+    (docs/results/signals.md): dwell pays for long replies, and relevance reads no reaction at all."""
     logged_turns: Cases = 4000
     """Labelled turns of the log that reward models are fitted on, drawn with the run's seed."""
     ridge: Annotated[float, Range("(0, 1e6]")] = 1.0
@@ -82,12 +88,45 @@ class LiveConfig:
     """Start of the linear schedule to 0."""
     kl_coef: Weight = 0.1
     """Price of a nat of distance to imitation's choice of item, in units of the labels."""
+    manners_updates: Steps = 40
+    """Of GRPO of whole replies, in every round."""
+    batch_size: Batch = 64
+    """Replies of one of these updates."""
+    manners_rate: Rate = 0.2
+    """Start of the linear schedule to 0."""
+    replies: GRPOConfig = GRPOConfig(
+        component_weights=(1.0,),
+        component_names=("worth",),
+        normalise_components=False,
+        normalise_score=False,
+        score_clip=None,
+        scale_by_deviation=False,
+    )
+    """GRPO of whole replies; advantages are in units of the labels, or else a word would weigh as much as an item."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
         check_signals(self.labels.signals)
         if not self.parts:
             raise ValueError("--live.parts names no recommender")
+
+
+def extras_of(n_items: Any, n_words: Any) -> Any:
+    """`EXTRAS` of turns, from how many items they list and how many word tokens they have. [N, E]"""
+    return jnp.stack([jnp.asarray(n_items > 0, jnp.float32), jnp.maximum(n_items - 1, 0), n_words / 10], axis=-1)
+
+
+class Read(NamedTuple):
+    """N contexts as arrays."""
+
+    tokens: Int32[np.ndarray, "N P"]
+    mask: Bool[np.ndarray, "N P"]
+    known: Float32[np.ndarray, "N F I"]
+    """What is known of the items."""
+
+    def plus(self, other: "Read") -> "Read":
+        """Both together."""
+        return Read(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
 
 
 class Judge:
@@ -105,38 +144,41 @@ class Judge:
         """Of the F features."""
         return ("policy", *self._scorer.names)
 
-    def known(
-        self, histories: Sequence[History], dialogue_ids: Sequence[str] | None = None
-    ) -> Float32[np.ndarray, "N F I"]:
-        """The features after each history; a training dialogue is left out of its own scores where ids are given.
+    def known(self, histories: Sequence[History]) -> Float32[np.ndarray, "N F I"]:
+        """The features after each history."""
+        return self.read(histories).known
+
+    def read(self, histories: Sequence[History], dialogue_ids: Sequence[str] | None = None) -> Read:
+        """Contexts and the features after them; a training dialogue is left out of its own scores where ids are given.
 
         Memory: 4·F·I bytes a history.
         """
         data, vocab = self.setup.data, self.setup.vocab
-        out = np.empty((len(histories), len(self.names), len(self.columns)), np.float32)
-        out[:, 1:] = self._scorer.of_histories(histories, dialogue_ids)
+        sequences = [
+            prompt_tokens(vocab, history, window=data.window, context_tokens=data.context_tokens)
+            for history in histories
+        ]
+        tokens, mask = pad_left(sequences, data.context_tokens, vocab.pad)
+        known = np.empty((len(histories), len(self.names), len(self.columns)), np.float32)
+        known[:, 1:] = self._scorer.of_histories(histories, dialogue_ids)
         # A power of two, so that a shrinking crowd does not compile a program per size.
         size = min(64, max(8, 1 << (len(histories) - 1).bit_length()))
         for rows, own in wrapped_batches(len(histories), size):
-            sequences = [
-                prompt_tokens(vocab, histories[row], window=data.window, context_tokens=data.context_tokens)
-                for row in rows
-            ]
-            tokens, mask = pad_left(sequences, data.context_tokens, vocab.pad)
-            logits = self._score(self._trunk, PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask)))
-            out[rows[:own], 0] = np.asarray(jax.nn.log_softmax(logits))[:own]
-        return out
+            prompts = PromptBatch(tokens=jnp.asarray(tokens[rows]), mask=jnp.asarray(mask[rows]))
+            known[rows[:own], 0] = np.asarray(jax.nn.log_softmax(self._score(self._trunk, prompts)))[:own]
+        return Read(tokens, mask, known)
 
     def turns(self, replies: Sequence[Message], known: Float32[np.ndarray, "N F I"]) -> Reactions:
         """Replies as the reward model reads them; their labels are 0."""
+        vocab = self.setup.vocab
         listed = [
             np.array([self.columns[item] for item in dict.fromkeys(reply.items) if item in self.columns], np.int64)
             for reply in replies
         ]
         shares = item_reward.shares_of(listed, len(self.columns))
-        words = [sum(len(part.split()) for part in reply.parts if isinstance(part, str)) for reply in replies]
-        counts = np.array([len(own) for own in listed], np.float64)
-        extras = np.stack([counts > 0, np.maximum(counts - 1, 0), np.array(words) / 10], axis=1).astype(np.float64)
+        said = vocab.encode_many_parts([reply.parts for reply in replies])
+        words = np.array([sum(not vocab.is_item(token) for token in one) for one in said], np.float64)
+        extras = np.asarray(extras_of(np.array([len(own) for own in listed], np.float64), words), np.float64)
         means = np.einsum("nfi,ni->nf", known, shares).astype(np.float64)
         return Reactions(means, shares, extras, np.zeros(len(replies)))
 
@@ -145,8 +187,8 @@ class Heard(NamedTuple):
     """Turns that users reacted to."""
 
     reactions: Reactions
-    known: Float32[np.ndarray, "N F I"]
-    """Of the contexts; none where only the reactions were asked for. [N or 0, F, I]"""
+    contexts: Read | None
+    """None where only the reactions were asked for."""
 
 
 def listen(
@@ -163,7 +205,7 @@ def listen(
     Args:
       name: of the progress that is shown; empty shows none.
       limit: at most so many turns, drawn with the run's seed; None takes all.
-      keep: whether what is known of the contexts is kept: 4·F·I bytes a turn.
+      keep: whether the contexts are kept: 4·F·I bytes a turn.
     Raises: RunError where there is no such turn.
     """
     table = labeller(dialogues)
@@ -172,23 +214,23 @@ def listen(
         rows = np.sort(np.random.Generator(np.random.PCG64([judge.setup.seed, 3])).choice(rows, limit, replace=False))
     if not len(rows):
         raise RunError(f"none of {len(dialogues)} dialogues has a system turn with a context and a reaction to it")
-    reactions, kept = None, []
+    reactions, contexts = None, None
     with Progress(name, 0, len(rows)) as progress:
         for start in range(0, len(rows), 256):
             part = rows[start : start + 256]
             chosen = [(dialogues[table.dialogue_indices[row]], int(table.message_indices[row])) for row in part]
-            known = judge.known(
+            read = judge.read(
                 [dialogue.messages[:index] for dialogue, index in chosen],
                 [dialogue.dialogue_id for dialogue, _ in chosen],
             )
-            found = judge.turns([dialogue.messages[index] for dialogue, index in chosen], known)
+            found = judge.turns([dialogue.messages[index] for dialogue, index in chosen], read.known)
             found = found._replace(labels=table.z[part].mean(axis=1))
             reactions = found if reactions is None else reactions.plus(found)
-            kept.append(known if keep else known[:0])
+            contexts = (read if contexts is None else contexts.plus(read)) if keep else None
             if name:
                 progress.show(start + len(part), {})
     assert reactions is not None
-    return Heard(reactions, np.concatenate(kept))
+    return Heard(reactions, contexts)
 
 
 class Round(NamedTuple):
@@ -197,12 +239,15 @@ class Round(NamedTuple):
     reward: ItemReward
     weights: dict[str, float]
     """Of the policy's prior: `policy` for the trunk's log-probability, then each score by its name."""
+    manners: dict[str, float]
+    """When to suggest and when to stop, `decoding.prior.MANNERS`."""
     facts: dict[str, float]
     """Turns that R_r was learnt from, and its Pearson with the labels of the log's validation split."""
 
     def policy(self, trunk: Params) -> Params:
         """The policy's tree."""
-        return {"trunk": trunk, prior.NAME: item_prior.as_params(np.array(list(self.weights.values())))}
+        items = item_prior.as_params(np.array(list(self.weights.values())))
+        return {"trunk": trunk, prior.NAME: items | {"manners": jnp.array([*self.manners.values()], jnp.float32)}}
 
 
 def with_standing(setup: Setup, reward: ItemReward) -> Setup:
@@ -226,7 +271,7 @@ def learn(run: RunDirectory, judge: Judge, trunk: Params, config: LiveConfig, ta
     """
     folder = run.path / f"seed-{judge.setup.seed}"
     folder.mkdir(exist_ok=True)
-    work = _Work(run, judge, config)
+    work = _Work(run, judge, trunk, config)
     rounds: list[Round] = []
     for number in range(config.rounds + 1):
         path = folder / f"round-{number}.json"
@@ -247,8 +292,8 @@ def learn(run: RunDirectory, judge: Judge, trunk: Params, config: LiveConfig, ta
 class _Work:
     """What rounds are made of: the log, read when the first of them needs it, and what was said live."""
 
-    def __init__(self, run: RunDirectory, judge: Judge, config: LiveConfig) -> None:
-        self._run, self._judge, self._config = run, judge, config
+    def __init__(self, run: RunDirectory, judge: Judge, trunk: Params, config: LiveConfig) -> None:
+        self._run, self._judge, self._trunk, self._config = run, judge, trunk, config
         self.live: list[Heard] = []
 
     @functools.cached_property
@@ -277,30 +322,26 @@ class _Work:
             "pearson": float(np.nan_to_num(pearson(reward.of_turns(held_out), held_out.labels))),
             "live_label": float(self.live[-1].reactions.labels.mean()) if self.live else 0.0,
         }
-        start = np.eye(len(self._judge.names) + 1)[0] if before is None else np.array([*before.weights.values()])
-        known = np.concatenate([self.validation.known, *(one.known for one in self.live)])
-        stage = f"{item_prior.STAGE}-seed{self._judge.setup.seed}-round{number}"
-        found = improve(self._run, known, reward, start, config, stage=stage, seed=self._judge.setup.seed)
+        read = [one.contexts for one in (self.validation, *self.live) if one.contexts is not None]
+        contexts = functools.reduce(Read.plus, read)
         names = (*self._judge.names[:-1], standing.NAME, self._judge.names[-1])
-        return Round(reward, dict(zip(names, map(float, found), strict=True)), facts)
+        weights = dict.fromkeys(names, 0.0) | {"policy": 1.0} if before is None else before.weights
+        manners = dict.fromkeys(prior.MANNERS, 0.0) if before is None else before.manners
+        found = Round(reward, weights, manners, facts)
+        name = f"seed{self._judge.setup.seed}-round{number}"
+        found = which_items(self._run, self._judge.setup, contexts, found, config, stage=f"{item_prior.STAGE}-{name}")
+        return how_to_speak(self._run, self._judge.setup, self._trunk, contexts, found, config, stage=f"grpo-{name}")
 
 
-def improve(
-    run: RunDirectory,
-    known: Float32[np.ndarray, "N F I"],
-    reward: ItemReward,
-    start: np.ndarray,
-    config: LiveConfig,
-    *,
-    stage: str,
-    seed: int,
-) -> np.ndarray:
-    """Weights of the prior by GRPO of single items, paid by the reward model, near imitation. [1 + K]
+def which_items(
+    run: RunDirectory, setup: Setup, contexts: Read, begun: Round, config: LiveConfig, *, stage: str
+) -> Round:
+    """The round with weights over items by GRPO of single items, paid by its reward model, near imitation.
 
     Args:
-      known: of the contexts, the trunk's log-probability first.
-      start: weights to begin with: the trunk's, then the scores', the standing before the last.
+      begun: its weights are where GRPO starts.
     """
+    reward, known, seed = begun.reward, contexts.known, setup.seed
     n = len(known)
     scores = with_standing_scores(known[:, 1:], reward)
     schedule: Any = {
@@ -331,7 +372,7 @@ def improve(
 
     final = run_stage(
         run,
-        sft.init(item_prior.as_params(start), optimizer, averaged=False),
+        sft.init(item_prior.as_params(np.array([*begun.weights.values()])), optimizer, averaged=False),
         update,
         StagePlan(
             stage,
@@ -341,7 +382,97 @@ def improve(
             advice="a lower --live.learning-rate",
         ),
     )
-    return item_prior.weights_of(final)
+    return begun._replace(weights=dict(zip(begun.weights, map(float, item_prior.weights_of(final)), strict=True)))
+
+
+def how_to_speak(
+    run: RunDirectory,
+    setup: Setup,
+    trunk: Params,
+    contexts: Read,
+    begun: Round,
+    config: LiveConfig,
+    *,
+    stage: str,
+) -> Round:
+    """The round with manners by GRPO of whole replies, paid by its reward model, in sight of the same policy without manners.
+
+    Args:
+      begun: its manners are where GRPO starts; its weights stay.
+    """
+    agent, reward, seed = setup.agent, begun.reward, setup.seed
+    learner = config.replies
+    n_prompts = prompts_of(config.batch_size, learner.group_size)
+    scores = with_standing_scores(contexts.known[:, 1:], reward)
+    policy = begun.policy(trunk)
+    reference = {"trunk": trunk, prior.NAME: item_prior.as_params(np.array([*begun.weights.values()]))}
+    schedule: Any = {
+        "learning_rate": config.manners_rate,
+        "warmup_steps": 0,
+        "total_steps": config.manners_updates * learner.epochs * learner.minibatches,
+        "schedule": "linear",
+    }
+    rate = learning_rate_schedule(**schedule)
+    optimizer = without_moments(make_optimizer(**schedule), "manners")
+    iterate = grpo.make_grpo_iteration(
+        sample=agent.sample_groups(learner.group_size),
+        policy=held(agent.policy, "manners"),
+        score=functools.partial(worth_of_replies, agent.grammar),
+        optimizer=optimizer,
+        config=learner,
+    )
+    extras = jnp.asarray([reward.intercept, *reward.extras], jnp.float32)
+
+    def update(state: grpo.GRPOState, index: int) -> tuple[grpo.GRPOState, dict[str, Any]]:
+        rows = batch_indices(len(contexts.tokens), seed=seed, step=index, batch_size=n_prompts)
+        prompts = PromptBatch(
+            tokens=jnp.asarray(contexts.tokens[rows]),
+            mask=jnp.asarray(contexts.mask[rows]),
+            item_scores=jnp.asarray(scores[rows]),
+        )
+        worth = jnp.asarray(np.repeat(reward.of_items(contexts.known[rows]), learner.group_size, axis=0), jnp.float32)
+        used = rate(steps_taken(state.opt_state))
+        state, metrics, _ = iterate(state, prompts, reference, {"items": worth, "turn": extras})
+        return state, metrics | {"learning_rate": used}
+
+    final = run_stage(
+        run,
+        grpo.init(policy, optimizer, learner, stream_key(jax.random.key(seed), stage, 0)),
+        update,
+        StagePlan(
+            stage,
+            config.manners_updates,
+            save_every=max(1, config.manners_updates // 4),
+            log_every=max(1, config.manners_updates // 10),
+            steps_per_update=learner.epochs * learner.minibatches,
+            advice="a lower --live.manners-rate",
+        ),
+    )
+    found = np.asarray(final.params[prior.NAME]["manners"], np.float64)
+    return begun._replace(manners=dict(zip(prior.MANNERS, found.tolist(), strict=True)))
+
+
+def worth_of_replies(grammar: Grammar, reward: Params, rollout: Rollout) -> Float[Array, "B T 1"]:
+    """What a reward model of items says of sampled replies, paid where it is earned; to be called inside jit.
+
+    A list with what it is worth is settled where `<say>` ends it, a word costs where it stands: a word is then no merit of
+    the list before it, nor the list's luck its own. The sum over a reply that was not cut is what `Judge.turns` and
+    `ItemReward.of_turns` say of its message.
+
+    Args:
+      reward: `items`, R of every item after each prompt [B, I]; `turn`, the intercept and what `EXTRAS` are worth [1 + E].
+    """
+    tokens, said = rollout.response_tokens, rollout.response_mask
+    columns = grammar.first_item + jnp.arange(grammar.n_items)
+    listed = jnp.any((tokens[:, :, None] == columns) & said[:, :, None], axis=1)
+    n_items = listed.sum(axis=1).astype(jnp.float32)
+    worth = jnp.where(listed, reward["items"], 0.0).sum(axis=1) / jnp.maximum(n_items, 1.0)
+    # Sums of products, not matmuls: accelerators would round their inputs.
+    list_extras = extras_of(n_items, jnp.zeros_like(n_items))
+    settled = worth + reward["turn"][0] + jnp.sum(list_extras * reward["turn"][1:], axis=1)
+    word = reward["turn"][1 + EXTRAS.index("words")] / 10
+    paid = jnp.where(tokens == grammar.say, settled[:, None], 0.0) + jnp.where(is_word(grammar, tokens), word, 0.0)
+    return jnp.where(said, paid, 0.0)[..., None]
 
 
 def with_standing_scores(scores: Float32[np.ndarray, "N K I"], reward: ItemReward) -> Float32[np.ndarray, "N K1 I"]:
@@ -361,6 +492,7 @@ def as_stored(done: Round, judge: Judge) -> dict[str, Any]:
             "intercept": reward.intercept,
         },
         "prior": done.weights,
+        "manners": done.manners,
         "facts": done.facts,
     }
 
@@ -370,10 +502,10 @@ def stored_round(path: Path, judge: Judge) -> Round:
 
     Raises: RunError naming the file, where it is of other scores or items.
     """
-    stored = read_object(path, "reward", "prior", "facts")
+    stored = read_object(path, "reward", "prior", "manners", "facts")
     try:
         reward = stored["reward"]
-        weights, standings, extras = (
+        worths, standings, extras = (
             np.array([reward[part][name] for name in names], np.float64)
             for part, names in (
                 ("weights", judge.names),
@@ -381,7 +513,8 @@ def stored_round(path: Path, judge: Judge) -> Round:
                 ("extras", EXTRAS),
             )
         )
-        found = ItemReward(weights, standings, extras, float(reward["intercept"]))
-        return Round(found, {name: float(one) for name, one in stored["prior"].items()}, stored["facts"])
+        found = ItemReward(worths, standings, extras, float(reward["intercept"]))
+        weights, manners = ({name: float(one) for name, one in stored[part].items()} for part in ("prior", "manners"))
+        return Round(found, weights, manners, stored["facts"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} holds no round of these scores and items ({error!r}): restore or remove it") from error
