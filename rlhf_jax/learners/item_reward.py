@@ -16,10 +16,11 @@ linear case of multiple-instance regression, Ray and Page 2001.
 Cost: N·(F + I + E)² multiplications and 8·(F + I + E)² bytes: 350 MB for 6,600 items.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 
 class Reactions(NamedTuple):
@@ -102,7 +103,7 @@ def fit(turns: Reactions, *, ridge: float, standing_ridge: float) -> ItemReward:
     return ItemReward(found[:f], found[f : f + i], found[f + i :], label - float(means @ found))
 
 
-def shares_of(listed: list[Int[np.ndarray, " L"]], n_items: int) -> Float[np.ndarray, "N I"]:
+def shares_of(listed: Sequence[np.ndarray], n_items: int) -> Float[np.ndarray, "N I"]:
     """1/|L| at the columns of each list, zeros for an empty one. [N, I]
 
     Examples:

@@ -167,10 +167,10 @@ def worth_to_go(chosen: Int[Array, "G T"], worth: Float[Array, " I"]) -> Float[A
     Returns: in the units of `worth`; a list of one place is paid its item's.
     Examples:
       >>> worth_to_go(jnp.array([[0, 1], [1, 0]]), jnp.array([2.0, -1.0])).round(3).tolist()
-      [[0.8399999737739563, -0.3869999945163727], [0.1599999964237213, 0.7739999890327454]]
+      [[0.8390000462532043, -0.38700002431869507], [0.16100001335144043, 0.7740000486373901]]
     """
     discount = 1.0 / jnp.log2(jnp.arange(chosen.shape[1]) + 2.0)
-    gains = worth[chosen] * discount / jnp.sum(discount)
+    gains = worth[chosen] * (discount / jnp.sum(discount))[None, :]
     return jnp.cumsum(gains[:, ::-1], axis=1)[:, ::-1]
 
 

@@ -43,10 +43,8 @@ def fit(items: Mapping[int, Item], item_ids: Sequence[int], kind: Kind) -> State
     Args:
       items: the catalogue.
       item_ids: order of the columns. [I]
-    Raises: ValueError naming an item that the catalogue lacks, or for another kind.
+    Raises: ValueError naming an item that the catalogue lacks.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
     columns_of(item_ids)
     table = attributes(items, item_ids)
     chosen = [place for place, name in enumerate(table.names) if name.startswith(f"{kind}:")]

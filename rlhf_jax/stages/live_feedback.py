@@ -464,12 +464,12 @@ def worth_of_replies(grammar: Grammar, reward: Params, rollout: Rollout) -> Floa
     """
     tokens, said = rollout.response_tokens, rollout.response_mask
     columns = grammar.first_item + jnp.arange(grammar.n_items)
-    listed = jnp.any((tokens[:, :, None] == columns) & said[:, :, None], axis=1)
+    listed = jnp.any((tokens[:, :, None] == columns[None, None]) & said[:, :, None], axis=1)
     n_items = listed.sum(axis=1).astype(jnp.float32)
     worth = jnp.where(listed, reward["items"], 0.0).sum(axis=1) / jnp.maximum(n_items, 1.0)
     # Sums of products, not matmuls: accelerators would round their inputs.
     list_extras = extras_of(n_items, jnp.zeros_like(n_items))
-    settled = worth + reward["turn"][0] + jnp.sum(list_extras * reward["turn"][1:], axis=1)
+    settled = worth + reward["turn"][0] + jnp.sum(list_extras * reward["turn"][None, 1:], axis=1)
     word = reward["turn"][1 + EXTRAS.index("words")] / 10
     paid = jnp.where(tokens == grammar.say, settled[:, None], 0.0) + jnp.where(is_word(grammar, tokens), word, 0.0)
     return jnp.where(said, paid, 0.0)[..., None]

@@ -153,3 +153,59 @@ def test_prompts_without_the_scores_are_refused(
     item_scores = None if scores is None else prompts.item_scores[:, :scores]
     with pytest.raises(ValueError, match=message):
         agent.sample(params, dataclasses.replace(prompts, item_scores=item_scores), jax.random.key(0))
+
+
+def test_manners_by_a_loop(agent: Agent, rollout: Any) -> None:
+    """Each number moves one decision, and no other token's odds among themselves."""
+    grammar = agent.grammar
+    draw = np.random.default_rng(2)
+    logits = draw.normal(size=(*rollout.response_tokens.shape, grammar.vocab_size)).astype(np.float32)
+    allowed = np.asarray(allowed_along(grammar, rollout.response_tokens))
+    manners = np.array([0.5, -1.0, 2.0], np.float32)
+    found = np.asarray(
+        jax.vmap(lambda one, may: prior.with_manners(grammar, jnp.asarray(manners), one, may), (1, 1), 1)(
+            jnp.asarray(logits), jnp.asarray(allowed)
+        )
+    )
+    items = range(grammar.first_item, grammar.first_item + grammar.n_items)
+    moved = {name: 0 for name in prior.MANNERS}
+    for row, place in np.ndindex(*rollout.response_tokens.shape):
+        may = allowed[row, place]
+        expected = logits[row, place].copy()
+        if may[grammar.rec]:
+            expected[grammar.rec] += manners[0]
+            moved["suggest"] += 1
+        elif any(may[item] for item in items) and not may[grammar.eos]:
+            expected[grammar.say] += manners[1]
+            moved["end_list"] += 1
+        elif may[grammar.eos]:
+            expected[grammar.eos] += manners[2]
+            moved["end_words"] += 1
+        np.testing.assert_allclose(found[row, place][may], expected[may], atol=1e-6)
+    assert all(moved.values())
+
+
+def test_the_judge_says_what_a_sampler_with_manners_did(agent: Agent, params: Params, prompts: PromptBatch) -> None:
+    own = params[prior.NAME] | {"manners": jnp.array([1.0, -0.5, 0.8])}
+    polite = params | {prior.NAME: own}
+    said = jax.jit(agent.sample)(polite, prompts, jax.random.key(1))
+    judged = jax.jit(agent.policy)(polite, said).logprobs
+    np.testing.assert_allclose(judged, said.logprobs, atol=1e-5)
+    without = jax.jit(agent.policy)(params, said).logprobs
+    assert float(jnp.abs(without - said.logprobs).max()) > 0.3
+
+
+def test_manners_of_nothing_change_nothing(agent: Agent, params: Params, prompts: PromptBatch, rollout: Any) -> None:
+    own = params[prior.NAME] | {"manners": jnp.zeros(3)}
+    said = jax.jit(agent.sample)(params | {prior.NAME: own}, prompts, jax.random.key(1))
+    np.testing.assert_array_equal(said.response_tokens, rollout.response_tokens)
+
+
+def test_who_must_suggest_suggests(agent: Agent, params: Params, prompts: PromptBatch) -> None:
+    own = params[prior.NAME] | {"manners": jnp.array([30.0, 30.0, 30.0])}
+    said = np.asarray(jax.jit(agent.sample)(params | {prior.NAME: own}, prompts, jax.random.key(1)).response_tokens)
+    grammar = agent.grammar
+    for row in said:
+        kept = [token for token in row.tolist() if token != grammar.pad]
+        assert kept[0] == grammar.rec and kept[1] >= grammar.first_item
+        assert kept[2:] == [grammar.say, grammar.eos]

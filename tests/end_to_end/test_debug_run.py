@@ -532,3 +532,38 @@ def test_runs_that_do_not_belong_together_are_not_gathered(
     (other / "results.json").unlink()
     code, output = run_here("gather_seeds.py", str(tmp_path / "summary"), f"plain={other}")
     assert code == 1 and "let the run finish first" in output
+
+
+@pytest.mark.slow
+def test_rounds_of_live_feedback(finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    out = tmp_path / "live"
+    sizes = ("--live.rounds", "1", "--live.users", "8", "--live.turns", "2", "--live.updates", "4")
+    sizes += ("--live.manners-updates", "2", "--live.batch-size", "16", "--assess.users", "8")
+    sizes += ("--assess.user-turns", "2", "--assess.text-turns", "4")
+    code, output = run_here("live_feedback.py", str(finished), "--run-dir", str(out), *sizes)
+    assert code == 0, output
+    results = {(r.system, r.metric, r.split): r for r in read_results(out)}
+    greedy, sampled = "world/test-users-greedy", "world/test-users-sampled"
+    for system in ("sft", "sft_filtered", "likelihood", "round_0", "round_1"):
+        assert {(system, "mean_utility", greedy), (system, "kl_k1", sampled), (system, "bleu4", "world/test")} <= set(
+            results
+        )
+    assert {("oracle", "mean_utility", greedy), ("best_of_8", "proxy_score", sampled)} <= set(results)
+    assert {("choice_sft", "mean_utility", greedy), ("choice_1", "mean_utility", greedy)} <= set(results)
+    assert ("round_1-sft_filtered", "mean_utility", greedy) in results
+    # Imitation at no distance from itself; its replies are those that the run itself has measured.
+    assert abs(results["sft", "kl_k1", sampled].value) < 1e-4
+    said = (out / "seed-0" / "live-1.jsonl").read_text().splitlines()
+    assert len(said) == 8 and all(json.loads(line)["initiatorQuestions"] == {} for line in said)
+    assert "## Rounds" in (out / "report.md").read_text()
+    # As if it had died while the last round was improved: the same end, and nobody talks again.
+    before, talked = (out / "results.json").read_bytes(), (out / "seed-0" / "live-1.jsonl").stat().st_mtime_ns
+    (out / "seed-0" / "round-1.json").unlink()
+    shutil.rmtree(out / "checkpoints" / "grpo-seed0-round1")
+    shutil.rmtree(out / "seed-0" / "assessments")
+    code, output = run_here("live_feedback.py", str(finished), "--run-dir", str(out), *sizes)
+    assert code == 0 and "round 0 was done before" in output
+    assert (out / "results.json").read_bytes() == before
+    assert (out / "seed-0" / "live-1.jsonl").stat().st_mtime_ns == talked
+    code, output = run_here("live_feedback.py", str(finished), str(finished), "--run-dir", str(tmp_path / "twice"))
+    assert code == 1 and "seed 0 is that of" in output and "Traceback" not in output

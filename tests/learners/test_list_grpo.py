@@ -153,3 +153,54 @@ def test_flat_groups_teach_nothing() -> None:
     drawn = list_grpo.draw(jnp.array(0.1), batch, jax.random.key(0), judge, Lists(4, 3))
     loss, metrics = list_grpo.loss_and_metrics(jnp.array(0.1), batch, drawn, judge)
     assert float(loss) == 0.0 and float(metrics["objective/flat_group_share"]) == 1.0
+
+
+def test_worth_is_paid_by_the_discounts_of_ndcg() -> None:
+    """Gold as worth, where all places can be gold, is NDCG; and by a loop."""
+    chosen = jnp.array([[2, 0, 1], [1, 3, 0]])
+    gold = jnp.array([True, True, True, True])
+    np.testing.assert_allclose(
+        list_grpo.worth_to_go(chosen, gold.astype(jnp.float32)), list_grpo.rewards_to_go(chosen, gold), atol=1e-6
+    )
+    worth = np.array([0.5, -1.0, 2.0, 0.25], np.float32)
+    found = list_grpo.worth_to_go(chosen, jnp.asarray(worth))
+    ideal = sum(1 / np.log2(place + 2) for place in range(3))
+    for row, place in np.ndindex(2, 3):
+        rest = sum(worth[int(chosen[row, at])] / np.log2(at + 2) for at in range(place, 3))
+        assert float(found[row, place]) == pytest.approx(rest / ideal, abs=1e-6)
+
+
+def known_judge(weight: jax.Array, known: tuple[jax.Array, jax.Array]) -> jax.Array:
+    return known[0] + weight * known[1]
+
+
+def test_it_rests_where_worth_and_distance_balance() -> None:
+    """π ∝ π_ref exp(r/β) is the best there is; in a policy log π_ref + w·r it is w = 1/β, wherever w begins."""
+    draw = np.random.default_rng(0)
+    reference = np.asarray(jax.nn.log_softmax(jnp.asarray(draw.normal(size=(32, 6)), jnp.float32)))
+    worth = jnp.asarray(draw.normal(size=(32, 6)), jnp.float32)
+    batch = ListBatch(known=(jnp.asarray(reference), worth), worth=worth, reference=jnp.asarray(reference))
+    optimizer = make_optimizer(learning_rate=0.1, warmup_steps=0, total_steps=150, schedule="linear")
+    lists = Lists(group_size=32, length=1, kl_coef=0.5)
+    step = jax.jit(functools.partial(list_grpo.update, judge=known_judge, lists=lists, optimizer=optimizer))
+    for start in (0.0, 4.0):
+        state = sft.init(jnp.array(start), optimizer, averaged=False)
+        for _ in range(150):
+            state, metrics = step(state, batch, jax.random.key(1))
+        assert float(state.params) == pytest.approx(2.0, abs=0.35)
+        logits = known_judge(state.params, batch.known)
+        share = np.asarray(jax.nn.softmax(logits), np.float64)
+        expected = (share * (np.log(share) - reference)).sum(1).mean()
+        assert float(metrics["objective/kl_items"]) == pytest.approx(expected, abs=0.05)
+
+
+def test_a_batch_is_paid_one_way_and_distance_needs_a_reference() -> None:
+    known = (jnp.zeros((1, 3)), jnp.ones((1, 3)))
+    gold, worth = jnp.array([[True, False, False]]), jnp.ones((1, 3))
+    for batch in (ListBatch(known=known), ListBatch(known=known, gold=gold, worth=worth)):
+        with pytest.raises(ValueError, match="by gold or by worth"):
+            list_grpo.draw(jnp.array(1.0), batch, jax.random.key(0), known_judge, Lists(2, 1))
+    batch = ListBatch(known=known, worth=worth)
+    drawn = list_grpo.draw(jnp.array(1.0), batch, jax.random.key(0), known_judge, Lists(2, 1))
+    with pytest.raises(ValueError, match=r"kl_coef is 0.5, and the batch has no reference"):
+        list_grpo.loss_and_metrics(jnp.array(1.0), batch, drawn, known_judge, 0.5)
