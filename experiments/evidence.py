@@ -58,6 +58,8 @@ class Study(NamedTuple):
     """Where the one job finds its data, below the data directory; None: it reads none."""
     options: tuple[str, ...] = ()
     """What is set on top of the preset."""
+    reads_foundations: bool = False
+    """Whether the one job is told the folders of all seeds' foundations, in the place of a preset, and reads them."""
 
     @property
     def name(self) -> str:
@@ -86,6 +88,15 @@ SMTPO = Study("smtpo_redial", "world", 35, has_seeds=False, takes_seeds=True)
 DPO4REC = Study(
     "dpo4rec_movielens", "movielens", 30, ("movielens-100k",), has_seeds=False, takes_seeds=True, reads="movielens-100k"
 )
+LIVE = Study(
+    "live_feedback",
+    "world",
+    12,
+    foundation=("world", "full"),
+    has_seeds=False,
+    takes_seeds=True,
+    reads_foundations=True,
+)
 # Long ones first, so that no core waits alone.
 PLANS: dict[str, tuple[Study, ...]] = {
     "evidence": (
@@ -103,6 +114,7 @@ PLANS: dict[str, tuple[Study, ...]] = {
         _study("full", "validate_reward", "redial", 8, ("redial", "uss")),
         _study("full", "validate_reward", "world", 7),
         _study("full", "ablate_reward", "opendialkg", 4, ("opendialkg",)),
+        LIVE,
         SIGNALS,
     ),
     # What the paper's first claims rest on, with no more variants than they need: imitation, full reward and single signals;
@@ -123,6 +135,15 @@ PLANS: dict[str, tuple[Study, ...]] = {
         Study("ablate_smtpo", "debug", 3),
         Study("smtpo_redial", "debug", 2, has_seeds=False, takes_seeds=True),
         Study("dpo4rec_movielens", "debug", 1, has_seeds=False, takes_seeds=True),
+        LIVE._replace(
+            minutes=2,
+            foundation=("world", "debug"),
+            options=(
+                *("--live.rounds", "1", "--live.users", "8", "--live.turns", "2", "--live.batch-size", "16"),
+                *("--live.updates", "4", "--live.manners-updates", "2"),
+                *("--assess.users", "8", "--assess.user-turns", "2", "--assess.text-turns", "4"),
+            ),
+        ),
     ),
 }
 FOUNDATION_MINUTES: dict[Size, dict[Setting, float]] = {
@@ -166,11 +187,13 @@ def jobs_of(studies: tuple[Study, ...], config: Config, scripts: Path = HERE) ->
     for study in studies:
         command = study_command(study, config, scripts)
         own = []
-        for seed in config.seeds if study.has_seeds else ():
-            below = _foundation(study, seed, config, scripts)
+        belows = {seed: _foundation(study, seed, config, scripts) for seed in config.seeds}
+        for below in belows.values():
             if below is not None and below.name not in foundations:
                 foundations.add(below.name)
                 jobs.append(below)
+        for seed in config.seeds if study.has_seeds else ():
+            below = belows[seed]
             job = Job(
                 name=f"{study.name}-seed-{seed}",
                 # Of the other seeds it knows nothing, so that seeds can be added later without doing this one again.
@@ -184,6 +207,8 @@ def jobs_of(studies: tuple[Study, ...], config: Config, scripts: Path = HERE) ->
         jobs += own
         lone = 60.0 * study.minutes * (len(config.seeds) if study.takes_seeds else 1) if not study.has_seeds else 60.0
         needs = tuple(job.name for job in own)
+        if study.reads_foundations:
+            needs = tuple(below.name for below in belows.values() if below is not None)
         page = config.folder / study.name / "report.md"
         jobs.append(Job(study.name, command, needs, f"{study.name}: gather", lone, makes=page))
     return jobs
@@ -193,15 +218,18 @@ def study_command(
     study: Study, config: Config, scripts: Path = HERE, seeds: tuple[int, ...] | None = None
 ) -> tuple[str, ...]:
     """The command line that makes a whole study; `seeds` instead of all."""
-    command = [sys.executable, str(scripts / f"{study.script}.py"), study.preset]
+    told = [study.preset]
+    if study.reads_foundations and study.foundation is not None:
+        told = [str(foundation_folder(config.runs, *study.foundation, seed)) for seed in config.seeds]
+    command = [sys.executable, str(scripts / f"{study.script}.py"), *told]
     command += ["--run-dir", str(config.folder / study.name)]
     if study.has_seeds:
         command += ["--data-dir", str(config.data_dir), "--seeds", *map(str, config.seeds if seeds is None else seeds)]
-    if study.takes_seeds:
+    if study.takes_seeds and not study.reads_foundations:
         command += ["--seeds", *map(str, config.seeds)]
     if study.reads is not None:
         command += ["--data.dir", str(config.data_dir / study.reads)]
-    if study.foundation is not None:
+    if study.foundation is not None and not study.reads_foundations:
         command += ["--runs", str(config.runs)]
     return (*command, *study.options)
 

@@ -66,16 +66,15 @@ def open_finished(path: Path) -> Finished:
 
     Raises: RunError naming what the directory lacks.
     """
-    config = stored_config(path, {"data", "model", "align", "sft"}, "ppo_redial.py or ppo_opendialkg.py")
+    config = stored_config(path, {"data", "model", "sft"}, "ppo_redial.py or ppo_opendialkg.py")
     data, corpus, vocab = materials(path, config)
     network = size_network(from_json(ModelConfig, config["model"], "config.model"), vocab)
-    align = from_json(AlignmentConfig, config["align"], "config.align")
     agent = make_agent(
         vocab,
         network,
         max_items=data.max_items,
         response_tokens=data.response_tokens,
-        temperature=align.temperature,
+        temperature=_temperature(config),
         once=data.items_once,
     )
     found = Finished(path, config, data, corpus, vocab, agent)
@@ -83,6 +82,13 @@ def open_finished(path: Path) -> Finished:
         return found
     parts = from_json(PriorConfig, config["prior"], "config.prior").parts
     return found._replace(scorer=fit_scorer(corpus, vocab.item_ids, parts))
+
+
+def _temperature(config: Mapping[str, Any]) -> float:
+    """Of sampling and learning; a foundation of studies, which aligns nothing, says it by itself."""
+    if "align" not in config and type(config.get("temperature")) is float:
+        return float(config["temperature"])
+    return from_json(AlignmentConfig, config.get("align"), "config.align").temperature
 
 
 def stored_config(path: Path, needed: Collection[str], scripts: str) -> dict[str, Any]:

@@ -122,6 +122,18 @@ def test_a_study_of_one_job_gets_all_seeds_and_its_own_data(tmp_path: Path) -> N
     assert kept == () and left_out == [f"whole-movies is LEFT OUT: {tmp_path / 'data'} has no movies/"]
 
 
+def test_a_study_that_reads_foundations_waits_for_those_of_all_seeds(tmp_path: Path) -> None:
+    live = evidence.LIVE._replace(foundation=("world", "debug"))
+    *laid, own = evidence.jobs_of((live,), config(tmp_path))
+    assert [job.name for job in laid] == [f"foundation-world-debug-seed-{seed}" for seed in (0, 1)] == [*own.needs]
+    assert own.expected_seconds == 2 * 60 * live.minutes
+    folders = [str(tmp_path / "runs" / "foundations" / "world-debug" / f"seed-{seed}") for seed in (0, 1)]
+    assert [*own.command[2:4]] == folders and "--seeds" not in own.command and "--runs" not in own.command
+    # A foundation that two studies share is laid once.
+    names = [job.name for job in evidence.jobs_of((GOOD, live), config(tmp_path))]
+    assert len(names) == len(set(names)) == 2 + 3 + 1
+
+
 def test_the_full_plan_holds_every_paper() -> None:
     scripts = {study.script for study in PLANS["evidence"]}
     assert {"ablate_reward", "smtpo_redial", "ablate_smtpo", "dpo4rec_movielens"} <= scripts
@@ -146,6 +158,11 @@ def test_plans_name_presets_that_exist_and_what_they_start_from(plan: str, tmp_p
         assert chosen.run_dir == tmp_path / "runs" / "evidence-debug" / study.name
         if study.has_seeds:
             assert chosen.seeds == (0, 1) and chosen.data_dir == tmp_path / "data"
+        if study.reads_foundations:
+            assert study.foundation is not None and not study.has_seeds
+            below = [evidence.foundation_folder(tmp_path / "runs", *study.foundation, seed) for seed in (0, 1)]
+            assert chosen.policy_runs == tuple(below)
+            continue
         if study.takes_seeds:
             assert chosen.seeds == (0, 1) and not study.has_seeds
         if study.reads is not None:
