@@ -218,7 +218,7 @@ def listen(
     with Progress(name, 0, len(rows)) as progress:
         for start in range(0, len(rows), 256):
             part = rows[start : start + 256]
-            chosen = [(dialogues[table.dialogue_indices[row]], int(table.message_indices[row])) for row in part]
+            chosen = [(dialogues[int(table.dialogue_indices[row])], int(table.message_indices[row])) for row in part]
             read = judge.read(
                 [dialogue.messages[:index] for dialogue, index in chosen],
                 [dialogue.dialogue_id for dialogue, _ in chosen],

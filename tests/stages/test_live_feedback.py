@@ -215,7 +215,7 @@ def test_a_reply_as_tokens_is_worth_what_its_message_is(setup: Setup, judge: Jud
     histories = [dialogue.messages[: 1 + 2 * (row % 2)] for row, dialogue in enumerate(setup.corpus.train[:5])]
     read = judge.read(histories)
     tokens, mask = pad_right(
-        [response_tokens(setup.vocab, one, max_tokens=12, max_items=2) for one in messages], 12, setup.vocab.pad
+        [response_tokens(setup.vocab, one, max_tokens=24, max_items=2) for one in messages], 24, setup.vocab.pad
     )
     rollout = Rollout(
         prompt_tokens=jnp.asarray(read.tokens),
