@@ -49,6 +49,7 @@ STARTS: dict[str, tuple[str, ...]] = {
     "chat": ("run",),
     "evidence": ("debug",),
     "lay_foundation": ("world", "debug"),
+    "live_feedback": ("run",),
     "plan_scale": (),
     "replies": ("run",),
 }
@@ -62,6 +63,7 @@ WORK = {
     "cross_domain": ("rlhf_jax.stages.setup.read_corpus",),
     "dpo4rec_movielens": ("dpo4rec_movielens.one_seed",),
     "evidence": ("evidence.with_data",),
+    "live_feedback": ("live_feedback.open_finished",),
     "plan_scale": ("plan_scale.plan",),
     "ppo_opendialkg": ("rlhf_jax.stages.setup.read_corpus",),
     "rank_closed_forms": ("rank_closed_forms.read_training",),

@@ -39,7 +39,7 @@ from rlhf_jax.learners.item_reward import ItemReward, Reactions
 from rlhf_jax.learners.list_grpo import ListBatch, Lists
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.learners.trainable import held, without_moments
-from rlhf_jax.ranges import Batch, Cases, Range, Rate, Steps, Weight, check_numbers
+from rlhf_jax.ranges import Batch, Cases, Range, Rate, Steps, Weight, check_numbers, option
 from rlhf_jax.recommenders import mixture, standing, stated
 from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
 from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
@@ -47,7 +47,6 @@ from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages import item_prior
-from rlhf_jax.stages.alignment import prompts_of
 from rlhf_jax.stages.setup import Setup
 
 History = Sequence[Message]
@@ -109,6 +108,11 @@ class LiveConfig:
         check_signals(self.labels.signals)
         if not self.parts:
             raise ValueError("--live.parts names no recommender")
+        if self.batch_size % self.replies.group_size:
+            raise ValueError(
+                f"{option(self, 'batch_size')} {self.batch_size} cannot be divided into groups of "
+                f"{option(self.replies, 'group_size')} {self.replies.group_size} replies"
+            )
 
 
 def extras_of(n_items: Any, n_words: Any) -> Any:
@@ -402,7 +406,7 @@ def how_to_speak(
     """
     agent, reward, seed = setup.agent, begun.reward, setup.seed
     learner = config.replies
-    n_prompts = prompts_of(config.batch_size, learner.group_size)
+    n_prompts = config.batch_size // learner.group_size
     scores = with_standing_scores(contexts.known[:, 1:], reward)
     policy = begun.policy(trunk)
     reference = {"trunk": trunk, prior.NAME: item_prior.as_params(np.array([*begun.weights.values()]))}

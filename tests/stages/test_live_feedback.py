@@ -258,3 +258,5 @@ def test_numbers_that_cannot_be_meant_are_refused() -> None:
         LiveConfig(parts=())
     with pytest.raises(ValueError, match="group_size"):
         LiveConfig(group_size=1)
+    with pytest.raises(ValueError, match="batch_size 60 cannot be divided into groups of"):
+        LiveConfig(batch_size=60)
