@@ -1,0 +1,269 @@
+"""How does the cost grow as the work grows? Updates against batch, prompt, response, layers, catalogue and devices; data against dialogues.
+
+    python experiments/bench_growth.py                 # about half an hour of two CPU cores
+    python experiments/bench_growth.py debug           # two sizes an axis, some minutes, for tests
+
+One axis at a time, all else as the base. Two kinds of numbers: *counted* in the compiled program (operations of its matmuls by
+phase, bytes of its temporaries), the same on every machine; and *measured*, CPU seconds of all threads and the peak of a
+process that does nothing else. The last number of a column is the power with which it grows between the two largest sizes: 1 is
+linear. Devices are forced CPU devices that share out one batch; what is counted is the work of one of them.
+
+Writes `growth.json`, `report.md` and `plots/growth.{svg,png}`. Expected: docs/growth.md.
+"""
+
+import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
+
+# isort: split
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from command_line import preset_and_options, start
+from rlhf_jax.parallel.mesh import MeshConfig
+from rlhf_jax.ranges import Cases, Range, Size, Tokens, check_numbers
+from rlhf_jax.reporting import plots
+from rlhf_jax.reporting.result_tables import markdown_table
+from rlhf_jax.runtime.files import notice, write_json, write_text
+from rlhf_jax.runtime.run import open_run
+from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.simulators.world_dialogues import write_world
+from scale import growth
+from scale.program import Program, compiled_apart
+
+Sizes = tuple[Annotated[int, Range("[1, 1_000_000]")], ...]
+COUNTED: Mapping[str, tuple[str, str, float]] = {
+    "decode": ("decoding", "GFLOP", 1e9),
+    "passes": ("passes", "GFLOP", 1e9),
+    "update": ("learning", "GFLOP", 1e9),
+    "temporaries": ("temporaries", "MB", 2**20),
+}
+MEASURED: Mapping[str, tuple[str, str, float]] = {
+    "rollout_seconds": ("rollout", "s", 1.0),
+    "update_seconds": ("whole update", "s", 1.0),
+    "ranking_seconds": ("ranking", "s", 1.0),
+    "peak_mb": ("peak", "MB", 1.0),
+}
+CORPUS: Mapping[str, tuple[str, str, float]] = {
+    "read_seconds": ("reading", "s", 1.0),
+    "vocabulary_seconds": ("vocabulary", "s", 1.0),
+    "windows_seconds": ("windows", "s", 1.0),
+    "peak_mb": ("peak", "MB", 1.0),
+}
+"""Key to name, unit, and what one unit is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The base, and the sizes of every axis."""
+
+    run_dir: Path = Path("runs/bench-growth")
+    """Where the numbers go."""
+    layers: Annotated[int, Range("[1, 1_000]")] = 2
+    """Of the base."""
+    width: Size = 128
+    """Of the base."""
+    words: Annotated[int, Range("[256, 1_000_000]")] = 1000
+    """Of the vocabulary."""
+    batches: Sizes = (32, 64, 128)
+    """Responses of an update; the first size of this and of the next four is the base."""
+    prompts: Sizes = (64, 128, 256)
+    """Tokens."""
+    responses: Sizes = (16, 32, 64)
+    """Tokens."""
+    depths: Sizes = (2, 4, 8)
+    """Layers."""
+    catalogues: Sizes = (1_000, 10_000, 100_000)
+    """Items."""
+    devices: Sizes = (1, 2, 4, 8)
+    """Forced CPU devices along `data`, which share out the largest batch."""
+    corpora: Sizes = (1, 4, 16)
+    """Times as many training dialogues as `dialogues`."""
+    dialogues: Cases = 10_000
+    """Training dialogues of the simulated world, with ReDial's catalogue; 10,006 is ReDial."""
+    world_items: Annotated[int, Range("[16, 100_000]")] = 6_924
+    """Its catalogue."""
+    context_tokens: Tokens = 256
+    """Longest prompt that is made of it; the window is 20 turns, as in the preset `redial`."""
+    repeats: Annotated[int, Range("[1, 100]")] = 3
+    """Times every program is run; the least counts."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        for name in ("batches", "prompts", "responses", "depths", "catalogues", "devices", "corpora"):
+            sizes = getattr(self, name)
+            if not sizes or list(sizes) != sorted(set(sizes)):
+                raise ValueError(f"--{name} must be ascending numbers, at least one: got {sizes}")
+        if self.depths[0] != self.layers:
+            raise ValueError(f"--depths {self.depths} must begin with --layers {self.layers}, the base")
+
+
+PRESETS = {
+    "growth": ("three sizes an axis", Config()),
+    "debug": (
+        "two sizes an axis, for tests",
+        Config(
+            run_dir=Path("runs/debug-bench-growth"),
+            layers=1,
+            width=32,
+            words=300,
+            batches=(8, 16),
+            prompts=(16, 32),
+            responses=(6, 12),
+            depths=(1, 2),
+            catalogues=(100, 1_000),
+            devices=(1, 2),
+            corpora=(1, 2),
+            dialogues=40,
+            world_items=30,
+            context_tokens=64,
+            repeats=1,
+        ),
+    ),
+}
+
+
+def axes_of(config: Config) -> dict[str, list[tuple[int, Program]]]:
+    """Axis to (size, program), ascending."""
+    base = Program(
+        name="growth",
+        layers=config.layers,
+        width=config.width,
+        heads=4,
+        mesh=MeshConfig(),
+        batch=config.batches[0],
+        prompt=config.prompts[0],
+        response=config.responses[0],
+        epochs=2,
+        minibatches=2,
+        microbatches=1,
+        words=config.words,
+        items=config.catalogues[0],
+        positions=config.prompts[-1] + config.responses[-1],
+    )
+    largest = dataclasses.replace(base, batch=config.batches[-1])
+    return {
+        "batch": [(n, dataclasses.replace(base, batch=n)) for n in config.batches],
+        "prompt": [(n, dataclasses.replace(base, prompt=n)) for n in config.prompts],
+        "response": [(n, dataclasses.replace(base, response=n)) for n in config.responses],
+        "layers": [(n, dataclasses.replace(base, layers=n)) for n in config.depths],
+        "catalogue": [(n, dataclasses.replace(base, items=n)) for n in config.catalogues],
+        "devices": [(n, dataclasses.replace(largest, mesh=MeshConfig(data=n))) for n in config.devices],
+    }
+
+
+def counted(programs: Sequence[Program], folder: Path) -> list[dict[str, float]]:
+    """What every compiled program does, on one device."""
+    said = compiled_apart(programs, folder)
+    return [
+        {
+            **{phase: one["work"][phase]["flops"] for phase in ("decode", "passes", "update")},
+            "temporaries": one["temporaries"],
+        }
+        for one in said
+    ]
+
+
+def corpus_growth(config: Config, folder: Path) -> list[dict[str, float]]:
+    """The simulated world at ReDial's shape, read at every size."""
+    whole = folder / "1"
+    write_world(whole, WorldConfig(n_items=config.world_items, n_train=config.dialogues, n_test=50, n_users=16), 0)
+    found = []
+    for times in config.corpora:
+        one = folder / f"times-{times}"
+        growth.enlarge(whole, one, times)
+        size = growth.CorpusSize(str(one), config.words, 20, config.context_tokens)
+        found.append(growth.apart("corpus", dataclasses.asdict(size)))
+        notice(f"corpus, {times} times: {found[-1]}")
+    return found
+
+
+def axis_table(axis: str, points: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str, float]]) -> str:
+    """One axis: sizes down, numbers across, and the power of the last step."""
+    shown = {key: column for key, column in columns.items() if all(key in point for point in points)}
+    heads = [axis, *(f"{name}, {unit}" for name, unit, _ in shown.values())]
+    rows = [
+        [f"{point['size']:,}", *(f"{point[key] / one:,.4g}" for key, (_, _, one) in shown.items())] for point in points
+    ]
+    if len(points) > 1:
+        sizes = [float(point["size"]) for point in points]
+        powers = [list(growth.slopes(sizes, [point[key] for point in points]))[-1] for key in shown]
+        rows.append(["power", *(f"{power:.2f}" for power in powers)])
+    return markdown_table(heads, rows)
+
+
+WORDS = (
+    "*power*: log(c₂/c₁)/log(s₂/s₁) of the two largest sizes; 1 is linear, 0 does not grow. Operations and temporaries are counted "
+    "in the compiled program (bfloat16, blocks computed again in the backward pass); seconds are CPU seconds of all threads "
+    "(float32), the least of several; the peak is that of the process, compilation included."
+)
+
+
+def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> str:
+    """A table an axis."""
+    parts = ["# How cost grows", WORDS, figure]
+    for axis, points in found.items():
+        parts += [
+            f"## {axis.capitalize()}",
+            axis_table(axis, points, CORPUS if axis == "dialogues" else {**COUNTED, **MEASURED}),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path:
+    """Every number over that of the smallest size; on both axes in powers of two, so that linear is a straight diagonal."""
+    panels = []
+    for axis, points in found.items():
+        columns = CORPUS if axis == "dialogues" else MEASURED if "update_seconds" in points[0] else COUNTED
+        times = [point["size"] / points[0]["size"] for point in points]
+        lines = [
+            plots.Line(columns[key][0], times, [point[key] / points[0][key] for point in points]) for key in columns
+        ]
+        lines.append(plots.Line("linear", times, times))
+        panels.append(plots.Panel(axis, lines, "times", x_label="times"))
+    return plots.save(plots.small_multiples(panels, columns=3), folder, "growth")
+
+
+def main(config: Config) -> Path:
+    """1 programs counted, 2 programs run, 3 corpora read, 4 table and figure."""
+    with open_run(config.run_dir, config, trackers=()) as run:
+        found: dict[str, list[dict[str, Any]]] = {}
+        run_before: dict[Program, dict[str, float]] = {}  # Every axis begins with the same base.
+        for axis, points in axes_of(config).items():
+            # 1. Counted. One mesh a process.
+            programs = [program for _, program in points]
+            groups = [[program] for program in programs] if axis == "devices" else [programs]
+            said = [one for group in groups for one in counted(group, run.path / "programs")]
+            found[axis] = [{"size": size, **one} for (size, _), one in zip(points, said, strict=True)]
+            # 2. Measured, where there are as many devices as the program wants.
+            for (size, program), entry in zip(points, found[axis], strict=True):
+                if axis != "devices" and program not in run_before:
+                    run_before[program] = growth.apart(
+                        "update", {**dataclasses.asdict(program), "repeats": config.repeats}
+                    )
+                entry |= run_before.get(program, {}) if axis != "devices" else {}
+                notice(f"{axis} {size:,}: {entry}")
+            write_json(run.path / "growth.json", found)
+        # 3. Corpora.
+        with tempfile.TemporaryDirectory() as folder:
+            said = corpus_growth(config, Path(folder))
+        found["dialogues"] = [{"size": int(one["dialogues"]), **one} for one in said]
+        write_json(run.path / "growth.json", found)
+        # 4. Table and figure.
+        picture = draw(found, run.path / "plots")
+        report = run.path / "report.md"
+        text = report_text(found, plots.image(picture.relative_to(run.path), "Cost over that of the smallest size"))
+        write_text(report, text)
+        print(text)
+        print(f"report: {report}")
+        return report
+
+
+def command_line(arguments: list[str]) -> Config:
+    """A preset (none means `growth`) with options on top."""
+    return preset_and_options(PRESETS, arguments, __doc__)
+
+
+if __name__ == "__main__":
+    start(main, command_line)

@@ -1,0 +1,127 @@
+"""How cost grows: counted in compiled programs, which no busy neighbour changes; the seconds are the benchmark's own matter."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bench_growth
+from rlhf_jax.data.redial import read_redial
+from rlhf_jax.simulators.world import WorldConfig
+from rlhf_jax.simulators.world_dialogues import write_world
+from scale import growth
+
+SMALL = bench_growth.Config(
+    layers=2,
+    depths=(2, 4),
+    width=64,
+    words=300,
+    batches=(16, 64),
+    prompts=(32, 64),
+    responses=(16, 32),
+    catalogues=(1_000, 8_000),
+    devices=(1, 4),
+)
+
+
+@pytest.fixture(scope="module")
+def powers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    """Axis to what is counted to the power with which it grows."""
+    folder, found = tmp_path_factory.mktemp("programs"), {}
+    axes = bench_growth.axes_of(SMALL)
+    # All programs of one device at once, in one process.
+    bench_growth.counted([one for axis, points in axes.items() if axis != "devices" for _, one in points], folder)
+    for axis, points in axes.items():
+        said = [one for _, program in points for one in bench_growth.counted([program], folder)]
+        sizes = [float(size) for size, _ in points]
+        found[axis] = {key: next(growth.slopes(sizes, [one[key] for one in said])) for key in said[0]}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("axis", "phase", "least", "most"),
+    [
+        # Rows are independent: twice as many, twice the work.
+        ("batch", "decode", 0.99, 1.01),
+        ("batch", "passes", 0.99, 1.01),
+        ("batch", "update", 0.99, 1.01),
+        # Of a longer prompt the passes read all; attention alone is quadratic, and small at these lengths.
+        ("prompt", "passes", 0.3, 1.1),
+        ("prompt", "update", 0.3, 1.1),
+        # Every further token attends to all before it.
+        ("response", "decode", 0.9, 1.25),
+        ("response", "update", 0.3, 1.1),
+        # Embedding and heads do not grow with depth.
+        ("layers", "passes", 0.2, 1.0),
+        ("layers", "update", 0.2, 1.0),
+        # Items are rows of the table: their logits cost as words' do.
+        ("catalogue", "decode", 0.2, 1.0),
+        ("catalogue", "update", 0.2, 1.0),
+        # Devices share out the batch: each does less in the same proportion.
+        ("devices", "decode", -1.01, -0.99),
+        ("devices", "update", -1.01, -0.9),
+    ],
+)
+def test_operations_grow_at_most_linearly(
+    powers: dict[str, dict[str, float]], axis: str, phase: str, least: float, most: float
+) -> None:
+    assert least <= powers[axis][phase] <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["batch", "prompt", "response", "layers", "catalogue"])
+def test_memory_grows_at_most_linearly(powers: dict[str, dict[str, float]], axis: str) -> None:
+    assert powers[axis]["temporaries"] <= 1.05
+
+
+@pytest.mark.slow
+def test_devices_share_out_the_memory_of_a_batch(powers: dict[str, dict[str, float]]) -> None:
+    assert powers["devices"]["temporaries"] < -0.5
+
+
+def test_a_power_is_the_slope_between_logarithms() -> None:
+    assert list(growth.slopes([1, 2, 8], [3.0, 12.0, 12.0])) == [2.0, 0.0]
+
+
+def test_a_larger_corpus_has_the_same_dialogues_under_ids_of_their_own(tmp_path: Path) -> None:
+    write_world(tmp_path / "one", WorldConfig(n_items=16, n_train=6, n_test=2, n_users=4), 0)
+    growth.enlarge(tmp_path / "one", tmp_path / "three", 3)
+    one, three = (read_redial(tmp_path / name) for name in ("one", "three"))
+    count = len(one.train) + len(one.validation)
+    assert len(three.train) + len(three.validation) == 3 * count
+    assert len({dialogue.dialogue_id for dialogue in (*three.train, *three.validation)}) == 3 * count
+    texts = [
+        {message.parts for dialogue in (*found.train, *found.validation) for message in dialogue.messages}
+        for found in (one, three)
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_a_corpus_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
+    write_world(tmp_path / "one", WorldConfig(n_items=16, n_train=12, n_test=2, n_users=4), 0)
+    found = growth.apart("corpus", {"folder": str(tmp_path / "one"), "n_words": 300, "window": 6, "context_tokens": 64})
+    assert 0 < found["dialogues"] <= 12 and found["prompts"] > found["dialogues"]
+    assert all(np.isfinite(value) and value > 0 for value in found.values())
+    with pytest.raises(ValueError, match="corpus of .* failed"):
+        growth.apart("corpus", {"folder": "no such folder", "n_words": 300, "window": 6, "context_tokens": 64})
+
+
+def test_the_report_has_a_table_an_axis_with_its_powers() -> None:
+    points = [
+        {"size": size, "decode": 1e9 * size, "update_seconds": 2.0 * size**2, "peak_mb": 900.0} for size in (1, 2, 4)
+    ]
+    text = bench_growth.axis_table("batch", points, {**bench_growth.COUNTED, **bench_growth.MEASURED})
+    lines = text.splitlines()
+    assert "decoding, GFLOP" in lines[0] and "whole update, s" in lines[0] and "learning" not in lines[0]
+    assert [cell.strip() for cell in lines[-1].strip("| ").split("|")] == ["power", "1.00", "2.00", "0.00"]
+
+
+def test_sizes_must_ascend_from_the_base() -> None:
+    with pytest.raises(ValueError, match=r"--batches must be ascending numbers"):
+        bench_growth.Config(batches=(4, 2))
+    with pytest.raises(ValueError, match=r"--depths .* must begin with --layers 3"):
+        bench_growth.Config(layers=3)
+    assert json.dumps([one for one, _ in bench_growth.axes_of(SMALL)["devices"]]) == "[1, 4]"
