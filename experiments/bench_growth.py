@@ -8,7 +8,7 @@ phase, bytes of its temporaries), the same on every machine; and *measured*, CPU
 process that does nothing else. The last number of a column is the power with which it grows between the two largest sizes: 1 is
 linear. Devices are forced CPU devices that share out one batch; what is counted is the work of one of them.
 
-Writes `growth.json`, `report.md` and `plots/growth.{svg,png}`. Expected: docs/growth.md.
+Writes `growth.json`, `report.md` and `plots/growth.{svg,png}`.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line

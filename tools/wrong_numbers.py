@@ -57,6 +57,7 @@ STARTS: dict[str, tuple[str, ...]] = {
 WORK = {
     "align_prior": ("align_prior.open_finished",),
     "bench_dpo": ("bench_dpo.bench",),
+    "bench_growth": ("bench_growth.counted",),
     "bench_ppo": ("bench_ppo.bench",),
     "bench_recommenders": ("bench_recommenders.multiprocessing.get_context",),
     "chat": ("chat.open_finished",),
