@@ -38,6 +38,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "experiments")]
 import gather_seeds
 import ppo_redial
 from fingerprint import fingerprint
+from page_parts import replace_part
 from rlhf_jax.assessment.finished_run import open_finished, stage_policy
 from rlhf_jax.reporting import plots
 from rlhf_jax.reporting.run_report import read_results, read_samples
@@ -303,34 +304,23 @@ def examine(
 
 
 def table(counted: Mapping[tuple[str, str], int], seed: int) -> str:
-    """The page: outcomes by kind of file."""
+    """What was asked, and outcomes by kind of file."""
     total = sum(counted.values())
-    lines = [
-        "# Damaged run directories",
-        (
-            f"`python tools/corrupt_runs.py --mutations {total} --seed {seed} --table` damages one file in each of {total} copies of "
-            "a finished `debug` run (half of them with the last stage open) and lets everything that reads a run read it: what a "
-            "report is made of, the loading of `chat.py`, `gather_seeds.py`, and the same command again. The worst reader counts."
-        ),
-        (
-            "*same*: bit for bit the undamaged numbers; *told*: a notice said what was lost or made again; *edited*: a value was "
-            "replaced on purpose and its checksum removed, and the numbers follow it; *refused*: an error in one line."
-        ),
-        "\n".join(
-            [
-                f"| file | {' | '.join(ORDER)} |",
-                "|---|" + "--:|" * len(ORDER),
-                *(
-                    f"| {kind} | " + " | ".join(str(counted.get((kind, name), 0)) for name in ORDER) + " |"
-                    for kind in KINDS
-                ),
-                "| **all** | "
-                + " | ".join(str(sum(n for (_, found), n in counted.items() if found == name)) for name in ORDER)
-                + " |",
-            ]
-        ),
-    ]
-    return "\n\n".join(lines) + "\n"
+    return "\n".join(
+        [
+            f"`python tools/corrupt_runs.py --mutations {total} --seed {seed} --table`",
+            "",
+            f"| file | {' | '.join(ORDER)} |",
+            "|---|" + "--:|" * len(ORDER),
+            *(
+                f"| {kind} | " + " | ".join(str(counted.get((kind, name), 0)) for name in ORDER) + " |"
+                for kind in KINDS
+            ),
+            "| **all** | "
+            + " | ".join(str(sum(n for (_, found), n in counted.items() if found == name)) for name in ORDER)
+            + " |",
+        ]
+    )
 
 
 def main() -> int:
@@ -365,7 +355,7 @@ def main() -> int:
     text = table(counted, arguments.seed)
     print(text)
     if arguments.table:
-        TABLE.write_text(text, encoding="utf-8")
+        replace_part(TABLE, "runs", text)
     return int(bad > 0)
 
 
