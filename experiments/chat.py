@@ -36,7 +36,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from command_line import options, start
+from command_line import options, python, start
 from rlhf_jax.assessment.conversation import Conversation
 from rlhf_jax.assessment.finished_run import Finished, open_finished, stage_policy, stage_proxy
 from rlhf_jax.assessment.seeker_talk import OpeningSplit, Revealed, SeekerStage, SeekerTalk, open_seeker
@@ -93,14 +93,17 @@ def main(config: Config) -> None:
     """Serves the page until Ctrl-C, or reads lines until there are no more."""
     missing = [name for name in ("starlette", "uvicorn") if config.web and importlib.util.find_spec(name) is None]
     if missing:
-        raise RunError(f"--web needs {' and '.join(missing)}, the extra `web`: pip install 'rlhf_jax[web]'")
-    enable_compilation_cache(beside=config.run_dir)
+        raise RunError(
+            f"--web needs {' and '.join(missing)}, the extra `web`: {python()} -m pip install -e '.[web]' -c constraints.txt"
+        )
+    # The cache comes after it is known that there is a run to put it beside.
     if config.speaks == "simulator":
         recommend_in_terminal(config)
         return
     run = open_finished(config.run_dir)
     if not run.stages:
         raise RunError(f"{config.run_dir} has no model yet: no stage has a checkpoint")
+    enable_compilation_cache(beside=config.run_dir)
     if config.web:
         serve_page(config, run)
     else:
@@ -186,6 +189,7 @@ def recommend_in_terminal(config: Config) -> None:
     """The person recommends; reads lines until there are no more."""
     stage: SeekerStage = "simulator-scoring" if config.stage == "simulator-scoring" else "simulator"
     stored = open_seeker(config.run_dir, stage=stage, split=config.split)
+    enable_compilation_cache(beside=config.run_dir)
     n = len(stored.openings)
     if config.opening is not None and config.opening >= n:
         raise RunError(f"--opening {config.opening}: the {config.split} split of {config.run_dir} has {n}, from 0")
@@ -245,7 +249,7 @@ def answer(talk: Conversation, text: str) -> None:
     if missing := unknown_names(text, turn.recognised, talk):
         print(f"     not in the catalogue: {', '.join(missing)}")
     show_top(turn.top)
-    print(f"model> {turn.reply.words or '(nothing)'}")
+    print(f"model> {turn.reply.words or '(no words)'}")
     if turn.reply.suggested:
         print(f"     suggests: {', '.join(turn.reply.suggested)}")
     if turn.reply.score is not None:

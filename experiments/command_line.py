@@ -5,9 +5,12 @@ import quiet_start
 # isort: split
 import contextlib
 import io
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -86,6 +89,18 @@ def options(config: type[Config], description: Any) -> Callable[[Sequence[str]],
 
 
 @errors_in_one_line()
+def python() -> str:
+    """What stands before a script in a command that a user is told: `python`, where that is the one that runs this.
+
+    `make` runs the environment's own without activating it; then its path.
+    """
+    found = shutil.which("python")
+    own = Path(sys.executable).absolute()
+    if found is not None and Path(found).absolute().parent == own.parent:
+        return "python"
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
+
+
 def start(main: Callable[[Config], Made], parse: Callable[[list[str]], Config]) -> Made:
     """What a script does when it is started: `main` of what the command line says. Exit code 1 where the user must mend it."""
     quiet_start.end()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 import miniature
-from command_line import preset_and_options, start
+from command_line import preset_and_options, python, start
 from rlhf_jax.assessment import users
 from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
@@ -187,7 +187,7 @@ def main(config: Config) -> Path:
         report = main_report(run, setup, systems, config.assess, gate)
     if config.align.updates * config.align.batch_size < LEARNS:
         notice("too small to learn: this run shows that every part works. Next: make run, then chat with")
-        notice("  python experiments/chat.py runs/demo")
+        notice(f"  {python()} experiments/chat.py runs/demo")
     return report
 
 

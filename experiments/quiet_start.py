@@ -1,9 +1,12 @@
-"""Ctrl-C and SIGTERM while a script still imports: one line instead of a traceback. Imported first, before what takes long.
+"""Ctrl-C and SIGTERM while a script still imports, and a Python without the packages: one line instead of a traceback.
+
+Imported first, before what takes long.
 
 Importing takes seconds, and a script can hear signals in its own way only afterwards. Nothing has begun by then, so the exit
 code is that of a run that wants to be started again (75).
 """
 
+import importlib.util
 import os
 import signal
 import sys
@@ -30,6 +33,11 @@ def end() -> None:
 # A test that imports a script's functions keeps its own signals.
 _started = Path(getattr(sys.modules["__main__"], "__file__", None) or "").absolute().parent
 if _started == Path(__file__).absolute().parent:
+    if importlib.util.find_spec("tyro") is None:
+        sys.exit(
+            f"[rlhf_jax] error: {sys.executable} has not the packages this needs. `make` has put them into .venv: "
+            "`source .venv/bin/activate` once, or .venv/bin/python in the place of python"
+        )
     for _number in _NUMBERS:
         # What a parent has set to be ignored (nohup) stays ignored.
         if signal.getsignal(_number) is not signal.SIG_IGN:

@@ -48,6 +48,8 @@ UTILITY = {
     decoding: Measure(f"true utility, {decoding}", "closed-loop", "mean_utility", 1, decoding)
     for decoding in ("sampled", "greedy")
 }
+SUCCESS = Measure("success within four turns, greedy", "closed-loop", "success@4", 1, "greedy")
+"""A user whom nothing satisfies within four turns may still have liked each reply a little: it can fall while utility does not."""
 PAID = Measure("reward model's score, sampled", "closed-loop", "proxy_score", 0, "sampled")
 """What was optimised; that it rises is no merit by itself."""
 RANKED = (
@@ -98,7 +100,7 @@ def comparisons(results: Sequence[Result], corpus: str) -> list[Comparison]:
     if sides is None:
         return []
     ranked = [found for measure in RANKED if (found := _comparison(results, corpus, sides, measure)) is not None]
-    measures = (*UTILITY.values(), PAID)
+    measures = (*UTILITY.values(), SUCCESS, PAID)
     others = [_comparison(results, corpus, sides, measure) for measure in (*measures, *TEXT, LENGTH)]
     kept = [found for found in others if found is not None]
     closed = sum(found.measure in measures for found in kept)
@@ -229,7 +231,7 @@ def _paid(found: Mapping[Measure, Result]) -> Finding | None:
 
 
 def _cost(found: Mapping[Measure, Result]) -> Finding:
-    looked = [m for m in (*RANKED, *TEXT) if m in found and outcome(found[m], m.good) != "missing"]
+    looked = [m for m in (SUCCESS, *RANKED, *TEXT) if m in found and outcome(found[m], m.good) != "missing"]
     lost = [measure for measure in looked if outcome(found[measure], measure.good) == "worse"]
     parts = [sentence(measure.label, found[measure], measure.good) for measure in lost]
     if not lost and looked:

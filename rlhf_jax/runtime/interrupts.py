@@ -36,6 +36,9 @@ def exits_on_signals() -> Iterator[None]:
     """For a whole experiment: between stages, where all that is done is saved, SIGTERM and SIGINT exit with code 75."""
 
     def leave(number: int, frame: FrameType | None) -> None:
+        notice(
+            f"stopped by {signal.Signals(number).name} between stages, where all that is done is saved; the same command continues"
+        )
         raise SystemExit(INTERRUPTED)
 
     with _handlers(leave):

@@ -253,9 +253,19 @@ def _check_same(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]
         shown = "; ".join(changes[:_SHOWN]) + (f"; {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
         made = f" (made by {_maker(path)})" if len(changes) > _SHOWN else ""
         raise RunError(
-            f"{path} belongs to a run of another configuration{made}: {shown}. Repeat the old options to continue "
-            "it, or choose another run directory; nothing was overwritten"
+            f"{path} belongs to a run of another configuration{made}: {shown}. {_way_on(stored, changes)}, or choose another run "
+            "directory; nothing was overwritten"
         )
+
+
+def _way_on(stored: Mapping[str, Any], changes: Sequence[str]) -> str:
+    """How such a run can be continued. Options that one side does not have are another version's: no value repeats them."""
+    if not all("'absent'" in change for change in changes):
+        return "Repeat the old options to continue it"
+    here = stored.get("environment")
+    commit = here.get("commit") if isinstance(here, dict) else None
+    known = f" (commit {commit[:12]})" if isinstance(commit, str) else ""
+    return f"Another version of the code began it{known}: continue it with that"
 
 
 def _differences(old: Any, new: Any, name: str) -> Iterator[str]:

@@ -271,7 +271,9 @@ def test_without_the_extra_one_line_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module == name else object())
-    with pytest.raises(RunError, match=rf"--web needs {name}, .*: pip install 'rlhf_jax\[web\]'"):
+    with pytest.raises(
+        RunError, match=rf"--web needs {name}, .*: .* -m pip install -e '\.\[web\]' -c constraints\.txt"
+    ):
         chat.main(chat.Config(tmp_path, web=True))
 
 

@@ -1,5 +1,9 @@
 """Help texts say in words what may be left empty, and what is required."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import command_line
@@ -31,3 +35,26 @@ def test_the_settings_of_gathered_runs_look_required(capsys: pytest.CaptureFixtu
 
 def test_the_width_stays() -> None:
     assert command_line.words_for_types("--a {None}|STR  │\n--b INT  │") == "--a STR|None    │\n--b INT  │"
+
+
+def test_a_python_without_the_packages_says_which_has_them(repository: Path) -> None:
+    # -S leaves out what is installed: as the system's Python beside an environment that `make` made.
+    script = repository / "experiments" / "chat.py"
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", script, "runs/demo"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "source .venv/bin/activate" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_a_command_that_is_told_can_be_typed(active: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = tmp_path / "env" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    for file in (own, tmp_path / "python"):
+        file.write_text("#!/bin/sh\n")
+        file.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(own))
+    monkeypatch.setenv("PATH", str(own.parent if active else tmp_path))
+    assert command_line.python() == ("python" if active else "env/bin/python")

@@ -78,6 +78,20 @@ def test_a_gain_as_sampled_is_told_apart_from_greedy_replies_and_from_its_cost()
     assert lines["How far this reaches"][0] == "training seed 0 alone; a claim beyond it needs three seeds that agree"
 
 
+def test_less_success_of_greedy_replies_is_a_cost_where_utility_shows_none() -> None:
+    lines = said(
+        [
+            difference("mean_utility", 0.0, half=0.1, split=GREEDY),
+            difference("success@4", -0.09, half=0.05, split=GREEDY),
+        ]
+    )
+    assert lines["As chosen greedily"][1] == "unclear"
+    assert lines["What it cost"] == (
+        "worse in this run: success within four turns, greedy -0.090 [-0.140, -0.040], from 300 users",
+        "worse",
+    )
+
+
 @pytest.mark.parametrize(("truth", "proxy", "over"), [(-0.2, 0.5, True), (-0.2, -0.5, False), (0.2, 0.5, False)])
 def test_over_optimisation_is_a_reward_that_rose_while_the_truth_fell(truth: float, proxy: float, over: bool) -> None:
     lines = said([difference("mean_utility", truth), difference("proxy_score", proxy)])

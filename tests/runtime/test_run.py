@@ -38,6 +38,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def test_options_of_another_version_cannot_be_repeated_and_it_is_said(tmp_path: Path) -> None:
+    with run.open_run(tmp_path / "run", {"seed": 0}, trackers=()) as directory:
+        (directory.path / "metrics.jsonl").write_text("")
+    with pytest.raises(
+        files.RunError, match=r"new was 'absent', now 1\. Another version of the code began it.*continue it with"
+    ):
+        run.open_run(tmp_path / "run", {"seed": 0, "new": 1}, trackers=())
+    with pytest.raises(files.RunError, match=r"Repeat the old options"):
+        run.open_run(tmp_path / "run", {"seed": 1}, trackers=())
+
+
 def test_a_new_run_is_described(tmp_path: Path) -> None:
     with run.open_run(tmp_path / "deep" / "run", Config(seed=3)) as directory:
         assert not directory.resumed
