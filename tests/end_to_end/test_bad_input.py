@@ -34,10 +34,14 @@ def experiment(script: Path) -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("ppo_redial", script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get("ppo_redial")
     sys.modules["ppo_redial"] = module
     spec.loader.exec_module(module)
     yield module
+    # Another test may have imported the script as such, and still hold its classes.
     del sys.modules["ppo_redial"]
+    if before is not None:
+        sys.modules["ppo_redial"] = before
 
 
 @pytest.fixture

@@ -21,10 +21,14 @@ def script(repository: Path, request: pytest.FixtureRequest) -> Iterator[ModuleT
     spec = importlib.util.spec_from_file_location(request.param, repository / "experiments" / f"{request.param}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(request.param)
     sys.modules[request.param] = module
     spec.loader.exec_module(module)
     yield module
+    # Another test may have imported the script as such, and still hold its classes.
     del sys.modules[request.param]
+    if before is not None:
+        sys.modules[request.param] = before
 
 
 def test_both_experiments_have_the_same_flags(script: ModuleType) -> None:
