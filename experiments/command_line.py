@@ -88,7 +88,6 @@ def options(config: type[Config], description: Any) -> Callable[[Sequence[str]],
     return parse
 
 
-@errors_in_one_line()
 def python() -> str:
     """What stands before a script in a command that a user is told: `python`, where that is the one that runs this.
 
@@ -101,6 +100,7 @@ def python() -> str:
     return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
 
 
+@errors_in_one_line()
 def start(main: Callable[[Config], Made], parse: Callable[[list[str]], Config]) -> Made:
     """What a script does when it is started: `main` of what the command line says. Exit code 1 where the user must mend it."""
     quiet_start.end()
