@@ -28,7 +28,6 @@ import dataclasses
 import importlib.util
 import io
 import random
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,8 +43,6 @@ from rlhf_jax.ranges import Range, Seed, check_numbers
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import enable_compilation_cache
 
-NAMED = re.compile(r"\"([^\"]+)\"|((?:[A-Z0-9][\w'’&:.-]*,? )+\(\d{4}\))")
-"""A name in quotes, or words with capitals and a year."""
 COMMANDS = "/top [n], /reset, /quit"
 SEEKERS = get_args(SeekerStage)
 SEEKER_COMMANDS = "/reveal, /next, /reset, /quit"
@@ -122,7 +119,15 @@ def serve_page(config: Config, run: Finished) -> None:
     }
     missing = [] if config.stage else [stage for stage in run.expected if stage not in stages]
     serve(
-        Exhibit(str(config.run_dir), talks, len(run.vocab.item_ids), missing, config.greedy, config.seed),
+        Exhibit(
+            str(config.run_dir),
+            talks,
+            len(run.vocab.item_ids),
+            missing,
+            config.greedy,
+            config.seed,
+            tuple(examples(run, talks[stages[0]])),
+        ),
         config.port or 0,
     )
 
@@ -158,14 +163,6 @@ def examples(run: Finished, talk: Conversation) -> Iterator[str]:
             if message.role == "seeker" and len(words.split()) > 3:
                 yield f"Somebody began with: {words}"
                 return
-
-
-def unknown_names(text: str, recognised: Sequence[str], talk: Conversation) -> list[str]:
-    """What looks like a title, "in quotes" or With a Year (1999), or like @id, and is none of the catalogue's."""
-    known = " / ".join(recognised).lower()
-    names = [name for pair in NAMED.findall(text) for name in pair if name]
-    missing = [name for name in names if name.lower() not in known]
-    return missing + [f"@{number}" for number in re.findall(r"@(\d+)", text) if talk.title(int(number)) == f"@{number}"]
 
 
 def typed() -> Iterator[str]:
@@ -246,8 +243,10 @@ def answer(talk: Conversation, text: str) -> None:
     turn = talk.turn(text, 5)
     if turn.recognised:
         print(f"     recognised: {', '.join(turn.recognised)}")
-    if missing := unknown_names(text, turn.recognised, talk):
-        print(f"     not in the catalogue: {', '.join(missing)}")
+    if turn.unknown:
+        print(f"     not in the catalogue: {', '.join(turn.unknown)}")
+    if turn.sight.newest_cut:
+        print("     this is longer than the model's context: only its end was read")
     show_top(turn.top)
     print(f"model> {turn.reply.words or '(no words)'}")
     if turn.reply.suggested:

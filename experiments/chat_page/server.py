@@ -68,6 +68,8 @@ class Exhibit(NamedTuple):
     """How the switch stands at first."""
     seed: int
     """Of the first conversation's sampling; each further one takes the next."""
+    examples: Sequence[str] = ()
+    """What could be said: titles of the catalogue, how somebody began."""
 
 
 class Conversations:
@@ -188,6 +190,7 @@ def make_page(exhibit: Exhibit) -> tuple[bytes, str]:
         "missing": list(exhibit.missing),
         "items": exhibit.n_items,
         "greedy": exhibit.greedy,
+        "examples": list(exhibit.examples),
         "maxCharacters": MAX_CHARACTERS,
     }
     # In an attribute, quoted: a folder's name may hold markup.
@@ -247,6 +250,7 @@ def _as_json(turn: Turn) -> dict[str, Any]:
     reply = turn.reply
     return {
         "recognised": turn.recognised,
+        "unknown": turn.unknown,
         "top": [{"title": title, "probability": _number(probability)} for title, probability in turn.top],
         "messages": turn.sight.messages,
         "read": turn.sight.read,

@@ -1,6 +1,7 @@
 """One conversation with a policy: a person's words in, a reply with items out."""
 
 import copy
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,8 @@ from rlhf_jax.feedback.weak_labels import weighted_sum
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.reward import Proxy
+
+_NAMED = re.compile(r"\"([^\"]+)\"|((?:[A-Z0-9][\w'’&:.-]*,? )+\(\d{4}\))")
 
 
 class Reply(NamedTuple):
@@ -53,6 +56,8 @@ class Turn(NamedTuple):
 
     recognised: tuple[str, ...]
     """Titles recognised in what the person said."""
+    unknown: tuple[str, ...]
+    """What looks like a title, "in quotes" or With a Year (1999), or like @id, and is none of the catalogue's."""
     top: list[tuple[str, float]]
     """Items the policy would suggest first, and the probability of each."""
     sight: Sight
@@ -101,7 +106,8 @@ class Conversation:
         """
         recognised = self.hear(text)
         top, sight = self.top(n_top), self.sight()
-        return Turn(tuple(map(self.title, recognised)), top, sight, self.reply())
+        titles = tuple(map(self.title, recognised))
+        return Turn(titles, self._unknown(text, titles), top, sight, self.reply())
 
     def hear(self, text: str) -> tuple[int, ...]:
         """Takes what the person says; returns the items that were recognised in it."""
@@ -152,6 +158,12 @@ class Conversation:
         self._utterances.clear()
         self._said.clear()
         self._forgotten = 0
+
+    def _unknown(self, text: str, recognised: tuple[str, ...]) -> tuple[str, ...]:
+        known = " / ".join(recognised).lower()
+        names = [name for pair in _NAMED.findall(text) for name in pair if name and name.lower() not in known]
+        numbers = [f"@{number}" for number in re.findall(r"@(\d{1,18})", text) if int(number) not in self._titles]
+        return tuple(dict.fromkeys(names + numbers))
 
     def _remember(self, utterance: list[int], message: Message) -> None:
         """Adds an utterance. What no prompt can hold is let go: all but the end of a longer one, and the oldest ones."""

@@ -7,6 +7,9 @@ from typing import Any
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting.run_figures import Section
 
+LEGEND = "`<rec>` opens the list of suggested items, `<say>` the words, `<eos>` ends a reply."
+"""Stands above replies that are shown as the policy made them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting import gates, result_tables, verdict
-from rlhf_jax.reporting.contents import Contents, Conversation
+from rlhf_jax.reporting.contents import LEGEND, Contents, Conversation
 from rlhf_jax.reporting.verdict import Comparison, Finding, Outcome
 
 MARKS: Mapping[Outcome, str] = {"better": "▲", "worse": "▼", "changed": "◆", "unclear": "○", "missing": ""}
@@ -184,6 +184,7 @@ def _pages(contents: Contents, figures: Mapping[str, str]) -> list[str]:
         parts = [_paragraph(section.text), *drawn] if drawn else [_paragraph("Nothing of this was logged in this run.")]
         folds.append(_fold(section.title, parts))
     said = [part for conversation in contents.conversations for part in _conversation(conversation)]
+    said = [_paragraph(LEGEND), *said] if said else said
     folds.append(_fold("Conversations before and after", said or [_paragraph("No conversation was stored.")]))
     folds.append(_fold("Replies while training", _samples(contents)))
     return folds
@@ -203,7 +204,7 @@ def _samples(contents: Contents) -> list[str]:
     steps: dict[str, list[int]] = {}
     for line in contents.samples:
         steps.setdefault(line["stage"], []).append(line["step"])
-    parts = []
+    parts = [_paragraph(LEGEND)] if steps else []
     for stage, seen in steps.items():
         for step in dict.fromkeys((min(seen), max(seen))):
             lines = [line for line in contents.samples if (line["stage"], line["step"]) == (stage, step)]

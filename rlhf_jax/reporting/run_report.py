@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.reporting import gates, html_report, plots, result_tables, run_figures
-from rlhf_jax.reporting.contents import Contents, Conversation
+from rlhf_jax.reporting.contents import LEGEND, Contents, Conversation
 from rlhf_jax.runtime import files
 from rlhf_jax.runtime.metrics import read_metrics, read_stage_samples
 
@@ -182,6 +182,7 @@ def _conversations(samples: Sequence[Conversation]) -> list[str]:
     parts = ["## Conversations before and after"]
     if not samples:
         return [*parts, "No conversation was stored."]
+    parts.append(LEGEND)
     for sample in samples:
         lines = [f"**Dialogue {sample.dialogue}**", ""]
         lines += [f"> {_line(utterance)}  " for utterance in sample.context]

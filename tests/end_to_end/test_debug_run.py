@@ -412,6 +412,7 @@ def test_two_stages_answer_side_by_side_in_a_browser(finished: Path, lab: Lab, c
             chromium.get(address)
             wait_for_turns(0)
             assert str(finished) in shown("h1")[0]
+            assert shown(".empty")[1].startswith("Titles it knows: ")
             chromium.find_element("id", "text").send_keys(typed + "\n")
             wait_for_turns(1)
             assert shown(".said") == [typed] and not shown("#log img, #log b")

@@ -105,6 +105,18 @@ def test_every_stage_answers_and_goes_on_from_its_own_replies(client: Client, ta
     assert stages["sft"]["top"] != stages["ppo"]["top"]
 
 
+def test_titles_that_the_catalogue_has_not_are_named(client: Client) -> None:
+    text = 'I like Film 12, "No Such Film", Gone Nowhere (1901), @999999 and @999999'
+    for found in client.turn(client.start(), text).value["stages"].values():
+        assert found["recognised"] == ["Film 12"]
+        assert found["unknown"] == ["No Such Film", "Gone Nowhere (1901)", "@999999"]
+
+
+def test_the_page_says_what_could_be_said(exhibit: server.Exhibit) -> None:
+    content, _ = server.make_page(exhibit._replace(examples=("Titles it knows: <b>Film 12</b>",)))
+    assert b"Titles it knows" in content and b"<b>Film 12" not in content
+
+
 def test_decoding_can_be_switched(client: Client) -> None:
     def replies(greedy: bool) -> set[str]:
         answers = [client.turn(client.start(), "hello", greedy).value["stages"]["ppo"] for _ in range(4)]
