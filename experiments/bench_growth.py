@@ -1,7 +1,7 @@
 """How does the cost grow as the work grows? Updates against batch, prompt, response, layers, catalogue and devices; data against dialogues.
 
-    python experiments/bench_growth.py                 # about half an hour of two CPU cores
-    python experiments/bench_growth.py debug           # two sizes an axis, some minutes, for tests
+    python experiments/bench_growth.py                 # three sizes an axis; not timed as a whole yet
+    python experiments/bench_growth.py debug           # two sizes an axis
 
 One axis at a time, all else as the base. Two kinds of numbers: *counted* in the compiled program (operations of its matmuls by
 phase, bytes of its temporaries), the same on every machine; and *measured*, CPU seconds of all threads and the peak of a

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.data.lines import json_of, text_lines
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import training_texts
@@ -106,7 +107,7 @@ def enlarge(source: Path, target: Path, times: int) -> None:
     target.mkdir(parents=True)
     for name in FILES[1:]:
         (target / name).write_bytes((source / name).read_bytes())
-    lines = [json.loads(line) for line in (source / FILES[0]).read_text(encoding="utf-8").splitlines()]
+    lines = [json_of(line) for _, line in text_lines(source / FILES[0])]
     with (target / FILES[0]).open("w", encoding="utf-8") as file:
         for copy in range(times):
             for line in lines:
