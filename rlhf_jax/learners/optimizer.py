@@ -220,3 +220,10 @@ def moving_average(average: Params, params: Params, step: Int[Array, ""], decay:
 
 def _matrices(params: Params) -> Params:
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def falling_to_zero(learning_rate: float, total_steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The linear schedule from `learning_rate` to 0 without a warm-up, to be logged, and the optimiser that follows it."""
+    form: Schedule = "linear"
+    rate = learning_rate_schedule(learning_rate=learning_rate, warmup_steps=0, total_steps=total_steps, schedule=form)
+    return rate, make_optimizer(learning_rate=learning_rate, total_steps=total_steps, schedule=form)

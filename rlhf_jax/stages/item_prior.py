@@ -26,7 +26,7 @@ from rlhf_jax.interfaces import Dialogue, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import list_grpo, sft
 from rlhf_jax.learners.list_grpo import ListBatch, Lists
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import TrainState, falling_to_zero, steps_taken
 from rlhf_jax.ranges import Batch, Range, Rate, Steps, check_numbers
 from rlhf_jax.recommenders import mixture
 from rlhf_jax.recommenders.scorer import NAMED, ItemScorer, fit_scorer
@@ -322,14 +322,7 @@ def reinforced(
     """Weights that earn NDCG, by GRPO on lists from a prior that says nothing. [1 + K]"""
     n, n_items = learnt.logprobs.shape
     lists = config.lists._replace(length=min(config.list_length, n_items))
-    schedule: Any = {
-        "learning_rate": config.learning_rate,
-        "warmup_steps": 0,
-        "total_steps": config.updates,
-        "schedule": "linear",
-    }
-    rate = learning_rate_schedule(**schedule)
-    optimizer = make_optimizer(**schedule)
+    rate, optimizer = falling_to_zero(config.learning_rate, config.updates)
     key = stream_key(jax.random.key(setup.seed), STAGE, 0)
     step = jax.jit(functools.partial(list_grpo.update, judge=mixed, lists=lists, optimizer=optimizer), donate_argnums=0)
 

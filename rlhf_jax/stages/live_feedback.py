@@ -37,7 +37,7 @@ from rlhf_jax.learners import grpo, item_reward, list_grpo, sft
 from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.item_reward import ItemReward, Reactions
 from rlhf_jax.learners.list_grpo import ListBatch, Lists
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import TrainState, falling_to_zero, steps_taken
 from rlhf_jax.learners.trainable import held, without_moments
 from rlhf_jax.ranges import Batch, Cases, Range, Rate, Steps, Weight, check_numbers, option
 from rlhf_jax.recommenders import mixture, standing, stated
@@ -348,14 +348,7 @@ def which_items(
     reward, known, seed = begun.reward, contexts.known, setup.seed
     n = len(known)
     scores = with_standing_scores(known[:, 1:], reward)
-    schedule: Any = {
-        "learning_rate": config.learning_rate,
-        "warmup_steps": 0,
-        "total_steps": config.updates,
-        "schedule": "linear",
-    }
-    rate = learning_rate_schedule(**schedule)
-    optimizer = make_optimizer(**schedule)
+    rate, optimizer = falling_to_zero(config.learning_rate, config.updates)
     key = stream_key(jax.random.key(seed), stage, 0)
     lists = Lists(config.group_size, length=1, kl_coef=config.kl_coef)
     step = jax.jit(
@@ -410,14 +403,10 @@ def how_to_speak(
     scores = with_standing_scores(contexts.known[:, 1:], reward)
     policy = begun.policy(trunk)
     reference = {"trunk": trunk, prior.NAME: item_prior.as_params(np.array([*begun.weights.values()]))}
-    schedule: Any = {
-        "learning_rate": config.manners_rate,
-        "warmup_steps": 0,
-        "total_steps": config.manners_updates * learner.epochs * learner.minibatches,
-        "schedule": "linear",
-    }
-    rate = learning_rate_schedule(**schedule)
-    optimizer = without_moments(make_optimizer(**schedule), "manners")
+    rate, optimizer = falling_to_zero(
+        config.manners_rate, config.manners_updates * learner.epochs * learner.minibatches
+    )
+    optimizer = without_moments(optimizer, "manners")
     iterate = grpo.make_grpo_iteration(
         sample=agent.sample_groups(learner.group_size),
         policy=held(agent.policy, "manners"),
