@@ -11,6 +11,9 @@ SEEDS ?= 0 1 2
 SIZES ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# Bytecode of all packages by all cores (pip uses one); a few files of others are templates and no Python. Without it every process
+# compiles thousands of modules where PYTHONDONTWRITEBYTECODE is set, as it is in many containers.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 SOURCES := setup.cfg pyproject.toml constraints.txt
 # XLA:CPU allocates its temporaries anew on every call. Large pages, no trimming, and one arena: those of worker threads hold no
 # block above 64 MiB, so that every large one would be mapped, zeroed and given back (other systems ignore all this).
@@ -35,26 +38,32 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e .
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e ".[test,browser,docs]"
+	$(COMPILE)
 	touch $@ $(VENV)/.run
 
 # Torch and the last TRL with a PPO trainer: to be compared with, never imported by the library.
 $(VENV)/.bench: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e ".[test,bench]"
+	$(COMPILE)
 	touch $@ $(VENV)/.run $(VENV)/.test
 
 $(VENV)/.notebooks: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e ".[test,notebooks]"
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.docs: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e ".[docs]"
+	$(COMPILE)
 	touch $@ $(VENV)/.run
 
 # The type check reads everything, the site's builder included.
 $(VENV)/.check: $(SOURCES) | $(VENV)/bin/python
 	$(INSTALL) -e ".[test,docs]"
+	$(COMPILE)
 	touch $@
