@@ -4,7 +4,9 @@ import quiet_start
 
 # isort: split
 import contextlib
+import dataclasses
 import io
+import operator
 import os
 import re
 import shutil
@@ -75,7 +77,20 @@ def preset_and_options(presets: Mapping[str, tuple[str, Config]], arguments: Seq
             return tyro.cli(kinds, default=presets[first][1], description=description, args=list(arguments))
     what, preset = presets[name]
     with named_by_flags(type(preset)), readable_help(rest):
-        return tyro.cli(type(preset), prog=f"{sys.argv[0]} {name}", description=what, args=rest, default=preset)
+        config = tyro.cli(type(preset), prog=f"{sys.argv[0]} {name}", description=what, args=rest, default=preset)
+    _check_read(config, preset)
+    return config
+
+
+def _check_read(config: Any, preset: Any) -> None:
+    """Ends with code 2 at an option of a group that these choices leave unread, as that of the learner that does not run."""
+    for group, why in getattr(config, "unread", {}).items():
+        given, own = operator.attrgetter(group)(config), operator.attrgetter(group)(preset)
+        for field in dataclasses.fields(given):
+            flag, value = f"--{group}.{field.name}".replace("_", "-"), getattr(given, field.name)
+            if value != getattr(own, field.name) and flag not in why:
+                print(f"error: {flag} {value} is not read: {why}", file=sys.stderr)
+                raise SystemExit(2)
 
 
 def options(config: type[Config], description: Any) -> Callable[[Sequence[str]], Config]:

@@ -95,6 +95,16 @@ class Pipeline:
         """The numbers of the learner that stage 3 runs."""
         return self.grpo if self.algorithm == "grpo" else self.ppo
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """Groups of options that this configuration does not read, with the reason: an option of theirs would do nothing."""
+        idle = {"ppo" if self.algorithm == "grpo" else "grpo": f"--algorithm is {self.algorithm}"}
+        if self.prior.learner == "none":
+            idle["prior"] = "--prior.learner is none"
+        if self.data.source != "world":
+            idle["data.world"] = f"--data.source is {self.data.source}"
+        return idle
+
 
 def check_stages(config: Pipeline) -> None:
     """What stages ask of one another, as far as no data are needed to know it; for an experiment's `__post_init__`.

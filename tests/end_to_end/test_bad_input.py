@@ -124,6 +124,13 @@ def test_help_names_the_presets(start: Start) -> None:
         (["debug", "--ppo.group-size", "3"], "--align.batch-size 16 cannot be divided into groups of 3 responses"),
         (["debug", "--algorithm", "grpo", "--grpo.group-size", "1"], "--grpo.group-size must be in [2, 1024]: got 1"),
         (["debug", "--algorithm", "grpo", "--profile", "ppo"], "--profile ppo traces nothing: --algorithm is grpo"),
+        (["debug", "--algorithm", "grpo", "--ppo.epochs", "9"], "--ppo.epochs 9 is not read: --algorithm is grpo"),
+        (["debug", "--grpo.group-size", "6"], "--grpo.group-size 6 is not read: --algorithm is ppo"),
+        (["debug", "--prior.updates", "7"], "--prior.updates 7 is not read: --prior.learner is none"),
+        (
+            ["redial", "--data.dir", ".", "--data.world.n-items", "99"],
+            "--data.world.n-items 99 is not read: --data.source is",
+        ),
         (["debug", "--data.rl-share", "1"], "--data.rl-share must be in [0, 1): got 1"),
         (["debug", "--ppo.component-weights", "1", "0"], "2 numbers for 3 components: give one each, in the order eng"),
         (
