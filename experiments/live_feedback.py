@@ -29,7 +29,9 @@ import tyro
 from command_line import options, start
 from rlhf_jax.assessment import assess, live, users
 from rlhf_jax.assessment.assess import Assessment, AssessmentConfig
+from rlhf_jax.assessment.episodes import spoken as spoken_words
 from rlhf_jax.assessment.finished_run import Finished, open_finished, stage_policy
+from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.sources import WORLD
 from rlhf_jax.decoding import prior
 from rlhf_jax.evaluation import closed_loop, text
@@ -37,9 +39,10 @@ from rlhf_jax.evaluation.ranking import RankingOutcome
 from rlhf_jax.evaluation.results import Result, Split
 from rlhf_jax.evaluation.user_centric import TopOne
 from rlhf_jax.interfaces import Params
+from rlhf_jax.reporting import verdict
 from rlhf_jax.reporting.result_tables import markdown_table, protocol_tables
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import RunError, notice, write_text
+from rlhf_jax.runtime.files import RunError, notice, read_object, write_json, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages import item_prior, live_feedback
@@ -49,6 +52,8 @@ from rlhf_jax.stages.setup import Setup
 
 N_BEST = 8
 BEST = f"best_of_{N_BEST}"
+N_SHOWN = 4
+"""Users whose first words and answers the report shows."""
 NOTHING_RANKED = RankingOutcome({}, TopOne((), (), ()))
 
 
@@ -97,9 +102,11 @@ def main(config: Config) -> Path:
         results = results_of(cases, next(iter(runs.values())).data.corpus_name, config.live.rounds)
         write_results(run.path, results)
         report = run.path / "report.md"
-        write_text(report, report_text(results, rounds))
+        said = openings(run, min(runs), config.live.rounds)
+        write_text(report, report_text(results, rounds, said))
         shown = [one for one in results if one.metric in ("mean_utility", "proxy_score", "kl_k1")]
-        print(report_text(shown, rounds))
+        print(report_text(shown, rounds, said))
+        print("\n".join(verdict_lines(results, config.live.rounds)))
         print(f"report: {report}")
         return report
 
@@ -153,11 +160,15 @@ def measure(
     folder.mkdir(parents=True, exist_ok=True)
     size: Any = {"n_users": config.assess.users, "n_turns": config.assess.user_turns}
     policies = policies_of(run, judge, trunk, rounds)
+    titles = spelled_titles(setup.corpus.items)
 
     def spoken(name: str) -> Assessment:
         own, policy = policies[name]
         turns = assess.answer(own, policy, config.assess, name=f"{name}, seed {setup.seed}: answers")
-        return Assessment(NOTHING_RANKED, turns, live.meet(own, policy, judge, reward, **size))
+        met = live.meet(own, policy, judge, reward, **size)
+        shown = [spoken_words(one[:2], titles) for one in met.dialogues["greedy"][:N_SHOWN]]
+        write_json(folder / f"{name}-said.json", {"openings": shown})
+        return Assessment(NOTHING_RANKED, turns, met.values)
 
     def chosen(scores: live.ItemScores) -> Assessment:
         result = live.met(setup, live.first_choice(judge, scores), **size)
@@ -228,11 +239,47 @@ def results_of(cases: Mapping[str, Mapping[int, Assessment]], corpus: str, round
     return results + text.text_differences(f"{last}-sft", speaking[last], speaking["sft"], seeds=seeds, **own)
 
 
-def report_text(results: list[Result], rounds: Mapping[int, tuple[Round, ...]]) -> str:
-    """A table for each way of speaking, systems down and metrics across; then what every round learnt."""
+def verdict_lines(results: list[Result], rounds: int) -> list[str]:
+    """Whether the last policy's replies are better for the user than imitation's without repeats, and how good they could be."""
+    last, lines = f"round_{rounds}", []
+    found = {(one.name, Split.parse(one.split).decoding): one for one in results}
+    for decoding, called in (("greedy", "As chosen greedily"), ("sampled", "Replies as sampled")):
+        difference = found[f"{last}-sft_filtered/mean_utility", decoding]
+        worth = [found[f"{system}/mean_utility", decoding].value for system in ("sft", "sft_filtered", last, "oracle")]
+        lines.append(f"{called}: {verdict.sentence('true utility', difference, 1)}")
+        lines.append(
+            "  imitation {:.3f}, told not to repeat {:.3f}, with feedback {:.3f}, oracle {:.3f}".format(*worth)
+        )
+    return [
+        "Learnt from what users said next, against imitation told not to repeat itself",
+        *(f"  {one}" for one in lines),
+    ]
+
+
+def _as_list(lines: list[str]) -> str:
+    head, *rest = lines
+    return "\n".join([f"**{head}**", "", *(f"- {line.strip()}" for line in rest)])
+
+
+def openings(run: RunDirectory, seed: int, rounds: int) -> str:
+    """The same users' first words and how they were answered, as a table; empty for runs of older versions, which kept none."""
+    systems = {"imitation told not to repeat": "sft_filtered", "with feedback": f"round_{rounds}"}
+    folder = run.path / f"seed-{seed}" / "assessments"
+    files = [folder / f"{system}-said.json" for system in systems.values()]
+    if not all(file.exists() for file in files):
+        return ""
+    said = [read_object(file, "openings")["openings"] for file in files]
+    lines = [[a[0][1], *(one[1][1] for one in (a, *others))] for a, *others in zip(*said, strict=True)]
+    return markdown_table(["a user", *systems], [[cell.strip() or "(says nothing)" for cell in line] for line in lines])
+
+
+def report_text(results: list[Result], rounds: Mapping[int, tuple[Round, ...]], said: str) -> str:
+    """The verdict and some greedy replies; a table for each way of speaking, systems down; what every round learnt."""
     parts = [
         "# Rounds of live feedback",
         "95 % bootstrap intervals over users and seeds; nothing was learnt or chosen on these users.",
+        _as_list(verdict_lines(results, max(map(len, rounds.values())) - 1)),
+        *([f"## Greedy replies\n\n{said}"] if said else []),
         *protocol_tables(results),
         "## Rounds",
     ]

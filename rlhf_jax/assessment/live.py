@@ -6,6 +6,7 @@ expected to be above what the reward itself would suggest.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -107,22 +108,29 @@ def met(setup: Setup, respond: Respond, *, n_users: int, n_turns: int) -> Closed
     return evaluate_closed_loop(respond, setup.data.world, setup.world_seed, n_users=n_users, n_turns=n_turns)
 
 
-def meet(
-    setup: Setup, policy: Params, judge: Judge, reward: ItemReward, *, n_users: int, n_turns: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """A policy with these users, greedy and as sampled: decoding to metric to one value a user.
+class Met(NamedTuple):
+    """What a policy did with users; decoding first."""
+
+    values: dict[str, dict[str, np.ndarray]]
+    """Metric to one value a user."""
+    dialogues: dict[str, tuple[History, ...]]
+    """What was said, a user each."""
+
+
+def meet(setup: Setup, policy: Params, judge: Judge, reward: ItemReward, *, n_users: int, n_turns: int) -> Met:
+    """A policy with these users, greedy and as sampled.
 
     `proxy_score` is that of `reward`; the KL of sampled replies is that to the trunk without a prior.
     """
-    found = {}
+    values, dialogues = {}, {}
     for decoding in DECODINGS:
         greedy = decoding == "greedy"
         reference = None if greedy else {"trunk": policy["trunk"]}
         responder = Responder(setup, policy, greedy=greedy, reference=reference)
         result = met(setup, responder, n_users=n_users, n_turns=n_turns)
         proxy = {"proxy_score": proxy_of(judge, reward, result.dialogues)}
-        found[decoding] = per_user(result) | responder.measured | proxy
-    return found
+        values[decoding], dialogues[decoding] = per_user(result) | responder.measured | proxy, result.dialogues
+    return Met(values, dialogues)
 
 
 def values_of(judge: Judge, reward: ItemReward, result: ClosedLoopResult) -> Mapping[str, np.ndarray]:

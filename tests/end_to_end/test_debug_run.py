@@ -556,7 +556,14 @@ def test_rounds_of_live_feedback(finished: Path, run_here: Callable[..., tuple[i
     assert abs(results["sft", "kl_k1", sampled].value) < 1e-4
     said = (out / "seed-0" / "live-1.jsonl").read_text().splitlines()
     assert len(said) == 8 and all(json.loads(line)["initiatorQuestions"] == {} for line in said)
-    assert "## Rounds" in (out / "report.md").read_text()
+    report = (out / "report.md").read_text()
+    assert "## Rounds" in report and "## Greedy replies" in report
+    assert "Learnt from what users said next, against imitation told not to repeat itself" in output
+    assert "As chosen greedily: " in output and "told not to repeat 0." in report
+    # Four users; the words are theirs and the system's.
+    openings = json.loads((out / "seed-0" / "assessments" / "round_1-said.json").read_text())["openings"]
+    assert [[role for role, _ in one] for one in openings] == [["seeker", "recommender"]] * 4
+    assert all(one[0][1].strip() in report for one in openings)
     # As if it had died while the last round was improved: the same end, and nobody talks again.
     before, talked = (out / "results.json").read_bytes(), (out / "seed-0" / "live-1.jsonl").stat().st_mtime_ns
     (out / "seed-0" / "round-1.json").unlink()
