@@ -1,6 +1,6 @@
 """How does the cost grow as the work grows? Updates against batch, prompt, response, layers, catalogue and devices; data against dialogues.
 
-    python experiments/bench_growth.py                 # three sizes an axis; not timed as a whole yet
+    python experiments/bench_growth.py                 # three sizes an axis; eleven minutes of one CPU core
     python experiments/bench_growth.py debug           # two sizes an axis
 
 One axis at a time, all else as the base. Two kinds of numbers: *counted* in the compiled program (operations of its matmuls by
@@ -212,7 +212,7 @@ def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -
 
 
 def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path:
-    """Every number over that of the smallest size; on both axes in powers of two, so that linear is a straight diagonal."""
+    """Every number over that of the smallest size, beside what a linear cost would be; devices share the work out."""
     panels = []
     for axis, points in found.items():
         columns = CORPUS if axis == "dialogues" else MEASURED if "update_seconds" in points[0] else COUNTED
@@ -220,8 +220,9 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
         lines = [
             plots.Line(columns[key][0], times, [point[key] / points[0][key] for point in points]) for key in columns
         ]
-        lines.append(plots.Line("linear", times, times))
-        panels.append(plots.Panel(axis, lines, "times", x_label="times"))
+        shared = axis == "devices"
+        lines.append(plots.Line("1/size" if shared else "linear", times, [1 / one if shared else one for one in times]))
+        panels.append(plots.Panel(axis, lines, "cost, times", x_label="size, times"))
     return plots.save(plots.small_multiples(panels, columns=3), folder, "growth")
 
 

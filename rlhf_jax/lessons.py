@@ -47,11 +47,12 @@ def check(function: Callable[..., Any], asserts: Callable[[Callable[..., Any]], 
 def compile_quickly() -> None:
     """For programs that run a few times on tiny networks: compiling fast counts for more than running fast.
 
-    To be called before anything is computed. Half of it is a switch of jaxlib 0.10, which later versions do not know and
-    stop at; the other half leaves out every optimisation that can be left out.
+    To be called before anything is computed. Half of it asks XLA for its older emitters of loops (jaxlib 0.10 has a switch,
+    0.11 an option of its backend in its place); the other half leaves out every optimisation that can be left out.
     """
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    has_switch = importlib.metadata.version("jaxlib").startswith("0.10.")
+    later = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false" if has_switch else later)
     jax.config.update("jax_disable_most_optimizations", True)
 
 

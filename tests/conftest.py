@@ -19,9 +19,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The suite spends most of its time in XLA's CPU compiler, whose older emitters need half as long for programs that run as
-# fast. Later versions do not know the switch and stop at it. To test with XLA's defaults: XLA_FLAGS= python -m pytest
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# fast. jaxlib 0.11 stops at that switch and has an option of its backend instead. With XLA's defaults: XLA_FLAGS= python -m pytest
+QUICK_FLAGS = (
+    "--xla_cpu_use_fusion_emitters=false"
+    if importlib.metadata.version("jaxlib").startswith("0.10.")
+    else "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
+os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)
 # Nor do tests ask how good LLVM's machine code is; XLA's own passes, which decide what a program is, all run. To test the
 # optimised code: JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
