@@ -166,7 +166,7 @@ plt.show()
 # gained, as the policy walks away from $\pi_\text{old}$ in one direction. Advantages are exact here; $A_1$ is how much the first word changes the expected
 # score, $A_2$ what the second word adds.
 
-# %% caption="Left: the surrogate promises more than is really gained as the policy walks away. Right: on log axes the error is of second order in the step."
+# %% caption="Left: what the surrogate promises and what is really gained part as the policy walks away; here it promises too little. Right: on log axes the error is of second order in the step."
 random = np.random.default_rng(16)
 old_logits, direction = random.normal(size=(2, 4, 3))  # Row 0: first word. Rows 1–3: second word after each first one.
 nine_scores = random.normal(size=(3, 3))
@@ -204,6 +204,10 @@ right.legend()
 plt.show()
 for step in (1.0, 0.1, 0.05):
     print("step {:.2f}: promised {:+.4f}, gained {:+.4f}".format(step, *promised_and_gained(step)))
+
+# %% [markdown]
+# In this direction the surrogate promises too little; in about half of all others it promises
+# too much (draw another `direction` and see). Either way it can be believed near $\pi_\text{old}$ only.
 
 # %% [markdown]
 # ## The critic's loss
