@@ -34,7 +34,8 @@
 # logarithm is the **nat**: $-1$ nat means a probability of $e^{-1} \approx 0.37$.
 #
 # The code is NumPy and JAX. JAX is NumPy with derivatives: `jax.grad` differentiates a function, `jax.jit` compiles it, `jax.vmap` applies it to
-# every row of an array. The library's equations take *one* response; `jax.vmap` makes a batch of them.
+# every row of an array. The library's equations take *one* response; `jax.vmap` makes a batch of them. (`in_axes=None` marks an argument that is the same for all rows;
+# `jax.value_and_grad` gives the value as well as the derivative. An array of JAX cannot be written into: `x.at[i].set(v)` is a changed copy.)
 
 # %%
 import jax
@@ -194,6 +195,7 @@ print(f"the least possible loss is {least:.3f}")
 # ## Four networks
 #
 # The taught policy is copied twice: one copy learns on, one is frozen and becomes the **reference**. Two more networks judge. All of them read the same prompt and response.
+# (The critic is often no network of its own but a second output of the policy's, as in this library. What it does is the same.)
 
 # %% caption="Four networks. The policy writes a response. The frozen reference gives its log-probabilities, for the KL. The reward model gives one score for the whole response. The critic gives a value before every token. Together they make the advantages, which change policy and critic."
 figure, axis = plt.subplots(figsize=(8.6, 3.4), layout="constrained")

@@ -211,7 +211,7 @@ for name, gradient in first_gradients.items():
 # - **k1 in the reward.** There it is a number, not a loss, and REINFORCE takes care of the samples and of what follows (notebook 3). Only its
 #   mean matters, and that is exact.
 # - **k2 of the whole response where a KL *loss* is wanted.** Per token, as $\frac{1}{2} (\log \pi - \log \pi_\text{old})^2$, it is used to *see* how far one PPO update has
-#   gone; nothing is differentiated there.
+#   gone ($\pi_\text{old}$: the policy before that update, notebook 5); nothing is differentiated there.
 # - **k3 in reports**: unbiased, never negative, and little noise while the policies are near each other.
 
 # %% [markdown]

@@ -18,7 +18,7 @@
 # twelve tokens later. **How much better than expected was this one token?**
 #
 # "Expected" needs somebody who expects. The **value function**, or **critic**, $V_t$, predicts, from what was said before token $t$, the sum
-# of the rewards still to come. It is a second output of the same network, and it is learnt too (notebook 5). With it, each token has a
+# of the rewards still to come. It is a second output of the policy's network, and it is learnt too (notebook 5). With it, each token has a
 # surprise, the **temporal-difference error**:
 #
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t$$
@@ -293,7 +293,7 @@ np.testing.assert_allclose(skipping[chosen_by_policy], cut, atol=1e-6)
 
 # %% [markdown]
 # **3.** A response all of whose tokens were good, one of them a little less so. By itself that one is below the mean; beside a bad
-# response it is well above it. Whitening small minibatches does the same in a milder form.
+# response it is well above it. Whitening small parts of the batch, each by itself, does the same in a milder form.
 
 # %%
 batch = jnp.array([[1.0, 0.8, 1.0], [-1.0, -0.9, -1.1]])

@@ -34,6 +34,9 @@
 # | `score(…)` | [B, C] | raw score of every response, a column for each of $C$ components |
 # | rewards, advantages, returns | [B, T] | made from the above by lines 4 to 6 |
 #
+# Random numbers need a **key**, `jax.random.key(0)`: the same key draws the same numbers, so every draw gets one of its own. Gradients become steps in an
+# *optimizer* of the library Optax: plain gradient descent is `optax.sgd`.
+#
 # One call is one **update**: lines 1–8 of [the PPO box](../docs/algorithms/ppo.md).
 
 # %%
@@ -229,7 +232,7 @@ plt.show()
 # Every update returns **metrics**, by names that are the same for a bandit and for GPT-2. Three that tell whether PPO is healthy:
 # the ratio's deviation in the first step must be 0 (if not, sampler and learner disagree about the policy), the clip fraction
 # should be small, and the critic should come to explain some of the variance of the returns (here it cannot: one state, one number).
-# Those of an update in the middle of the learning:
+# Here they are, below the mean score and the KL, of an update in the middle of the learning:
 
 # %%
 middle = train(0.5, updates=10)[1]

@@ -48,7 +48,7 @@ from rlhf_jax.lessons import check
 np.set_printoptions(precision=4, suppress=True)
 plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apart.
 
-A, B, EOS = 0, 1, 2
+A, B, EOS = 0, 1, 2  # Numbers of the tokens. In the text below, $B$ counts responses.
 WORDS = ["a", "b", "<eos>"]
 T, KL_COEF, PENALTY = 5, 0.4, 1.0
 
@@ -132,7 +132,7 @@ def score(unused: None, rollout: Rollout) -> jax.Array:
 # Every line is one of the previous notebooks. Two simplifications, so that the optimum is the textbook one: scores are not
 # normalised, advantages not whitened. And as in notebook 7 the critic has a table of its own, so it learns at full weight, $c_v = 1$, and
 # without a clip that matters. One minibatch per epoch. `root` is the key of all random draws; `stream_key` makes from it one for every
-# purpose and update, so that no two updates draw the same and a run can be repeated.
+# purpose and update, so that no two updates draw the same and a run can be repeated. `jax.tree.map` applies a function to every array of a structure.
 
 # %%
 PROMPTS = PromptBatch(tokens=jnp.full((256, 1), EOS), mask=jnp.ones((256, 1), bool))

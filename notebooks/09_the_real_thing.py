@@ -328,7 +328,8 @@ for run in stored.values():
 # 1. A grammar leaves two tokens at the first place of a reply, `<rec>` and `<say>`. How large can the entropy be there, and how large at
 #    a place where all words are allowed? What follows for a bonus on entropy, and for exploration?
 # 2. Both reward models passed the gate, a correlation of 0.6 with reactions they had not seen. Look at the four panels without the second one. Which would have told you
-#    that the hackable run goes wrong, and at which update would you have stopped it? Write the rule down, as a function of what is logged.
+#    that the hackable run goes wrong, and at which update would you have stopped it? Write the rule down, as a function of what is logged
+#    of every update: the proxy's mean `score`, `kl`, `length`, and `ends`, the share of replies that said `<eos>` in time.
 # 3. Recompute the advantages of the reply above with $\lambda = 0$ and with $\lambda = 1$: fill in the function. Which of the two tells a good reply from a bad one even with a critic that
 #    knows nothing? What does this critic add?
 
@@ -378,7 +379,8 @@ assert {int(token) for token in rollout.response_tokens[:, 0]} <= {agent.grammar
 
 # %% [markdown]
 # **2.** The length of replies. It leaves its place at the very first updates and keeps going, while KL and score look alike in both runs: a KL of 5 nats is reached by the run that gets
-# better as well. In the plain world length *falls*, so a rule must have a sign. The rule below stops the hackable run at its second update. It was written with the picture in sight, so it proves nothing about other
+# better as well. (`score` above 1.3, or `ends` below .95, would stop the right run too, at the fourth update. But the unit of a score is that of its reward model, so such a
+# bound is known only afterwards; and `ends` falls because replies grow until they are cut.) In the plain world length *falls*, so a rule must have a sign. The rule below stops the hackable run at its second update. It was written with the picture in sight, so it proves nothing about other
 # worlds; [what warned first](../docs/results/over_optimisation.md) in five seeds of a smaller one is on its page.
 
 
