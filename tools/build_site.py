@@ -195,7 +195,7 @@ def lesson_tools(source: Path, here: Path) -> str:
     index = os.path.relpath("index.html", here.parent)
     return (
         f'<p class="tools">For Jupyter: <a href="{source.stem}.ipynb" download>{source.stem}.ipynb</a>, this lesson with its outputs; '
-        f'<a href="{source.stem}{HANDOUT}" download>{source.stem}{HANDOUT}</a>, to hand out, without outputs and solutions '
+        f'<a href="{source.stem}{HANDOUT}" download>{source.stem}{HANDOUT}</a>, to solve by yourself or to hand out, without outputs and solutions '
         f'(<a href="{index}#the-course">what they need</a>).{used}</p>'
     )
 
