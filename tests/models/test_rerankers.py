@@ -353,11 +353,13 @@ def probe(seed: int, n_lists: int) -> tuple[ListInputs, ItemTable, np.ndarray]:
     return inputs, table, (kind[lists] == likes[:, None]).astype(np.float32)
 
 
-def share_of_first_liked(config: RerankerConfig, one_list: Callable[..., jax.Array] = softmax_loss) -> float:
+def share_of_first_liked(
+    config: RerankerConfig, one_list: Callable[..., jax.Array] = softmax_loss, *, rate: float = 1e-2, steps: int = 40
+) -> float:
     """Trained on some lists by a loss of one: how often the first item of others is liked."""
     lists, items, labels = probe(0, 48)
     other, _, other_labels = probe(1, 200)
-    optimizer = optax.adam(1e-2)
+    optimizer = optax.adam(rate)
 
     def loss(p: Tree) -> jax.Array:
         return jax.vmap(one_list)(rerankers.scores(config, p, lists, items), jnp.asarray(labels)).mean()
@@ -371,7 +373,7 @@ def share_of_first_liked(config: RerankerConfig, one_list: Callable[..., jax.Arr
     @jax.jit
     def first(key: jax.Array) -> jax.Array:
         p = rerankers.init(config, key, items, 1)
-        (fitted, _), _ = jax.lax.scan(step, (p, optimizer.init(p)), length=40)
+        (fitted, _), _ = jax.lax.scan(step, (p, optimizer.init(p)), length=steps)
         return rerankers.scores(config, fitted, other, items).argmax(axis=1)
 
     has = other_labels.any(axis=1)
@@ -400,9 +402,11 @@ def test_what_the_user_likes_is_learnt_from_a_text_or_as_control_from_the_histor
 )
 def test_every_network_learns_what_a_text_says(network: str, form: str, one_list: Callable[..., jax.Array]) -> None:
     config = RerankerConfig(network=network, form=form, **LEARNER)
-    assert share_of_first_liked(config, one_list) > 0.97
+    # Its norms behind the residuals are lost at the rate that serves the others.
+    options: dict[str, Any] = {"rate": 3e-3, "steps": 100} if (network, form) == ("setrank", "original") else {}
+    assert share_of_first_liked(config, one_list, **options) > 0.97
     # Without the text the first item is liked as often as any.
-    assert share_of_first_liked(dataclasses.replace(config, user="none"), one_list) < 0.5
+    assert share_of_first_liked(dataclasses.replace(config, user="none"), one_list, **options) < 0.5
 
 
 def test_sinusoids() -> None:
