@@ -345,7 +345,7 @@ PRESETS = {
     "movielens": ("MovieLens 100k; two CPU cores, about 15 minutes a seed and protocol", Config()),
     "debug": ("made-up ratings in miniature; under a minute, for tests", DEBUG),
     "games": (
-        "Amazon Games: what was bought, no ratings; two CPU cores",
+        "Amazon Games: what was bought, no ratings; two CPU cores, about 15 minutes a seed and protocol",
         Config(
             run_dir=Path("runs/dpo4rec-games"),
             data=RatingsConfig(source="amazon-games", dir=Path("data/amazon-games"), max_users=2000),
