@@ -118,7 +118,7 @@ def main(config: Config) -> Path:
 def one_seed(run: RunDirectory, config: Config, seed: int) -> dict[str, dict[str, Measured]]:
     """The paper's algorithm: 0 data, 1 writer; for each protocol 2 scorer, 3 pairs, 4 DPO, and again; 5 evaluation."""
     # 0. Ratings, disjoint users, words of texts.
-    setup = preference_setup.set_up(config.data, config.model, seed=seed, mesh=config.mesh)
+    setup = preference_setup.set_up(config.data, config.model, seed=seed, mesh=config.mesh, rows=shared_rows(config))
     run.record(data=setup.corpus.provenance)
     everyone = np.arange(len(setup.corpus.users))
     # 1. Imitation: the language model writes as the teacher does.
@@ -196,6 +196,15 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> dict[str, dict[str
         measured[protocol] = assess(run, setup, config, protocol, lists, tokens, scorers)
         preference_report.store(run, setup, protocol, facts, tokens)
     return measured
+
+
+def shared_rows(config: Config) -> dict[str, int]:
+    """Rows of the batches that a mesh shares out, by what they are."""
+    microbatches = config.dpo.microbatches
+    return {
+        "histories of a step (--writer.batch-size)": config.writer.batch_size,
+        "comparisons of a microbatch (--dpo.batch-size // --dpo.microbatches)": config.dpo.batch_size // microbatches,
+    }
 
 
 def lists_of(setup: PreferenceSetup, protocol: Negatives) -> dict[str, Lists]:
@@ -336,7 +345,7 @@ PRESETS = {
     "movielens": ("MovieLens 100k; two CPU cores, about 15 minutes a seed and protocol", Config()),
     "debug": ("made-up ratings in miniature; under a minute, for tests", DEBUG),
     "games": (
-        "Amazon Games: what was bought, no ratings; two CPU cores",
+        "Amazon Games: what was bought, no ratings; two CPU cores, about 15 minutes a seed and protocol",
         Config(
             run_dir=Path("runs/dpo4rec-games"),
             data=RatingsConfig(source="amazon-games", dir=Path("data/amazon-games"), max_users=2000),

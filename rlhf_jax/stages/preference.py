@@ -231,7 +231,7 @@ def train(
     n = len(batch.weight)
     steps, layout = config.steps(n), setup.layout
     optimizer, rate = dpo.optimizer_of(config, n), learning_rate_schedule(**config.rate(n))
-    policy = GroupPolicy(layout.by_row(setup.writer.group_policy.logprobs))
+    policy = GroupPolicy(layout.by_row(setup.writer.on_mesh(layout).group_policy.logprobs))
     stage = f"{STAGE}-{name}"
 
     def one_step(state: TrainState, part: PreferenceBatch) -> tuple[TrainState, dict[str, Array]]:

@@ -1,8 +1,9 @@
 """Stage 0 of DPO4Rec: rated histories, who may see which user, words of texts, and the network that writes them."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -21,11 +22,12 @@ from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.decoding.sections import Section
 from rlhf_jax.interfaces import GroupPolicy, PolicyApply
 from rlhf_jax.models.gpt2 import GPT2Config
-from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
-from rlhf_jax.parallel.partition import ONE_DEVICE, Layout, Partition
+from rlhf_jax.parallel.mesh import MeshConfig
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.ranges import Cases, Range, check_numbers
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.simulators.rating_world import made_up_ratings
+from rlhf_jax.stages.launch import devices
 from rlhf_jax.stages.setup import ModelConfig
 
 NO_MESH = MeshConfig()
@@ -72,6 +74,16 @@ class Writer:
             self.programs[name] = make()
         return self.programs[name]
 
+    def on_mesh(self, layout: Layout) -> "Writer":
+        """The callables for what `layout.loss` and `layout.by_row` wrap, which hand over heads in the groups that devices share."""
+        network = dataclasses.replace(self.network, qkv_groups=layout.tensor)
+        return dataclasses.replace(
+            self,
+            network=network,
+            policy=make_policy_apply(network, self.grammar),
+            group_policy=make_group_policy(network, self.grammar),
+        )
+
     def decode(self, n: int, temperature: float) -> Decode:
         """n texts to every prompt, row by row; the prompt is read once. Temperature 0 is greedy."""
         decoding = Decoding(self.response_tokens, temperature, rollout_for_learning=temperature > 0)
@@ -112,12 +124,21 @@ class PreferenceSetup(NamedTuple):
         return MOST_READ * (2 if self.vocab.levels else 1) + 1
 
 
-def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int, mesh: MeshConfig = NO_MESH) -> PreferenceSetup:
+def set_up(
+    config: RatingsConfig,
+    model: ModelConfig,
+    *,
+    seed: int,
+    mesh: MeshConfig = NO_MESH,
+    rows: Mapping[str, int] = MappingProxyType({}),
+) -> PreferenceSetup:
     """Reads the ratings, divides the users, and sizes the network. The seed is the fold of the test users too.
 
     Args:
       mesh: devices that train the writer.
-    Raises: RunError naming the folder, file, line and value of what cannot be read.
+      rows: of the batches that these devices share, by what they are.
+    Raises: RunError naming the folder, file, line and value of what cannot be read; ValueError naming the numbers where there are
+      too few devices, or the network or a batch cannot be cut evenly.
     """
     corpus = read(config)
     try:
@@ -143,7 +164,6 @@ def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int, mesh: MeshCo
         compute_dtype=model.compute_dtype,
         layers=model.layers,
         remat="full" if model.remat else "none",
-        qkv_groups=mesh.tensor,
     )
     return PreferenceSetup(
         corpus=corpus,
@@ -156,7 +176,7 @@ def set_up(config: RatingsConfig, model: ModelConfig, *, seed: int, mesh: MeshCo
         writer=make_writer(network, vocab, attributes, response_tokens=response, titles=config.titles),
         titles=config.titles,
         seed=seed,
-        layout=ONE_DEVICE if mesh.size == 1 else Partition(make_mesh(mesh)),
+        layout=devices(mesh, network, rows),
     )
 
 

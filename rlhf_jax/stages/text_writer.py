@@ -78,7 +78,7 @@ def train(run: RunDirectory, setup: PreferenceSetup, config: WriterConfig) -> Pa
     }
     optimizer, rate = make_optimizer(**schedule, weight_decay=config.weight_decay), learning_rate_schedule(**schedule)
     layout = setup.layout
-    loss = layout.loss(functools.partial(text_loss, policy=writer.policy), whole_table=True)
+    loss = layout.loss(functools.partial(text_loss, policy=writer.on_mesh(layout).policy), whole_table=True)
 
     def one_step(state: TrainState, batch: Rollout, key: Key[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
         used = jnp.asarray(rate(steps_taken(state.opt_state)))
