@@ -74,7 +74,8 @@ class Config(StartConfig, Pipeline):
     align: AlignmentConfig = AlignmentConfig(updates=40, save_every=5)
     # Relevance pays for saying more of the same: an endless reply scores as a bad one, and length has a price.
     algorithm: Literal["ppo", "grpo"] = "ppo"
-    """Which learner stage 3 runs, and whose numbers it reads."""
+    """Which learner stage 3 runs, and whose numbers it reads. DPO is none of them, since it learns from pairs:
+    docs/algorithms/dpo.md."""
     grpo: GRPOConfig = GRPOConfig(missing_eos_mode="replace", length_coef=0.05, length_free=12)
     ppo: PPOConfig = PPOConfig(kl_coef=0.1, missing_eos_mode="replace", length_coef=0.05, length_free=12)
     assess: AssessmentConfig = AssessmentConfig(text_turns=1000)

@@ -59,7 +59,8 @@ class Config(StartConfig, Pipeline):
     reward: RewardConfig = RewardConfig()
     align: AlignmentConfig = AlignmentConfig()
     algorithm: Literal["ppo", "grpo"] = "ppo"
-    """Which learner stage 3 runs, and whose numbers it reads."""
+    """Which learner stage 3 runs, and whose numbers it reads. DPO is none of them, since it learns from pairs:
+    docs/algorithms/dpo.md."""
     ppo: PPOConfig = PPOConfig()
     grpo: GRPOConfig = GRPOConfig()
     assess: AssessmentConfig = AssessmentConfig()
