@@ -73,7 +73,10 @@ def load(text: str) -> RewardFunction:
     try:
         inspect.signature(function).bind((), {})
     except (TypeError, ValueError) as error:
-        raise _error(found, f"it must take two arguments, (turns, items): {error}") from error
+        raise _error(
+            found,
+            f"it must take two arguments, (turns, items), and labels turns of dialogues, not what is sampled: {error}",
+        ) from error
     return cast(RewardFunction, function)
 
 

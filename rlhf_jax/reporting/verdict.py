@@ -65,7 +65,7 @@ TEXT = (
     Measure("repetition in greedy replies", "text", "repetition", -1),
     Measure("ungrammatical greedy replies", "text", "ungrammatical", -1),
 )
-NAMES: Mapping[str, str] = {"ppo": "PPO", "sft": "imitation (SFT)"}
+NAMES: Mapping[str, str] = {"ppo": "PPO", "grpo": "GRPO", "sft": "imitation (SFT)"}
 """Systems as sentences call them; others keep their names."""
 
 

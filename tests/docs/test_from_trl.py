@@ -59,7 +59,7 @@ def test_options_named_are_there_with_the_defaults_that_are_said(repository: Pat
 def test_metrics_named_are_ours(repository: Path) -> None:
     page = (repository / "docs" / "from_trl.md").read_text(encoding="utf-8")
     section = page.split("## Metrics\n")[1].split("\n## ")[0]
-    names = {name for kind in ("ppo", "grpo", "dpo") for name in STAGES[kind]}
+    names = {name for kind in ("ppo", "grpo", "dpo") for group in STAGES[kind] for name in group}
     rows = [row.strip("|").split("|") for row in section.splitlines() if row.startswith("| ")]
     assert len(rows) > 10
     for _, ours in rows[1:]:

@@ -71,7 +71,10 @@ def test_what_answers_as_it_should_passes(name: str) -> None:
         ("half_written:f", "half_written cannot be imported: SyntaxError"),
         ("own_signals:wards", "the module own_signals has no wards"),
         ("own_signals:number", "number is of type int, not a function"),
-        ("own_signals:one", r"it must take two arguments, \(turns, items\)"),
+        (
+            "own_signals:one",
+            r"it must take two arguments, \(turns, items\), and labels turns of dialogues, not what is sampled",
+        ),
         ("own_signals:short", r"it returned the shape \(1,\); one number or None for each of 24 turns"),
         ("own_signals:table", r"it returned the shape \(24, 2\)"),
         ("own_signals:single", "it returned a float; one number or None for each of 24 turns"),

@@ -134,3 +134,12 @@ def test_a_hit_rate_that_everybody_has_says_nothing() -> None:
     assert informative(found) == found[3:]
     assert left_out(found) == ["Left out, because they are 1 for every system: `hr@50` (fresh)."]
     assert left_out(found[3:]) == [] and informative([hit("sft", "mrr", 1.0)])
+
+
+def test_learners_are_called_as_their_papers_call_them() -> None:
+    assert [verdict.name_of(system) for system in ("ppo", "grpo", "sft", "copy")] == [
+        "PPO",
+        "GRPO",
+        "imitation (SFT)",
+        "copy",
+    ]
