@@ -5,7 +5,7 @@ V vocabulary, I items, C reward components.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import chex
@@ -79,9 +79,10 @@ class Item:
 class Corpus:
     """Splits by dialogue and the catalogue: every item mentioned in any split, in ascending id."""
 
-    train: tuple[Dialogue, ...]
-    validation: tuple[Dialogue, ...]
-    test: tuple[Dialogue, ...]
+    train: Sequence[Dialogue]
+    """In memory a tuple; of a store, dialogues that are read when they are asked for."""
+    validation: Sequence[Dialogue]
+    test: Sequence[Dialogue]
     items: Mapping[int, Item]
     provenance: Mapping[str, Any]
     """Name of the data set, files with sha256, counts, skipped lines."""

@@ -111,7 +111,8 @@ def enlarge(source: Path, target: Path, times: int) -> None:
     with (target / FILES[0]).open("w", encoding="utf-8") as file:
         for copy in range(times):
             for line in lines:
-                identity = f"{line['conversationId']}{copy:03d}"
+                # In the order of ids a copy follows the one before as a whole: neighbours are different dialogues.
+                identity = f"{copy + 1}{int(line['conversationId']):09d}"
                 file.write(json.dumps({**line, "conversationId": identity}) + "\n")
 
 

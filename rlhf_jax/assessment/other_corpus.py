@@ -67,7 +67,7 @@ class OtherCorpus(NamedTuple):
     name: str
     digest: str
     """Of its files and of how much is read: what was measured on others is not taken for it."""
-    dialogues: tuple[Dialogue, ...]
+    dialogues: Sequence[Dialogue]
     items: Mapping[int, Item]
 
 
@@ -100,7 +100,7 @@ class Joined(NamedTuple):
 
     name: str
     digest: str
-    dialogues: tuple[Dialogue, ...]
+    dialogues: Sequence[Dialogue]
     n_items: int
     """Different items that the dialogues name."""
     n_shared: int

@@ -8,7 +8,7 @@ import hashlib
 import html
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -52,6 +52,51 @@ def read_redial(
       ValueError: naming file, line, field and value of the first malformed line, unless skipped.
       FileNotFoundError: naming the file that is missing.
     """
+    found = read_parts(
+        folder,
+        in_order,
+        on_bad_line=on_bad_line,
+        validation_fraction=validation_fraction,
+        max_dialogues=max_dialogues,
+    )
+    return Corpus(
+        train=tuple(found.train),
+        validation=tuple(found.validation),
+        test=tuple(found.test),
+        items=found.items,
+        provenance=found.provenance,
+    )
+
+
+class Parts(NamedTuple):
+    """What a corpus is made of, with whatever was kept of the dialogues in their place."""
+
+    train: Sequence[Any]
+    validation: Sequence[Any]
+    test: Sequence[Any]
+    items: Mapping[int, Item]
+    provenance: Mapping[str, Any]
+
+
+def in_order(dialogues: Iterator[Dialogue]) -> Sequence[Dialogue]:
+    """The dialogues themselves, in ascending id."""
+    return sorted(dialogues, key=lambda dialogue: int(dialogue.dialogue_id))
+
+
+def read_parts(
+    folder: str | Path,
+    keep: Callable[[Iterator[Dialogue]], Sequence[Any]],
+    *,
+    on_bad_line: Literal["error", "skip"] = "error",
+    validation_fraction: float = 0.1,
+    max_dialogues: int | None = None,
+) -> Parts:
+    """`read_redial`, one dialogue at a time: what `keep` does not keep of a split's dialogues is not in memory.
+
+    Args:
+      keep: takes the dialogues of a file in its order; returns what is kept of each, in ascending id.
+    Raises: as `read_redial`.
+    """
     if on_bad_line not in ("error", "skip"):
         raise ValueError(f"on_bad_line is {on_bad_line!r}; it must be 'error' or 'skip'")
     if not 0 <= validation_fraction < 1:
@@ -61,37 +106,39 @@ def read_redial(
     folder = Path(folder)
     csv_path = folder / "movies_with_mentions.csv"
     csv_names = read_csv_names(csv_path)
-    files = [csv_path]
     skipped: list[str] = []
     first_seen: dict[str, str] = {}
-    parsed: dict[str, list[_Parsed]] = {}
+    names: dict[int, str | None] = {}
+    parsed: dict[str, Sequence[Any]] = {}
     for split in ("train", "test"):
         path = _find(folder, f"{split}_data.jsonl")
-        files.append(path)
         provenance_path = folder / f"{split}_provenance.tsv"
-        provenance = {}
-        if provenance_path.exists():
-            provenance = _read_provenance(provenance_path)
-            files.append(provenance_path)
-        parsed[split] = []
-        for number, line in raw_lines(path):
-            if not line.strip():
-                continue
-            if len(parsed[split]) == max_dialogues:
-                break
-            place = f"{path.name} line {number}"
-            try:
-                found = _dialogue(line, csv_names, provenance)
-                dialogue_id = found.dialogue.dialogue_id
-                earlier = first_seen.setdefault(dialogue_id, place)
-                if earlier != place:
-                    raise ValueError(f"field 'conversationId' is {dialogue_id!r}, seen before in {earlier}")
-            except ValueError as error:
-                if on_bad_line == "error":
-                    raise ValueError(f"{path}, line {number}: {error}") from error
-                skipped.append(f"{place}: {error}")
-                continue
-            parsed[split].append(found)
+        provenance = _read_provenance(provenance_path) if provenance_path.exists() else {}
+
+        def dialogues(path: Path = path, provenance: Mapping[str, str] = provenance) -> Iterator[Dialogue]:
+            count = 0
+            for number, line in raw_lines(path):
+                if not line.strip():
+                    continue
+                if count == max_dialogues:
+                    break
+                place = f"{path.name} line {number}"
+                try:
+                    found = _dialogue(line, csv_names, provenance)
+                    dialogue_id = found.dialogue.dialogue_id
+                    earlier = first_seen.setdefault(dialogue_id, place)
+                    if earlier != place:
+                        raise ValueError(f"field 'conversationId' is {dialogue_id!r}, seen before in {earlier}")
+                except ValueError as error:
+                    if on_bad_line == "error":
+                        raise ValueError(f"{path}, line {number}: {error}") from error
+                    skipped.append(f"{place}: {error}")
+                    continue
+                count += 1
+                _add_names(names, found)
+                yield found.dialogue
+
+        parsed[split] = keep(dialogues())
         if not parsed[split]:
             raise ValueError(f"{path}: no dialogue could be read ({len(skipped)} malformed lines skipped)")
     if skipped:
@@ -101,22 +148,20 @@ def read_redial(
     metadata = {}
     if metadata_path.exists():
         metadata = read_metadata(metadata_path)
-        files.append(metadata_path)
-    train = sorted((found.dialogue for found in parsed["train"]), key=lambda dialogue: int(dialogue.dialogue_id))
-    test = sorted((found.dialogue for found in parsed["test"]), key=lambda dialogue: int(dialogue.dialogue_id))
+    train, test = parsed["train"], parsed["test"]
     n_validation = int(len(train) * validation_fraction)
     if validation_fraction > 0 and len(train) > 1:
         n_validation = max(n_validation, 1)
     n_train = len(train) - n_validation
-    items = _catalogue([*parsed["train"], *parsed["test"]], csv_names, metadata)
-    return Corpus(
-        train=tuple(train[:n_train]),
-        validation=tuple(train[n_train:]),
-        test=tuple(test),
+    items = _catalogue(names, csv_names, metadata)
+    return Parts(
+        train=train[:n_train],
+        validation=train[n_train:],
+        test=test,
         items=items,
         provenance={
             "name": "redial-format",
-            "files": {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+            "files": {str(path.relative_to(folder)): digest(path) for path in files_of(folder)},
             "n_train": n_train,
             "n_validation": n_validation,
             "n_test": len(test),
@@ -125,6 +170,22 @@ def read_redial(
             "skipped": skipped,
         },
     )
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a folder that are read. Raises FileNotFoundError naming the one that is missing."""
+    files = [folder / "movies_with_mentions.csv"]
+    for split in ("train", "test"):
+        files += [_find(folder, f"{split}_data.jsonl"), folder / f"{split}_provenance.tsv"]
+    optional = {*files[2::2], folder / "kg" / "id2info.json"}
+    files.append(folder / "kg" / "id2info.json")
+    return [path for path in files if path not in optional or path.exists()]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_dialogues(path: Path) -> tuple[Dialogue, ...]:
@@ -284,16 +345,18 @@ def _parts(text: str, names: Mapping[int, Any], csv_names: Mapping[int, str]) ->
     return tuple(parts)
 
 
+def _add_names(names: dict[int, str | None], found: _Parsed) -> None:
+    """A dialogue's items, with the first name that any dialogue has for them."""
+    for item_id, name in found.names.items():
+        names[item_id] = names.get(item_id) or name
+    for message in found.dialogue.messages:
+        for item_id in message.items:
+            names.setdefault(item_id, None)
+
+
 def _catalogue(
-    parsed: list[_Parsed], csv_names: Mapping[int, str], metadata: Mapping[int, Mapping[str, Any]]
+    names: Mapping[int, str | None], csv_names: Mapping[int, str], metadata: Mapping[int, Mapping[str, Any]]
 ) -> dict[int, Item]:
-    names: dict[int, str | None] = {}
-    for dialogue, named in parsed:
-        for item_id, name in named.items():
-            names[item_id] = names.get(item_id) or name
-        for message in dialogue.messages:
-            for item_id in message.items:
-                names.setdefault(item_id, None)
     items = {}
     for item_id in sorted(names):
         info = metadata.get(item_id, {})

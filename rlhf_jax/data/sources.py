@@ -1,14 +1,14 @@
 """Data sets by name: one table, name → reader. A data set is added by a module with its reader and a line here."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_jax.data.opendialkg import read_opendialkg
 from rlhf_jax.data.read_options import ReadOptions
-from rlhf_jax.data.redial import read_redial
-from rlhf_jax.interfaces import Corpus
+from rlhf_jax.data.redial import Parts, read_parts, read_redial
+from rlhf_jax.interfaces import Corpus, Dialogue
 
 WORLD = "world"
 """The source whose files the simulator writes into the run directory; every other one reads a folder of the user's."""
@@ -18,8 +18,16 @@ Reader = Callable[[Path, ReadOptions], Corpus]
 """Raises: ValueError naming file, line, field and value; FileNotFoundError naming the file that is missing."""
 
 
+Stream = Callable[[Path, ReadOptions, Callable[[Iterator[Dialogue]], Sequence[Any]]], Parts]
+"""A reader that hands out one dialogue at a time; see `redial.read_parts`."""
+
+
 def _redial(folder: Path, options: ReadOptions) -> Corpus:
     return read_redial(folder, on_bad_line=options.on_bad_line, max_dialogues=options.max_dialogues)
+
+
+def _redial_parts(folder: Path, options: ReadOptions, keep: Callable[[Iterator[Dialogue]], Sequence[Any]]) -> Parts:
+    return read_parts(folder, keep, on_bad_line=options.on_bad_line, max_dialogues=options.max_dialogues)
 
 
 def _opendialkg(folder: Path, options: ReadOptions) -> Corpus:
@@ -37,11 +45,13 @@ class Format:
     read: Reader
     has_domains: bool = False
     """Whether its dialogues are about several kinds of items (`domain`, `train_domain`)."""
+    stream: Stream | None = None
+    """For corpora larger than memory, in ReDial's format alone (`files_of` names what is read); None: it is read whole."""
 
 
 SOURCES: Mapping[str, Format] = {
-    WORLD: Format(_redial),
-    "redial": Format(_redial),
+    WORLD: Format(_redial, stream=_redial_parts),
+    "redial": Format(_redial, stream=_redial_parts),
     "opendialkg": Format(_opendialkg, has_domains=True),
 }
 if TYPE_CHECKING:

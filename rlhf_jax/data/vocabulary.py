@@ -11,7 +11,7 @@ Words never become special or item tokens: text is encoded byte by byte, whateve
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, SupportsInt
 
@@ -302,9 +302,15 @@ class Vocabulary:
             show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )
-        given = [spaced(f" {text}") for text in texts]
-        _refuse_halves(given)
-        tokenizer.train_from_iterator(given, trainer)
+
+        def given() -> Iterator[str]:
+            for text in texts:
+                one = spaced(f" {text}")
+                _refuse_halves((one,))
+                yield one
+
+        # One text at a time: the trainer keeps counts of words.
+        tokenizer.train_from_iterator(given(), trainer)
         return cls(tokenizer.to_str(), tuple(item_ids), lower_case, multiple)
 
     @classmethod

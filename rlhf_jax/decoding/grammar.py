@@ -75,8 +75,8 @@ class GrammarState(NamedTuple):
     """`<say>` has been seen."""
     ended: Bool[Array, " B"]
     """`<eos>` has been seen."""
-    listed: Bool[Array, "B V"]
-    """Items of the list; where words name each once, without those they have named."""
+    listed: Int[Array, "B K"]
+    """Item tokens of the list, −1 where there are fewer; where words name each once, without those they have named."""
     n_listed: Int[Array, " B"]
     """Length of the list, repeats (which the rules forbid) included."""
     inferring: Bool[Array, " B"]
@@ -170,14 +170,19 @@ def allowed_given(
     return jnp.where(ended, token == grammar.pad, open_turn)
 
 
-def initial_state(grammar: Grammar, batch: int) -> GrammarState:
-    """Before the first token of `batch` responses."""
+def initial_state(grammar: Grammar, batch: int, *, room: int | None = None) -> GrammarState:
+    """Before the first token of `batch` responses.
+
+    Args:
+      room: K, items of a list that are remembered; None is the longest that the grammar allows.
+    """
+    room = min(grammar.max_items, grammar.n_items) if room is None else room
     no = jnp.zeros(batch, bool)
     return GrammarState(
         started=no,
         said=no,
         ended=no,
-        listed=jnp.zeros((batch, grammar.vocab_size), bool),
+        listed=jnp.full((batch, room), -1, jnp.int32),
         n_listed=jnp.zeros(batch, jnp.int32),
         inferring=no,
         inferred=no,
@@ -197,9 +202,12 @@ def advance(grammar: Grammar, state: GrammarState, token: Int[Array, " B"]) -> G
     if said_in is not None:
         counts = is_word(grammar, token) & state.said & ~state.ended
         said_in = of_sections.advance(grammar.sections, said_in, token, counts)
-    listed = state.listed.at[rows, token].max(listing)
+    # The mask over the vocabulary is made of these few numbers at every step, not carried: an index past the end is dropped.
+    room = state.listed.shape[1]
+    listed = state.listed.at[rows, jnp.where(listing, state.n_listed, room)].set(token, mode="drop")
     if grammar.once:
-        listed = listed.at[rows, token].min(listing | ~is_item(grammar, token))
+        named = is_item(grammar, token) & ~listing
+        listed = jnp.where(named[:, None] & (listed == token[:, None]), -1, listed)
     return GrammarState(
         started=jnp.ones_like(state.started),
         said=state.said | begins_words(grammar, token),
@@ -218,12 +226,14 @@ def allowed(grammar: Grammar, state: GrammarState) -> Bool[Array, "B V"]:
     if state.sections is not None:
         used = of_sections.used_now(state.sections)
         in_sections = of_sections.allowed_words(grammar.sections, state.sections.section, state.sections.n_said, used)
+    places = jnp.where(state.listed >= 0, state.listed, grammar.vocab_size)
+    listed = jnp.zeros((len(places), grammar.vocab_size), bool)
     return allowed_given(
         grammar,
         started=state.started[:, None],
         said=state.said[:, None],
         ended=state.ended[:, None],
-        listed=state.listed,
+        listed=listed.at[jnp.arange(len(places))[:, None], places].set(True, mode="drop"),
         n_listed=state.n_listed[:, None],
         in_preferences=(state.inferring[:, None], state.inferred[:, None]),
         in_sections=in_sections,

@@ -6,6 +6,9 @@ few positions that want an item. On recommender turns the result equals the mask
 that sampling and PPO use (tested); elsewhere, where no grammar rules, words and items are two separate softmaxes.
 """
 
+import functools
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.decoding.grammar import Grammar
 
+MOST_LOGITS = 2**26
+"""Item logits that are in memory at once, over all rows: 256 MiB. What has more is computed in pieces, twice."""
 NO_TARGET, FREE_WORD, FREE_ITEM, FIRST, LIST, SAY = range(6)
 """What a position has to predict: nothing · a word or special outside the grammar · an item there · `<rec>` or
 `<say>` · an item not yet listed, or `<say>` · a word, a listed item or `<eos>`."""
@@ -37,7 +42,12 @@ class GrammarTargets:
 
 
 def grammar_nll(
-    hidden: Float[Array, "B S D"], table: Float[Array, "V D"], batch: GrammarTargets, grammar: Grammar
+    hidden: Float[Array, "B S D"],
+    table: Float[Array, "V D"],
+    batch: GrammarTargets,
+    grammar: Grammar,
+    *,
+    most_logits: int = MOST_LOGITS,
 ) -> tuple[Float[Array, "B S"], Float[Array, "B M"]]:
     """Negative log-likelihood of every target, nats; 0 where there is none.
 
@@ -49,13 +59,32 @@ def grammar_nll(
       table: tied embedding of all tokens. [V, D]
       batch: what to predict, where.
       grammar: the ids.
+      most_logits: item logits in memory at once. Where all B·M·I are more, a few positions of every row are computed at a
+        time, and again in the backward pass: the same softmax over the whole catalogue, for the memory of one piece.
     Returns: word losses and item losses; gradients flow into both arguments. [B, S], [B, M]
     """
     words = _word_nll(hidden, table, batch, grammar)
     positions = batch.item_positions
     at_items = jnp.take_along_axis(hidden, positions[..., None], axis=1)
     targets = jnp.take_along_axis(batch.targets, positions, axis=1)
-    return words, _item_nll(at_items, table, targets, batch, grammar)
+    pieces = at_items, targets, batch.item_kinds, batch.item_listed
+    each = max(1, most_logits // max(len(hidden) * grammar.n_items, 1))
+    judge = functools.partial(_item_nll, table, grammar=grammar)
+    return words, judge(*pieces) if each >= positions.shape[1] else _in_pieces(judge, each, pieces)
+
+
+def _in_pieces(judge: Callable[..., Array], each: int, arrays: tuple[Array, ...]) -> Float[Array, "B M"]:
+    """`judge` on `each` of the positions at a time; what fills the last piece has no target."""
+    rows, count = arrays[0].shape[:2]
+    n_pieces = -(-count // each)
+
+    def cut(x: Array) -> Array:
+        # Zeros: `NO_TARGET` among the kinds.
+        padded = jnp.pad(x, ((0, 0), (0, n_pieces * each - count)) + ((0, 0),) * (x.ndim - 2))
+        return padded.reshape(rows, n_pieces, each, *x.shape[2:]).swapaxes(0, 1)
+
+    nll = jax.lax.map(jax.checkpoint(lambda piece: judge(*piece)), tuple(cut(x) for x in arrays))
+    return nll.swapaxes(0, 1).reshape(rows, -1)[:, :count]
 
 
 def _target_logit(flat: Array, table: Array, targets: Array) -> Array:
@@ -86,14 +115,16 @@ def _word_nll(hidden: Array, table: Array, batch: GrammarTargets, grammar: Gramm
     return jnp.where(some, nll, 0.0).reshape(kinds.shape[0] // hidden.shape[1], hidden.shape[1])
 
 
-def _item_nll(at_items: Array, table: Array, targets: Array, batch: GrammarTargets, grammar: Grammar) -> Array:
+def _item_nll(
+    table: Array, at_items: Array, targets: Array, item_kinds: Array, item_listed: Array, *, grammar: Grammar
+) -> Array:
     rows, width = targets.size, at_items.shape[-1]
-    flat, kinds = at_items.reshape(rows, width), batch.item_kinds.reshape(rows)
+    flat, kinds = at_items.reshape(rows, width), item_kinds.reshape(rows)
     some, in_list = kinds != NO_TARGET, kinds == LIST
     targets = jnp.where(some, targets.reshape(rows), grammar.say)
     items = jax.lax.slice_in_dim(table, grammar.first_item, grammar.first_item + grammar.n_items)
     logits = jnp.dot(flat, items.T, preferred_element_type=jnp.float32)
-    listed = batch.item_listed.reshape(rows, -1)
+    listed = item_listed.reshape(rows, -1)
     # An index past the end is dropped: −1 must not wrap around to the last item.
     columns = jnp.where(listed >= 0, listed - grammar.first_item, grammar.n_items)
     logits = logits.at[jnp.arange(rows)[:, None], columns].set(jnp.finfo(jnp.float32).min, mode="drop")
@@ -101,4 +132,4 @@ def _item_nll(at_items: Array, table: Array, targets: Array, batch: GrammarTarge
     say = jnp.where(may_say, flat @ table[grammar.say], jnp.finfo(jnp.float32).min)
     normaliser = jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), say)
     nll = normaliser - _target_logit(flat, table, targets)
-    return jnp.where(some, nll, 0.0).reshape(batch.item_kinds.shape)
+    return jnp.where(some, nll, 0.0).reshape(item_kinds.shape)

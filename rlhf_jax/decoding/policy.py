@@ -8,13 +8,14 @@ the value head reads instead of the trunk; and a `prior` over the items of its l
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax.decoding import prior
-from rlhf_jax.decoding.grammar import WHOLE, Along, Grammar, allowed_at, among, read_along
+from rlhf_jax.decoding import prior, wide
+from rlhf_jax.decoding.grammar import WHOLE, Along, Grammar, GrammarState, allowed_at, among, read_along
 from rlhf_jax.decoding.sampler import Decoding, Reweigh, sample_with_cache
 from rlhf_jax.equations.logprobs import entropy, token_logprobs
 from rlhf_jax.interfaces import (
@@ -33,8 +34,22 @@ from rlhf_jax.models.gpt2 import GPT2Config
 
 Decode = Callable[[Params, PromptBatch, Key[Array, ""], Int[Array, " B"] | None], Rollout]
 """`Sample` with numbers for the rows, so that a row keeps its random stream in another batch."""
-Read = tuple[Params, Reweigh | None, Array | None]
-"""What logits are read with: the trunk's embedding table, what the prior makes of them, and the items of each row."""
+
+
+class Read(NamedTuple):
+    """What logits are read with."""
+
+    trunk: Params
+    reweigh: Reweigh | None
+    """What the prior makes of them."""
+    candidates: Bool[Array, "B I"] | None
+    """Items that the lists of each row may hold."""
+    manners: Float[Array, " 3"] | None
+    """The prior's, for places behind the list."""
+
+
+Judge = Callable[[Read, Array, Array, Along], tuple[Array, Array]]
+"""Log-probabilities and entropies of tokens at some positions, from the hidden states they were drawn from."""
 
 
 def make_decode(
@@ -55,17 +70,24 @@ def make_decode(
 
     def decode(params: Params, prompts: PromptBatch, key: Array, row_ids: Array | None = None) -> Rollout:
         trunk = gpt2.with_cast_weights(config, params["trunk"])
-        head = {"wte": said_table(grammar, trunk).astype(config.compute_dtype)}
+        table = said_table(grammar, trunk).astype(config.compute_dtype)
         with_values = "value" in params and "critic" not in params
         prompt, max_tokens = prompts.tokens.shape[1], decoding.max_tokens
         once = prompts
         if group_size > 1:
             prompts = jax.tree.map(lambda leaf: jnp.repeat(leaf, group_size, axis=0), prompts)
 
-        def read(hidden: Array, values: Array, column: Array | int) -> tuple[Array, Array]:
-            if with_values:
-                values = values.at[:, column].set(heads.value(params["value"], hidden))
-            return gpt2.lm_logits(head, hidden, compute_dtype=config.compute_dtype), values
+        reweigh = of_prompts(grammar, params, prompts)
+
+        def value_of(hidden: Array, values: Array, column: Array | int) -> Array:
+            return values.at[:, column].set(heads.value(params["value"], hidden)) if with_values else values
+
+        def head(hidden: Array, state: GrammarState, allowed: Array) -> Array:
+            if wide.is_wide(grammar):
+                logits = wide.next_logits(grammar, table, hidden, state, config.compute_dtype)
+            else:
+                logits = gpt2.lm_logits({"wte": table}, hidden, compute_dtype=config.compute_dtype)
+            return logits if reweigh is None else reweigh(logits, allowed)
 
         def start(tokens: Array, mask: Array) -> tuple[Array, tuple[gpt2.Cache, Array]]:
             # The last token drawn is never read, so it needs no slot.
@@ -73,14 +95,12 @@ def make_decode(
             hidden, cache = gpt2.prefill(config, trunk, *rows, cache_length=prompt + max_tokens - 1)
             if group_size > 1:
                 hidden, cache = jnp.repeat(hidden, group_size, axis=0), gpt2.repeat_rows(cache, group_size)
-            logits, values = read(hidden, jnp.zeros((tokens.shape[0], max_tokens), jnp.float32), 0)
-            return logits, (cache, values)
+            return hidden, (cache, value_of(hidden, jnp.zeros((tokens.shape[0], max_tokens), jnp.float32), 0))
 
         def step(state: tuple[gpt2.Cache, Array], token: Array) -> tuple[Array, tuple[gpt2.Cache, Array]]:
             cache, values = state
             hidden, stepped = gpt2.decode_step(config, trunk, cache, token)
-            logits, values = read(hidden, values, cache.index - prompt + 1)
-            return logits, (stepped, values)
+            return hidden, (stepped, value_of(hidden, values, cache.index - prompt + 1))
 
         rollout, (_, values) = sample_with_cache(
             prompts,
@@ -90,7 +110,7 @@ def make_decode(
             grammar=grammar,
             decoding=decoding,
             row_ids=row_ids,
-            reweigh=of_prompts(grammar, params, prompts),
+            head=head,
         )
         if prior.NAME in params:
             rollout = dataclasses.replace(rollout, item_scores=prompts.item_scores)
@@ -215,9 +235,13 @@ def make_judge(
     """Log-probabilities and entropies of the tokens drawn from hidden states; the prompts say what a prior adds, and which
     items a list may hold."""
 
+    def one(logits: Array, tokens: Array, allowed: Array) -> tuple[Array, Array]:
+        logprobs = token_logprobs(logits, tokens, temperature=temperature, allowed=allowed)
+        return logprobs, entropy(logits, temperature=temperature, allowed=allowed)
+
     def at_positions(read: Read, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
-        trunk, reweigh, candidates = read
-        head = {"wte": said_table(grammar, trunk)}
+        reweigh, candidates = read.reweigh, read.candidates
+        head = {"wte": said_table(grammar, read.trunk)}
         logits, allowed = gpt2.lm_logits(head, hidden, compute_dtype=config.compute_dtype), allowed_at(grammar, along)
         if candidates is not None:
             allowed = among(grammar, allowed, candidates[:, None])
@@ -225,24 +249,47 @@ def make_judge(
             # A position at a time has the shapes of sampling.
             logits = jax.vmap(reweigh, (1, 1), 1)(logits, allowed)
 
-        def one(logits: Array, tokens: Array, allowed: Array) -> tuple[Array, Array]:
-            logprobs = token_logprobs(logits, tokens, temperature=temperature, allowed=allowed)
-            return logprobs, entropy(logits, temperature=temperature, allowed=allowed)
-
         return jax.vmap(one)(logits, tokens, allowed)
+
+    def after_list(listed: Array, read: Read, hidden: Array, tokens: Array, along: Along) -> tuple[Array, Array]:
+        table = said_table(grammar, read.trunk)
+        said = wide.after_the_list(grammar, table, hidden, tokens, along, listed, config.compute_dtype)
+        logits = said.logits
+        if read.manners is not None:
+            logits = prior.with_manners(said.grammar, read.manners, logits, said.allowed)
+        return jax.vmap(one)(logits, said.tokens, said.allowed)
 
     def judge(params: Params, prompts: PromptBatch | Rollout, hidden: Array, tokens: Array) -> tuple[Array, Array]:
         along = read_along(grammar, tokens)
-        read = params["trunk"], of_prompts(grammar, params, prompts), prompts.candidates
-        if config.head_chunk is None:
-            return at_positions(read, hidden, tokens, along)
-        return in_chunks(at_positions, config.head_chunk, read, hidden, tokens, along)
+        reweigh, manners = of_prompts(grammar, params, prompts), params.get(prior.NAME, {}).get("manners")
+        read = Read(params["trunk"], reweigh, prompts.candidates, manners)
+        length = tokens.shape[1]
+        parts: list[tuple[Judge, slice]] = [(at_positions, slice(0, length))]
+        if wide.is_wide(grammar):
+            begin, listed = wide.list_columns(grammar, length), wide.listed_items(grammar, tokens, along)
+            parts = [(at_positions, slice(0, begin)), (functools.partial(after_list, listed), slice(begin, length))]
+        found = []
+        for judge_part, part in parts:
+            if part.start < part.stop:
+                pieces = hidden[:, part], tokens[:, part], along_columns(along, part)
+                chunk = config.head_chunk
+                found.append(
+                    judge_part(read, *pieces) if chunk is None else in_chunks(judge_part, chunk, read, *pieces)
+                )
+        logprobs, entropies = (jnp.concatenate(sides, axis=1) for sides in zip(*found, strict=True))
+        return logprobs, entropies
 
     return judge
 
 
+def along_columns(along: Along, part: slice) -> Along:
+    """What the rules need to know at some of the positions."""
+    fields = along._asdict().items()
+    return Along(**{name: x if name in WHOLE or x is None else x[:, part] for name, x in fields})
+
+
 def in_chunks(
-    judge: Callable[[Read, Array, Array, Along], tuple[Array, Array]],
+    judge: Judge,
     chunk: int,
     read: Read,
     hidden: Float[Array, "B T D"],

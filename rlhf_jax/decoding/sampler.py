@@ -38,6 +38,8 @@ class Step(Protocol):
 
 Reweigh = Callable[[Float[Array, "B V"], Bool[Array, "B V"]], Float[Array, "B V"]]
 """(logits, the grammar's mask) to other logits."""
+Head = Callable[[Array, GrammarState, Bool[Array, "B V"]], Float[Array, "B V"]]
+"""(what `Start` and `Step` return in the place of logits, the tokens so far, the grammar's mask) to logits."""
 
 
 class Decoding(NamedTuple):
@@ -191,12 +193,12 @@ def sample_with_cache(
     grammar: Grammar,
     decoding: Decoding,
     row_ids: Int[Array, " B"] | None = None,
-    reweigh: Reweigh | None = None,
+    head: Head | None = None,
 ) -> tuple[Rollout, Cache]:
     """`sample`, and the last cache: a caller may keep there what it learns at each step.
 
     Args:
-      reweigh: changes the logits of each place under the grammar's mask, before a token is drawn.
+      head: makes logits of what `start` and `step` return, knowing what the grammar allows; None: they are logits.
     """
     check_options(decoding)
     max_tokens = decoding.max_tokens
@@ -207,7 +209,8 @@ def sample_with_cache(
     def add(drawn: DecodingLoop, logits: Array, cache: Cache) -> DecodingLoop:
         uniform = lax.dynamic_index_in_dim(uniforms, drawn.length, axis=1, keepdims=False)
         allowed = rules.among(grammar, rules.allowed(grammar, drawn.state), prompts.candidates)
-        token, logprob = draw(logits if reweigh is None else reweigh(logits, allowed), allowed, uniform, decoding)
+        logits = logits if head is None else head(logits, drawn.state, allowed)
+        token, logprob = draw(logits, allowed, uniform, decoding)
         token = jnp.where(drawn.state.ended, grammar.pad, token)
         logprob = jnp.where(drawn.state.ended, 0.0, logprob)
         return DecodingLoop(

@@ -5,7 +5,7 @@ The gate: R_φ must correlate with held-out weak labels above 0.6 (Pearson), eac
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -292,7 +292,7 @@ def train(
     return Proxy(trained, weights, names), check_gate(run.path / f"{stage}.json", found, report, config, weights)
 
 
-def _turns(setup: Setup, dialogues: tuple[Dialogue, ...], table: LabelTable, limit: int | None) -> LabelledTurns:
+def _turns(setup: Setup, dialogues: Sequence[Dialogue], table: LabelTable, limit: int | None) -> LabelledTurns:
     windows = Windows.of(setup, dialogues)
     return LabelledTurns(windows, table, drawn_rows(table, windows, limit, setup.seed))
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import jax
 
+from rlhf_jax.data.dialogue_store import StoredDialogues, read_stored_corpus
 from rlhf_jax.data.items import item_title_tokens
 from rlhf_jax.data.sources import SOURCES, WORLD, SourceName, read_corpus
 from rlhf_jax.data.vocabulary import Vocabulary
@@ -27,6 +28,7 @@ from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
 from rlhf_jax.stages.agent import Agent, make_agent
+from rlhf_jax.stages.stored_texts import stored_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,9 @@ class DataConfig:
     OpenDialKG's domains, which are split afterwards; None reads all."""
     world: WorldConfig = WorldConfig()
     """The simulated world's size, difficulty and hackability; used where `source` is `world`."""
+    store: Path | None = None
+    """For corpora larger than memory: a folder where dialogues, vocabulary and training texts are kept on disk, to be read
+    when they are asked for and found again by any later run on the same files. The same numbers as None, all in memory."""
     n_words: Annotated[int, Range("[1, 1_000_000]")] = 1000
     """Tokens of the BPE trained on the training split; used where no `tokenizer` is given."""
     tokenizer: str | None = None
@@ -81,6 +86,8 @@ class DataConfig:
             raise ValueError(f"--data.dir must name the folder with the files when --data.source is {self.source}")
         if self.source == WORLD and self.dir is not None:
             raise ValueError(f"--data.dir {self.dir} is not read when --data.source is world; use the preset `redial`")
+        if self.store is not None and SOURCES[self.source].stream is None:
+            raise ValueError(f"--data.store {self.store}: dialogues of --data.source {self.source} are read whole")
         has_domains = SOURCES[self.source].has_domains
         if not has_domains and self.domain != "both":
             raise ValueError(f"--data.domain {self.domain} is OpenDialKG's; --data.source is {self.source}")
@@ -165,7 +172,7 @@ class Setup(NamedTuple):
         """The agent's sizes."""
         return self.agent.network
 
-    def training_parts(self) -> tuple[tuple[Dialogue, ...], tuple[Dialogue, ...]]:
+    def training_parts(self) -> tuple[Sequence[Dialogue], Sequence[Dialogue]]:
         """Training dialogues for imitation and for reinforcement learning: disjoint where `data.rl_share` says so.
 
         A dialogue's part hangs on its own id alone: another seed, or more data, moves none to the other side.
@@ -175,15 +182,21 @@ class Setup(NamedTuple):
         dialogues, share = self.corpus.train, self.data.rl_share
         if share == 0:
             return dialogues, dialogues
-        parts: tuple[list[Dialogue], list[Dialogue]] = ([], [])
-        for dialogue in dialogues:
-            parts[zlib.crc32(f"rl/{dialogue.dialogue_id}".encode()) < share * 2**32].append(dialogue)
+        if isinstance(dialogues, StoredDialogues):
+            ids = dialogues.dialogue_ids()
+        else:
+            ids = (dialogue.dialogue_id for dialogue in dialogues)
+        parts: tuple[list[int], list[int]] = ([], [])
+        for number, dialogue_id in enumerate(ids):
+            parts[zlib.crc32(f"rl/{dialogue_id}".encode()) < share * 2**32].append(number)
         if not all(parts):
             raise RunError(
                 f"--data.rl-share {share} of {len(dialogues)} training dialogues leaves {len(parts[0])} to imitation and "
                 f"{len(parts[1])} to reinforcement learning: each needs one"
             )
-        return tuple(parts[0]), tuple(parts[1])
+        if isinstance(dialogues, StoredDialogues):
+            return dialogues.chosen(parts[0]), dialogues.chosen(parts[1])
+        return tuple(dialogues[number] for number in parts[0]), tuple(dialogues[number] for number in parts[1])
 
     def testing(self, dialogues: Sequence[Dialogue]) -> "Setup":
         """The same with other dialogues in the place of the test split."""
@@ -208,7 +221,11 @@ def set_up(
     world_seed = seed if world_seed is None else world_seed
     folder = _world_folder(run, data.world, world_seed) if data.source == WORLD else Path(str(data.dir))
     try:
-        corpus = read_corpus(folder, data)
+        if data.store is None:
+            corpus = read_corpus(folder, data)
+        else:
+            with storage_errors(data.store):
+                corpus = read_stored_corpus(folder, data, data.store, notice)
     except FileNotFoundError as error:
         raise RunError(f"--data.dir {folder}: {error}") from error
     if corpus.provenance["n_skipped"]:
@@ -290,6 +307,8 @@ def _vocabulary(run: RunDirectory, corpus: Corpus, data: DataConfig) -> Vocabula
         return Vocabulary.load(folder)
     if data.tokenizer is not None:
         vocab = Vocabulary.from_gpt2(data.tokenizer, corpus.items)
+    elif isinstance(corpus.train, StoredDialogues):
+        vocab = stored_vocabulary(corpus.train, tuple(corpus.items), data.n_words)
     else:
         vocab = Vocabulary.train(training_texts(corpus.train), corpus.items, data.n_words)
     with storage_errors(folder):

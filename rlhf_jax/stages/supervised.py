@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rlhf_jax.data.dialogue_store import StoredDialogues
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.decoding.grammar_loss import FIRST, LIST, NO_TARGET, SAY, GrammarTargets, grammar_nll
@@ -34,7 +35,8 @@ from rlhf_jax.stages.agent import Agent, on_mesh, policy_params
 from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
 from rlhf_jax.stages.samples import reply_drawer
 from rlhf_jax.stages.setup import Setup
-from rlhf_jax.stages.texts import TextBatches, description_texts, dialogue_texts
+from rlhf_jax.stages.stored_texts import stored_texts
+from rlhf_jax.stages.texts import EncodedTexts, TextBatches, description_texts, dialogue_texts
 
 STAGE = "sft"
 
@@ -271,13 +273,15 @@ def training_batches(
     corpus: Corpus, vocab: Vocabulary, grammar: Grammar, config: SupervisedConfig, seed: int
 ) -> TextBatches:
     """The training split's dialogues and the items' descriptions, in the order of `seed`."""
-    texts = dialogue_texts(
-        vocab, corpus.train, max_tokens=config.max_tokens, max_listed=grammar.max_items, once=grammar.once
-    )
+    lengths: Any = {"max_tokens": config.max_tokens, "max_listed": grammar.max_items, "once": grammar.once}
+    if isinstance(corpus.train, StoredDialogues):
+        texts = stored_texts(vocab, corpus.train, **lengths)
+    else:
+        texts = EncodedTexts.of(dialogue_texts(vocab, corpus.train, **lengths))
     if config.description_epochs:
-        texts += description_texts(vocab, corpus.items, max_tokens=config.description_tokens)
+        texts = texts.followed_by(description_texts(vocab, corpus.items, max_tokens=config.description_tokens))
     return TextBatches(
-        tuple(texts),
+        texts,
         vocab,
         config.buckets,
         config.tokens_per_batch,

@@ -7,11 +7,14 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int
 
+from rlhf_jax.data.flat import Flat, flat
 from rlhf_jax.data.items import description_sequences
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import encode_words, is_empty, utterance_tokens
@@ -20,6 +23,7 @@ from rlhf_jax.interfaces import Dialogue, Item
 
 ITEM_POSITIONS_PER_TOKEN = 1 / 5
 """Room for item targets, as a share of a bucket's length; where a text of the bucket holds more, the room is larger."""
+_ROWS = 2**15
 _LOG = logging.getLogger(__name__)
 
 
@@ -32,6 +36,34 @@ class Text:
     """An item description: part of the first `description_epochs` only."""
 
 
+@dataclasses.dataclass
+class Unlearnt:
+    """What of the dialogues cannot be learnt."""
+
+    unlisted: int = 0
+    """Suggestions beyond the longest list."""
+    cut: int = 0
+    """Utterances that are longer than a text."""
+    cut_items: int = 0
+    """Items in what they lose."""
+
+    def tell(self, *, max_tokens: int, max_listed: int) -> None:
+        """A warning of each that is not 0."""
+        if self.unlisted:
+            _LOG.warning(
+                "%d suggestions come after the first %d of their message and are not learnt (max_items)",
+                self.unlisted,
+                max_listed,
+            )
+        if self.cut:
+            _LOG.warning(
+                "%d utterances are longer than %d tokens and lose their end, %d items in it",
+                self.cut,
+                max_tokens,
+                self.cut_items,
+            )
+
+
 def dialogue_texts(
     vocab: Vocabulary, dialogues: Sequence[Dialogue], *, max_tokens: int, max_listed: int, once: bool = False
 ) -> list[Text]:
@@ -40,8 +72,23 @@ def dialogue_texts(
     What cannot be learnt is counted in a warning: suggestions beyond the first `max_listed` of a message, and the end of an
     utterance that is longer than `max_tokens` by itself.
     """
-    texts = []
-    unlisted = cut = cut_items = 0
+    lost = Unlearnt()
+    pieces = dialogue_pieces(vocab, dialogues, lost, max_tokens=max_tokens, max_listed=max_listed, once=once)
+    texts = [Text(tuple(piece)) for piece in pieces]
+    lost.tell(max_tokens=max_tokens, max_listed=max_listed)
+    return texts
+
+
+def dialogue_pieces(
+    vocab: Vocabulary,
+    dialogues: Sequence[Dialogue],
+    lost: Unlearnt,
+    *,
+    max_tokens: int,
+    max_listed: int,
+    once: bool = False,
+) -> Iterator[list[int]]:
+    """Tokens of the texts of `dialogue_texts`, in their order; `lost` is added to."""
     for dialogue, words in zip(dialogues, encode_words(vocab, dialogues), strict=True):
         piece: list[int] = []
         for message, message_words in zip(dialogue.messages, words, strict=True):
@@ -50,26 +97,15 @@ def dialogue_texts(
             whole = utterance_tokens(vocab, message, message_words, max_items=max_listed, once=once)
             utterance = whole[:max_tokens]
             if message.role == "recommender":
-                unlisted += max(0, len(set(message.items)) - max_listed)
-            cut += len(whole) > max_tokens
-            cut_items += sum(map(vocab.is_item, whole[max_tokens:]))
+                lost.unlisted += max(0, len(set(message.items)) - max_listed)
+            lost.cut += len(whole) > max_tokens
+            lost.cut_items += sum(map(vocab.is_item, whole[max_tokens:]))
             if len(piece) + len(utterance) > max_tokens:
-                texts.append(Text(tuple(piece)))
+                yield piece
                 piece = []
             piece.extend(utterance)
         if len(piece) > 1:
-            texts.append(Text(tuple(piece)))
-    if unlisted:
-        _LOG.warning(
-            "%d suggestions come after the first %d of their message and are not learnt (max_items)",
-            unlisted,
-            max_listed,
-        )
-    if cut:
-        _LOG.warning(
-            "%d utterances are longer than %d tokens and lose their end, %d items in it", cut, max_tokens, cut_items
-        )
-    return texts
+            yield piece
 
 
 def description_texts(vocab: Vocabulary, items: Mapping[int, Item], *, max_tokens: int) -> list[Text]:
@@ -80,11 +116,51 @@ def description_texts(vocab: Vocabulary, items: Mapping[int, Item], *, max_token
     ]
 
 
+class EncodedTexts(NamedTuple):
+    """Texts as rows of numbers, which may lie on disk; those of descriptions stand behind the dialogues'."""
+
+    tokens: tuple[Flat, ...]
+    """int32, one part after the other."""
+    description: Bool[np.ndarray, " N"]
+
+    @classmethod
+    def of(cls, texts: Sequence[Text]) -> "EncodedTexts":
+        """Texts in memory."""
+        return cls((flat([text.tokens for text in texts]),), np.array([text.description for text in texts], bool))
+
+    def followed_by(self, texts: Sequence[Text]) -> "EncodedTexts":
+        """The same with other texts behind them."""
+        more = EncodedTexts.of(texts)
+        return EncodedTexts((*self.tokens, *more.tokens), np.concatenate([self.description, more.description]))
+
+    def lengths(self) -> Int[np.ndarray, " N"]:
+        """Tokens of every text. [N]"""
+        return np.concatenate([part.lengths for part in self.tokens])
+
+    def text(self, number: int) -> list[int]:
+        """Tokens of one text."""
+        for part in self.tokens:
+            if number < len(part.starts) - 1:
+                return part.row(number).tolist()
+            number -= len(part.starts) - 1
+        raise IndexError(f"text {number} after the last")
+
+    def counts(self, hit: Callable[[np.ndarray], np.ndarray]) -> Int[np.ndarray, " N"]:
+        """How many tokens of every text `hit` holds for; a few million tokens are looked at at once. [N]"""
+        found = []
+        for part in self.tokens:
+            for begin in range(0, len(part.starts) - 1, _ROWS):
+                starts = part.starts[begin : begin + _ROWS + 1]
+                sums = np.concatenate([[0], np.cumsum(hit(part.values[starts[0] : starts[-1]]))])
+                found.append(np.diff(sums[starts - starts[0]]))
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextBatches:
     """Batches of texts of similar length, about `tokens_per_batch` tokens each; batch `step` on demand."""
 
-    texts: tuple[Text, ...]
+    texts: Sequence[Text] | EncodedTexts
     vocab: Vocabulary
     buckets: tuple[int, ...]
     tokens_per_batch: int
@@ -100,15 +176,28 @@ class TextBatches:
         return max(2, self.tokens_per_batch // bucket)
 
     @functools.cached_property
+    def encoded(self) -> EncodedTexts:
+        """The texts as rows of numbers."""
+        return self.texts if isinstance(self.texts, EncodedTexts) else EncodedTexts.of(self.texts)
+
+    @functools.cached_property
+    def places(self) -> Int[np.ndarray, " N"]:
+        """Which bucket each text is padded to; one behind the last where none is long enough. [N]"""
+        return np.searchsorted(self.buckets, self.encoded.lengths(), side="left")
+
+    @functools.cached_property
     def rooms(self) -> dict[int, int]:
         """Item targets that a row of each bucket has room for: a share of its length, or what its densest text needs."""
         rooms = {bucket: max(4, int(bucket * ITEM_POSITIONS_PER_TOKEN)) for bucket in self.buckets}
-        for text in self.texts:
-            bucket = next((bucket for bucket in self.buckets if len(text.tokens) <= bucket), None)
-            # Every item is one target, and so is the end of every list: no more can there be.
-            most = sum(self.vocab.is_item(token) or token == self.vocab.rec for token in text.tokens)
-            if bucket is not None and most > rooms[bucket]:
-                rooms[bucket] = max(rooms[bucket], len(item_places(text.tokens, self.vocab, self.max_listed)))
+        first, last, rec = self.vocab.first_item, self.vocab.first_item + self.vocab.n_items, self.vocab.rec
+        # Every item is one target, and so is the end of every list: no more can there be.
+        most = self.encoded.counts(lambda tokens: ((tokens >= first) & (tokens < last)) | (tokens == rec))
+        room_of = np.array([*rooms.values(), np.iinfo(np.int64).max])
+        for number in np.flatnonzero(most > room_of[self.places]).tolist():
+            bucket = self.buckets[self.places[number]]
+            if most[number] > rooms[bucket]:
+                needed = len(item_places(self.encoded.text(number), self.vocab, self.max_listed))
+                rooms[bucket] = max(rooms[bucket], needed)
         return rooms
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - two epochs of plans; the object lives as long as its stage
@@ -117,12 +206,12 @@ class TextBatches:
         order = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         waiting: dict[int, list[int]] = {bucket: [] for bucket in self.buckets}
         batches = []
-        for index in order.permutation(len(self.texts)):
-            text = self.texts[index]
-            if text.description and epoch >= self.description_epochs:
-                continue
-            bucket = next(bucket for bucket in self.buckets if len(text.tokens) <= bucket)
-            waiting[bucket].append(int(index))
+        drawn = order.permutation(len(self.places))
+        if epoch >= self.description_epochs:
+            drawn = drawn[~self.encoded.description[drawn]]
+        for index, place in zip(drawn.tolist(), self.places[drawn].tolist(), strict=True):
+            bucket = self.buckets[place]
+            waiting[bucket].append(index)
             if len(waiting[bucket]) == self.rows(bucket):
                 batches.append((bucket, tuple(waiting[bucket])))
                 waiting[bucket] = []
@@ -148,7 +237,7 @@ class TextBatches:
             epoch += 1
         bucket, indices = self.plan(epoch)[place]
         order = np.random.Generator(np.random.PCG64([self.seed, epoch, place, 1]))
-        return self.pack([self.texts[i].tokens for i in indices], bucket, order if self.shuffle_lists else None)
+        return self.pack([self.encoded.text(i) for i in indices], bucket, order if self.shuffle_lists else None)
 
     def pack(
         self, texts: Sequence[Sequence[int]], bucket: int, order: np.random.Generator | None

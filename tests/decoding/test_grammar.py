@@ -29,7 +29,7 @@ def serial(grammar: Grammar, tokens: jax.Array) -> jax.Array:
     def step(state: rules.GrammarState, token: jax.Array) -> tuple[rules.GrammarState, jax.Array]:
         return rules.advance(grammar, state, token), rules.allowed(grammar, state)
 
-    _, masks = lax.scan(step, rules.initial_state(grammar, tokens.shape[0]), tokens.T)
+    _, masks = lax.scan(step, rules.initial_state(grammar, tokens.shape[0], room=tokens.shape[1]), tokens.T)
     return masks.swapaxes(0, 1)
 
 

@@ -91,6 +91,26 @@ def test_outside_the_grammar_words_and_items_are_two_softmaxes(vocab: Vocabulary
     assert float(words[0, 1]) == 0.0
 
 
+@pytest.mark.parametrize("most_logits", [1, 6 * 4 * 2, 6 * 4 * 3])
+def test_items_in_pieces_are_the_same_softmax(vocab: Vocabulary, grammar: Grammar, most_logits: int):
+    """Pieces of one, two and three of the positions; three do not divide them."""
+    found = responses(vocab)
+    _, targets = packed(vocab, [[vocab.recommender, *response] for response in found], 24)
+    assert targets.item_positions.shape[1] % 3
+    rng = np.random.default_rng(3)
+    hidden = jnp.asarray(rng.normal(size=(len(found), 24, 16)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(vocab.size, 16)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=targets.item_positions.shape), jnp.float32)
+
+    def total(hidden: jax.Array, table: jax.Array, most: int) -> jax.Array:
+        words, items = grammar_nll(hidden, table, targets, grammar, most_logits=most)
+        return words.sum() + (weights * items).sum()
+
+    whole, pieces = (jax.value_and_grad(total, argnums=(0, 1))(hidden, table, most) for most in (2**20, most_logits))
+    for one, other in zip(jax.tree.leaves(pieces), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_padding_has_no_loss_and_no_gradient(vocab: Vocabulary, grammar: Grammar):
     found = responses(vocab)
     tokens, targets = packed(vocab, [[vocab.recommender, *response] for response in found], 24)

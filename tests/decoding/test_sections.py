@@ -44,7 +44,7 @@ def serial(tokens: jax.Array) -> jax.Array:
     def step(state: rules.GrammarState, token: jax.Array) -> tuple[rules.GrammarState, jax.Array]:
         return rules.advance(GRAMMAR, state, token), rules.allowed(GRAMMAR, state)
 
-    _, masks = lax.scan(step, rules.initial_state(GRAMMAR, tokens.shape[0]), tokens.T)
+    _, masks = lax.scan(step, rules.initial_state(GRAMMAR, tokens.shape[0], room=tokens.shape[1]), tokens.T)
     return masks.swapaxes(0, 1)
 
 

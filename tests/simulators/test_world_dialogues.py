@@ -36,7 +36,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(folder, tmp_path):
 
 def test_reader_returns_what_was_played(folder, logged):
     corpus = read_redial(folder)
-    assert corpus.train + corpus.validation == tuple(entry.dialogue for entry in logged)
+    assert (*corpus.train, *corpus.validation) == tuple(entry.dialogue for entry in logged)
     assert corpus.test == tuple(entry.dialogue for entry in logged_dialogues(CONFIG, 0, "test"))
     by_id = {item.item_id: item for item in make_catalogue(CONFIG, 0).items}
     assert all(by_id[item_id] == item for item_id, item in corpus.items.items())

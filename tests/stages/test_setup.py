@@ -48,6 +48,7 @@ def test_responses_follow_the_grammar(windows: Windows, vocab: Vocabulary) -> No
         ({"source": "redial"}, r"--data.dir must name the folder"),
         ({"source": "opendialkg"}, r"--data.dir must name the folder .* is opendialkg"),
         ({"dir": "somewhere"}, r"--data.dir somewhere is not read"),
+        ({"source": "opendialkg", "dir": "there", "store": "kept"}, r"--data.store kept: dialogues of .* opendialkg"),
         ({"domain": "book"}, r"--data.domain book is OpenDialKG's; --data.source is world"),
         ({"max_dialogues": 0}, r"DataConfig.max_dialogues must be in \[1, 10000000\]: got 0"),
         ({"window": 0}, r"DataConfig.window must be in \[1, 10000\]: got 0"),

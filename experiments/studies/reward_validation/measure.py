@@ -45,7 +45,7 @@ Place = tuple[int, int]
 class _LabelledSplit(NamedTuple):
     """One split with its labels, and the turns the reward model used of it."""
 
-    dialogues: tuple[Dialogue, ...]
+    dialogues: Sequence[Dialogue]
     table: LabelTable
     rows: NDArray[np.int64]
     """Rows of the table."""
