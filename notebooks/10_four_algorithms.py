@@ -30,8 +30,11 @@
 #
 # $$A_i = \Sigma_i, \qquad A_i = \Sigma_i - \frac{1}{n-1} \sum_{j \neq i} \Sigma_j, \qquad A_i = \frac{\Sigma_i - \mathrm{mean}}{\mathrm{std} + 10^{-6}}$$
 #
-# and for PPO $A_t = \delta_t + \lambda A_{t+1}$, token by token. GRPO and PPO then take several clipped steps on one batch, the other two usually take one. That is
+# and for PPO $A_t = \delta_t + \lambda A_{t+1}$, token by token. PPO then takes several clipped steps on one batch, and GRPO may; the other two usually take one. That is
 # a second line, line 7, and any of the four can have it; so we shall try both with all.
+#
+# GRPO's paper has one more division, in line 7: each response's loss by its own length. A bad response is then pushed down less per token the longer it is
+# ([Liu et al. 2025](https://arxiv.org/abs/2503.20783)). Here the tokens of a response are summed, for all four; the library divides by the number of tokens of the batch.
 
 # %%
 import functools
@@ -338,7 +341,7 @@ plt.show()
 # - **At first they are alike.** Far from the optimum the gradient counts for more than its noise, and Adam makes similar steps of all.
 # - **REINFORCE never comes to rest.** At $\pi^*$ it multiplies every token by $\kappa \log Z$: a mean of zero, but not zero. RLOO subtracts just that, so **its
 #   noise vanishes where nothing is left to learn**.
-# - **GRPO divides a vanishing spread by itself.** It is RLOO's direction in a unit of its own, so near the optimum it makes large steps
+# - **GRPO divides a vanishing spread by itself.** Within a group it is RLOO's direction in a unit of its own, so near the optimum it makes large steps
 #   of small differences, as whitening did in notebook 7. With one step per batch this hardly shows, with four it does.
 # - **PPO is as good as what its critic can see.** The table takes every *ab* of the past for news, and keeps a noise that no learning
 #   removes; it comes to rest hardly better than REINFORCE. With one number more, for what has been said, PPO is as exact as RLOO, and at the

@@ -277,7 +277,7 @@ for name, weight, beta in (("sure", how_often, BETA), ("unsure", unsure, BETA / 
     assert (expected < -0.05) == (name == "unsure")
 
 # %% [markdown]
-# **2.** The loss is $-(1-e) \log \sigma(\beta h) - e \log \sigma(-\beta h)$, least where $\sigma(\beta h) = 1 - e$. So $h = \frac{1}{\beta} \log \frac{1-e}{e}$: finite,
+# **2.** With $f$ the share of flipped labels the loss is $-(1-f) \log \sigma(\beta h) - f \log \sigma(-\beta h)$, least where $\sigma(\beta h) = 1 - f$. So $h = \frac{1}{\beta} \log \frac{1-f}{f}$: finite,
 # like IPO's, and 4.39 nats here. The price: pairs that are truly clear are pulled back as well.
 
 

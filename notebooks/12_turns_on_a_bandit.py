@@ -50,7 +50,7 @@ plt.style.use("seaborn-v0_8-colorblind")  # Colours that everybody can tell apar
 # ## By hand
 #
 # Four conversations: tells, tells, asks and answers well, asks and answers badly. With $\gamma = 1$ a turn is credited with what is paid from it on,
-# the *return*, less the mean of the returns of the others at the same turn.
+# the *return*, less the mean of all four returns at the same turn, its own among them.
 
 # %%
 rewards = np.array([[0.3, 0.0], [0.3, 0.0], [0.0, 1.0], [0.0, 0.0]])

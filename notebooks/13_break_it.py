@@ -121,7 +121,7 @@ FAULTS = {
         "advantages * jnp.clip(",
         vars(minibatch),
     ),
-    "the learner reads the token before": (
+    "the learner reads the wrong word": (
         logprobs,
         "token_logprobs",
         "tokens[:, None], axis=-1)",
@@ -266,7 +266,7 @@ for name, logged in runs.items():
 # %% [markdown]
 # **1.** *A missing end is paid*: fewer and fewer responses end, .07 of them in the last updates. *The advantage adds the value*: the critic runs after a target that
 # grows with itself, so returns reach 22 where scores are at most 2, and it explains nothing. *The clipped term has the wrong sign*: the larger of $-A\rho$ and
-# $+A$ is taken, so near $\rho = 1$ the loss is $|A|\rho$: whatever was said is pushed down, what was good too. The score falls to 0. *The learner reads the token before*:
+# $+A\, \mathrm{clip}(\rho)$ is taken, so near $\rho = 1$ the loss is $|A|\rho$: whatever was said is pushed down, what was good too. The score falls to 0. *The learner reads the wrong word*:
 # sampler and learner disagree by 3.5 nats about the same token. *The KL is paid*: 5 nats away from the reference and an entropy of almost 0; mean return exceeds every score.
 
 # %%
@@ -281,12 +281,17 @@ last = {
 assert last["a missing end is paid"]["text/eos_fraction"] < 0.2
 assert last["the advantage adds the value"]["value/returns_mean"] > 10
 assert last["the clipped term has the wrong sign"]["objective/score_raw"] < 0.2
-assert last["the learner reads the token before"]["policy/sampler_mismatch"] > 1
+assert last["the learner reads the wrong word"]["policy/sampler_mismatch"] > 1
 assert (
     last["the KL is paid, not charged"]["objective/kl_k1"]
     > 3
     > last["the KL is paid, not charged"]["objective/score_raw"]
 )
+# With the wrong sign the loss near ρ = 1 is |A|ρ, whatever the sign of A.
+wrong = broken(*FAULTS["the clipped term has the wrong sign"][:4])
+for advantage, ratio in ((1.0, 0.95), (1.0, 1.05), (-1.0, 0.95), (-1.0, 1.05)):
+    found = wrong(jnp.log(ratio), jnp.zeros(()), jnp.array(advantage), clip_eps=0.2)
+    np.testing.assert_allclose(found, abs(advantage) * ratio, rtol=1e-6)
 
 # %% [markdown]
 # **2.** Where a missing end is paid (longer responses hold more *ab*), and where the KL is paid. The score as the reward model gives it, `objective/score_raw`, knows neither
@@ -306,7 +311,7 @@ assert set(better) == {"a missing end is paid", "the KL is paid, not charged"}
 # Only somebody who read the right one can tell: the sampler, whose log-probabilities `policy/sampler_mismatch` compares with the learner's.
 
 # %%
-deaf = runs[f"run {list(ORDER).index('the learner reads the token before') + 1}"]
+deaf = runs[f"run {list(ORDER).index('the learner reads the wrong word') + 1}"]
 print(f"ratio of the first step {deaf['policy/first_ratio_max_deviation'].max():.1e} from 1,", end=" ")
 print(f"mismatch {deaf['policy/sampler_mismatch'].min():.2f} nats at least")
 assert deaf["policy/first_ratio_max_deviation"].max() < 1e-4

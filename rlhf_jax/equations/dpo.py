@@ -48,9 +48,9 @@ def dpo_loss(
 ) -> Float[Array, "*shape"]:
     """Logistic loss on the margin, with optional label smoothing.
 
-        −(1 − e) log σ(βh) − e log σ(−βh)
+        −(1 − f) log σ(βh) − f log σ(−βh)
 
-    Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; e is the share of flipped labels assumed (conservative DPO,
+    Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; f is the share of flipped labels assumed (conservative DPO,
     Mitchell 2023, https://ericmitchell.ai/cdpo.pdf).
 
     Args:
@@ -59,8 +59,8 @@ def dpo_loss(
       ref_chosen: log π_ref(y_+), nats. [*shape]
       ref_rejected: log π_ref(y_−), nats. [*shape]
       beta: β > 0, strength of the pull to π_ref, without unit.
-      label_smoothing: e, in [0, ½).
-    Returns: nats per pair, log 2 at h = 0; the gradient with respect to `chosen` is −β(1 − e − σ(βh)). [*shape]
+      label_smoothing: f, in [0, ½).
+    Returns: nats per pair, log 2 at h = 0; the gradient with respect to `chosen` is −β(1 − f − σ(βh)). [*shape]
     Raises: AssertionError at trace time if the shapes differ.
     Examples:
       >>> pair = jnp.array(-10.0), jnp.array(-12.0), jnp.array(-11.0), jnp.array(-11.0)

@@ -51,7 +51,7 @@ def group_advantages(scores: Float[Array, " G"], *, epsilon: float = 1e-6) -> Fl
 def advantages_by_place(
     returns: Float[Array, "G T"], mask: Bool[Array, "G T"], *, scaled: bool = True
 ) -> Float[Array, "G T"]:
-    """Advantages of the responses to one prompt, each place against the same place of the others; batch with `jax.vmap`.
+    """Advantages of the responses to one prompt, each place against the mean of the group there; batch with `jax.vmap`.
 
         A_{i,t} = (G_{i,t} − mean_t)/(std_t + 1e-6),   mean and std over the responses that still run at place t
 
@@ -118,7 +118,7 @@ def turn_advantages(
     gamma: float = 1.0,
     decoupled: bool = True,
 ) -> Float[Array, "G N"]:
-    """Advantages of the turns of G conversations that began alike, each turn against the same turn of the others.
+    """Advantages of the turns of conversations that began alike, each turn against the mean of the group there.
 
         r̂_{g,k} = Σ_c w_c (r^c_{g,k} − mean_k)/(std_k + 1e-6)      decoupled: each component by itself, 0 where it is flat
         r̂_{g,k} = Σ_c w_c r^c_{g,k}                                else
@@ -177,8 +177,10 @@ def settled_advantages(
         D_{g,k}(s) = Σ_c w_c (d^c_{g,k}(s) − mean_k d^c(s))                            else
 
     d^c(s) is the part of the reward r^c that hangs on tokens before place s alone. A − D is then the credit of a token at
-    place s, with A of `turn_advantages`. Given what came before, the token cannot move d, so E[∇log π · d] = 0: the
-    expected gradient is the same, its variance less. Means and deviations are over the conversations that run at turn k.
+    place s, with A of `turn_advantages`. Given what came before, the token cannot move d, so E[∇log π · d] = 0: without
+    `decoupled` the expected gradient is the same. With it only nearly: the token moves std_k, which holds its own reward.
+    The variance is less where d and what follows do not make up for each other. Means and deviations are over the
+    conversations that run at turn k.
 
     Source: what a step earned before does not belong to it, Sutton et al. 2000 (policy gradient theorem); components and
     places of a turn are ours.

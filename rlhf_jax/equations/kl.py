@@ -7,7 +7,7 @@ d = log π − log π_ref is −log r. Tokens are drawn from π.
 |---|---|---|---|---|
 | k1 | d | exact | high | zero: as a loss it teaches nothing |
 | k2 | d²/2 | biased, small for small d | low | of KL(π‖π_ref) |
-| k3 | exp(−d) − 1 + d | exact | low | of KL(π_ref‖π) |
+| k3 | exp(−d) − 1 + d | exact | low near π_ref, see `kl_k3` | of KL(π_ref‖π) |
 
 The table holds for one draw from one distribution: a token given what came before, or a whole response with
 d = Σ_t d_t. The means may be summed over tokens: Σ_t k1_t and Σ_t k3_t have the mean KL of the whole responses. The
@@ -72,9 +72,11 @@ def kl_k2(logprobs: Float[Array, "*shape"], ref_logprobs: Float[Array, "*shape"]
 
 
 def kl_k3(logprobs: Float[Array, "*shape"], ref_logprobs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Unbiased estimate per token, never negative and of low variance; for reports.
+    """Unbiased estimate per token, never negative, of low variance near π_ref; for reports.
 
         k3 = exp(−d) − 1 + d,   E_π[∇k3] = ∇KL(π_ref‖π)   at one position, or with d = Σ_t d_t over a whole response
+
+    Far from π_ref its variance exceeds k1's: exp(−d) is huge for tokens that π hardly says and π_ref does.
 
     Source: Schulman 2020 (see the module), (r − 1) − log r.
 

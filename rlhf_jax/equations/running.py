@@ -39,7 +39,7 @@ def initial_moments(shape: tuple[int, ...] = ()) -> RunningMoments:
 def update_moments(moments: RunningMoments, x: Float[Array, "B *shape"]) -> RunningMoments:
     """Moments after one more batch; the order and the cutting of the stream do not matter.
 
-        n = n_a + n_b,   d = mean_b − mean_a,   mean = mean_a + d n_b/n,   M2 = M2_a + M2_b + d² n_a n_b/n
+        n = n_a + n_b,   Δ = mean_b − mean_a,   mean = mean_a + Δ n_b/n,   M2 = M2_a + M2_b + Δ² n_a n_b/n
 
     Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances",
     eqs. 2.1a and 2.1b (their T is the sum, so mean·n; S is M2).

@@ -227,3 +227,17 @@ def test_credit_by_place_has_the_same_expected_gradient_and_varies_less() -> Non
     assert np.abs(means[0]).max() > 0.05
     spread = [np.tensordot(p, np.square(one - mean), 1).sum() for one, mean in zip((turn, place), means, strict=True)]
     assert spread[1] < 0.8 * spread[0]
+
+
+@pytest.mark.parametrize(("decoupled", "expected"), [(False, 0.0), (True, 1 / 32)])
+def test_what_was_settled_is_free_of_the_token_but_for_the_deviation(decoupled: bool, expected: float) -> None:
+    """E[∇log π · D] over all groups of 2 texts of 2 fair tokens, each paid 1; the logit's gradient is token − ½."""
+    total = 0.0
+    for tokens in itertools.product((0.0, 1.0), repeat=4):
+        first, second = np.array(tokens).reshape(2, 2).T
+        rewards = jnp.asarray((first + second)[:, None, None], jnp.float32)
+        settled = jnp.asarray(np.stack([0 * first, first], axis=1)[:, None, None], jnp.float32)
+        found = off(rewards, settled, jnp.ones((2, 1), bool), jnp.ones(1), decoupled=decoupled)[:, 0, 1]
+        total += float(np.mean((second - 0.5) * np.asarray(found))) / 16
+    # By hand, decoupled: D = ±½/(½|Δr|). It counts where both tokens differ in the same direction: ±½ at |Δr| = 2.
+    np.testing.assert_allclose(total, expected, atol=1e-5)

@@ -110,3 +110,14 @@ def test_float32_and_vmap(assert_float32, assert_vmap) -> None:
     assert_vmap(kl_exact, batch, batch[::-1])
     with pytest.raises((AssertionError, TypeError)):
         kl_k1(jnp.zeros(3), jnp.zeros(1))
+
+
+@pytest.mark.parametrize(("rare", "steadier"), [(0.4, True), (0.001, False)])
+def test_k3_is_steady_near_the_reference_and_wild_far_from_it(rare: float, steadier: bool) -> None:
+    """Exact variances over two tokens, of which the reference says each as often."""
+    pi = np.array([1 - rare, rare])
+    p, q = jnp.log(jnp.asarray(pi, jnp.float32)), jnp.log(jnp.array([0.5, 0.5]))
+    k1, k3 = (np.asarray(estimator(p, q), np.float64) for estimator in (k1_of, k3_of))
+    spread = [float(pi @ (k - pi @ k) ** 2) for k in (k1, k3)]
+    assert (spread[1] < spread[0]) == steadier
+    assert max(spread) > 100 * min(spread)
