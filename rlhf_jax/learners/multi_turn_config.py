@@ -20,7 +20,8 @@ class MultiTurnConfig(ClippedConfig):
     are. On, what a later turn pays *on average over those that reach it* is no merit of reaching it: see the lesson."""
     credit: Literal["turn", "place"] = "turn"
     """What a token answers for: its whole `turn` and what follows; or, from its `place` in the turn on, only what was not
-    settled before it: what is said after the list did not choose the list. The expected gradient is the same without `decoupled`, else nearly."""
+    settled before it: what is said after the list did not choose the list. The expected gradient is the same without
+    `decoupled`, else nearly."""
     gamma: Share = 1.0
     """Discount per turn of what is paid later; 0 credits a turn with its own reward alone."""
     clip_eps: Norm = 0.2
