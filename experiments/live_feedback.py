@@ -13,7 +13,8 @@ Systems: `sft`, `sft_filtered` (told by hand not to repeat), `likelihood` (the s
 `round_0` (the log's reactions alone), `round_1` …, `best_of_8` (of imitation's samples without repeats, by the last reward
 model), `oracle` (knows the utility of what was said); and ceilings, the item that is scored highest suggested without a
 word: `choice_sft`, `choice_0`, `choice_1` … Writes `results.json`, `report.md`, and for each seed the rounds (`round-R.json`),
-what was said live (`live-R.jsonl`) and the cases of every system. Hardware: two CPU cores; about ten minutes a run.
+what was said live (`live-R.jsonl`) and the cases
+of every system, with its first greedy replies (`…-said.json`). Hardware: two CPU cores; about ten minutes a run.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line

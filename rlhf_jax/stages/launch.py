@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import jax
 
+from rlhf_jax.data.sources import WORLD
 from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.interfaces import Corpus
 from rlhf_jax.learners.grpo_config import GRPOConfig
@@ -101,7 +102,7 @@ class Pipeline:
         idle = {"ppo" if self.algorithm == "grpo" else "grpo": f"--algorithm is {self.algorithm}"}
         if self.prior.learner == "none":
             idle["prior"] = "--prior.learner is none"
-        if self.data.source != "world":
+        if self.data.source != WORLD:
             idle["data.world"] = f"--data.source is {self.data.source}"
         return idle
 
