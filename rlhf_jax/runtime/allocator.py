@@ -28,4 +28,5 @@ def keep_memory() -> bool:
         tell = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # TypeError: Windows.
         return False
-    return all([tell(name, value) == 1 for name, value in _SETTINGS.items()])
+    taken = [tell(name, value) for name, value in _SETTINGS.items()]  # All are told, also after one that is refused.
+    return all(one == 1 for one in taken)
