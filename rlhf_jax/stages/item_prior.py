@@ -77,6 +77,7 @@ class PriorConfig:
         """How lists are drawn and compared."""
         return Lists(self.group_size, self.list_length, self.scale_by_deviation)
 
+
 MOST_BYTES = 2**31
 """Of what is known of contexts: those that are learnt from, and as much again for those that are only measured."""
 
