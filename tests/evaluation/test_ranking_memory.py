@@ -1,5 +1,6 @@
 """Ranking over a wide catalogue: one chunk of scores in memory, and nothing of its size left behind."""
 
+import itertools
 import tracemalloc
 from collections.abc import Iterator
 
@@ -56,7 +57,7 @@ def test_ranks_of_batches_joined_are_those_of_all_rows(seed: int) -> None:
     starts = np.cumsum([0, *sizes])
     parts = [
         rank_rows(rows[first:last], [scores[first:last]], range(n_items))
-        for first, last in zip(starts[:-1], starts[1:], strict=True)
+        for first, last in itertools.pairwise(starts)
     ]
     whole, found = rank_rows(rows, [scores], range(n_items)), ranking.joined(parts)
     assert found.top == whole.top and set(found.tables) == set(ranking.PROTOCOLS)

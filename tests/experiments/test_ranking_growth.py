@@ -23,6 +23,7 @@ def counted(batch: int, prompt: int, items: int) -> tuple[float, float]:
     prompts = PromptBatch(tokens=jnp.zeros((batch, prompt), jnp.int32), mask=jnp.ones((batch, prompt), bool))
     made = jax.jit(agent.score_items).lower({"trunk": trunk}, prompts).compile()
     memory = made.memory_analysis()
+    assert memory is not None
     return matmul_flops(made.as_text()), float(memory.temp_size_in_bytes + memory.output_size_in_bytes)
 
 
