@@ -56,8 +56,7 @@ def test_ranks_of_batches_joined_are_those_of_all_rows(seed: int) -> None:
     scores = generator.integers(0, 5, (len(rows), n_items)).astype(np.float64)
     starts = np.cumsum([0, *sizes])
     parts = [
-        rank_rows(rows[first:last], [scores[first:last]], range(n_items))
-        for first, last in itertools.pairwise(starts)
+        rank_rows(rows[first:last], [scores[first:last]], range(n_items)) for first, last in itertools.pairwise(starts)
     ]
     whole, found = rank_rows(rows, [scores], range(n_items)), ranking.joined(parts)
     assert found.top == whole.top and set(found.tables) == set(ranking.PROTOCOLS)
