@@ -1,8 +1,8 @@
 """Freed memory stays with the process, because a compiled program asks for all of its temporaries again at every call.
 
 The C library gives a freed block of more than 32 MiB back to the kernel, which hands it out page by page, each zeroed at its
-first touch, at the next call. In the PPO update of docs/growth.md that was up to half of the processor's time. Importing
-this costs nothing but the standard library.
+first touch, at the next call. In docs/growth.md that was up to half of the processor's time. The price is memory: kept blocks
+do not always fit together, and the peak of a process may double. Importing this costs nothing but the standard library.
 """
 
 import ctypes
