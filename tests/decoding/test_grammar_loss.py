@@ -115,7 +115,11 @@ def test_pieces_are_as_equal_as_can_be(vocab: Vocabulary, grammar: Grammar):
     """Five positions with room for four at a time: two pieces of three, not of four."""
     _, targets = packed(vocab, [[vocab.recommender, *response] for response in responses(vocab)], 26)
     hidden, table = jnp.zeros((4, 26, 8)), jnp.zeros((vocab.size, 8))
-    program = jax.make_jaxpr(lambda *given: grammar_nll(*given, targets, grammar, most_logits=6 * 4 * 4))(hidden, table)
+
+    def judged(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return grammar_nll(hidden, table, targets, grammar, most_logits=6 * 4 * 4)
+
+    program = jax.make_jaxpr(judged)(hidden, table)
     loops = [one for one in program.eqns if one.primitive.name == "scan"]
     assert [one.params["length"] for one in loops] == [2]
     assert loops[0].outvars[0].aval.shape == (2, 4, 3)
