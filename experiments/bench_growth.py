@@ -1,6 +1,7 @@
-"""How does the cost grow as the work grows? Updates against batch, prompt, response, layers, catalogue and devices; data against dialogues.
+"""How does the cost grow as the work grows? Updates against batch, prompt, response, layers, catalogue and devices; imitation
+against batch, tokens and catalogue; data against dialogues.
 
-    python experiments/bench_growth.py                 # three sizes an axis; eleven minutes of one CPU core
+    python experiments/bench_growth.py                 # three sizes an axis; a quarter of an hour of one CPU core
     python experiments/bench_growth.py debug           # two sizes an axis
 
 One axis at a time, all else as the base. Two kinds of numbers: *counted* in the compiled program (operations of its matmuls by
@@ -29,7 +30,8 @@ from rlhf_jax.runtime.files import notice, write_json, write_text
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
-from scale import growth
+from scale import growth, imitation
+from scale.imitation import Imitation
 from scale.program import Program, compiled_apart
 
 Sizes = tuple[Annotated[int, Range("[1, 1_000_000]")], ...]
@@ -50,6 +52,13 @@ CORPUS: Mapping[str, tuple[str, str, float]] = {
     "vocabulary_seconds": ("vocabulary", "s", 1.0),
     "windows_seconds": ("windows", "s", 1.0),
     "peak_mb": ("peak", "MB", 1.0),
+}
+IMITATION: Mapping[str, tuple[str, str, float]] = {
+    "operations": ("step", "GFLOP", 1e9),
+    "temporaries": ("temporaries", "MB", 2**20),
+    "step_seconds": ("step", "s", 1.0),
+    "peak_mb": ("peak", "MB", 1.0),
+    "tokens_per_second": ("tokens", "1/s", 1.0),
 }
 """Key to name, unit, and what one unit is."""
 
@@ -76,6 +85,10 @@ class Config:
     """Layers."""
     catalogues: Sizes = (1_000, 10_000, 100_000)
     """Items."""
+    texts: Sizes = (64, 128, 256)
+    """Texts of a step of imitation; the first size of this and of the next, and of `catalogues`, is its base."""
+    text_tokens: Sizes = (64, 128, 256)
+    """Of such a text."""
     devices: Sizes = (1, 2, 4, 8)
     """Forced CPU devices along `data`, which share out the largest batch."""
     corpora: Sizes = (1, 4, 16)
@@ -91,10 +104,11 @@ class Config:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        for name in ("batches", "prompts", "responses", "depths", "catalogues", "devices", "corpora"):
+        axes = ("batches", "prompts", "responses", "depths", "catalogues", "texts", "text_tokens", "devices", "corpora")
+        for name in axes:
             sizes = getattr(self, name)
             if not sizes or list(sizes) != sorted(set(sizes)):
-                raise ValueError(f"--{name} must be ascending numbers, at least one: got {sizes}")
+                raise ValueError(f"--{name.replace('_', '-')} must be ascending numbers, at least one: got {sizes}")
         if self.depths[0] != self.layers:
             raise ValueError(f"--depths {self.depths} must begin with --layers {self.layers}, the base")
 
@@ -113,6 +127,8 @@ PRESETS = {
             responses=(6, 12),
             depths=(1, 2),
             catalogues=(100, 1_000),
+            texts=(8, 16),
+            text_tokens=(16, 32),
             devices=(1, 2),
             corpora=(1, 2),
             dialogues=40,
@@ -151,6 +167,37 @@ def axes_of(config: Config) -> dict[str, list[tuple[int, Program]]]:
         "catalogue": [(n, dataclasses.replace(base, items=n)) for n in config.catalogues],
         "devices": [(n, dataclasses.replace(largest, mesh=MeshConfig(data=n))) for n in config.devices],
     }
+
+
+def imitation_axes(config: Config) -> dict[str, list[tuple[int, Imitation]]]:
+    """Axis of imitation to (size, step), ascending."""
+    base = Imitation(
+        layers=config.layers,
+        width=config.width,
+        heads=4,
+        texts=config.texts[0],
+        tokens=config.text_tokens[0],
+        words=config.words,
+        items=config.catalogues[0],
+        positions=config.text_tokens[-1],
+    )
+    return {
+        "imitation, texts": [(n, dataclasses.replace(base, texts=n)) for n in config.texts],
+        "imitation, tokens": [(n, dataclasses.replace(base, tokens=n)) for n in config.text_tokens],
+        "imitation, catalogue": [(n, dataclasses.replace(base, items=n)) for n in config.catalogues],
+    }
+
+
+def imitation_growth(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """Every step counted and run, each once."""
+    axes = imitation_axes(config)
+    steps = list(dict.fromkeys(step for points in axes.values() for _, step in points))
+    as_text = [dataclasses.asdict(step) for step in steps]
+    said = dict(zip(steps, imitation.apart("count", as_text), strict=True))
+    for step, given in zip(steps, as_text, strict=True):
+        said[step] |= imitation.apart("run", [given | {"repeats": config.repeats}])[0]
+        notice(f"{step}: {said[step]}")
+    return {axis: [{"size": size, **said[step]} for size, step in points] for axis, points in axes.items()}
 
 
 def counted(programs: Sequence[Program], folder: Path) -> list[dict[str, float]]:
@@ -195,9 +242,14 @@ def axis_table(axis: str, points: Sequence[Mapping[str, Any]], columns: Mapping[
 
 WORDS = (
     "*power*: log(c₂/c₁)/log(s₂/s₁) of the two largest sizes; 1 is linear, 0 does not grow. Operations and temporaries are counted "
-    "in the compiled program (bfloat16, blocks computed again in the backward pass); seconds are CPU seconds of all threads "
+    "in the compiled program (bfloat16, blocks computed again in the backward pass; imitation float32, nothing computed again); seconds are CPU seconds of all threads "
     "(float32), the least of several; the peak is that of the process, compilation included."
 )
+
+
+def columns_of(axis: str) -> Mapping[str, tuple[str, str, float]]:
+    """What an axis of its own kind of work is measured by; nothing for those of the update."""
+    return CORPUS if axis == "dialogues" else IMITATION if axis.startswith("imitation") else {}
 
 
 def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> str:
@@ -206,7 +258,7 @@ def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -
     for axis, points in found.items():
         parts += [
             f"## {axis.capitalize()}",
-            axis_table(axis, points, CORPUS if axis == "dialogues" else {**COUNTED, **MEASURED}),
+            axis_table(axis, points, columns_of(axis) or {**COUNTED, **MEASURED}),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -215,10 +267,14 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
     """Every number over that of the smallest size, beside what a linear cost would be; devices share the work out."""
     panels = []
     for axis, points in found.items():
-        columns = CORPUS if axis == "dialogues" else MEASURED if "update_seconds" in points[0] else COUNTED
+        columns = columns_of(axis) or (MEASURED if "update_seconds" in points[0] else COUNTED)
         times = [point["size"] / points[0]["size"] for point in points]
         lines = [
-            plots.Line(columns[key][0], times, [point[key] / points[0][key] for point in points]) for key in columns
+            plots.Line(
+                f"{columns[key][0]}, {columns[key][1]}", times, [point[key] / points[0][key] for point in points]
+            )
+            for key in columns
+            if key != "tokens_per_second"  # The more the better: no cost.
         ]
         shared = axis == "devices"
         lines.append(plots.Line("1/size" if shared else "linear", times, [1 / one if shared else one for one in times]))
@@ -227,7 +283,7 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
 
 
 def main(config: Config) -> Path:
-    """1 programs counted, 2 programs run, 3 corpora read, 4 table and figure."""
+    """1 programs counted, 2 programs run, 3 imitation and corpora, 4 table and figure."""
     with open_run(config.run_dir, config, trackers=()) as run:
         found: dict[str, list[dict[str, Any]]] = {}
         run_before: dict[Program, dict[str, float]] = {}  # Every axis begins with the same base.
@@ -246,7 +302,9 @@ def main(config: Config) -> Path:
                 entry |= run_before.get(program, {}) if axis != "devices" else {}
                 notice(f"{axis} {size:,}: {entry}")
             write_json(run.path / "growth.json", found)
-        # 3. Corpora.
+        # 3. Imitation, then corpora.
+        found |= imitation_growth(config)
+        write_json(run.path / "growth.json", found)
         with tempfile.TemporaryDirectory() as folder:
             said = corpus_growth(config, Path(folder))
         found["dialogues"] = [{"size": int(one["dialogues"]), **one} for one in said]

@@ -163,6 +163,32 @@ def work_by_phase(program: str, mesh: Mapping[str, int], *, decode_steps: int, o
     return {phase: Work(flops[phase], dict(sorted(sent[phase].items()))) for phase in PHASES}
 
 
+def matmul_flops(program: str) -> float:
+    """Multiplications and additions of the matmuls of any compiled program, every loop's body as often as it runs.
+
+    Raises: ValueError at a loop whose trips are not written down.
+    """
+    computations, entry = _computations(program)
+
+    def visit(name: str) -> float:
+        lines, total = computations[name], 0.0
+        shapes = {found["name"]: _lengths(found["shape"]) for line in lines if (found := _RESULT.match(line))}
+        for line in lines:
+            if dot := _DOT.search(line):
+                total += _dot_flops(line, dot, shapes)
+            if body := _BODY.search(line):
+                trips = _TRIPS.search(line)
+                inner = visit(body[1])
+                if trips is None and inner:
+                    raise ValueError(f"a loop of unknown length with matmuls: {line.strip()[:200]}")
+                total += inner * (int(trips[1]) if trips else 0)
+            else:
+                total += sum(visit(called) for called in _called([line]))
+        return total
+
+    return visit(entry)
+
+
 def along_depth(shallow: Any, deep: Any, depths: tuple[int, int], depth: int) -> Any:
     """Numbers of a network of `depth` layers from those of two others; layers inside are equal, so it is a line.
 

@@ -64,8 +64,13 @@ class Program:
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """So many words, special tokens and items; what they spell does not matter."""
-        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(self.words)}, unk_token="w0"))
-        return Vocabulary(words.to_str(), tuple(range(self.items)), lower_case=False)
+        return numbered_vocabulary(self.words, self.items)
+
+
+def numbered_vocabulary(words: int, items: int) -> Vocabulary:
+    """So many words, special tokens and items."""
+    spelled = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
+    return Vocabulary(spelled.to_str(), tuple(range(items)), lower_case=False)
 
 
 class Abstract(NamedTuple):

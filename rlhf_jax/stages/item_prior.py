@@ -78,6 +78,10 @@ class PriorConfig:
         return Lists(self.group_size, self.list_length, self.scale_by_deviation)
 
 
+MOST_BYTES = 2**31
+"""Of what is known of contexts: those that are learnt from, and as much again for those that are only measured."""
+
+
 class Known(NamedTuple):
     """What is known of the items before each of N recommender messages."""
 
@@ -158,7 +162,8 @@ def is_held_out(dialogue: Dialogue, share: float) -> bool:
 def look_up(setup: Setup, trunk: Params, dialogues: Iterable[Dialogue], *, batch_size: int = 64) -> Known:
     """What trunk and recommenders say before each message with a fresh item now or later.
 
-    Memory: 4·(K + 1)·I bytes a row, and 2·I for what is gold; ReDial's validation split (2,900 rows, K = 7) takes 650 MB.
+    Memory: 4·(K + 1)·I bytes a row, and 2·I for what is gold; ReDial's validation split (2,900 rows, K = 7) takes 650 MB. Where
+    all rows would take more than `MOST_BYTES`, as many as fit are looked up, evenly spread, and a notice says so.
 
     Raises: RunError where no message of the dialogues suggests an item that was not named before.
     """
@@ -166,6 +171,14 @@ def look_up(setup: Setup, trunk: Params, dialogues: Iterable[Dialogue], *, batch
     if not wanted:
         raise RunError("prior: no message of the validation split suggests an item that was not named before")
     columns = {item: column for column, item in enumerate(setup.vocab.item_ids)}
+    a_row = (4 * (len(scorer_of(setup).names) + 1) + 2) * len(columns)
+    room = max(1, MOST_BYTES // a_row)
+    if room < len(wanted):
+        notice(
+            f"prior: {len(wanted):,} contexts over {len(columns):,} items would take {len(wanted) * a_row / 1e9:.1f} GB; "
+            f"{room:,} of them, evenly spread, take {room * a_row / 1e9:.1f} GB"
+        )
+        wanted = [wanted[place] for place in np.linspace(0, len(wanted) - 1, room).astype(int)]
     unique = list({dialogue.dialogue_id: dialogue for dialogue, *_ in wanted}.values())
     number = {dialogue.dialogue_id: place for place, dialogue in enumerate(unique)}
     windows = Windows.of(setup, unique)

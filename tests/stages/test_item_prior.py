@@ -98,6 +98,18 @@ def test_what_is_looked_up_is_the_trunks_word_and_the_scores(tiny: Tiny, setup: 
     np.testing.assert_array_equal(known.now, known.later)
 
 
+def test_contexts_that_would_not_fit_are_thinned_out_evenly(
+    tiny: Tiny, setup: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = look_up(setup, tiny.policy, setup.corpus.test)
+    monkeypatch.setattr(item_prior, "MOST_BYTES", sum(array[:6].nbytes for array in whole))
+    few = look_up(setup, tiny.policy, setup.corpus.test)
+    assert sum(array.nbytes for array in few) == item_prior.MOST_BYTES
+    for array, all_of_it in zip(few, whole, strict=True):
+        np.testing.assert_allclose(array, all_of_it[[0, 3, 6, 9, 12, 15]], atol=1e-5)
+    assert "16 contexts over" in capsys.readouterr().err
+
+
 def test_the_policy_ranks_as_the_weights_do(tiny: Tiny, setup: Setup) -> None:
     """What is learnt on cached numbers is what the policy with that prior says: one distribution."""
     known = look_up(setup, tiny.policy, setup.corpus.test)
