@@ -35,7 +35,17 @@ def first_step(folder: Path, store: Path, run_dir: Path, options: Sequence[str] 
     if run_dir.exists():
         raise ValueError(f"{run_dir}: a start needs a run directory of its own")
     known = set(store.rglob("*"))
-    command = [sys.executable, str(_SCRIPT), "redial", "--data.dir", folder, "--data.store", store, "--run-dir", run_dir]
+    command = [
+        sys.executable,
+        str(_SCRIPT),
+        "redial",
+        "--data.dir",
+        folder,
+        "--data.store",
+        store,
+        "--run-dir",
+        run_dir,
+    ]
     log = run_dir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     began, clock = time.time(), time.monotonic()
