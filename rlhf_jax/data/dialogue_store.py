@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -88,14 +88,24 @@ class TurnIndex(Sequence[tuple[int, int]]):
         return len(self.pairs)
 
     @overload
-    def __getitem__(self, index: int) -> tuple[int, int]: ...
+    def __getitem__(self, index: SupportsIndex) -> tuple[int, int]: ...
     @overload
     def __getitem__(self, index: slice) -> "TurnIndex": ...
-    def __getitem__(self, index: int | slice) -> "tuple[int, int] | TurnIndex":
+    def __getitem__(self, index: SupportsIndex | slice) -> "tuple[int, int] | TurnIndex":
         if isinstance(index, slice):
             return TurnIndex(self.pairs[index])
         number, place = self.pairs[index].tolist()
         return number, place
+
+
+def evenly(dialogues: Sequence[Dialogue], most: int) -> Sequence[Dialogue]:
+    """The dialogues, or `most` of them, evenly spread, where there are more."""
+    if len(dialogues) <= most:
+        return dialogues
+    numbers = [place * len(dialogues) // most for place in range(most)]
+    if isinstance(dialogues, StoredDialogues):
+        return dialogues.chosen(numbers)
+    return tuple(dialogues[number] for number in numbers)
 
 
 def record_of(dialogue: Dialogue) -> bytes:

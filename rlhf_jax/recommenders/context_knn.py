@@ -100,7 +100,7 @@ def fit(
     return ContextKnn(space, csr_array(training.fresh[used]), own, neighbours, power, titles)
 
 
-def texts_of(contexts: Contexts, titles: bool) -> tuple[str, ...]:
+def texts_of(contexts: Contexts, titles: bool) -> Sequence[str]:
     """The words that are compared."""
     return contexts.texts if titles else contexts.words
 

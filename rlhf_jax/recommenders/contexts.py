@@ -10,7 +10,7 @@ been fitted without that dialogue (leave-own-dialogue-out), else a recommender w
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, overload, runtime_checkable
+from typing import NamedTuple, Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -200,10 +200,10 @@ class StoredWords(Sequence[str]):
         return len(self.places)
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> "StoredWords": ...
-    def __getitem__(self, index: int | slice) -> "str | StoredWords":
+    def __getitem__(self, index: SupportsIndex | slice) -> "str | StoredWords":
         if isinstance(index, slice):
             return dataclasses.replace(self, places=self.places[index])
         number, place = self.places[index].tolist()

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
-from rlhf_jax.data.dialogue_store import StoredDialogues
+from rlhf_jax.data.dialogue_store import evenly
 from rlhf_jax.data.turns import answered_turns
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.association import pearson
@@ -144,17 +144,8 @@ def label(
 
 def labelled(corpus: Corpus, config: RewardConfig) -> Corpus:
     """The corpus with the dialogues that are labelled: all, or `max_dialogues` of a split, evenly spread."""
-    parts = {name: _spread(getattr(corpus, name), config.max_dialogues) for name in ("train", "validation")}
+    parts = {name: evenly(getattr(corpus, name), config.max_dialogues) for name in ("train", "validation")}
     return dataclasses.replace(corpus, **parts)
-
-
-def _spread(dialogues: Sequence[Dialogue], most: int) -> Sequence[Dialogue]:
-    if len(dialogues) <= most:
-        return dialogues
-    numbers = [place * len(dialogues) // most for place in range(most)]
-    if isinstance(dialogues, StoredDialogues):
-        return dialogues.chosen(numbers)
-    return tuple(dialogues[number] for number in numbers)
 
 
 def _stored_labels(path: Path) -> LabelTable | None:

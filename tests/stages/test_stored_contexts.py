@@ -138,10 +138,10 @@ def test_recommenders_count_the_same_and_keep_no_text(
 
 
 def test_memory_of_batches_does_not_grow_with_the_dialogues(folder: Path, vocab: Vocabulary, tmp_path: Path) -> None:
-    """Bytes of Python objects while 200 batches of prompts, responses and human turns are made: 4 times the dialogues may take
-    what their index takes, 8 bytes a turn and an order of 8, and no more than 40 a turn with the temporaries of both."""
+    """Bytes of Python objects while 200 batches of prompts and responses are made: 4 times the dialogues may take what their index
+    takes, 8 bytes a turn and an order of 8, and no more than 40 a turn with the temporaries of both."""
 
-    def peak(times: int) -> tuple[int, int]:
+    def peak(times: int, updates: int = 200) -> tuple[int, int]:
         source = tmp_path / f"{times}"
         if not source.exists():
             growth.enlarge(folder, source, times)
@@ -149,15 +149,15 @@ def test_memory_of_batches_does_not_grow_with_the_dialogues(folder: Path, vocab:
         tracemalloc.start()
         windows = Windows(vocab, corpus.train, DATA)
         turns = windows.turns()
-        prompts = PromptBatches(windows.prompts_of(turns), batch_size=4, seed=0)
-        for update in range(200):
+        prompts = PromptBatches(windows.prompts_of(turns), batch_size=1, seed=0)
+        for update in range(updates):
             prompts.batch(update)
             windows.responses([turns[row] for row in prompts.rows(update)])
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found, len(turns)
 
-    peak(1)  # What is cached on the way is not the dialogues'.
+    peak(1, updates=5)  # What is cached on the way is not the dialogues'.
     (few, n_few), (many, n_many) = peak(1), peak(4)
     assert n_many > 3.5 * n_few
     assert many - few < 40 * (n_many - n_few)
