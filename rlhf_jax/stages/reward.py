@@ -58,8 +58,8 @@ class RewardConfig:
     epochs: Epochs = 3
     """Passes over the labelled turns."""
     max_dialogues: Cases = 50_000
-    """Dialogues that are labelled, of the training and of the validation split; of more, so many that are evenly spread. They and
-    their turns are in memory while labels are fitted."""
+    """Training dialogues that are labelled, and ten times the validation dialogues that are; of more, so many that are evenly
+    spread. They and their turns are in memory while labels are fitted."""
     max_turns: Cases | None = None
     """Labelled training turns used, drawn with the run's seed; None uses all."""
     validation_turns: Cases = 2000
@@ -143,9 +143,12 @@ def label(
 
 
 def labelled(corpus: Corpus, config: RewardConfig) -> Corpus:
-    """The corpus with the dialogues that are labelled: all, or `max_dialogues` of a split, evenly spread."""
-    parts = {name: evenly(getattr(corpus, name), config.max_dialogues) for name in ("train", "validation")}
-    return dataclasses.replace(corpus, **parts)
+    """The corpus with the dialogues that are labelled: all, or `max_dialogues` and a tenth as many, evenly spread."""
+    return dataclasses.replace(
+        corpus,
+        train=evenly(corpus.train, config.max_dialogues),
+        validation=evenly(corpus.validation, max(1, config.max_dialogues // 10)),
+    )
 
 
 def _stored_labels(path: Path) -> LabelTable | None:
