@@ -9,7 +9,7 @@ same prompts in the same width.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,8 @@ class Padded(Protocol):
         ...
 
 
-class InMemory(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory:
     """All of them as arrays."""
 
     tokens: np.ndarray
@@ -105,7 +106,7 @@ class PromptBatches:
         number, place = divmod(update, self.group)
         return self._dealt(number)[place]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - batches of two groups; the object lives as long as its stage
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - two groups of contexts and of human turns; they live as long as their stage
     def _dealt(self, number: int) -> np.ndarray:
         """Prompts of all updates of a group. [G, B]"""
         drawn = batch_indices(len(self.prompts), seed=self.seed, step=number, batch_size=self.group * self.batch_size)
