@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float32
 from scipy.optimize import minimize
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
+from rlhf_jax.data.dialogue_store import evenly
 from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.decoding import prior
 from rlhf_jax.interfaces import Dialogue, Params
@@ -27,7 +28,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import list_grpo, sft
 from rlhf_jax.learners.list_grpo import ListBatch, Lists
 from rlhf_jax.learners.optimizer import TrainState, falling_to_zero, steps_taken
-from rlhf_jax.ranges import Batch, Range, Rate, Steps, check_numbers
+from rlhf_jax.ranges import Batch, Cases, Range, Rate, Steps, check_numbers
 from rlhf_jax.recommenders import mixture
 from rlhf_jax.recommenders.scorer import NAMED, ItemScorer, fit_scorer
 from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
@@ -52,6 +53,9 @@ class PriorConfig:
     """How its weights are found; `none` leaves the policy without a prior."""
     parts: tuple[str, ...] = tuple(mixture.WEIGHTS)
     """Recommenders that it reads; `context_knn_titles` may be added."""
+    max_dialogues: Cases = 2_500
+    """Validation dialogues that are looked at; of more, so many that are evenly spread. What is known of every item before each of
+    their messages is in memory."""
     held_out: Annotated[float, Range("[0, 1)")] = 0.4
     """Share of the validation dialogues that are measured and not learnt from."""
     updates: Steps = 300
@@ -236,7 +240,7 @@ def look_up_validation(setup: Setup, trunk: Params, config: PriorConfig) -> Part
       trunk: a tree with `trunk`; it stays as it is.
     Raises: RunError without contexts to learn from.
     """
-    dialogues = setup.corpus.validation
+    dialogues = evenly(setup.corpus.validation, config.max_dialogues)
     share = config.held_out
     learnt = [one for one in dialogues if not is_held_out(one, share)]
     kept = [one for one in dialogues if is_held_out(one, share) and fresh_from(one)]

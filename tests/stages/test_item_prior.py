@@ -15,7 +15,7 @@ from rlhf_jax.recommenders.contexts import row_contexts
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages import item_prior
-from rlhf_jax.stages.contexts import PromptBatches, Windows
+from rlhf_jax.stages.contexts import Padded, PromptBatches, Windows
 from rlhf_jax.stages.item_prior import PriorConfig, fresh_from, look_up, most_likely, quality
 from rlhf_jax.stages.setup import Setup
 from tiny_policy import Tiny
@@ -71,8 +71,8 @@ def test_a_training_dialogue_is_left_out_of_its_own_scores(setup: Setup) -> None
 
 
 def test_human_answers_bring_them_too(setup: Setup) -> None:
-    def dealt(tokens: np.ndarray, mask: np.ndarray) -> PromptBatches:
-        return PromptBatches(tokens, mask, batch_size=4, seed=0)
+    def dealt(prompts: Padded) -> PromptBatches:
+        return PromptBatches(prompts, batch_size=4, seed=0)
 
     human = Windows.of(setup, setup.corpus.train).demonstrations(dealt)
     rollout = human.batch(0, slice(1, 3))
