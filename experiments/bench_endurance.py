@@ -15,6 +15,7 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 
 # isort: split
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ class Config(StartConfig, Pipeline):
     )
     prior: PriorConfig = PriorConfig()
     reward: RewardConfig = RewardConfig(epochs=1, validation_turns=64, gate="warn")
-    align: AlignmentConfig = AlignmentConfig(updates=500, batch_size=32, evaluations=10, save_every=10)
+    align: AlignmentConfig = AlignmentConfig(updates=500, batch_size=32, evaluations=20, save_every=25)
     algorithm: Literal["ppo", "grpo"] = "ppo"
     """Which learner goes on for long, and whose numbers it reads."""
     ppo: PPOConfig = PPOConfig(epochs=2, minibatches=2)
@@ -83,7 +84,7 @@ PRESETS = {
             model=miniature.MODEL,
             sft=dataclasses.replace(miniature.SFT, epochs=1, patience=None, tokens_per_batch=512),
             reward=miniature.REWARD,
-            align=dataclasses.replace(miniature.ALIGN, updates=20, evaluations=5),
+            align=dataclasses.replace(miniature.ALIGN, updates=20, evaluations=10),
             ppo=miniature.PPO,
             users=8,
         ),
@@ -137,7 +138,7 @@ def draw(looks: Mapping[str, Sequence[endurance.Look]], folder: Path) -> Path:
     panels = []
     for stage, own in looks.items():
         updates = [look.update for look in own[1:]]
-        seconds = [after.cpu_seconds - before.cpu_seconds for before, after in zip(own[:-1], own[1:], strict=True)]
+        seconds = [after.cpu_seconds - before.cpu_seconds for before, after in itertools.pairwise(own)]
         series: list[tuple[str, list[float], str]] = [
             ("process", [look.resident_mb for look in own[1:]], "MB"),
             ("live arrays", [look.live_bytes / 2**20 for look in own[1:]], "MB"),

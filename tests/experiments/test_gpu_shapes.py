@@ -297,5 +297,3 @@ def test_the_dpo_stage_of_dpo4rec_in_the_preset_paper(depth: int, tmp_path: Path
             return preference.train(run, made, {"trunk": trunk}, batch, config.dpo, **asked)
 
         assert "rewards/margin" in metrics_of(learn, trunk)
-
-

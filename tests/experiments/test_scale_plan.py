@@ -15,8 +15,9 @@ from jax.sharding import AbstractMesh, AxisType
 from rlhf_jax.parallel.mesh import AXES, MeshConfig
 from rlhf_jax.parallel.partition import Partition
 from scale import plan as scale_plan
+from scale.compiling import compiled_apart
 from scale.plan import Fleet, Seconds, Work
-from scale.program import Program, abstract, compiled_apart
+from scale.program import Program, abstract
 
 TINY = Program(
     name="tiny",
