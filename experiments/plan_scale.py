@@ -362,7 +362,8 @@ def markdown(config: Config, plans: list[dict[str, Any]]) -> str:
     ]
     for one in plans:
         cells = [one["steps"], one["size"], one["fleet"]]
-        cells += [f"{total(one, 'flops') / 1e12:.3g}", f"{total(one, 'sent') / 1e9:.1f}"]
+        operations = total(one, "flops") / 1e12
+        cells += [f"{operations:{',.0f' if operations >= 10 else '.2g'}}", f"{total(one, 'sent') / 1e9:.1f}"]
         seconds = [Seconds(*(one["seconds"][phase][name] for name in Seconds._fields)) for phase in PHASES]
         cells += [
             f"{' / '.join(f'{number:.2g}' for number in each)}: {each.binds}" if any(each) else "–" for each in seconds

@@ -27,7 +27,7 @@ from scale.endurance import Look, watching
 
 B, P, T, D, L, H = 8, 24, 8, 128, 2, 4
 CONFIG = PPOConfig(epochs=2, minibatches=2, old_logprobs="recompute")
-UPDATES = 10
+UPDATES, SAVED = 10, 5
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -127,7 +127,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
                 Setup(DataConfig(context_tokens=P, response_tokens=T), corpus(), vocab, agent, seed=0, layout=watch),
                 trunk,
                 Proxy(reward_params(trunk, D, jax.random.key(1)), CONFIG.component_weights),
-                alignment.AlignmentConfig(updates=UPDATES, batch_size=B, save_every=5),
+                alignment.AlignmentConfig(updates=UPDATES, batch_size=B, save_every=SAVED),
                 CONFIG,
             )
         finally:
@@ -149,8 +149,12 @@ def test_nothing_is_compiled_after_the_first_update(watched: Watched) -> None:
 
 def test_ten_updates_hold_as_much_as_two(watched: Watched) -> None:
     assert [look.update for look in watched.looks] == list(range(UPDATES))
-    # From the second update on the first state is gone, and its successors take its place: no array more, no byte more.
-    assert len({(look.live_bytes, look.live_arrays, look.programs) for look in watched.looks[2:]}) == 1
+    # From the second update on the first state is gone, and its successors take its place: no array more, no byte more. What a
+    # checkpoint was written from is there until the next update takes the state.
+    held = {look.update: (look.live_bytes, look.live_arrays) for look in watched.looks[2:]}
+    assert len({held[update] for update in held if update % SAVED}) == 1
+    assert held[UPDATES - SAVED] < (2 * held[2][0], 2 * held[2][1])
+    assert len({look.programs for look in watched.looks[2:]}) == 1
 
 
 def test_the_persistent_cache_holds_the_program(watched: Watched) -> None:
