@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import os
 import resource
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from rlhf_jax.parallel.partition import OneDevice
 
@@ -37,6 +39,8 @@ class Look(NamedTuple):
     live_arrays: int
     programs: int
     """Compiled so far."""
+    yardstick_seconds: float
+    """Of a fixed piece of work, done at this moment and not counted above: how slow the core is just now."""
 
 
 class Watch(OneDevice):
@@ -46,6 +50,7 @@ class Watch(OneDevice):
         self.looks: list[Look] = []
         self.compiled: list[str] = []
         """Names of all programs, in the order they were compiled in."""
+        self._not_counted = 0.0
 
     def together(self, program: Any, name: str) -> Any:
         """The same program; of a stage's step (a name without a part behind `/`) each call is looked at first."""
@@ -63,16 +68,19 @@ class Watch(OneDevice):
 
     def look(self, stage: str, update: int) -> None:
         """Notes what there is now."""
+        cpu_seconds, measured = time.process_time() - self._not_counted, yardstick()
+        self._not_counted += measured
         arrays = [array for array in jax.live_arrays() if not array.is_deleted()]
         self.looks.append(
             Look(
                 stage,
                 update,
-                time.process_time(),
+                cpu_seconds,
                 resident_mb(),
                 sum(array.nbytes for array in arrays),
                 len(arrays),
                 len(self.compiled),
+                measured,
             )
         )
 
@@ -103,12 +111,25 @@ def watching() -> Iterator[Watch]:
         jax.monitoring.unregister_event_duration_listener(count)
 
 
+def yardstick() -> float:
+    """CPU seconds of this thread for a fixed piece of work, some milliseconds: what shares the core slows this as it slows an
+    update, though not in the same proportion."""
+    begin, numbers = time.thread_time(), _NUMBERS
+    for _ in range(4):
+        numbers = np.tanh(numbers) + _NUMBERS
+    sum(range(10_000))
+    return time.thread_time() - begin
+
+
 def resident_mb() -> float:
     """Memory this process holds now; the most it has held where the system does not say."""
     file = Path("/proc/self/statm")
     if not file.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+_NUMBERS = np.linspace(-2, 2, 2**16, dtype=np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +145,8 @@ class Span:
     """An update, evaluations and checkpoints of this tenth shared out over its updates."""
     programs: int
     """Compiled in this tenth."""
+    yardstick_seconds: float
+    """Median."""
 
 
 def spans(looks: Sequence[Look], parts: int = 10) -> list[Span]:
@@ -135,7 +158,7 @@ def spans(looks: Sequence[Look], parts: int = 10) -> list[Span]:
       looks: of one stage, in order, one before each update.
     Raises: ValueError where a part would have no update.
     Examples:
-      >>> looks = [Look("sft", k, 2.0 * k, 100.0 + k, 8, 1, min(k, 1)) for k in range(6)]
+      >>> looks = [Look("sft", k, 2.0 * k, 100.0 + k, 8, 1, min(k, 1), 0.1) for k in range(6)]
       >>> [(span.updates, span.cpu_seconds, span.resident_mb, span.programs) for span in spans(looks, 2)]
       [(2, 2.0, 102.0, 1), (3, 2.0, 105.0, 0)]
     """
@@ -153,6 +176,7 @@ def spans(looks: Sequence[Look], parts: int = 10) -> list[Span]:
                 live_bytes=max(look.live_bytes for look in own),
                 cpu_seconds=(own[-1].cpu_seconds - own[0].cpu_seconds) / (end - begin),
                 programs=own[-1].programs - own[0].programs,
+                yardstick_seconds=statistics.median(look.yardstick_seconds for look in own),
             )
         )
     return found
@@ -161,12 +185,13 @@ def spans(looks: Sequence[Look], parts: int = 10) -> list[Span]:
 def verdict(found: Sequence[Span]) -> dict[str, float]:
     """The last tenth against the second; the first compiles.
 
-    Returns: `throughput` (updates a CPU second), `resident` and `live` (memory), 1 is the same; `compiled`, programs in all
-      tenths after the second.
+    Returns: `throughput` (updates a CPU second), `by_yardstick` (updates in the time the fixed piece of work takes), `resident`
+      and `live` (memory), 1 is the same; `compiled`, programs in all tenths after the second.
     """
     second, last = found[1], found[-1]
     return {
         "throughput": second.cpu_seconds / last.cpu_seconds,
+        "by_yardstick": (second.cpu_seconds / second.yardstick_seconds) / (last.cpu_seconds / last.yardstick_seconds),
         "resident": last.resident_mb / second.resident_mb,
         "live": last.live_bytes / second.live_bytes,
         "compiled": float(sum(span.programs for span in found[2:])),

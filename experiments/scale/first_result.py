@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-STARTS = re.compile(r"^(?:\[rlhf_jax\] )?(?P<stage>[a-z_]+)(?P<what>: starts|: \d+/| *:?\s+\d+%)")
+STARTS = re.compile(r"^(?:\[rlhf_jax\] )?(?P<stage>[\w-]+)(?P<what>: starts|: \d+/| *:?\s+\d+%)")
 """A stage's first line, or a line of its progress."""
 EVENTS = {
     "/jax/core/compile/jaxpr_trace_duration": "tracing",

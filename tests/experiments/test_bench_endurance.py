@@ -15,17 +15,34 @@ from scale.endurance import Look
 def looks(n: int, *, leak: int = 0, slower: float = 0.0) -> list[Look]:
     """An update a second; two programs in the first tenth."""
     return [
-        Look("ppo", k, k + slower * max(0, k - n // 2), 500.0 + k, 1000 + leak * k, 7, min(k, 2)) for k in range(n)
+        Look(
+            "ppo",
+            k,
+            k + slower * max(0, k - n // 2),
+            500.0 + k,
+            1000 + leak * k,
+            7,
+            min(k, 2),
+            0.5 if k < n // 2 else 1.0,
+        )
+        for k in range(n)
     ]
 
 
 def test_the_last_tenth_is_compared_with_the_second() -> None:
     spans = endurance.spans(looks(100))
     assert [span.updates for span in spans] == [9, *[10] * 9]
-    assert endurance.verdict(spans) == {"throughput": 1.0, "resident": 599 / 519, "live": 1.0, "compiled": 0.0}
+    assert endurance.verdict(spans) == {
+        "throughput": 1.0,
+        # The fixed piece of work takes twice as long at the end, the updates do not.
+        "by_yardstick": 2.0,
+        "resident": 599 / 519,
+        "live": 1.0,
+        "compiled": 0.0,
+    }
     grown = endurance.verdict(endurance.spans(looks(100, leak=10, slower=0.25)))
     assert grown["throughput"] == pytest.approx(1 / 1.25)
-    assert grown["live"] == (1000 + 990) / (1000 + 190)
+    assert grown["live"] == (1000 + 10 * 99) / (1000 + 10 * 19)
     with pytest.raises(ValueError, match="19 updates cannot be cut into 10 parts"):
         endurance.spans(looks(19))
 
