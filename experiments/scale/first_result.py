@@ -16,7 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 STARTS = re.compile(r"^(?:\[rlhf_jax\] )?(?P<stage>[\w-]+)(?P<what>: starts|: \d+/| *:?\s+\d+%)")
 """A stage's first line, or a line of its progress."""
@@ -104,7 +104,7 @@ class Clock:
 class _Listening:
     """A stream whose lines a clock hears as well."""
 
-    def __init__(self, stream: TextIO, clock: Clock) -> None:
+    def __init__(self, stream: Any, clock: Clock) -> None:
         self._stream, self._clock = stream, clock
 
     def write(self, text: str) -> int:

@@ -1,5 +1,6 @@
 """Long runs: tenths of what was seen, and that the real stages are looked at. What must not grow is in `test_one_program.py`."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_every_call_of_a_step_is_looked_at_and_nothing_else() -> None:
             other(kept[-1])
     assert [(look.stage, look.update) for look in watch.looks] == [("ppo", 0), ("ppo", 1), ("ppo", 2)]
     # One more array is kept each time, and that is seen.
-    assert [after.live_bytes - before.live_bytes for before, after in zip(watch.looks, watch.looks[1:])] == [16, 16]
+    assert [after.live_bytes - before.live_bytes for before, after in itertools.pairwise(watch.looks)] == [16, 16]
     # Both were compiled in the first update.
     assert len({look.programs for look in watch.looks[1:]}) == 1
     assert [update for update, _ in watch.compiled_at("ppo")] == [1, 1]
