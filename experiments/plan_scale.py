@@ -5,7 +5,8 @@
     python experiments/plan_scale.py --sizes 7b --fleets 8xh200 --mesh.fsdp 8 --batch 512
     python experiments/plan_scale.py --sizes 7b --fleets v5e-256 --tpu   # the TPU's compiler too (pip install libtpu)
 
-The programs that training runs are compiled for all devices of the fleet, at the real width and vocabulary and a few depths, on as many pretended CPU devices; no array is ever made. Numbers at the real depth lie on the line through two
+The programs that training runs are compiled for all devices of the fleet, at the real width and vocabulary and a few
+depths, on as many pretended CPU devices; no array is ever made. Numbers at the real depth lie on the line through two
 depths, a third one says how well. Bytes of parameters and states are exact. Seconds are arithmetic, not measurements:
 counts over ceilings times assumed shares. Writes `scale.json` and `scale.md` into `--out`, and keeps what was compiled
 in its folder `programs`. How to read the table: docs/scaling.md.

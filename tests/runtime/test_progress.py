@@ -5,7 +5,9 @@ import pytest
 from rlhf_jax.runtime import progress
 
 
-def test_the_first_numbers_are_shown_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_numbers_are_shown_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with progress.Progress("ppo", 0, 40) as shown:
