@@ -1,7 +1,7 @@
 """What will run on an accelerator is traced at its sizes, and lowered for it, where there is none: shapes alone, no array is made.
 
-Benchmarks at their accelerator workloads, and the stages' own steps in the presets `paper`. Quick with two blocks, since all
-blocks are alike; at the full depth it is slow.
+Benchmarks at their accelerator workloads, and the stages' own steps in the presets `paper`: with two blocks, since all are
+alike, and the largest of them at the full depth too, which is slow.
 """
 
 import dataclasses
@@ -41,7 +41,8 @@ from rlhf_jax.stages.reward import Proxy
 from rlhf_jax.stages.setup import ModelConfig, Setup, size_network
 from scale.program import Program
 
-DEPTHS = [2, pytest.param(24, marks=pytest.mark.slow)]
+DEPTH = 2
+WHOLE = pytest.param(24, marks=pytest.mark.slow)
 MEDIUM = {"model_type": "gpt2", "n_layer": 24, "n_embd": 1024, "n_head": 16, "n_positions": 1024, "vocab_size": 50_257}
 REDIAL_ITEMS = 6_924
 
@@ -82,7 +83,7 @@ def workload_of(script: Any, depth: int) -> Workload:
 
 
 @pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", [2, WHOLE])
 def test_a_ppo_iteration_of_the_benchmark(depth: int) -> None:
     workload = workload_of(bench_ppo, depth)
 
@@ -108,7 +109,7 @@ def test_a_ppo_iteration_of_the_benchmark(depth: int) -> None:
 
 
 @pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", [2, WHOLE])
 def test_a_dpo_step_of_the_benchmark(depth: int) -> None:
     workload = workload_of(bench_dpo, depth)
     *parts, prompts = drawn(workload)
@@ -201,8 +202,9 @@ def metrics_of(stage: Callable[..., Any], *shapes: Any) -> Any:
 
 
 @pytest.mark.usefixtures("stopped")
-@pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize(
+    ("algorithm", "depth"), [("ppo", 2), ("grpo", 2), pytest.param("ppo", 24, marks=pytest.mark.slow)]
+)
 def test_the_stages_of_ppo_redial_in_the_preset_paper(algorithm: str, depth: int, tmp_path: Path) -> None:
     config = dataclasses.replace(ppo_redial.PRESETS["paper"][1], algorithm=algorithm)
     vocab = words_and_items().vocabulary
@@ -232,11 +234,10 @@ def test_the_stages_of_ppo_redial_in_the_preset_paper(algorithm: str, depth: int
         assert "objective/kl_k1" in metrics_of(align, trunk, model)
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_turns_and_learning_of_smtpo_in_the_preset_paper(depth: int, tmp_path: Path) -> None:
+def test_turns_and_learning_of_smtpo_in_the_preset_paper(tmp_path: Path) -> None:
     config = smtpo_redial.PRESETS["paper"][1]
     vocab, talk, data = words_and_items().vocabulary, config.conversations, config.data
-    network = size_network(paper_model(config.model, depth, tmp_path), vocab)
+    network = size_network(paper_model(config.model, DEPTH, tmp_path), vocab)
     agent = make_agent(vocab, network, max_items=data.max_items, response_tokens=data.response_tokens)
     rows = talk.openings * talk.group_size
     n_rows = rows * talk.turns
@@ -268,10 +269,9 @@ def test_turns_and_learning_of_smtpo_in_the_preset_paper(depth: int, tmp_path: P
 
 
 @pytest.mark.usefixtures("stopped")
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_the_dpo_stage_of_dpo4rec_in_the_preset_paper(depth: int, tmp_path: Path) -> None:
+def test_the_dpo_stage_of_dpo4rec_in_the_preset_paper(tmp_path: Path) -> None:
     config = dpo4rec_movielens.PRESETS["paper"][1]
-    model = dataclasses.replace(config.model, n_layer=depth)
+    model = dataclasses.replace(config.model, n_layer=DEPTH)
     made = preference_setup.set_up(RatingsConfig(source="world"), model, seed=0)._replace(layout=Shapes())
     assert made.writer.network.layers == "scan" and made.writer.network.compute_dtype == "bfloat16"
     n, length = 2 * config.dpo.batch_size, made.writer.response_tokens
