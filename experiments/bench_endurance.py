@@ -109,7 +109,7 @@ def tables(found: Mapping[str, Sequence[endurance.Span]]) -> str:
         lines.append(
             [
                 SHOWN[stage],
-                f"{sum(span.updates for span in spans):,}",
+                f"{1 + sum(span.updates for span in spans):,}",
                 f"{100 * said['throughput']:.1f} %",
                 f"{100 * said['quick']:.1f} %",
                 f"{100 * said['yardstick']:.1f} %",
