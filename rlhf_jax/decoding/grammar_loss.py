@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.decoding.grammar import Grammar
+from rlhf_jax.models.dense import tied_logits
 
 MOST_LOGITS = 2**26
 """Item logits that are in memory at once, over all rows: 256 MiB. What has more is computed in pieces, twice."""
@@ -96,7 +97,7 @@ def _word_nll(hidden: Array, table: Array, batch: GrammarTargets, grammar: Gramm
     flat, kinds = hidden.reshape(-1, width), batch.kinds.reshape(-1)
     some = kinds != NO_TARGET
     targets = jnp.where(some, batch.targets.reshape(-1), grammar.eos)
-    logits = jnp.dot(flat, table[: grammar.first_item].T, preferred_element_type=jnp.float32)
+    logits = tied_logits(flat, table[: grammar.first_item])
     # Words and specials share one head; which specials may come is a matter of the kind.
     token = jnp.arange(grammar.first_item)[None]
     word, kind = token < grammar.n_words, kinds[:, None]
@@ -123,7 +124,7 @@ def _item_nll(
     some, in_list = kinds != NO_TARGET, kinds == LIST
     targets = jnp.where(some, targets.reshape(rows), grammar.say)
     items = jax.lax.slice_in_dim(table, grammar.first_item, grammar.first_item + grammar.n_items)
-    logits = jnp.dot(flat, items.T, preferred_element_type=jnp.float32)
+    logits = tied_logits(flat, items)
     listed = item_listed.reshape(rows, -1)
     # An index past the end is dropped: −1 must not wrap around to the last item.
     columns = jnp.where(listed >= 0, listed - grammar.first_item, grammar.n_items)

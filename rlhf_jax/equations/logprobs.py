@@ -34,11 +34,42 @@ def log_softmax(
       >>> [round(x, 4) for x in jnp.exp(logprobs)[0].tolist()]
       [0.5, 0.5, 0.0]
     """
+    return jax.nn.log_softmax(_permitted(logits, temperature, allowed), axis=-1)
+
+
+def _permitted(logits: Array, temperature: float | Array, allowed: Array | None) -> Array:
+    """Logits over the temperature, −∞ where a token is not allowed."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
-    if allowed is not None:
-        chex.assert_equal_shape([logits, allowed])
-        logits = jnp.where(allowed | ~allowed.any(axis=-1, keepdims=True), logits, -jnp.inf)
-    return jax.nn.log_softmax(logits, axis=-1)
+    if allowed is None:
+        return logits
+    chex.assert_equal_shape([logits, allowed])
+    return jnp.where(allowed | ~allowed.any(axis=-1, keepdims=True), logits, -jnp.inf)
+
+
+@jax.custom_vjp
+def _picked(logits: Float[Array, "T V"], tokens: Int[Array, " T"]) -> Float[Array, " T"]:
+    """`log_softmax(logits)` at the tokens, with the gradient as the formula has it.
+
+    Derived by the compiler, the gradient scatters one number a row into zeros of the size of the logits, which are the
+    largest array of an update.
+    """
+    return _picked_forward(logits, tokens)[0]
+
+
+def _picked_forward(logits: Array, tokens: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    log_sum = jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1, keepdims=True))
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
+    return (chosen - largest - log_sum)[:, 0], (logits, largest + log_sum, tokens)
+
+
+def _picked_backward(kept: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, None]:
+    logits, normaliser, tokens = kept
+    chosen = jnp.arange(logits.shape[-1])[None] == tokens[:, None]
+    return gradient[:, None] * (chosen - jnp.exp(logits - normaliser)), None
+
+
+_picked.defvjp(_picked_forward, _picked_backward)
 
 
 def token_logprobs(
@@ -67,8 +98,7 @@ def token_logprobs(
       [0.5, 0.8]
     """
     chex.assert_equal_shape_prefix([logits, tokens], 1)
-    logprobs = log_softmax(logits, temperature=temperature, allowed=allowed)
-    return jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+    return _picked(_permitted(logits, temperature, allowed), tokens)
 
 
 def entropy(

@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.interfaces import Params
-from rlhf_jax.models.dense import Dropout, Linear
+from rlhf_jax.models.dense import Dropout, LayerNorm, Linear, tied_logits
 from rlhf_jax.models.stack import LAYERS, REMATS, kept_by, scanned
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -211,11 +211,6 @@ class MLP(nn.Module):
         return self.c_proj(jax.nn.gelu(self.c_fc(x), approximate=True))
 
 
-def layer_norm(config: GPT2Config) -> nn.LayerNorm:
-    """Layer norm in float32; the two-pass variance, because the residual stream has large means."""
-    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, dtype=jnp.float32, use_fast_variance=False)
-
-
 class Block(nn.Module):
     """x + attention(ln_1 x), then x + mlp(ln_2 x), for rows `from_position` on."""
 
@@ -225,9 +220,9 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         """Declares the two branches."""
-        self.ln_1 = layer_norm(self.config)
+        self.ln_1 = LayerNorm(self.config.layer_norm_epsilon)
         self.attn = Attention(self.config, self.from_position, self.deterministic)
-        self.ln_2 = layer_norm(self.config)
+        self.ln_2 = LayerNorm(self.config.layer_norm_epsilon)
         self.mlp = MLP(self.config)
         self.residual_dropout = Dropout(self.config.dropout, self.deterministic)
 
@@ -268,7 +263,7 @@ class GPT2(nn.Module):
         block: Any = Block if config.remat == "none" else nn.remat(Block, policy=kept_by(config.remat))
         starts = [0] * (config.n_layer - 1) + [self.from_position]
         self.h = [block(config, start, self.deterministic) for start in starts]
-        self.ln_f = layer_norm(config)
+        self.ln_f = LayerNorm(config.layer_norm_epsilon)
         self.embedding_dropout = Dropout(config.dropout, self.deterministic)
 
     def __call__(self, tokens: Array, mask: Array) -> tuple[Array, tuple[KeyValues, ...]]:
@@ -391,7 +386,10 @@ def lm_logits(
     """Logits over the whole vocabulary by the tied head, accumulated and returned in float32. [..., D] -> [..., V]"""
     table = params["wte"].astype(compute_dtype)
     flat = hidden.reshape(-1, hidden.shape[-1]).astype(compute_dtype)
-    logits = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=jnp.float32)
+    if compute_dtype == "float32":
+        logits = tied_logits(flat, table)
+    else:
+        logits = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=jnp.float32)
     return logits.reshape(*hidden.shape[:-1], table.shape[0])
 
 

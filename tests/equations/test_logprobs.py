@@ -166,3 +166,25 @@ def test_mistakes_are_named() -> None:
         token_logprobs(LOGITS, TOKENS[:2])
     with pytest.raises((AssertionError, TypeError)):
         entropy(LOGITS, allowed=ALLOWED[:1])
+
+
+@pytest.mark.parametrize("allowed", [None, ALLOWED], ids=["free", "masked"])
+def test_the_gradient_written_out_is_the_one_derived(allowed: jax.Array | None) -> None:
+    """Of the tokens picked, with weights of either sign, and for the temperature too; a token that is not allowed gets none."""
+    weights = jnp.array([0.7, -2.0, 1.5])
+
+    def picked(logits: jax.Array, tau: jax.Array) -> jax.Array:
+        said = token_logprobs(logits, TOKENS, temperature=tau, allowed=allowed)
+        return (weights * jnp.where(jnp.isfinite(said), said, 0.0)).sum()
+
+    def derived(logits: jax.Array, tau: jax.Array) -> jax.Array:
+        logprobs = log_softmax(logits, temperature=tau, allowed=allowed)
+        said = jnp.take_along_axis(logprobs, TOKENS[:, None], axis=-1)[:, 0]
+        return (weights * jnp.where(jnp.isfinite(said), said, 0.0)).sum()
+
+    at = LOGITS, jnp.float32(0.7)
+    for ours, theirs in zip(*(jax.grad(form, argnums=(0, 1))(*at) for form in (picked, derived)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    forbidden = jnp.array([1, 0, 0])
+    flows = jax.grad(lambda x: token_logprobs(x, forbidden, allowed=ALLOWED)[0])(LOGITS)
+    assert flows[0, 1] == 0 and flows[0, 3] == 0
