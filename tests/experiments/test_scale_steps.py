@@ -43,8 +43,9 @@ def trunk(rows: int, length: int, wanted: int) -> int:
 
 
 def learnt(rows: int, length: int, wanted: int, said: int) -> int:
-    """Forward, twice as much backward, and every block again but for its last matmul, 4D → D, which nobody reads."""
-    again = trunk(rows, length, wanted) - 8 * D * D * rows * (length * (L - 1) + wanted)
+    """Forward, twice as much backward, and every block again: but for its last matmul, 4D → D, which nobody reads, and the
+    first block's first, D → 3D, whose input is what it was."""
+    again = trunk(rows, length, wanted) - 8 * D * D * rows * (length * (L - 1) + wanted) - 6 * D * D * rows * length
     return 3 * (trunk(rows, length, wanted) + said * HEAD) + again
 
 
