@@ -33,8 +33,9 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
 from scale import growth, imitation, starts
+from scale.compiling import compiled_apart
 from scale.imitation import Imitation
-from scale.program import Program, compiled_apart
+from scale.program import Program
 
 Sizes = tuple[Annotated[int, Range("[1, 1_000_000]")], ...]
 COUNTED: Mapping[str, tuple[str, str, float]] = {

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32
-from scipy.optimize import minimize
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
 from rlhf_jax.data.dialogue_store import evenly
@@ -328,6 +327,9 @@ def most_likely(known: Known, *, chunk: int = 64) -> np.ndarray:
             found = slope(jnp.asarray(weights, jnp.float32), part.logprobs, part.scores, gold)
             value, gradient = value + float(found[0]), gradient + np.asarray(found[1], np.float64)
         return value, gradient
+
+    # Imported where used: see `recommenders.mixture`.
+    from scipy.optimize import minimize
 
     start = np.array([1.0, *[0.0] * known.scores.shape[1]])
     return minimize(total, start, jac=True, method="L-BFGS-B", options={"maxiter": 100, "ftol": 1e-8}).x
