@@ -12,6 +12,10 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 
+ROWS_TO_TURN = 1024
+"""Measured: at 1,024 and 3,040 rows an update was 5 % faster for it, at 256 and 760 (of a wider network) 4 % slower."""
+
+
 def drop(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Float[Array, "..."]:
     """Zeroes each entry with probability `rate` (rounded to 1/256) and rescales the rest to keep the mean.
 
@@ -42,7 +46,8 @@ def weight_gradient(x: Float[Array, "N D"], dy: Float[Array, "N F"]) -> Float[Ar
     """xᵀ dy, the gradient of W in y = x W. [N, D], [N, F] -> [D, F]
 
     A product that sums over the first axis of both factors is faster on XLA:CPU where the result has fewer rows than
-    columns (GFLOP/s of two cores: 337 for [256, 1024], 214 for [1024, 256]), so a tall one is computed lying and turned.
+    columns (GFLOP/s of two cores: 337 for [256, 1024], 214 for [1024, 256]), so a tall one is computed lying and turned. What
+    turning costs does not depend on N and what it saves does: below `ROWS_TO_TURN` it is left as it stands.
     """
 
     def as_it_stands(x: Array, dy: Array) -> Array:
@@ -52,7 +57,7 @@ def weight_gradient(x: Float[Array, "N D"], dy: Float[Array, "N F"]) -> Float[Ar
         # The barrier keeps the compiler from turning the product back.
         return lax.optimization_barrier(as_it_stands(dy, x)).T
 
-    if x.shape[1] <= dy.shape[1]:
+    if x.shape[1] <= dy.shape[1] or x.shape[0] < ROWS_TO_TURN:
         return as_it_stands(x, dy)
     return lax.platform_dependent(x, dy, cpu=lying, default=as_it_stands)
 
