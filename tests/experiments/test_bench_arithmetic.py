@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmark import ceilings, dpo_step, interleaving, memory, networks, report
+from benchmark import ceilings, dpo_step, interleaving, memory, networks, one_step, report
 from benchmark.interleaving import Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, PHASES, Workload
 from rlhf_jax.models import gpt2
@@ -253,4 +253,4 @@ def test_the_table_of_dpo_steps_compares_like_with_like() -> None:
     assert "2 pairs" in text and "other processes were running" in text
     by_cpu = dpo_step.markdown(SMALL, rounds, quiet=True, matmul=None)
     assert "step, CPU s" in by_cpu and "| ours | 2 (2–2) | – | – |" in by_cpu
-    assert dpo_step.ratios([Round({"ours_bf16": {"whole": 1.0}, "trl": {"whole": 3.0}}, {})]) == {}
+    assert one_step.ratios([Round({"ours_bf16": {"whole": 1.0}, "trl": {"whole": 3.0}}, {})]) == {}
