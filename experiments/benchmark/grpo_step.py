@@ -35,6 +35,8 @@ CONFIG = GRPOConfig(
     missing_eos_penalty=0.0,
     # After one step on a batch the ratio is 1, and no side reads the policy once more for it.
     old_logprobs="sampler",
+    # A prompt is read once for its responses, in every pass.
+    whole_groups=True,
 )
 """One epoch, ε and the deviation as both libraries have them by default; the penalty is ours (TRL's default is none)."""
 
@@ -81,7 +83,7 @@ class OurStep:
         self.config = dataclasses.replace(CONFIG, microbatches=workload.microbatches)
         network, rules = network_config(workload, compute_dtype), grammar(workload)
         size = self.config.group_size
-        self.policy = make_policy_apply(network, rules)
+        self.policy = make_policy_apply(network, rules, group_size=self.config.rows_together)
         self.sample = make_sample(network, rules, max_tokens=workload.response, group_size=size)
         tokens = networks.prompts[: workload.batch // size]
         self.prompts = PromptBatch(tokens=tokens, mask=jnp.ones(tokens.shape, bool))

@@ -79,6 +79,8 @@ class TrlStep:
             adam_epsilon=ADAM.eps,
             max_grad_norm=MAX_GRAD_NORM,
             bf16=bf16,
+            # Ours has none while it learns.
+            disable_dropout=True,
             gradient_checkpointing=False,
             use_cpu=not torch.cuda.is_available(),
             report_to=[],

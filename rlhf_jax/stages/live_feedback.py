@@ -409,7 +409,7 @@ def how_to_speak(
     optimizer = without_moments(optimizer, "manners")
     iterate = grpo.make_grpo_iteration(
         sample=agent.sample_groups(learner.group_size),
-        policy=held(agent.policy, "manners"),
+        policy=held(agent.judge_groups(learner.rows_together), "manners"),
         score=functools.partial(worth_of_replies, agent.grammar),
         optimizer=optimizer,
         config=learner,
