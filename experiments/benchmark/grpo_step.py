@@ -5,7 +5,6 @@ many responses as in an iteration of PPO. What is paid is the share of even toke
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any

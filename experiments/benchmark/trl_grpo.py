@@ -69,6 +69,8 @@ class TrlStep:
             temperature=1.0,
             max_steps=1,
             beta=CONFIG.kl_coef,
+            # k3 as it is: TRL's default weighs it by the ratio, whose gradient is not 0 even where it is 1.
+            use_bias_correction_kl=False,
             epsilon=CONFIG.clip_eps,
             # The mean over all tokens, and each group's own deviation: as ours.
             loss_type="dapo",
