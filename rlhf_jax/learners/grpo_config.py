@@ -72,6 +72,16 @@ class GRPOConfig(RLConfig):
         """Rows that share one reading of their prompt: what the policy is made for."""
         return self.group_size if self.whole_groups else 1
 
+    def check_parts(self, batch_size: int, named: str) -> None:
+        """Raises ValueError where `batch_size` responses, an option `named` so, have parts that hold no whole groups."""
+        slices = self.minibatches * self.microbatches
+        if self.whole_groups and batch_size % (self.group_size * slices):
+            raise ValueError(
+                f"{named} {batch_size} in {option(self, 'minibatches')} {self.minibatches} × "
+                f"{option(self, 'microbatches')} {self.microbatches} parts are no whole groups of {self.group_size} each: "
+                f"leave out {option(self, 'whole_groups')}, or take fewer parts"
+            )
+
     @property
     def descent(self) -> Descent:
         """As every clipped learner's, with whole groups where they are wanted."""

@@ -113,6 +113,7 @@ class LiveConfig:
                 f"{option(self, 'batch_size')} {self.batch_size} cannot be divided into groups of "
                 f"{option(self.replies, 'group_size')} {self.replies.group_size} replies"
             )
+        self.replies.check_parts(self.batch_size, option(self, "batch_size"))
 
 
 def extras_of(n_items: Any, n_words: Any) -> Any:
