@@ -4,7 +4,7 @@
     python experiments/bench_dpo.py tiny --repeats 9     # one size
     OMP_NUM_THREADS=1 taskset -c 0 python experiments/bench_dpo.py --clock cpu      # on a machine that others use
 
-`make bench` installs what is needed and runs this after `bench_ppo.py`; without torch it reports our own step alone. Both
+`make bench` installs what is needed and runs this between `bench_ppo.py` and `bench_grpo.py`; without torch it reports our own step alone. Both
 take turns in one process, from the same weights, pairs and cached reference, in float32 on a CPU and bfloat16 on an
 accelerator. `--clock cpu` counts the seconds the process computes, which others disturb less; hold it on one core then,
 because PyTorch's threads compute while they wait. Time on two CPU cores: tiny one minute, GPT-2 124M five. Writes `bench_dpo.json` and `bench_dpo.md` into
