@@ -259,7 +259,9 @@ def test_parts_that_hold_no_whole_groups_are_refused(params: Params, rollout: Ro
     config = dataclasses.replace(config, minibatches=2, microbatches=4)
     with pytest.raises(ValueError, match="8 rows cannot be divided into 4 micro-batches of whole groups of 4"):
         step(params, params, rollout, jnp.zeros((B, 1)), config)
-    with pytest.raises(ValueError, match=r"--align.batch-size 16 in .*minibatches 2 × .*microbatches 4 parts are no whole"):
+    with pytest.raises(
+        ValueError, match=r"--align.batch-size 16 in .*minibatches 2 × .*microbatches 4 parts are no whole"
+    ):
         config.check_parts(B, "--align.batch-size")
     dataclasses.replace(config, whole_groups=False).check_parts(B, "--align.batch-size")
     dataclasses.replace(config, microbatches=2).check_parts(B, "--align.batch-size")
