@@ -281,7 +281,7 @@ def test_what_a_response_is_paid_is_its_share_of_even_tokens() -> None:
 
 
 def test_our_grpo_step_draws_groups_and_learns_from_them() -> None:
-    work = dataclasses.replace(SMALL, batch=16)
+    work = dataclasses.replace(SMALL, n_layer=1, batch=16)
     ours = grpo_step.OurStep(work, networks.draw_networks(work), learning_rate=1e-2)
     before = np.array(ours.state.params["trunk"]["wte"])
     ours.warm_up()
