@@ -33,6 +33,7 @@ from rlhf_jax.assessment.finished_run import Finished, open_finished, stage_poli
 from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.decoding import prior
 from rlhf_jax.evaluation import ranking, text
+from rlhf_jax.evaluation.ranking import RankingOutcome
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Params
 from rlhf_jax.recommenders import mixture
@@ -169,9 +170,9 @@ def measure(
     rows = assess.test_rows(setup, config.assess)
     policies = policies_of(setup, sft, fitted)
     missing = [name for name in (*policies, "mixture") if not (folder / f"{name}.npz").exists()]
-    scores = item_scores(setup, policies, rows, config.assess) if missing else {}
+    outcomes = ranked(setup, policies, rows, config.assess) if missing else {}
     for name in missing:
-        outcome = ranking.rank_rows(rows, [scores.pop(name)], setup.vocab.item_ids)
+        outcome = outcomes[name]
         turns = []
         if name in SPEAKING:
             turns = assess.answer(setup, policies[name], config.assess, name=f"{name}, seed {setup.seed}: answers")
@@ -179,10 +180,10 @@ def measure(
     return {name: assess.load(folder / f"{name}.npz") for name in (*policies, "mixture")}
 
 
-def item_scores(
+def ranked(
     setup: Setup, policies: Mapping[str, Params], rows: list[Any], config: AssessmentConfig
-) -> dict[str, np.ndarray]:
-    """Scores of all items for every row, by system: the trunk reads each context once for all of them. [N, I] each"""
+) -> dict[str, RankingOutcome]:
+    """Ranks of every row, by system: the trunk reads each context once for all of them. Holds the scores of one batch."""
     windows = Windows.of(setup, setup.corpus.test)
     number = {dialogue.dialogue_id: place for place, dialogue in enumerate(setup.corpus.test)}
     places = [(number[row.dialogue.dialogue_id], row.message_index) for row in rows]
@@ -191,20 +192,26 @@ def item_scores(
     bare = {"trunk": policies["sft"]["trunk"]}
     parts = item_prior.scorer_of(setup).parts
     weights = np.array([mixture.WEIGHTS.get(name, 1.0) for name in parts], np.float32)
-    found = {name: np.empty((len(rows), setup.vocab.n_items), np.float32) for name in (*policies, "mixture")}
+    # Each batch must be ranked under the same protocols.
+    most_gold = max((len(row.gold) for row in rows), default=0)
+    protocols = ranking.possible_protocols(setup.vocab.n_items, most_gold)
+    found: dict[str, list[RankingOutcome]] = {name: [] for name in (*policies, "mixture")}
     with Progress(f"seed {setup.seed}: ranking", 0, len(rows)) as progress:
         for chosen, own in wrapped_batches(len(rows), config.batch_size):
             prompts = windows.batch([places[row] for row in chosen])
             known = jax.nn.log_softmax(score(bare, prompts)), prompts.item_scores
-            kept = chosen[:own]
-            for name, policy in policies.items():
-                given = known[0] if prior.NAME not in policy else mixed(policy[prior.NAME], known)
-                found[name][kept] = np.asarray(given)[:own]
+            kept = [rows[row] for row in chosen[:own]]
+            scores = {
+                name: np.asarray(known[0] if prior.NAME not in policy else mixed(policy[prior.NAME], known))[:own]
+                for name, policy in policies.items()
+            }
             # The mixture is that of z itself: sinh undoes what the prior reads.
             standardised = np.sinh(np.asarray(prompts.item_scores, np.float32)[:own, :-1])
-            found["mixture"][kept] = mixture.weighted(weights, standardised)
+            scores["mixture"] = mixture.weighted(weights, standardised)
+            for name, of_batch in scores.items():
+                found[name].append(ranking.rank_rows(kept, [of_batch], setup.vocab.item_ids, protocols=protocols))
             progress.show(int(chosen[0]) + own, {})
-    return found
+    return {name: ranking.joined(outcomes) for name, outcomes in found.items()}
 
 
 def results_of(some: Finished, cases: Mapping[str, Mapping[int, Assessment]], config: Config) -> list[Result]:

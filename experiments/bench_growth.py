@@ -1,7 +1,9 @@
-"""How does the cost grow as the work grows? Updates against batch, prompt, response, layers, catalogue and devices; data against dialogues.
+"""How does the cost grow as the work grows? Updates against batch, prompt, response, layers, catalogue and devices; imitation
+against batch, tokens and catalogue; data, and the start of a run, against dialogues.
 
-    python experiments/bench_growth.py                 # three sizes an axis; eleven minutes of one CPU core
+    python experiments/bench_growth.py                 # three sizes an axis; a quarter of an hour of one CPU core
     python experiments/bench_growth.py debug           # two sizes an axis
+    python experiments/bench_growth.py --axes start --starts 1 4 16 64      # one axis; up to 640,000 dialogues from files to training
 
 One axis at a time, all else as the base. Two kinds of numbers: *counted* in the compiled program (operations of its matmuls by
 phase, bytes of its temporaries), the same on every machine; and *measured*, CPU seconds of all threads and the peak of a
@@ -15,10 +17,11 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 
 # isort: split
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from command_line import preset_and_options, start
 from rlhf_jax.parallel.mesh import MeshConfig
@@ -29,8 +32,10 @@ from rlhf_jax.runtime.files import notice, write_json, write_text
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
-from scale import growth
-from scale.program import Program, compiled_apart
+from scale import growth, imitation, starts
+from scale.compiling import compiled_apart
+from scale.imitation import Imitation
+from scale.program import Program
 
 Sizes = tuple[Annotated[int, Range("[1, 1_000_000]")], ...]
 COUNTED: Mapping[str, tuple[str, str, float]] = {
@@ -51,7 +56,28 @@ CORPUS: Mapping[str, tuple[str, str, float]] = {
     "windows_seconds": ("windows", "s", 1.0),
     "peak_mb": ("peak", "MB", 1.0),
 }
+IMITATION: Mapping[str, tuple[str, str, float]] = {
+    "operations": ("step", "GFLOP", 1e9),
+    "temporaries": ("temporaries", "MB", 2**20),
+    "step_seconds": ("step", "s", 1.0),
+    "peak_mb": ("peak", "MB", 1.0),
+    "tokens_per_second": ("tokens", "1/s", 1.0),
+}
 """Key to name, unit, and what one unit is."""
+START: Mapping[str, tuple[str, str, float]] = {
+    "read_seconds": ("reading", "s", 1.0),
+    "vocabulary_seconds": ("vocabulary", "s", 1.0),
+    "texts_seconds": ("texts", "s", 1.0),
+    "step_seconds": ("first step", "s", 1.0),
+    "start_seconds": ("whole start", "s", 1.0),
+    "cpu_seconds": ("processor", "s", 1.0),
+    "peak_mb": ("peak", "MB", 1.0),
+    "again_seconds": ("second start", "s", 1.0),
+    "again_peak_mb": ("its peak", "MB", 1.0),
+}
+"""Of `scale.starts`, by the clock."""
+OF_DATA = {"dialogues": CORPUS, "start": START}
+Axis = Literal["batch", "prompt", "response", "layers", "catalogue", "devices", "imitation", "dialogues", "start"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +86,8 @@ class Config:
 
     run_dir: Path = Path("runs/bench-growth")
     """Where the numbers go."""
+    axes: tuple[Axis, ...] = get_args(Axis)
+    """Which axes are measured."""
     layers: Annotated[int, Range("[1, 1_000]")] = 2
     """Of the base."""
     width: Size = 128
@@ -76,10 +104,17 @@ class Config:
     """Layers."""
     catalogues: Sizes = (1_000, 10_000, 100_000)
     """Items."""
+    texts: Sizes = (64, 128, 256)
+    """Texts of a step of imitation; the first size of this and of the next, and of `catalogues`, is its base."""
+    text_tokens: Sizes = (64, 128, 256)
+    """Of such a text."""
     devices: Sizes = (1, 2, 4, 8)
     """Forced CPU devices along `data`, which share out the largest batch."""
     corpora: Sizes = (1, 4, 16)
     """Times as many training dialogues as `dialogues`."""
+    starts: Sizes = (1, 4, 16)
+    """The same for `ppo_redial.py --data.store`, from the files to its first supervised step, twice: with an empty store and with
+    what it holds then. 64 takes five minutes more."""
     dialogues: Cases = 10_000
     """Training dialogues of the simulated world, with ReDial's catalogue; 10,006 is ReDial."""
     world_items: Annotated[int, Range("[16, 100_000]")] = 6_924
@@ -91,10 +126,22 @@ class Config:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        for name in ("batches", "prompts", "responses", "depths", "catalogues", "devices", "corpora"):
+        names = (
+            "batches",
+            "prompts",
+            "responses",
+            "depths",
+            "catalogues",
+            "texts",
+            "text_tokens",
+            "devices",
+            "corpora",
+            "starts",
+        )
+        for name in names:
             sizes = getattr(self, name)
             if not sizes or list(sizes) != sorted(set(sizes)):
-                raise ValueError(f"--{name} must be ascending numbers, at least one: got {sizes}")
+                raise ValueError(f"--{name.replace('_', '-')} must be ascending numbers, at least one: got {sizes}")
         if self.depths[0] != self.layers:
             raise ValueError(f"--depths {self.depths} must begin with --layers {self.layers}, the base")
 
@@ -113,8 +160,11 @@ PRESETS = {
             responses=(6, 12),
             depths=(1, 2),
             catalogues=(100, 1_000),
+            texts=(8, 16),
+            text_tokens=(16, 32),
             devices=(1, 2),
             corpora=(1, 2),
+            starts=(1, 2),
             dialogues=40,
             world_items=30,
             context_tokens=64,
@@ -153,6 +203,37 @@ def axes_of(config: Config) -> dict[str, list[tuple[int, Program]]]:
     }
 
 
+def imitation_axes(config: Config) -> dict[str, list[tuple[int, Imitation]]]:
+    """Axis of imitation to (size, step), ascending."""
+    base = Imitation(
+        layers=config.layers,
+        width=config.width,
+        heads=4,
+        texts=config.texts[0],
+        tokens=config.text_tokens[0],
+        words=config.words,
+        items=config.catalogues[0],
+        positions=config.text_tokens[-1],
+    )
+    return {
+        "imitation, texts": [(n, dataclasses.replace(base, texts=n)) for n in config.texts],
+        "imitation, tokens": [(n, dataclasses.replace(base, tokens=n)) for n in config.text_tokens],
+        "imitation, catalogue": [(n, dataclasses.replace(base, items=n)) for n in config.catalogues],
+    }
+
+
+def imitation_growth(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """Every step counted and run, each once."""
+    axes = imitation_axes(config)
+    steps = list(dict.fromkeys(step for points in axes.values() for _, step in points))
+    as_text = [dataclasses.asdict(step) for step in steps]
+    said = dict(zip(steps, imitation.apart("count", as_text), strict=True))
+    for step, given in zip(steps, as_text, strict=True):
+        said[step] |= imitation.apart("run", [given | {"repeats": config.repeats}])[0]
+        notice(f"{step}: {said[step]}")
+    return {axis: [{"size": size, **said[step]} for size, step in points] for axis, points in axes.items()}
+
+
 def counted(programs: Sequence[Program], folder: Path) -> list[dict[str, float]]:
     """What every compiled program does, on one device."""
     said = compiled_apart(programs, folder)
@@ -165,14 +246,38 @@ def counted(programs: Sequence[Program], folder: Path) -> list[dict[str, float]]
     ]
 
 
+def enlarged(config: Config, folder: Path, times: int) -> Path:
+    """The simulated world at ReDial's shape, with so many times its training dialogues; made where it is absent."""
+    whole, one = folder / "1", folder / f"times-{times}"
+    if not whole.exists():
+        world = WorldConfig(n_items=config.world_items, n_train=config.dialogues, n_test=50, n_users=16)
+        write_world(folder / "partial", world, 0).rename(whole)
+    if not one.exists():
+        growth.enlarge(whole, one, times)
+    return one
+
+
+def start_growth(config: Config, folder: Path) -> list[dict[str, float]]:
+    """The command started with an empty store, and again, at every size; what it leaves behind is removed."""
+    found = []
+    for times in config.starts:
+        one, work = enlarged(config, folder, times), folder / f"start-{times}"
+        first = starts.first_step(one, work / "store", work / "first")
+        again = starts.first_step(one, work / "store", work / "again")
+        with (one / growth.FILES[0]).open("rb") as lines:
+            count = sum(1 for _ in lines)
+        kept = {"again_seconds": again["start_seconds"], "again_peak_mb": again["peak_mb"]}
+        found.append({**first, **kept, "dialogues": float(count)})
+        notice(f"start, {times} times: {found[-1]}")
+        shutil.rmtree(work)
+    return found
+
+
 def corpus_growth(config: Config, folder: Path) -> list[dict[str, float]]:
     """The simulated world at ReDial's shape, read at every size."""
-    whole = folder / "1"
-    write_world(whole, WorldConfig(n_items=config.world_items, n_train=config.dialogues, n_test=50, n_users=16), 0)
     found = []
     for times in config.corpora:
-        one = folder / f"times-{times}"
-        growth.enlarge(whole, one, times)
+        one = enlarged(config, folder, times)
         size = growth.CorpusSize(str(one), config.words, 20, config.context_tokens)
         found.append(growth.apart("corpus", dataclasses.asdict(size)))
         notice(f"corpus, {times} times: {found[-1]}")
@@ -195,9 +300,15 @@ def axis_table(axis: str, points: Sequence[Mapping[str, Any]], columns: Mapping[
 
 WORDS = (
     "*power*: log(c₂/c₁)/log(s₂/s₁) of the two largest sizes; 1 is linear, 0 does not grow. Operations and temporaries are counted "
-    "in the compiled program (bfloat16, blocks computed again in the backward pass); seconds are CPU seconds of all threads "
-    "(float32), the least of several; the peak is that of the process, compilation included."
+    "in the compiled program (bfloat16, blocks computed again in the backward pass; imitation float32, nothing computed again); seconds "
+    "are CPU seconds of all threads (float32), the least of several; the peak is that of the process, compilation included. Of `start` "
+    "seconds are by the clock, one try each, but for `processor`; its peak counts pages of files that are mapped."
 )
+
+
+def columns_of(axis: str) -> Mapping[str, tuple[str, str, float]]:
+    """What an axis of its own kind of work is measured by; nothing for those of the update."""
+    return IMITATION if axis.startswith("imitation") else OF_DATA.get(axis, {})
 
 
 def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> str:
@@ -206,7 +317,7 @@ def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -
     for axis, points in found.items():
         parts += [
             f"## {axis.capitalize()}",
-            axis_table(axis, points, CORPUS if axis == "dialogues" else {**COUNTED, **MEASURED}),
+            axis_table(axis, points, columns_of(axis) or {**COUNTED, **MEASURED}),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -215,10 +326,14 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
     """Every number over that of the smallest size, beside what a linear cost would be; devices share the work out."""
     panels = []
     for axis, points in found.items():
-        columns = CORPUS if axis == "dialogues" else MEASURED if "update_seconds" in points[0] else COUNTED
+        columns = columns_of(axis) or (MEASURED if "update_seconds" in points[0] else COUNTED)
         times = [point["size"] / points[0]["size"] for point in points]
         lines = [
-            plots.Line(columns[key][0], times, [point[key] / points[0][key] for point in points]) for key in columns
+            plots.Line(
+                f"{columns[key][0]}, {columns[key][1]}", times, [point[key] / points[0][key] for point in points]
+            )
+            for key in columns
+            if key != "tokens_per_second"  # The more the better: no cost.
         ]
         shared = axis == "devices"
         lines.append(plots.Line("1/size" if shared else "linear", times, [1 / one if shared else one for one in times]))
@@ -227,11 +342,13 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
 
 
 def main(config: Config) -> Path:
-    """1 programs counted, 2 programs run, 3 corpora read, 4 table and figure."""
+    """1 programs counted, 2 programs run, 3 imitation and corpora, 4 table and figure."""
     with open_run(config.run_dir, config, trackers=()) as run:
         found: dict[str, list[dict[str, Any]]] = {}
         run_before: dict[Program, dict[str, float]] = {}  # Every axis begins with the same base.
         for axis, points in axes_of(config).items():
+            if axis not in config.axes:
+                continue
             # 1. Counted. One mesh a process.
             programs = [program for _, program in points]
             groups = [[program] for program in programs] if axis == "devices" else [programs]
@@ -246,11 +363,16 @@ def main(config: Config) -> Path:
                 entry |= run_before.get(program, {}) if axis != "devices" else {}
                 notice(f"{axis} {size:,}: {entry}")
             write_json(run.path / "growth.json", found)
-        # 3. Corpora.
-        with tempfile.TemporaryDirectory() as folder:
-            said = corpus_growth(config, Path(folder))
-        found["dialogues"] = [{"size": int(one["dialogues"]), **one} for one in said]
-        write_json(run.path / "growth.json", found)
+        # 3. Imitation; corpora read into memory, and the command started on them.
+        if "imitation" in config.axes:
+            found |= imitation_growth(config)
+            write_json(run.path / "growth.json", found)
+        with tempfile.TemporaryDirectory(dir=run.path) as folder:
+            for axis, measured in (("dialogues", corpus_growth), ("start", start_growth)):
+                if axis in config.axes:
+                    said = measured(config, Path(folder))
+                    found[axis] = [{"size": int(one["dialogues"]), **one} for one in said]
+                    write_json(run.path / "growth.json", found)
         # 4. Table and figure.
         picture = draw(found, run.path / "plots")
         report = run.path / "report.md"

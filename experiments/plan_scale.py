@@ -1,10 +1,11 @@
-"""Does one PPO iteration fit a fleet of devices, how long would it take, what would it wait for? No device is needed.
+"""Does one step of training fit a fleet of devices, how long would it take, what would it wait for? No device is needed.
 
-    python experiments/plan_scale.py                                     # three sizes × three fleets
+    python experiments/plan_scale.py                                     # PPO: three sizes × three fleets
+    python experiments/plan_scale.py --steps grpo multi-turn dpo         # of the other learners
     python experiments/plan_scale.py --sizes 7b --fleets 8xh200 --mesh.fsdp 8 --batch 512
     python experiments/plan_scale.py --sizes 7b --fleets v5e-256 --tpu   # the TPU's compiler too (pip install libtpu)
 
-The iteration that training runs is compiled for all devices of the fleet, at the real width and vocabulary and a few
+The programs that training runs are compiled for all devices of the fleet, at the real width and vocabulary and a few
 depths, on as many pretended CPU devices; no array is ever made. Numbers at the real depth lie on the line through two
 depths, a third one says how well. Bytes of parameters and states are exact. Seconds are arithmetic, not measurements:
 counts over ceilings times assumed shares. Writes `scale.json` and `scale.md` into `--out`, and keeps what was compiled
@@ -22,16 +23,19 @@ from typing import Annotated, Any
 
 from jax.sharding import AbstractMesh, AxisType
 
+from benchmark import dpo_step
 from benchmark.workload import Workload
 from command_line import options, start
 from rlhf_jax.parallel.mesh import AXES, MeshConfig, check_sizes
 from rlhf_jax.parallel.partition import Partition
-from rlhf_jax.ranges import Batch, Epochs, Range, Tokens, check_numbers
+from rlhf_jax.ranges import Batch, Epochs, Group, Range, Tokens, check_numbers
 from rlhf_jax.runtime.machine import environment
 from rlhf_jax.runtime.run import claim
 from scale import plan as scale_plan
+from scale.compiling import compiled_apart
 from scale.plan import PHASES, Fleet, Seconds, Work
-from scale.program import Program, abstract, compiled_apart
+from scale.program import Program, Steps
+from scale.steps import parts_of
 
 SIZES = {"gpt2-medium": (24, 1024, 16), "gpt2-xl": (48, 1600, 25), "7b": (32, 4096, 32)}
 """Layers, width, heads."""
@@ -76,6 +80,7 @@ MESHES = {
     ("7b", "v5e-256"): MeshConfig(2, 16, 8),
 }
 BATCHES = {"8xh200": 256, "64xh200": 1024, "v5e-256": 1024}
+STEPS: tuple[Steps, ...] = ("ppo", "grpo", "multi-turn", "dpo")
 
 
 Depth = Annotated[int, Range("[2, 1_000]")]
@@ -86,17 +91,24 @@ Reached = Annotated[float, Range("(0, 1]")]
 class Config:
     """What to plan."""
 
+    steps: tuple[Steps, ...] = ("ppo",)
+    """Of which learners: PPO, GRPO, GRPO on conversations, DPO."""
     sizes: tuple[str, ...] = tuple(SIZES)
     fleets: tuple[str, ...] = tuple(FLEETS)
     mesh: MeshConfig = MeshConfig()
     """Of all plans; 1 × 1 × 1 takes the one chosen for each size and fleet."""
     batch: Annotated[int, Range("[0, 1_000_000]")] = 0
-    """Responses of an iteration over all devices; 0 is 256 on 8 devices, 1,024 on more."""
+    """Responses of a step over all devices (of pairs both, of conversations all turns); 0 is 256 on 8 devices, 1,024 on more, and
+    as many as give every device that shares out rows a whole group."""
     prompt: Tokens = 256
     response: Annotated[int, Range("[2, 65_536]")] = 64
     epochs: Epochs = 4
     minibatches: Batch = 4
     microbatches: Batch = 1
+    group: Group = 8
+    """Responses to a prompt in GRPO, conversations from an opening in multi-turn steps."""
+    turns: Annotated[int, Range("[1, 1_000]")] = 4
+    """Of a conversation in multi-turn steps."""
     items: Annotated[int, Range("[1, 10_000_000]")] = REDIAL_ITEMS
     """Tokens of the vocabulary that are items."""
     depths: tuple[Depth, Depth] = (6, 10)
@@ -116,6 +128,10 @@ class Config:
                 raise ValueError(f"--{name} must be of {list(known)}; got {unknown}")
         if not self.depths[0] < self.depths[1] < self.check_depth:
             raise ValueError(f"--depths and --check-depth must rise: got {self.depths} and {self.check_depth}")
+        if not self.steps:
+            raise ValueError(f"--steps must name at least one of {list(STEPS)}")
+        if self.group < 2 and {"grpo", "multi-turn"} & set(self.steps):
+            raise ValueError(f"--group {self.group} has nothing to be compared with: at least 2")
         if self.epochs * self.minibatches < 2:
             raise ValueError(
                 "--epochs times --minibatches must be above 1, because a loop of one trip is no loop: got "
@@ -125,8 +141,8 @@ class Config:
             raise ValueError(f"--tpu asks about {list(TOPOLOGIES)} alone, got fleets {list(self.fleets)}")
 
 
-def program_of(config: Config, size: str, fleet: Fleet) -> Program:
-    """The iteration at the real depth.
+def program_of(config: Config, size: str, fleet: Fleet, steps: Steps = "ppo") -> Program:
+    """The step at the real depth.
 
     Raises: ValueError, naming the numbers, where the mesh is not the fleet's or does not divide what it cuts.
     """
@@ -134,13 +150,15 @@ def program_of(config: Config, size: str, fleet: Fleet) -> Program:
     mesh = MESHES[size, fleet.name] if config.mesh.size == 1 else config.mesh
     if mesh.size != fleet.devices:
         raise ValueError(f"mesh {mesh} has {mesh.size} devices, {fleet.name} {fleet.devices}")
+    # Responses that belong together: of one prompt, of one opening, of one comparison.
+    of_one = {"ppo": 1, "grpo": config.group, "multi-turn": config.group * config.turns, "dpo": 2}[steps]
     program = Program(
         name=size,
         layers=layers,
         width=width,
         heads=heads,
         mesh=mesh,
-        batch=config.batch or BATCHES[fleet.name],
+        batch=config.batch or max(BATCHES[fleet.name], of_one * mesh.row_parts),
         prompt=config.prompt,
         response=config.response,
         epochs=config.epochs,
@@ -148,11 +166,18 @@ def program_of(config: Config, size: str, fleet: Fleet) -> Program:
         microbatches=config.microbatches,
         words=GPT2_WORDS,
         items=config.items,
+        steps=steps,
+        group=config.group,
+        turns=config.turns,
     )
-    slices = config.minibatches * config.microbatches
+    slices = config.microbatches if steps == "dpo" else config.minibatches * config.microbatches
     if program.batch % slices:
         raise ValueError(f"{program.batch} responses cannot be cut into minibatches × microbatches = {slices}")
+    if program.batch % of_one:
+        raise ValueError(f"{program.batch} responses are no whole groups of {of_one}, as {steps} needs them")
     rows = {"responses": program.batch, "responses of a microbatch": program.batch // slices}
+    if of_one > 1:
+        rows[f"groups of {of_one} responses"] = program.batch // of_one
     check_sizes(mesh, width=width, heads=heads, vocabulary=program.vocabulary.size, rows=rows)
     return program
 
@@ -161,14 +186,8 @@ def resident(program: Program) -> dict[str, float]:
     """Exact bytes of one device at the real depth, and the cache, which is one of the compiler's temporaries."""
     mesh = program.mesh
     layout = Partition(AbstractMesh((mesh.data, mesh.fsdp, mesh.tensor), AXES, axis_types=(AxisType.Auto,) * 3))
-    parts = abstract(program, layout)
-    trees = {
-        "parameters": parts.state.params,
-        "moments": parts.state.opt_state,
-        "reference": parts.reference,
-        "reward model": parts.reward_model,
-    }
-    return {name: float(size) for name, size in scale_plan.resident_bytes(layout, trees, parts.cache).items()}
+    parts = parts_of(program, layout)
+    return {name: float(size) for name, size in scale_plan.resident_bytes(layout, parts.held, parts.cache).items()}
 
 
 def line(config: Config, program: Program, topology: str = "") -> tuple[dict[str, Any], dict[str, float], float]:
@@ -182,7 +201,10 @@ def line(config: Config, program: Program, topology: str = "") -> tuple[dict[str
     programs = [dataclasses.replace(program, layers=depth, topology=topology) for depth in depths]
     said = dict(zip(depths, compiled_apart(programs, config.out / "programs"), strict=True))
     spent = ", ".join(f"{one['seconds']:.0f}" for one in said.values())
-    print(f"{program.name}, {program.mesh}, {depths} layers{topology and ', TPU'}: compiled in {spent} s", flush=True)
+    print(
+        f"{program.steps}, {program.name}, {program.mesh}, {depths} layers{topology and ', TPU'}: compiled in {spent} s",
+        flush=True,
+    )
     near, far = (said[depth]["temporaries"] for depth in deepest)
     temporaries = scale_plan.along_depth(near, far, deepest, program.layers)
     if topology:
@@ -216,8 +238,22 @@ def moved(program: Program, parameters: float) -> dict[str, float]:
     Args:
       parameters: bytes of them stored on a device.
     """
-    mesh, steps = program.mesh, program.epochs * program.minibatches
-    local = workload(program, program.batch // mesh.row_parts)
+    mesh = program.mesh
+    # Loops over tokens, rows in each, passes that learn nothing, optimiser steps.
+    drawn, rows, passes, steps = {
+        # Prompts, reward model, old and reference policy.
+        "ppo": (1, program.batch, 4, program.epochs * program.minibatches),
+        "grpo": (1, program.batch, 4, program.epochs * program.minibatches),
+        # Prompts of every turn, old and reference policy.
+        "multi-turn": (
+            program.turns,
+            program.batch // program.turns,
+            program.turns + 2,
+            program.epochs * program.minibatches,
+        ),
+        "dpo": (0, program.batch, 0, 1),
+    }[program.steps]
+    local = workload(program, rows // mesh.row_parts)
     weights = local.trunk_parameters / mesh.tensor
     slots = program.prompt + program.response - 1
     read = program.layers * (12 * program.width**2 + 2 * local.batch * slots * program.width)
@@ -225,23 +261,31 @@ def moved(program: Program, parameters: float) -> dict[str, float]:
     gathered = 4 if mesh.fsdp > 1 else 0
     gradient = 4 if program.microbatches == 1 else 4 + 8
     return {
-        "decode": 2 * (program.response - 1) * read / mesh.tensor,
-        # Prompts, reward model, old and reference policy.
-        "passes": 4 * weights * (gathered + 4 + 2 + 2),
+        "decode": 2 * drawn * (program.response - 1) * read / mesh.tensor,
+        "passes": passes * weights * (gathered + 4 + 2 + 2),
         "update": steps * (program.microbatches * weights * (gathered + 4 + 2 + 3 * 2 + gradient) + 7 * parameters),
     }
+
+
+def paper_flops(program: Program) -> float:
+    """Useful operations of the update, over all devices: three times a forward pass for every response and epoch; of a pair one
+    pass that reads its prompt once."""
+    if program.steps == "dpo":
+        return dpo_step.floor_flops(workload(program, program.batch))
+    return workload(program, program.batch).phase_flops("update", "shared")
 
 
 def workload(program: Program, rows: int) -> Workload:
     """For the benchmark's counts of work, with so many responses."""
     sizes = program.layers, program.width, program.heads, program.vocabulary.size
-    loops = program.epochs, program.minibatches, program.microbatches
+    # Rows that one device reads may be fewer than it has minibatches; its counts do not depend on them.
+    loops = program.epochs, 1, 1
     return Workload(program.name, *sizes, rows, program.prompt, program.response, *loops)
 
 
-def plan(config: Config, size: str, fleet: Fleet) -> dict[str, Any]:
+def plan(config: Config, size: str, fleet: Fleet, steps: Steps = "ppo") -> dict[str, Any]:
     """One line of the tables."""
-    program = program_of(config, size, fleet)
+    program = program_of(config, size, fleet, steps)
     # 1. Exact bytes at the real depth.
     held = resident(program)
     # 2. The compiler at three depths, and lines through two of them.
@@ -264,8 +308,8 @@ def plan(config: Config, size: str, fleet: Fleet) -> dict[str, Any]:
         phase: scale_plan.phase_seconds(work[phase], traffic[phase], fleet, mesh, shares=config.shares)
         for phase in PHASES
     }
-    paper = workload(program, program.batch).phase_flops("update", "shared")
     return {
+        "steps": steps,
         "size": size,
         "fleet": fleet.name,
         "mesh": mesh,
@@ -277,7 +321,7 @@ def plan(config: Config, size: str, fleet: Fleet) -> dict[str, Any]:
         "work": reached["work"],
         "moved": traffic,
         "seconds": {phase: one._asdict() | {"binds": one.binds} for phase, one in seconds.items()},
-        "update_flops_of_paper_count": work["update"].flops * program.mesh.size / paper,
+        "update_flops_of_paper_count": work["update"].flops * program.mesh.size / paper_flops(program),
         "error_at_check_depth": errors,
         "matmul_share_of_counted_flops": matmul_share,
     }
@@ -289,35 +333,49 @@ def markdown(config: Config, plans: list[dict[str, Any]]) -> str:
     matmul, memory, links = config.shares
     said = (
         f"Prompt {config.prompt}, response {config.response}, {config.epochs} epochs of {config.minibatches} minibatches, "
-        f"{config.microbatches} microbatches each; shares assumed: matmul {matmul}, memory {memory}, links {links}."
+        f"{config.microbatches} microbatches each (of DPO one step); groups of {config.group}, conversations of {config.turns} turns; "
+        f"shares assumed: matmul {matmul}, memory {memory}, links {links}."
     )
     lines = [
         said,
         "\nGB on one device (the cache is one of the temporaries):\n",
-        f"| size | fleet | mesh | responses | {' | '.join(parts)} | temporaries, at least | sum | fits |",
-        "|" + "---|" * 12,
+        f"| step | size | fleet | mesh | responses | {' | '.join(parts)} | temporaries, at least | sum | fits |",
+        "|" + "---|" * 13,
     ]
     for one in plans:
-        cells = [one["size"], one["fleet"], " × ".join(map(str, one["mesh"].values())), f"{one['batch']:,}"]
-        cells += [f"{one['bytes'][name] / 1e9:.2f}" for name in parts]
+        cells = [
+            one["steps"],
+            one["size"],
+            one["fleet"],
+            " × ".join(map(str, one["mesh"].values())),
+            f"{one['batch']:,}",
+        ]
+        cells += [f"{one['bytes'][name] / 1e9:.2f}" if name in one["bytes"] else "–" for name in parts]
         cells += [", ".join(f"{size / 1e9:.1f} {by}" for by, size in one["temporaries"].items())]
         has = f"{FLEETS[one['fleet']].memory / 1e9:.0f}"
         cells += [f"{one['sum'] / 1e9:.1f}", f"**no** ({has})" if one["refusal"] else f"yes ({has})"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
-        "\nOne iteration on one device: seconds of matmuls / memory / links, each alone, and the one that binds.",
+        "\nOne step on one device: seconds of matmuls / memory / links, each alone, and the one that binds.",
         "Last: how far the line through the first two depths is off at the third, in operations, bytes sent, temporaries (CPU).\n",
-        "| size | fleet | TFLOP | GB sent | decode | prompts, scores, judging | update | iteration, s | line off by |",
-        "|" + "---|" * 9,
+        "| step | size | fleet | TFLOP | GB sent | decode | prompts, scores, judging | update | step, s | line off by |",
+        "|" + "---|" * 10,
     ]
     for one in plans:
-        cells = [one["size"], one["fleet"], f"{total(one, 'flops') / 1e12:.0f}", f"{total(one, 'sent') / 1e9:.1f}"]
+        cells = [one["steps"], one["size"], one["fleet"]]
+        operations = total(one, "flops") / 1e12
+        cells += [f"{operations:{',.0f' if operations >= 10 else '.2g'}}", f"{total(one, 'sent') / 1e9:.1f}"]
         seconds = [Seconds(*(one["seconds"][phase][name] for name in Seconds._fields)) for phase in PHASES]
-        cells += [f"{' / '.join(f'{number:.2g}' for number in each)}: {each.binds}" for each in seconds]
+        cells += [
+            f"{' / '.join(f'{number:.2g}' for number in each)}: {each.binds}" if any(each) else "–" for each in seconds
+        ]
         cells += ["–".join(f"{sum(ends):.2g}" for ends in zip(*(each.span for each in seconds), strict=True))]
         cells += [", ".join(f"{100 * off:+.1f} %" for off in one["error_at_check_depth"].values())]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- {one['size']} on {one['fleet']}: {one['refusal']}" for one in plans if one["refusal"])]
+    lines += [
+        "",
+        *(f"- {one['steps']}, {one['size']} on {one['fleet']}: {one['refusal']}" for one in plans if one["refusal"]),
+    ]
     lines += ["", "Ceilings:", *(f"- {name}: {FLEETS[name].source}." for name in config.fleets), ""]
     return "\n".join(lines)
 
@@ -326,16 +384,16 @@ def main(config: Config) -> Path:
     """Plans, prints and writes."""
     plans = []
     claim(config.out, Path(__file__).name, known_by="scale.json")
-    for size, name in itertools.product(config.sizes, config.fleets):
-        program_of(config, size, FLEETS[name])  # What cannot be cut is refused before anything is compiled.
-    for size in config.sizes:
-        for name in config.fleets:
-            plans.append(plan(config, size, FLEETS[name]))
-            whole = {"plans": plans, "config": dataclasses.asdict(config) | {"out": str(config.out)}}
-            fleets = {name: dataclasses.asdict(FLEETS[name]) for name in config.fleets}
-            text = json.dumps(whole | {"fleets": fleets, "environment": environment()}, indent=1)
-            (config.out / "scale.json").write_text(text, encoding="utf-8")
-            (config.out / "scale.md").write_text(markdown(config, plans), encoding="utf-8")
+    wanted = list(itertools.product(config.steps, config.sizes, config.fleets))
+    for steps, size, name in wanted:
+        program_of(config, size, FLEETS[name], steps)  # What cannot be cut is refused before anything is compiled.
+    for steps, size, name in wanted:
+        plans.append(plan(config, size, FLEETS[name], steps))
+        whole = {"plans": plans, "config": dataclasses.asdict(config) | {"out": str(config.out)}}
+        fleets = {name: dataclasses.asdict(FLEETS[name]) for name in config.fleets}
+        text = json.dumps(whole | {"fleets": fleets, "environment": environment()}, indent=1)
+        (config.out / "scale.json").write_text(text, encoding="utf-8")
+        (config.out / "scale.md").write_text(markdown(config, plans), encoding="utf-8")
     print(markdown(config, plans))
     return config.out / "scale.json"
 

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM while a script still imports, and a Python without the packages: one line instead of a traceback.
 
-Imported first, before what takes long.
+Imported first, before what takes long. It also tells the C library to keep what is freed, before any thread of a compiled
+program has asked for memory (`rlhf_jax/runtime/allocator.py`).
 
 Importing takes seconds, and a script can hear signals in its own way only afterwards. Nothing has begun by then, so the exit
 code is that of a run that wants to be started again (75).
@@ -42,3 +43,6 @@ if _started == Path(__file__).absolute().parent:
         # What a parent has set to be ignored (nohup) stays ignored.
         if signal.getsignal(_number) is not signal.SIG_IGN:
             signal.signal(_number, _leave)
+    from rlhf_jax.runtime.allocator import keep_memory
+
+    keep_memory()

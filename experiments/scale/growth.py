@@ -31,6 +31,7 @@ from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.mesh import MeshConfig
+from rlhf_jax.runtime.allocator import keep_memory
 from rlhf_jax.stages.agent import make_agent, policy_params, reward_params
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, size_network
@@ -162,6 +163,7 @@ def slopes(sizes: list[float], costs: list[float]) -> Iterator[float]:
 
 
 def _main(kind: str, text: str) -> None:
+    keep_memory()
     given = json.loads(text)
     if kind == "corpus":
         found = corpus(CorpusSize(**given))

@@ -1,8 +1,8 @@
 """What a compiled program costs on a fleet of devices, on paper: operations, bytes held, bytes sent, least seconds.
 
-The counts are read from the optimised program of one device, loops multiplied by their trips. Three parts of a PPO
-iteration are told apart: `decode`, the loop over tokens; `update`, the loops over epochs and minibatches; `passes`, what
-is done once: prompts read, responses scored and judged.
+The counts are read from the optimised program of one device, loops multiplied by their trips. Three parts of a step are
+told apart: `decode`, the loop over tokens; `update`, the loops over epochs and minibatches, or the one optimiser step of a
+program that has no other part; `passes`, what is done once: prompts read, responses scored and judged.
 """
 
 import collections
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlhf_jax.parallel import rules
@@ -119,16 +119,26 @@ def ring_bytes(kind: str, size: float, group: int) -> float:
     return factors[kind] * size
 
 
-def work_by_phase(program: str, mesh: Mapping[str, int], *, decode_steps: int, once: bool = False) -> dict[str, Work]:
-    """Matmul operations and bytes sent of every phase of a compiled PPO iteration, on one device.
+def work_by_phase(
+    program: str,
+    mesh: Mapping[str, int],
+    *,
+    decode_steps: int,
+    once: bool = False,
+    outside: str = "passes",
+    loops: tuple[str, ...] = ("decode", "update"),
+) -> dict[str, Work]:
+    """Matmul operations and bytes sent of every phase of a compiled step, on one device.
 
     Args:
       program: text of the optimised program, `jitted.lower(...).compile().as_text()`, where matmuls are `dot`s (CPU).
       mesh: axis → devices along it, in the order of the mesh.
       decode_steps: trips of the loop over tokens, which ends when all rows have: the most is response tokens − 1.
       once: count every loop's body once, as the compiler's own `cost_analysis` does, to compare the two.
-    Raises: ValueError where the loop over tokens or the loop with the backward pass is not found: the compiler unrolls
-      loops of one trip, so epochs × minibatches must be above 1.
+      outside: phase of what stands in no loop: `passes`, or `update` where the program is one optimiser step.
+      loops: phases that must be found: those of which this program has a loop, or is one.
+    Raises: ValueError where one of them is not found: the compiler unrolls loops of one trip, so epochs × minibatches must be
+      above 1.
     """
     computations, entry = _computations(program)
     flops: dict[str, float] = dict.fromkeys(PHASES, 0.0)
@@ -156,11 +166,67 @@ def work_by_phase(program: str, mesh: Mapping[str, int], *, decode_steps: int, o
                 for called in _called([line]):
                     visit(called, phase, times)
 
-    visit(entry, "passes", 1.0)
-    for phase in ("decode", "update"):
+    visit(entry, outside, 1.0)
+    for phase in loops:
         if not flops[phase]:
             raise ValueError(f"the program has no loop of phase {phase!r}: epochs × minibatches and tokens must be > 1")
     return {phase: Work(flops[phase], dict(sorted(sent[phase].items()))) for phase in PHASES}
+
+
+def matmul_flops(program: str) -> float:
+    """Multiplications and additions of the matmuls of any compiled program, every loop's body as often as it runs.
+
+    Raises: ValueError at a loop whose trips are not written down.
+    """
+    computations, entry = _computations(program)
+
+    def visit(name: str) -> float:
+        lines, total = computations[name], 0.0
+        shapes = {found["name"]: _lengths(found["shape"]) for line in lines if (found := _RESULT.match(line))}
+        for line in lines:
+            if dot := _DOT.search(line):
+                total += _dot_flops(line, dot, shapes)
+            if body := _BODY.search(line):
+                trips = _TRIPS.search(line)
+                inner = visit(body[1])
+                if trips is None and inner:
+                    raise ValueError(f"a loop of unknown length with matmuls: {line.strip()[:200]}")
+                total += inner * (int(trips[1]) if trips else 0)
+            else:
+                total += sum(visit(called) for called in _called([line]))
+        return total
+
+    return visit(entry)
+
+
+def repeated(work: Mapping[str, Work], times: int) -> dict[str, Work]:
+    """What a program does that runs so many times.
+
+    Examples:
+      >>> repeated({"decode": Work(3.0, {"data": 1.0})}, 4)
+      {'decode': Work(flops=12.0, sent={'data': 4.0})}
+    """
+    return {
+        phase: Work(times * one.flops, {axes: times * size for axes, size in one.sent.items()})
+        for phase, one in work.items()
+    }
+
+
+def together(work: Sequence[Mapping[str, Work]]) -> dict[str, Work]:
+    """What several programs do, one after the other.
+
+    Examples:
+      >>> together([{"update": Work(3.0, {"data": 1.0})}, {"update": Work(1.0, {"fsdp": 2.0})}])
+      {'update': Work(flops=4.0, sent={'data': 1.0, 'fsdp': 2.0})}
+    """
+    found = {}
+    for phase in work[0]:
+        sent: dict[str, float] = collections.defaultdict(float)
+        for one in work:
+            for axes, size in one[phase].sent.items():
+                sent[axes] += size
+        found[phase] = Work(sum(one[phase].flops for one in work), dict(sorted(sent.items())))
+    return found
 
 
 def along_depth(shallow: Any, deep: Any, depths: tuple[int, int], depth: int) -> Any:

@@ -1,46 +1,34 @@
-"""The PPO iteration of a network's size on a mesh, compiled for devices that are not there.
+"""A network's size on a mesh, and the PPO iteration that training runs on it. Everything is shapes; no array is made.
 
-Everything is shapes; no array is made. Compilations have a process of their own, because the number of pretended
-devices is fixed when JAX starts.
-
-    python -m scale.program JSON FOLDER    # of a list of `Program`s: what the compiler says of each
+The steps of other learners are in `steps`; `compiling` asks the compiler about all of them.
 """
 
 import dataclasses
 import functools
-import hashlib
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from tokenizers import Tokenizer, models
 
-import rlhf_jax
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.interfaces import Params, PromptBatch
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.models import gpt2
-from rlhf_jax.parallel.mesh import MeshConfig, make_mesh
+from rlhf_jax.parallel.mesh import MeshConfig
 from rlhf_jax.parallel.partition import Partition
-from rlhf_jax.runtime.files import write_text
-from rlhf_jax.stages.agent import make_agent, on_mesh, policy_params, reward_params
+from rlhf_jax.stages.agent import Agent, make_agent, on_mesh, policy_params, reward_params
 from rlhf_jax.stages.setup import ModelConfig, size_network
-from scale import plan as scale_plan
+
+Steps = Literal["ppo", "grpo", "multi-turn", "dpo"]
+"""Whose step a plan is of."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compilation: everything it depends on besides the code."""
+    """One step of training: everything its compilation depends on besides the code."""
 
     name: str
     layers: int
@@ -48,7 +36,7 @@ class Program:
     heads: int
     mesh: MeshConfig
     batch: int
-    """Responses of one iteration, over all devices."""
+    """Responses of one step, over all devices; of pairs both, of conversations all turns."""
     prompt: int
     response: int
     epochs: int
@@ -60,12 +48,22 @@ class Program:
     positions: int = 1024
     topology: str = ""
     """Of the TPU to compile for (`v5e:16x16`); empty is pretended CPU devices."""
+    steps: Steps = "ppo"
+    group: int = 8
+    """Responses to a prompt, or conversations from an opening; read by `grpo` and `multi-turn`."""
+    turns: int = 4
+    """Of a conversation; read by `multi-turn`."""
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """So many words, special tokens and items; what they spell does not matter."""
-        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(self.words)}, unk_token="w0"))
-        return Vocabulary(words.to_str(), tuple(range(self.items)), lower_case=False)
+        return numbered_vocabulary(self.words, self.items)
+
+
+def numbered_vocabulary(words: int, items: int) -> Vocabulary:
+    """So many words, special tokens and items."""
+    spelled = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
+    return Vocabulary(spelled.to_str(), tuple(range(items)), lower_case=False)
 
 
 class Abstract(NamedTuple):
@@ -81,8 +79,8 @@ class Abstract(NamedTuple):
     """What decoding remembers, all rows; lives inside the program."""
 
 
-def abstract(program: Program, layout: Partition) -> Abstract:
-    """The program and shapes that know where they lie; the layout's mesh may be abstract."""
+def agent_of(program: Program, layout: Partition) -> Agent:
+    """The network and its callables on the mesh: bfloat16, every block computed again in the backward pass."""
     vocab = program.vocabulary
     model = ModelConfig(
         n_layer=program.layers,
@@ -92,19 +90,22 @@ def abstract(program: Program, layout: Partition) -> Abstract:
         compute_dtype="bfloat16",
         remat=True,
     )
-    network = size_network(model, vocab)
+    agent = make_agent(vocab, size_network(model, vocab), max_items=5, response_tokens=program.response)
+    return on_mesh(agent, layout)
+
+
+def abstract(program: Program, layout: Partition) -> Abstract:
+    """The program of PPO and shapes that know where they lie; the layout's mesh may be abstract."""
+    agent = agent_of(program, layout)
+    network = agent.network
     config = PPOConfig(epochs=program.epochs, minibatches=program.minibatches, microbatches=program.microbatches)
-    agent = on_mesh(make_agent(vocab, network, max_items=5, response_tokens=program.response), layout)
     optimizer = make_optimizer(learning_rate=3e-6, total_steps=10**4)
     key = jax.random.key(0)
     trunk = jax.eval_shape(lambda key: gpt2.init(network, key), key)
     policy = policy_params(trunk, network.n_embd)
     state = jax.eval_shape(lambda params: ppo.init(params, optimizer, config, key), policy)
     trees = state, {"trunk": trunk}, reward_params(trunk, network.n_embd, key)
-    state, reference, reward_model = jax.tree.map(_at, trees, layout.stored(trees))
-    size = program.batch, program.prompt
-    prompts = jax.eval_shape(lambda: PromptBatch(tokens=jnp.zeros(size, jnp.int32), mask=jnp.zeros(size, bool)))
-    prompts = jax.tree.map(lambda leaf: _at(leaf, layout.rows), prompts)
+    state, reference, reward_model = stored(layout, trees)
     iteration = ppo.make_ppo_iteration(
         sample=agent.sample,
         policy=agent.policy,
@@ -116,82 +117,25 @@ def abstract(program: Program, layout: Partition) -> Abstract:
     # The last token drawn is never read.
     slots = program.prompt + program.response - 1
     cache = jax.eval_shape(lambda: gpt2.init_cache(network, program.batch, slots))
-    return Abstract(iteration, state, prompts, reference, reward_model, cache)
+    return Abstract(iteration, state, prompts_of(program, layout, program.batch), reference, reward_model, cache)
 
 
-def compiled(program: Program) -> dict[str, Any]:
-    """What the compiler says of one program, in a process that has the devices.
-
-    Returns: `temporaries` and `arguments`, bytes of one device; `seconds` of compilation; and, on pretended CPU devices,
-      `work` of every phase (`scale_plan.Work`) and `matmul_share`, the matmuls' part of the operations that the compiler
-      itself counts (every loop's body once).
-    """
-    devices = topologies.get_topology_desc(program.topology, "tpu").devices if program.topology else None
-    layout = Partition(make_mesh(program.mesh, devices))
-    parts = abstract(program, layout)
-    begin = time.perf_counter()
-    made = parts.iteration.lower(parts.state, parts.prompts, parts.reference, parts.reward_model).compile()
-    memory = made.memory_analysis()
-    said: dict[str, Any] = {
-        "temporaries": float(memory.temp_size_in_bytes),
-        "arguments": float(memory.argument_size_in_bytes),
-        "seconds": time.perf_counter() - begin,
-    }
-    if not program.topology:
-        text, steps = made.as_text(), program.response - 1
-        work = scale_plan.work_by_phase(text, layout.mesh.shape, decode_steps=steps)
-        once = scale_plan.work_by_phase(text, layout.mesh.shape, decode_steps=steps, once=True)
-        said["work"] = {phase: one._asdict() for phase, one in work.items()}
-        said["matmul_share"] = sum(one.flops for one in once.values()) / made.cost_analysis()["flops"]
-    return said
+def prompts_of(program: Program, layout: Partition, n_rows: int) -> PromptBatch:
+    """Shapes of so many prompts, cut over the devices."""
+    size = n_rows, program.prompt
+    shapes = jax.eval_shape(lambda: PromptBatch(tokens=jnp.zeros(size, jnp.int32), mask=jnp.zeros(size, bool)))
+    return by_rows(layout, shapes)
 
 
-def compiled_apart(programs: Sequence[Program], folder: Path) -> list[dict[str, Any]]:
-    """`compiled` of programs on one mesh, in a process of its own with as many devices; or what it said last time.
-
-    Args:
-      folder: keeps what was said, by the program, the version of JAX and this project's code.
-    Raises: ValueError with the end of what that process wrote, where it failed.
-    """
-    paths = [folder / f"{_name(program)}.json" for program in programs]
-    missing = [program for program, path in zip(programs, paths, strict=True) if not path.exists()]
-    if missing:
-        # What is read off a program does not depend on how well its machine code is optimised.
-        flags = f"--xla_force_host_platform_device_count={max(program.mesh.size for program in missing)}"
-        flags += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-        path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-        changed = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TPU_SKIP_MDS_QUERY": "1", "PYTHONPATH": path}
-        text = json.dumps([dataclasses.asdict(program) for program in missing])
-        command = [sys.executable, "-m", "scale.program", text, str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | changed, check=False)
-        if done.returncode:
-            raise ValueError(f"{missing} were not compiled:\n{done.stderr.strip()[-1500:]}")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+def stored(layout: Partition, trees: Any) -> Any:
+    """Shapes of parameters and states, where they lie between steps."""
+    return jax.tree.map(_at, trees, layout.stored(trees))
 
 
-@functools.cache
-def _code() -> str:
-    parts = Path(rlhf_jax.__file__).parent, Path(__file__).parent
-    files = [file for part in parts for file in sorted(part.rglob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _name(program: Program) -> str:
-    key = hashlib.sha256(f"{dataclasses.asdict(program)} {jax.__version__} {_code()}".encode()).hexdigest()[:8]
-    return f"{program.name}_{program.layers}_{program.mesh.size}_{'tpu' if program.topology else 'cpu'}_{key}"
+def by_rows(layout: Partition, batch: Any) -> Any:
+    """Shapes of a batch, its rows cut over the devices."""
+    return jax.tree.map(lambda leaf: _at(leaf, layout.rows), batch)
 
 
 def _at(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _main(programs: str, folder: Path) -> None:
-    """What each of the programs (JSON) says, into a file of its own as soon as it is known."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for given in json.loads(programs):
-        program = Program(**given | {"mesh": MeshConfig(**given["mesh"])})
-        write_text(folder / f"{_name(program)}.json", json.dumps(compiled(program)))
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], Path(sys.argv[2]))

@@ -134,7 +134,7 @@ def item_score_chunks(
             progress.show(int(chosen[0]) + own, {})
 
 
-def text_turns(windows: Windows, limit: int) -> list[tuple[int, int]]:
+def text_turns(windows: Windows, limit: int) -> Sequence[tuple[int, int]]:
     """Evenly spread recommender turns of the test split."""
     turns = windows.turns()
     if len(turns) <= limit:

@@ -1,6 +1,7 @@
 """Systems side by side: entries of `results.json`, conversations for the report, a table for the terminal."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -150,7 +151,7 @@ def _each(runs: Mapping[int, Any], part: Callable[[Any], Any]) -> dict[int, Any]
 def baseline_assessments(setup: Setup, config: AssessmentConfig) -> dict[str, RankingOutcome]:
     """Popularity and copy, which stand in every ranking table; counted in all training dialogues, validation included."""
     rows = test_rows(setup, config)
-    counts = baselines.mention_counts((*setup.corpus.train, *setup.corpus.validation))
+    counts = baselines.mention_counts(itertools.chain(setup.corpus.train, setup.corpus.validation))
     return {
         name: ranking.rank_rows(rows, scores(rows, setup.vocab.item_ids, counts), setup.vocab.item_ids)
         for name, scores in (("popularity", baselines.popularity_scores), ("copy", baselines.copy_scores))

@@ -187,7 +187,7 @@ def judge_replies(setup: Setup, config: SampledConfig, replies: Sequence[Message
     return np.asarray(judge(histories, replies, spelled_titles(setup.corpus.items, with_year=False)), np.float64)
 
 
-def _answered(setup: Setup, config: SampledConfig) -> tuple[Windows, list[tuple[int, int]]]:
+def _answered(setup: Setup, config: SampledConfig) -> tuple[Windows, Sequence[tuple[int, int]]]:
     windows = Windows.of(setup, setup.corpus.test[: config.test_dialogues])
     return windows, text_turns(windows, config.turns)
 

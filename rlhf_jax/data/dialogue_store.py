@@ -1,6 +1,7 @@
 """Dialogues on disk, one JSON record each, read when they are asked for: a corpus larger than memory.
 
-    STORE/KEY/dialogues           records of all splits and their ids, catalogue and provenance; KEY is that of the files
+    STORE/KEY/dialogues           records of all splits, their ids and which of their messages answer a context; catalogue and
+                                  provenance; KEY is that of the files
     STORE/KEY/vocabulary-N        the BPE of N words of the training split
     STORE/KEY/texts-KEY           training texts as tokens (`data.text_store`); their key is vocabulary, lengths and dialogues
 
@@ -12,18 +13,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 from rlhf_jax.data.flat import Flat, FlatWriter, kept, mapped, read_flat
 from rlhf_jax.data.read_options import ReadOptions
 from rlhf_jax.data.redial import digest, files_of
 from rlhf_jax.data.sources import SOURCES
+from rlhf_jax.data.windows import answerable
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message
 
-VERSION = 1
+VERSION = 2
 """Of the records and of what is made of them: raised where either changes, so that what older code kept is not read."""
 _ROLES = ("seeker", "recommender")
 _SPLITS = ("train", "validation", "test")
@@ -39,6 +41,8 @@ class StoredDialogues(Sequence[Dialogue]):
     """uint8, all splits."""
     ids: Int64[np.ndarray, " R"]
     """Dialogue ids of all records. [R]"""
+    answers: Flat
+    """int32, all splits: which messages of a record are answers to a context (`windows.answerable`)."""
     places: Int64[np.ndarray, " N"]
     """Which records these are. [N]"""
 
@@ -62,10 +66,46 @@ class StoredDialogues(Sequence[Dialogue]):
         """Some of them, in the order given."""
         return dataclasses.replace(self, places=self.places[np.asarray(numbers, np.int64)])
 
+    def turns(self) -> "TurnIndex":
+        """Every answer to a context, without reading a dialogue."""
+        found = self.answers.chosen(self.places)
+        numbers = np.repeat(np.arange(len(self), dtype=np.int32), found.lengths)
+        return TurnIndex(np.stack([numbers, found.values], axis=1))
+
     @property
     def key(self) -> str:
         """Names which dialogues these are, in which order."""
         return hashlib.sha256(self.places.tobytes()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TurnIndex(Sequence[tuple[int, int]]):
+    """(dialogue, message) of many turns, eight bytes each."""
+
+    pairs: Int32[np.ndarray, "N 2"]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> "TurnIndex": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "tuple[int, int] | TurnIndex":
+        if isinstance(index, slice):
+            return TurnIndex(self.pairs[index])
+        number, place = self.pairs[index].tolist()
+        return number, place
+
+
+def evenly(dialogues: Sequence[Dialogue], most: int) -> Sequence[Dialogue]:
+    """The dialogues, or `most` of them, evenly spread, where there are more."""
+    if len(dialogues) <= most:
+        return dialogues
+    numbers = [place * len(dialogues) // most for place in range(most)]
+    if isinstance(dialogues, StoredDialogues):
+        return dialogues.chosen(numbers)
+    return tuple(dialogues[number] for number in numbers)
 
 
 def record_of(dialogue: Dialogue) -> bytes:
@@ -113,9 +153,11 @@ def read_stored_corpus(folder: Path, options: ReadOptions, store: Path, tell: Ca
 
     facts = kept(own / "dialogues", make, tell)
     records = read_flat(own / "dialogues", "records", "<u1")
+    answers = read_flat(own / "dialogues", "answers", "<i4")
     ids = mapped(own / "dialogues" / "ids", "<i8")
     splits = {
-        split: StoredDialogues(own, records, ids, np.fromfile(own / "dialogues" / split, "<i8")) for split in _SPLITS
+        split: StoredDialogues(own, records, ids, answers, np.fromfile(own / "dialogues" / split, "<i8"))
+        for split in _SPLITS
     }
     items = {entry["item_id"]: Item(**entry | _tuples(entry)) for entry in facts["items"]}
     return Corpus(**splits, items=items, provenance=facts["provenance"])
@@ -123,12 +165,13 @@ def read_stored_corpus(folder: Path, options: ReadOptions, store: Path, tell: Ca
 
 def _write(partial: Path, folder: Path, options: ReadOptions) -> dict[str, Any]:
     ids: list[int] = []
-    with FlatWriter(partial, "records", "<u1") as writer:
+    with FlatWriter(partial, "records", "<u1") as writer, FlatWriter(partial, "answers", "<i4") as answers:
 
         def keep(dialogues: Iterator[Dialogue]) -> Sequence[int]:
             first = len(ids)
             for dialogue in dialogues:
                 writer.add(record_of(dialogue))
+                answers.add(answerable(dialogue))
                 ids.append(int(dialogue.dialogue_id))
             return sorted(range(first, len(ids)), key=lambda place: ids[place])
 

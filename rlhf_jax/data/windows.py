@@ -64,6 +64,18 @@ def encode_words(vocab: Vocabulary, dialogues: Sequence[Dialogue]) -> list[list[
     return [[next(rest) for _ in dialogue.messages] for dialogue in dialogues]
 
 
+def answerable(dialogue: Dialogue) -> list[int]:
+    """Places of the recommender's messages that say something after a context."""
+    found: list[int] = []
+    has_context = False
+    for place, message in enumerate(dialogue.messages):
+        says = not is_empty(message)
+        if has_context and says and message.role == "recommender":
+            found.append(place)
+        has_context = has_context or says
+    return found
+
+
 def training_texts(dialogues: Iterable[Dialogue]) -> Iterator[str]:
     """The texts a BPE is trained on: every run of words, items left out."""
     for dialogue in dialogues:

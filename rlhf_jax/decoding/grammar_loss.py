@@ -75,9 +75,11 @@ def grammar_nll(
 
 
 def _in_pieces(judge: Callable[..., Array], each: int, arrays: tuple[Array, ...]) -> Float[Array, "B M"]:
-    """`judge` on `each` of the positions at a time; what fills the last piece has no target."""
+    """`judge` on at most `each` of the positions at a time; what fills the last piece has no target."""
     rows, count = arrays[0].shape[:2]
     n_pieces = -(-count // each)
+    # As equal as can be, so that less than a place a piece is padding.
+    each = -(-count // n_pieces)
 
     def cut(x: Array) -> Array:
         # Zeros: `NO_TARGET` among the kinds.

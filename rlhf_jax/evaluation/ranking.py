@@ -66,7 +66,7 @@ def rank_rows(
     protocols: Sequence[str] | None = None,
     seed: int = 0,
 ) -> RankingOutcome:
-    """Ranks of every case under every protocol, in one pass over the scores.
+    """Ranks of every case under every protocol, in one pass over the scores; holds one chunk of them at a time.
 
     Args:
       rows: what is to be ranked, in the order of the scores.
@@ -93,12 +93,40 @@ def rank_rows(
             mentioned = np.array(sorted({columns[item] for item in row.mentioned if item in columns}), np.int64)
             for protocol in protocols:
                 ranks[protocol].append(_row_ranks(protocol, row, scores, columns, mentioned, seed))
-            top.append(top_items(scores, item_ids, mentioned))
+            top.append(top_items(scores, item_ids, mentioned, most=len(set(row.gold)) + 1))
         done += len(chunk)
     if done != len(rows):
         raise ValueError(f"scores for {done} rows, but there are {len(rows)}")
     tables = {protocol: _table(protocol, rows, ranks[protocol]) for protocol in protocols}
     return RankingOutcome(tables, TopOne(tuple(rows), tuple(a for a, _ in top), tuple(b for _, b in top)))
+
+
+def possible_protocols(n_items: int, most_gold: int) -> tuple[str, ...]:
+    """All that a catalogue is large enough for, where no row has more gold items than `most_gold`."""
+    return PROTOCOLS if n_items - most_gold >= N_NEGATIVES else PROTOCOLS[:-1]
+
+
+def joined(outcomes: Sequence[RankingOutcome]) -> RankingOutcome:
+    """Outcomes of consecutive rows as one: what `rank_rows` gives for all of them, negatives included.
+
+    So several systems are ranked batch by batch in one pass over the contexts, and none of their scores is kept.
+
+    Raises: ValueError where there is none, or protocols differ.
+    """
+    if not outcomes or any(set(one.tables) != set(outcomes[0].tables) for one in outcomes):
+        raise ValueError(f"{len(outcomes)} outcomes to join, of protocols {[sorted(one.tables) for one in outcomes]}")
+    firsts = np.cumsum([0, *(len(one.top.rows) for one in outcomes)])
+    tables = {}
+    for protocol in outcomes[0].tables:
+        parts = [one.tables[protocol] for one in outcomes]
+        rows = [part.rows + np.int32(first) for part, first in zip(parts, firsts[:-1], strict=True)]
+        dialogues = tuple(name for part in parts for name in part.dialogues)
+        tables[protocol] = RankTable(
+            protocol, np.concatenate([part.ranks for part in parts]), np.concatenate(rows), dialogues
+        )
+    tops = [one.top for one in outcomes]
+    fields = (tuple(entry for top in tops for entry in top[place]) for place in range(3))
+    return RankingOutcome(tables, TopOne(*fields))
 
 
 def metric_values(metric: str, ranks: np.ndarray) -> np.ndarray:
@@ -219,13 +247,13 @@ def _result(name: str, estimate: Estimate, protocol: str, split: str, seeds: tup
 
 def _chosen_protocols(protocols: Sequence[str] | None, rows: Sequence[RankingRow], n_items: int) -> tuple[str, ...]:
     most_gold = max((len(row.gold) for row in rows), default=0)
-    enough = n_items - most_gold >= N_NEGATIVES
+    possible = possible_protocols(n_items, most_gold)
     if protocols is None:
-        return PROTOCOLS if enough else PROTOCOLS[:-1]
+        return possible
     unknown = sorted(set(protocols) - set(PROTOCOLS))
     if unknown:
         raise ValueError(f"unknown ranking protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
-    if "sampled-99" in protocols and not enough:
+    if "sampled-99" in protocols and "sampled-99" not in possible:
         raise ValueError(f"sampled-99 needs {N_NEGATIVES} negatives: {n_items} items, up to {most_gold} gold in a row")
     return tuple(protocols)
 

@@ -30,7 +30,11 @@ LIKED_REWARD, SEEN_REWARD = 1.0, 0.5
 
 
 class TopOne(NamedTuple):
-    """First-ranked items of every row; more than one where scores tie."""
+    """First-ranked items of every row; more than one where scores tie, but never all of many.
+
+    A system that says nothing ties the whole catalogue: of those the first in its order stay, one more than the row has gold
+    items. One of them is no gold item, and the worst counts, so the reward is what all of them give.
+    """
 
     rows: tuple[RankingRow, ...]
     whole: tuple[tuple[int, ...], ...]
@@ -40,15 +44,16 @@ class TopOne(NamedTuple):
 
 
 def top_items(
-    scores: np.ndarray, item_ids: Sequence[int], mentioned: np.ndarray
+    scores: np.ndarray, item_ids: Sequence[int], mentioned: np.ndarray, *, most: int | None = None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Items with the highest score, among all and among those whose columns are not in `mentioned`.
 
     Args:
       scores: of all catalogue items for one row. [I]
       mentioned: columns of items mentioned before. [M]
+      most: how many of equal ones are kept, in the order of the columns; None keeps all.
     """
-    best = tuple(item_ids[int(column)] for column in np.flatnonzero(scores == scores.max()))
+    best = tuple(item_ids[int(column)] for column in np.flatnonzero(scores == scores.max())[:most])
     if len(mentioned) == 0:
         return best, best
     open_to_all = np.ones(len(scores), bool)
@@ -56,7 +61,7 @@ def top_items(
     if not open_to_all.any():
         return best, ()
     highest = scores[open_to_all].max()
-    return best, tuple(item_ids[int(column)] for column in np.flatnonzero((scores == highest) & open_to_all))
+    return best, tuple(item_ids[int(column)] for column in np.flatnonzero((scores == highest) & open_to_all)[:most])
 
 
 def rewards(top: TopOne, protocol: str) -> np.ndarray:

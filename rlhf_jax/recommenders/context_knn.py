@@ -92,7 +92,7 @@ def fit(
         raise ValueError(f"power is {power}; it must be above 0")
     used = np.flatnonzero(np.diff(training.fresh.indptr))
     found = texts_of(training.rows, titles)
-    texts = [found[row] for row in used]
+    texts = [found[row] for row in used.tolist()]
     own = training.rows.own[used]
     space = (
         _fit_tfidf(texts, own, len(training.numbers)) if encoder is None else Encoded(encoder, _unit(encoder(texts)))
@@ -100,7 +100,7 @@ def fit(
     return ContextKnn(space, csr_array(training.fresh[used]), own, neighbours, power, titles)
 
 
-def texts_of(contexts: Contexts, titles: bool) -> tuple[str, ...]:
+def texts_of(contexts: Contexts, titles: bool) -> Sequence[str]:
     """The words that are compared."""
     return contexts.texts if titles else contexts.words
 

@@ -8,19 +8,23 @@ been fitted without that dialogue (leave-own-dialogue-out), else a recommender w
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from scipy.sparse import csr_array
 
+from rlhf_jax.data.dialogue_store import StoredDialogues
 from rlhf_jax.data.turns import spell
 from rlhf_jax.data.windows import RankingRow, ranking_rows
-from rlhf_jax.interfaces import Dialogue, Message
+from rlhf_jax.interfaces import Dialogue, Message, Role
 
 N_WORDS = 60
 """Words of a context that are kept, the most recent ones."""
+BLOCK_DIALOGUES = 2_000
+"""That are read at once."""
 BLOCK_ENTRIES = 2**24
 """Float entries that a recommender works on at once: 128 MiB in float64."""
 
@@ -44,13 +48,13 @@ class Contexts:
     """Columns of the items mentioned, context after context, oldest first, repeats included."""
     starts: Int[np.ndarray, " N1"]
     """Place in `items` where each context begins, and the end of the last: N + 1 numbers."""
-    words: tuple[str, ...]
+    words: Sequence[str]
     """The last words of each context, items left out."""
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     """The same with the items' titles among the words."""
     own: Int[np.ndarray, " N"]
     """Number of the training dialogue a context is from, −1 if from none."""
-    asked: tuple[str, ...] = ()
+    asked: Sequence[str] = ()
     """The seeker's last words alone, items left out; empty where contexts were made without them."""
 
     def __len__(self) -> int:
@@ -181,6 +185,36 @@ def contexts_of(
     )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredWords(Sequence[str]):
+    """The last words of contexts of a store, read anew whenever they are asked for: none of them is kept."""
+
+    dialogues: StoredDialogues
+    places: Int[np.ndarray, "N 2"]
+    """Dialogue, and the message before which the context ends. [N, 2]"""
+    titles: Mapping[int, str]
+    roles: tuple[Role, ...] = ("seeker", "recommender")
+    """Whose words."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "StoredWords": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "str | StoredWords":
+        if isinstance(index, slice):
+            return dataclasses.replace(self, places=self.places[index])
+        number, place = self.places[index].tolist()
+        messages = self._messages(number)[:place]
+        return last_words([one for one in messages if one.role in self.roles], self.titles)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - contexts of one dialogue follow each other
+    def _messages(self, number: int) -> tuple[Message, ...]:
+        return self.dialogues[number].messages
+
+
 def row_contexts(
     rows: Sequence[RankingRow], catalogue: Catalogue, *, numbers: Mapping[str, int] | None = None
 ) -> Contexts:
@@ -199,41 +233,83 @@ def last_words(messages: Sequence[Message], titles: Mapping[int, str], n_words: 
 
 
 def read_training(dialogues: Sequence[Dialogue], catalogue: Catalogue) -> Training:
-    """Counts of the training split.
+    """Counts of the training split, in one pass over it.
 
     Memory: 8 bytes per (dialogue, item) and per (row, gold item), and the last words of every row, three times about 350 bytes:
-    for a million dialogues like ReDial's (3.5 million rows) 3.7 GB, nearly all of it text.
+    for a million dialogues like ReDial's (3.5 million rows) 3.7 GB, nearly all of it text. Texts of a store are not kept
+    (`StoredWords`).
 
     Args:
       dialogues: the training split and nothing else.
       catalogue: the items; others are passed over.
     Raises: ValueError without dialogues or items, or if two have the same id.
     """
-    columns = columns_of(catalogue.item_ids)
-    numbers = {dialogue.dialogue_id: number for number, dialogue in enumerate(dialogues)}
+    columns, stored = columns_of(catalogue.item_ids), isinstance(dialogues, StoredDialogues)
+    numbers: dict[str, int] = {}
+    mentioned, named, fresh = _Lists(columns), _Lists(columns), _Lists(columns)
+    places: list[np.ndarray] = []
+    parts: list[Contexts] = []
+    for begin in range(0, len(dialogues), BLOCK_DIALOGUES):
+        block = list(dialogues[begin : begin + BLOCK_DIALOGUES])
+        place = {dialogue.dialogue_id: begin + number for number, dialogue in enumerate(block)}
+        numbers |= place
+        rows = list(ranking_rows(block))
+        mentioned.add([item for message in dialogue.messages for item in message.items] for dialogue in block)
+        fresh.add(row.fresh_gold for row in rows)
+        named.add(row.mentioned for row in rows)
+        found = [(place[row.dialogue.dialogue_id], row.message_index) for row in rows]
+        places.append(np.array(found, np.int32).reshape(-1, 2))
+        if not stored:
+            parts.append(row_contexts(rows, catalogue, numbers=place))
     if not numbers:
         raise ValueError("a training split without dialogues")
     if len(numbers) != len(dialogues):
         raise ValueError(f"{len(dialogues) - len(numbers)} training dialogues have the id of another")
-    rows = list(ranking_rows(dialogues))
-    mentioned = [[item for message in dialogue.messages for item in message.items] for dialogue in dialogues]
-    return Training(
-        catalogue,
-        numbers,
-        counts(mentioned, columns),
-        row_contexts(rows, catalogue, numbers=numbers),
-        counts([row.fresh_gold for row in rows], columns),
-    )
+    before = np.concatenate(places)
+    if isinstance(dialogues, StoredDialogues):
+        words = StoredWords(dialogues, before, {})
+        texts = (words, dataclasses.replace(words, titles=catalogue.titles))
+        spoken: tuple[Sequence[str], ...] = (*texts, dataclasses.replace(words, roles=("seeker",)))
+    else:
+        spoken = tuple(
+            tuple(text for part in parts for text in getattr(part, kind)) for kind in ("words", "texts", "asked")
+        )
+    flat, starts = named.arrays()
+    contexts = Contexts(len(columns), flat, starts, spoken[0], spoken[1], before[:, 0], spoken[2])
+    return Training(catalogue, numbers, mentioned.matrix(), contexts, fresh.matrix())
+
+
+class _Lists:
+    """Columns of lists of items, gathered a block at a time; items without a column are passed over."""
+
+    def __init__(self, columns: Mapping[int, int]) -> None:
+        self._columns = columns
+        self._flat, self._lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
+
+    def add(self, lists: Iterable[Sequence[int]]) -> None:
+        """Some lists more."""
+        places = [[self._columns[item] for item in items if item in self._columns] for items in lists]
+        self._flat.append(np.array([column for found in places for column in found], np.int32))
+        self._lengths.append(np.array([len(found) for found in places], np.int64))
+
+    def arrays(self) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " N1"]]:
+        """All columns, and where each list begins."""
+        return np.concatenate(self._flat), np.cumsum(np.concatenate(self._lengths))
+
+    def matrix(self) -> csr_array:
+        """How often each list holds each item. float32 [lists, I]"""
+        flat, starts = self.arrays()
+        shape = len(starts) - 1, len(self._columns)
+        matrix = csr_array((np.ones(len(flat), np.float32), flat, starts), shape=shape)
+        matrix.sum_duplicates()
+        return matrix
 
 
 def counts(lists: Sequence[Sequence[int]], columns: Mapping[int, int]) -> csr_array:
     """How often each list holds each item; items without a column are passed over. float32 [lists, I]"""
-    places = [[columns[item] for item in items if item in columns] for items in lists]
-    starts = np.cumsum([0, *map(len, places)])
-    flat = np.array([column for found in places for column in found], np.int32)
-    matrix = csr_array((np.ones(len(flat), np.float32), flat, starts), shape=(len(lists), len(columns)))
-    matrix.sum_duplicates()
-    return matrix
+    found = _Lists(columns)
+    found.add(lists)
+    return found.matrix()
 
 
 def recency(contexts: Contexts, decay: float) -> csr_array:

@@ -13,9 +13,11 @@ Cost: P is dense, 4·J² bytes kept and up to 24·J² while fitting, about J³ o
     10,000     2.4 GB             400 MB       the default limit, 22 s of one core
     20,000     9.6 GB             1.6 GB
 
-Of a catalogue of 100,000 items the 10,000 that most dialogues mention are fitted; all others score 0.
+Of a catalogue of 100,000 items the 10,000 that most dialogues mention are fitted; all others score 0, which a warning says. What
+would not fit into `most_bytes` is refused before anything is allocated: all 100,000 would take 240 GB, and 40 GB kept.
 """
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,10 @@ from scipy.sparse import csr_array
 
 from rlhf_jax.recommenders.co_mention import presence
 from rlhf_jax.recommenders.contexts import Contexts, Training, in_blocks, own_rows, recency, shape_of
+
+_LOG = logging.getLogger(__name__)
+KEPT_BYTES, FITTING_BYTES = 4, 24
+"""Of every pair of fitted items: kept, and at most while fitting."""
 
 
 class Ease(NamedTuple):
@@ -49,6 +55,7 @@ def fit(
     min_dialogues: int = 3,
     max_items: int = 10_000,
     decay: float = 0.85,
+    most_bytes: int = 2**33,
 ) -> Ease:
     """Inverts the regularised co-mention matrix of the items that are mentioned often enough.
 
@@ -58,7 +65,8 @@ def fit(
       min_dialogues: fewest training dialogues an item is fitted with.
       max_items: J at most; where more have enough dialogues, those with the most (of equals the first columns).
       decay: weight of an item per different item mentioned after it, in (0, 1].
-    Raises: ValueError for a number outside its range.
+      most_bytes: memory that fitting may take, 24·J².
+    Raises: ValueError for a number outside its range, or where J items take more memory than they may.
     """
     if not ridge > 0:
         raise ValueError(f"ridge is {ridge}; it must be above 0")
@@ -70,10 +78,29 @@ def fit(
     dialogues = np.bincount(present.indices, minlength=shape_of(present)[1])
     order = np.argsort(-dialogues, kind="stable")[:max_items]
     kept = np.sort(order[dialogues[order] >= min_dialogues])
+    _check_memory(len(kept), int((dialogues >= min_dialogues).sum()), len(dialogues), min_dialogues, most_bytes)
     by_dialogue = csr_array(present[:, kept])
     gram = (by_dialogue.T @ by_dialogue).toarray().astype(np.float64, order="F")
     gram[np.diag_indices(len(kept))] += ridge
     return Ease(kept, _inverse(gram), by_dialogue, dialogues[kept], min_dialogues, decay)
+
+
+def _check_memory(n_kept: int, n_enough: int, n_items: int, min_dialogues: int, most_bytes: int) -> None:
+    kept, fitting = (each * n_kept**2 for each in (KEPT_BYTES, FITTING_BYTES))
+    cost = f"{n_kept:,} items: {fitting / 1e9:.1f} GB while it is fitted, {kept / 1e9:.1f} GB kept"
+    if fitting > most_bytes:
+        raise ValueError(
+            f"EASE over {cost}; at most {most_bytes / 1e9:.1f} GB are allowed (most_bytes): lower max_items, or raise "
+            f"min_dialogues above {min_dialogues}"
+        )
+    if n_kept < n_enough:
+        _LOG.warning(
+            "EASE over %s. They are those that most dialogues mention, of %s of %s items with at least %s; the others score 0.",
+            cost,
+            f"{n_enough:,}",
+            f"{n_items:,}",
+            min_dialogues,
+        )
 
 
 def _inverse(gram: Float[np.ndarray, "J J"]) -> Float32[np.ndarray, "J J"]:

@@ -1,5 +1,6 @@
-"""Progress of a stage on the terminal: a bar with the remaining time, or a line now and then where there is none."""
+"""Progress of a stage on the terminal: a bar with the remaining time, or a line at once and then now and then where there is none."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -12,11 +13,11 @@ _SHOWN = ("loss", "validation/loss", "objective/score_raw", "objective/kl_k1", "
 
 
 class Progress:
-    """Shows how far a stage is; in a log file (no terminal) as plain lines, 20 seconds apart."""
+    """Shows how far a stage is; in a log file (no terminal) as plain lines, the first with the first numbers, then 20 seconds apart."""
 
     def __init__(self, name: str, step: int, n_steps: int) -> None:
         self._name, self._n_steps = name, n_steps
-        self._printed = time.monotonic()
+        self._printed = -math.inf
         self._warm: tuple[int, float] | None = None
         self._bar = tqdm(total=n_steps, initial=step, desc=name, unit="step", leave=True, file=sys.stderr, disable=None)
 
@@ -32,8 +33,9 @@ class Progress:
         if not self._bar.disable:
             self._bar.set_postfix_str(text)
         elif time.monotonic() - self._printed > _LINE_SECONDS or step == self._n_steps:
-            self._printed = time.monotonic()
-            parts = [f"{self._name}: {step}/{self._n_steps}", self._left(step), text]
+            first, self._printed = self._printed == -math.inf, time.monotonic()
+            # A program for another length may have been compiled just now: the first line would guess hours.
+            parts = [f"{self._name}: {step}/{self._n_steps}", "" if first else self._left(step), text]
             print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
     def _left(self, step: int) -> str:

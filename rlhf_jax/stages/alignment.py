@@ -116,7 +116,7 @@ def align(
     windows = Windows.of(setup, contexts)
     turns = windows.turns()
     dealt = PromptBatches(
-        *windows.prompts(turns),
+        windows.prompts_of(turns),
         batch_size=n_prompts,
         seed=seed,
         buckets=config.prompt_buckets,

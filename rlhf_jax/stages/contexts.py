@@ -8,28 +8,80 @@ same prompts in the same width.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.batching import batch_indices, pad_left, pad_right
+from rlhf_jax.data.dialogue_store import StoredDialogues
 from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.data.windows import encode_words, is_empty, prompt_tokens, response_tokens
-from rlhf_jax.interfaces import Dialogue, PromptBatch, Rollout
+from rlhf_jax.data.windows import answerable, encode_words, prompt_tokens, response_tokens
+from rlhf_jax.interfaces import Dialogue, Message, PromptBatch, Rollout
 from rlhf_jax.recommenders.scorer import ItemScorer
 from rlhf_jax.stages.setup import DataConfig, Setup
+
+
+@runtime_checkable
+class Padded(Protocol):
+    """N token lists of one kind, padded to one width; some of them when they are asked for."""
+
+    @property
+    def width(self) -> int:
+        """Tokens of a padded one."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask of the given ones. int32 and bool [B, W]"""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory:
+    """All of them as arrays."""
+
+    tokens: np.ndarray
+    """int32 [N, W]"""
+    mask: np.ndarray
+    """bool [N, W]"""
+
+    @property
+    def width(self) -> int:
+        return self.tokens.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.tokens[rows], self.mask[rows]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoded:
+    """None of them: dialogues are read and encoded when a batch is asked for, and forgotten after it."""
+
+    turns: Sequence[tuple[int, int]]
+    """[N]"""
+    width: int
+    encode: Callable[[Sequence[tuple[int, int]]], tuple[np.ndarray, np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.encode([self.turns[row] for row in rows])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptBatches:
     """Left-padded prompts, dealt out to updates."""
 
-    tokens: np.ndarray
-    """int32 [N, P]"""
-    mask: np.ndarray
-    """bool [N, P]"""
+    prompts: Padded
+    """N of width P."""
     batch_size: int
     """Prompts of one update, over all devices."""
     seed: int
@@ -39,16 +91,11 @@ class PromptBatches:
     """Updates that share out their prompts by length; 1 leaves every batch as it was drawn."""
 
     def __post_init__(self) -> None:
-        if self.buckets and self.buckets[-1] > self.tokens.shape[1]:
+        if self.buckets and self.buckets[-1] > self.prompts.width:
             raise ValueError(
                 f"--align.prompt-buckets {self.buckets}: {self.buckets[-1]} is wider than --data.context-tokens "
-                f"{self.tokens.shape[1]}"
+                f"{self.prompts.width}"
             )
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """Real tokens of every prompt. [N]"""
-        return self.mask.sum(axis=1)
 
     def rows(self, update: int) -> np.ndarray:
         """Prompts of one update. int64 [B]
@@ -57,20 +104,26 @@ class PromptBatches:
         and these are dealt to the G updates in random order. Every prompt still comes once an epoch.
         """
         number, place = divmod(update, self.group)
-        drawn = batch_indices(len(self.tokens), seed=self.seed, step=number, batch_size=self.group * self.batch_size)
+        return self._dealt(number)[place]
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - two groups of contexts and of human turns; they live as long as their stage
+    def _dealt(self, number: int) -> np.ndarray:
+        """Prompts of all updates of a group. [G, B]"""
+        drawn = batch_indices(len(self.prompts), seed=self.seed, step=number, batch_size=self.group * self.batch_size)
         if self.group == 1:
-            return drawn
-        batches = drawn[np.argsort(self.lengths[drawn], kind="stable")].reshape(self.group, self.batch_size)
+            return drawn[None]
+        lengths = self.prompts.take(drawn)[1].sum(axis=1)
+        batches = drawn[np.argsort(lengths, kind="stable")].reshape(self.group, self.batch_size)
         # A third number, so that this is not the stream that epochs are drawn from.
         order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, number, 1])))
-        return batches[order.permutation(self.group)[place]]
+        return batches[order.permutation(self.group)]
 
     def batch(self, update: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and mask of one update, as narrow as the buckets allow. [B, W] each, W a bucket or P"""
-        rows = self.rows(update)
-        longest = int(self.lengths[rows].max())
-        width = next((bucket for bucket in self.buckets if bucket >= longest), self.tokens.shape[1])
-        return self.tokens[rows, -width:], self.mask[rows, -width:]
+        tokens, mask = self.prompts.take(self.rows(update))
+        longest = int(mask.sum(axis=1).max())
+        width = next((bucket for bucket in self.buckets if bucket >= longest), self.prompts.width)
+        return tokens[:, -width:], mask[:, -width:]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,10 +131,8 @@ class Demonstrations:
     """Human turns as responses, dealt out to updates."""
 
     prompts: PromptBatches
-    response_tokens: np.ndarray
-    """int32 [N, T]"""
-    response_mask: np.ndarray
-    """bool [N, T]"""
+    responses: Padded
+    """N of width T."""
     windows: "Windows"
     """Where they are from."""
     turns: Sequence[tuple[int, int]]
@@ -91,12 +142,13 @@ class Demonstrations:
         """Rows `own` of an update's human turns, as if they had been sampled with certainty."""
         tokens, mask = (side[own] for side in self.prompts.batch(update))
         rows = self.prompts.rows(update)[own]
+        said, said_mask = self.responses.take(rows)
         return Rollout(
             prompt_tokens=jnp.asarray(tokens),
             prompt_mask=jnp.asarray(mask),
-            response_tokens=jnp.asarray(self.response_tokens[rows]),
-            response_mask=jnp.asarray(self.response_mask[rows]),
-            logprobs=jnp.zeros(self.response_tokens[rows].shape, jnp.float32),
+            response_tokens=jnp.asarray(said),
+            response_mask=jnp.asarray(said_mask),
+            logprobs=jnp.zeros(said.shape, jnp.float32),
             finished=jnp.ones(len(rows), bool),
             item_scores=self.windows.item_scores([self.turns[row] for row in rows]),
         )
@@ -104,7 +156,10 @@ class Demonstrations:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Windows:
-    """Dialogues encoded once; prompts and responses of any message on demand, padded to fixed lengths."""
+    """Prompts and responses of any message on demand, padded to fixed lengths.
+
+    Dialogues in memory are encoded once, all of them; those of a store when they are asked for.
+    """
 
     vocab: Vocabulary
     dialogues: Sequence[Dialogue]
@@ -122,33 +177,49 @@ class Windows:
         """Word tokens of every message of every dialogue."""
         return encode_words(self.vocab, self.dialogues)
 
-    def demonstrations(self, dealt: Callable[[np.ndarray, np.ndarray], PromptBatches]) -> Demonstrations:
+    def demonstrations(self, dealt: Callable[[Padded], PromptBatches]) -> Demonstrations:
         """Human turns of all dialogues, after contexts that `dealt` hands out to updates."""
         turns = self.turns()
-        return Demonstrations(dealt(*self.prompts(turns)), *self.responses(turns), self, turns)
+        return Demonstrations(dealt(self.prompts_of(turns)), self.responses_of(turns), self, turns)
 
-    def turns(self) -> list[tuple[int, int]]:
+    def turns(self) -> Sequence[tuple[int, int]]:
         """(dialogue, message) of every recommender message that says something after a context."""
-        found = []
-        for number, dialogue in enumerate(self.dialogues):
-            has_context = False
-            for index, message in enumerate(dialogue.messages):
-                if has_context and message.role == "recommender" and not is_empty(message):
-                    found.append((number, index))
-                has_context = has_context or not is_empty(message)
-        return found
+        if isinstance(self.dialogues, StoredDialogues):
+            return self.dialogues.turns()
+        return [(number, place) for number, dialogue in enumerate(self.dialogues) for place in answerable(dialogue)]
+
+    def prompts_of(self, turns: Sequence[tuple[int, int]]) -> Padded:
+        """`prompts` of many messages: made now, or when they are asked for where the dialogues lie on disk."""
+        if isinstance(self.dialogues, StoredDialogues):
+            return Encoded(turns, self.data.context_tokens, self.prompts)
+        return InMemory(*self.prompts(turns))
+
+    def responses_of(self, turns: Sequence[tuple[int, int]]) -> Padded:
+        """`responses` of many messages, likewise."""
+        if isinstance(self.dialogues, StoredDialogues):
+            return Encoded(turns, self.data.response_tokens, self.responses)
+        return InMemory(*self.responses(turns))
+
+    def _said(self, turns: Sequence[tuple[int, int]]) -> Iterator[tuple[Sequence[Message], list[list[int]], int]]:
+        """Messages of each turn's dialogue, their encoded words, and the turn's place among them."""
+        if not isinstance(self.dialogues, StoredDialogues):
+            yield from ((self.dialogues[number].messages, self.words[number], place) for number, place in turns)
+            return
+        read = {number: self.dialogues[number] for number, _ in turns}
+        words = dict(zip(read, encode_words(self.vocab, list(read.values())), strict=True))
+        yield from ((read[number].messages, words[number], place) for number, place in turns)
 
     def prompts(self, turns: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """Left-padded contexts before the given messages: tokens and mask. [N, context_tokens] each"""
         sequences = [
             prompt_tokens(
                 self.vocab,
-                self.dialogues[number].messages[:index],
-                self.words[number][:index],
+                messages[:index],
+                words[:index],
                 window=self.data.window,
                 context_tokens=self.data.context_tokens,
             )
-            for number, index in turns
+            for messages, words, index in self._said(turns)
         ]
         return pad_left(sequences, self.data.context_tokens, self.vocab.pad)
 
@@ -171,12 +242,12 @@ class Windows:
         sequences = [
             response_tokens(
                 self.vocab,
-                self.dialogues[number].messages[index],
-                self.words[number][index],
+                messages[index],
+                words[index],
                 max_tokens=self.data.response_tokens,
                 max_items=self.data.max_items,
                 once=self.data.items_once,
             )
-            for number, index in turns
+            for messages, words, index in self._said(turns)
         ]
         return pad_right(sequences, self.data.response_tokens, self.vocab.pad)

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32
-from scipy.optimize import minimize
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
+from rlhf_jax.data.dialogue_store import evenly
 from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.decoding import prior
 from rlhf_jax.interfaces import Dialogue, Params
@@ -27,7 +27,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import list_grpo, sft
 from rlhf_jax.learners.list_grpo import ListBatch, Lists
 from rlhf_jax.learners.optimizer import TrainState, falling_to_zero, steps_taken
-from rlhf_jax.ranges import Batch, Range, Rate, Steps, check_numbers
+from rlhf_jax.ranges import Batch, Cases, Range, Rate, Steps, check_numbers
 from rlhf_jax.recommenders import mixture
 from rlhf_jax.recommenders.scorer import NAMED, ItemScorer, fit_scorer
 from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
@@ -52,6 +52,9 @@ class PriorConfig:
     """How its weights are found; `none` leaves the policy without a prior."""
     parts: tuple[str, ...] = tuple(mixture.WEIGHTS)
     """Recommenders that it reads; `context_knn_titles` may be added."""
+    max_dialogues: Cases = 2_500
+    """Validation dialogues that are looked at; of more, so many that are evenly spread. What is known of every item before each of
+    their messages is in memory."""
     held_out: Annotated[float, Range("[0, 1)")] = 0.4
     """Share of the validation dialogues that are measured and not learnt from."""
     updates: Steps = 300
@@ -76,6 +79,10 @@ class PriorConfig:
     def lists(self) -> Lists:
         """How lists are drawn and compared."""
         return Lists(self.group_size, self.list_length, self.scale_by_deviation)
+
+
+MOST_BYTES = 2**31
+"""Of what is known of contexts: those that are learnt from, and as much again for those that are only measured."""
 
 
 class Known(NamedTuple):
@@ -158,7 +165,8 @@ def is_held_out(dialogue: Dialogue, share: float) -> bool:
 def look_up(setup: Setup, trunk: Params, dialogues: Iterable[Dialogue], *, batch_size: int = 64) -> Known:
     """What trunk and recommenders say before each message with a fresh item now or later.
 
-    Memory: 4·(K + 1)·I bytes a row, and 2·I for what is gold; ReDial's validation split (2,900 rows, K = 7) takes 650 MB.
+    Memory: 4·(K + 1)·I bytes a row, and 2·I for what is gold; ReDial's validation split (2,900 rows, K = 7) takes 650 MB. Where
+    all rows would take more than `MOST_BYTES`, as many as fit are looked up, evenly spread, and a notice says so.
 
     Raises: RunError where no message of the dialogues suggests an item that was not named before.
     """
@@ -166,6 +174,14 @@ def look_up(setup: Setup, trunk: Params, dialogues: Iterable[Dialogue], *, batch
     if not wanted:
         raise RunError("prior: no message of the validation split suggests an item that was not named before")
     columns = {item: column for column, item in enumerate(setup.vocab.item_ids)}
+    a_row = (4 * (len(scorer_of(setup).names) + 1) + 2) * len(columns)
+    room = max(1, MOST_BYTES // a_row)
+    if room < len(wanted):
+        notice(
+            f"prior: {len(wanted):,} contexts over {len(columns):,} items would take {len(wanted) * a_row / 1e9:.1f} GB; "
+            f"{room:,} of them, evenly spread, take {room * a_row / 1e9:.1f} GB"
+        )
+        wanted = [wanted[place] for place in np.linspace(0, len(wanted) - 1, room).astype(int)]
     unique = list({dialogue.dialogue_id: dialogue for dialogue, *_ in wanted}.values())
     number = {dialogue.dialogue_id: place for place, dialogue in enumerate(unique)}
     windows = Windows.of(setup, unique)
@@ -223,7 +239,7 @@ def look_up_validation(setup: Setup, trunk: Params, config: PriorConfig) -> Part
       trunk: a tree with `trunk`; it stays as it is.
     Raises: RunError without contexts to learn from.
     """
-    dialogues = setup.corpus.validation
+    dialogues = evenly(setup.corpus.validation, config.max_dialogues)
     share = config.held_out
     learnt = [one for one in dialogues if not is_held_out(one, share)]
     kept = [one for one in dialogues if is_held_out(one, share) and fresh_from(one)]
@@ -311,6 +327,9 @@ def most_likely(known: Known, *, chunk: int = 64) -> np.ndarray:
             found = slope(jnp.asarray(weights, jnp.float32), part.logprobs, part.scores, gold)
             value, gradient = value + float(found[0]), gradient + np.asarray(found[1], np.float64)
         return value, gradient
+
+    # Imported where used: see `recommenders.mixture`.
+    from scipy.optimize import minimize
 
     start = np.array([1.0, *[0.0] * known.scores.shape[1]])
     return minimize(total, start, jac=True, method="L-BFGS-B", options={"maxiter": 100, "ftol": 1e-8}).x

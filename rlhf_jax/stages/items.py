@@ -51,6 +51,8 @@ def item_knowledge(vocab: Vocabulary, corpus: Corpus, config: Sharing) -> tuple[
 
 
 def _table(rows: list[list[int]], width: int) -> Int[Array, "I K"]:
+    # Where nothing is shared no column either: each would be gathered and scattered for every item, .6 GB for 100,000 of them.
+    width = width if any(rows) else 0
     table = np.full((len(rows), width), -1, np.int32)
     for row, tokens in enumerate(rows):
         table[row, : min(len(tokens), width)] = tokens[:width]

@@ -156,7 +156,7 @@ def count_sources(corpus: Corpus, config: RetrieverConfig) -> Sources:
         encoder = minilm_encoder(config.minilm, cache=default_cache())
     else:
         texts = training.rows.texts if config.titles else training.rows.words
-        said = [texts[row] for row in np.flatnonzero(np.diff(training.fresh.indptr))]
+        said = [texts[row] for row in np.flatnonzero(np.diff(training.fresh.indptr)).tolist()]
         encoder = fit_tfidf([*said, *map(item_text, corpus.items.values())], n_components=config.semantic)
     views = dual_view.fit_views(
         training,

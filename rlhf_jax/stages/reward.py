@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
+from rlhf_jax.data.dialogue_store import evenly
 from rlhf_jax.data.turns import answered_turns
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.association import pearson
@@ -56,6 +57,9 @@ class RewardConfig:
     then has a number for each; left as they are, all weigh the same. See docs/howto/your_own_reward.md."""
     epochs: Epochs = 3
     """Passes over the labelled turns."""
+    max_dialogues: Cases = 50_000
+    """Training dialogues that are labelled, and ten times the validation dialogues that are; of more, so many that are evenly
+    spread. They and their turns are in memory while labels are fitted."""
     max_turns: Cases | None = None
     """Labelled training turns used, drawn with the run's seed; None uses all."""
     validation_turns: Cases = 2000
@@ -91,8 +95,7 @@ class LabelledTurns:
 
     def __init__(self, windows: Windows, table: LabelTable, rows: np.ndarray) -> None:
         turns = [(int(table.dialogue_indices[row]), int(table.message_indices[row])) for row in rows]
-        self._prompts = windows.prompts(turns)
-        self._responses = windows.responses(turns)
+        self._sides = windows.prompts_of(turns), windows.responses_of(turns)
         self.labels = table.z[rows].astype(np.float32)
         self.label_mask = table.mask[rows]
         self.dialogues = table.dialogue_ids[rows].tolist()
@@ -103,8 +106,9 @@ class LabelledTurns:
 
     def batch(self, rows: np.ndarray) -> RewardBatch:
         """The given turns as the learner reads them."""
-        tokens = np.concatenate([self._prompts[0][rows], self._responses[0][rows]], axis=1)
-        mask = np.concatenate([self._prompts[1][rows], self._responses[1][rows]], axis=1)
+        tokens, mask = (
+            np.concatenate(pair, axis=1) for pair in zip(*(side.take(rows) for side in self._sides), strict=True)
+        )
         return RewardBatch(
             inputs=(jnp.asarray(tokens), jnp.asarray(mask)),
             labels=jnp.asarray(self.labels[rows]),
@@ -121,7 +125,8 @@ class LabelledTurns:
 def label(
     run: RunDirectory, corpus: Corpus, config: RewardConfig, *, folder_name: str = "labels"
 ) -> tuple[LabelTable, LabelTable, WeakLabeller]:
-    """Weak labels of the training and validation split; raw values and statistics are stored with the run."""
+    """Weak labels of the training and validation split (`labelled`); raw values and statistics are stored with the run."""
+    corpus = labelled(corpus, config)
     labeller = fit_weak_labels(corpus.train, corpus.items, config.labels, functions=config.function)
     tables = []
     folder = run.path / folder_name
@@ -135,6 +140,15 @@ def label(
         tables.append(table)
     labeller.standardiser.save(folder / "standardiser.json")
     return tables[0], tables[1], labeller
+
+
+def labelled(corpus: Corpus, config: RewardConfig) -> Corpus:
+    """The corpus with the dialogues that are labelled: all, or `max_dialogues` and a tenth as many, evenly spread."""
+    return dataclasses.replace(
+        corpus,
+        train=evenly(corpus.train, config.max_dialogues),
+        validation=evenly(corpus.validation, max(1, config.max_dialogues // 10)),
+    )
 
 
 def _stored_labels(path: Path) -> LabelTable | None:
@@ -179,7 +193,7 @@ def check_functions(corpus: Corpus, config: RewardConfig) -> None:
     Raises: ValueError in one line.
     """
     if config.function:
-        turns = answered_turns(corpus.train)
+        turns = answered_turns(labelled(corpus, config).train)
         for text in config.function:
             custom.probe(text, turns, corpus.items)
 
@@ -205,9 +219,10 @@ def train(
     names = config.components
     weights = weights_of(names, weights)
     agent, seed, layout = setup.agent, setup.seed, setup.layout
-    train_table, held_out_table, _ = label(run, setup.corpus, config, folder_name=labels_folder(stage))
-    training = _turns(setup, setup.corpus.train, train_table, config.max_turns)
-    held_out = _turns(setup, setup.corpus.validation, held_out_table, config.validation_turns)
+    corpus = labelled(setup.corpus, config)
+    train_table, held_out_table, _ = label(run, corpus, config, folder_name=labels_folder(stage))
+    training = _turns(setup, corpus.train, train_table, config.max_turns)
+    held_out = _turns(setup, corpus.validation, held_out_table, config.validation_turns)
     for kind_of, turns in (("training", training), ("validation", held_out)):
         if not len(turns):
             raise RunError(

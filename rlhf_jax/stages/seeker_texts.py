@@ -193,10 +193,7 @@ class SeekerBatches:
 
     def batch(self, step: int) -> SeekerBatch:
         """Batch `step`, counted over all epochs."""
-        epoch, place = 0, step
-        while place >= len(self.order.plan(epoch)):
-            place -= len(self.order.plan(epoch))
-            epoch += 1
+        epoch, place = self.order.place(step)
         bucket, indices = self.order.plan(epoch)[place]
         lists = np.random.Generator(np.random.PCG64([self.order.seed, epoch, place, 1]))
         return self.pack([self.texts[index] for index in indices], bucket, lists)

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.data.dialogue_store import StoredDialogues
@@ -191,20 +192,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
     )
     loss = make_loss(on_mesh(agent, layout), config, layout)
 
-    def one_step(
-        state: TrainState, batch: TextBatch, knowledge: ItemKnowledge, key: Key[Array, ""]
-    ) -> tuple[TrainState, dict[str, Array]]:
-        used = jnp.asarray(rate(steps_taken(state.opt_state)))
-        state, metrics = sft.update(
-            state,
-            batch,
-            key,
-            loss_fn=functools.partial(loss, knowledge=knowledge),
-            optimizer=optimizer,
-            average_decay=config.average_decay,
-        )
-        return state, metrics | {"learning_rate": used}
-
+    one_step = make_step(loss, optimizer, rate, average_decay=config.average_decay)
     state, known = layout.place(sft.init(params, optimizer, averaged=True)), layout.same(knowledge)
     step = layout.together(layout.step(one_step, state), STAGE)
 
@@ -240,6 +228,37 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
         ),
     )
     return folded(final)
+
+
+def make_step(
+    loss: Callable[..., LossSums],
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    *,
+    average_decay: float,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """One optimiser step, `(state, batch, knowledge, key)`, to be compiled with the state given away.
+
+    Args:
+      loss: of `make_loss`.
+      rate: the optimiser's schedule, to be logged.
+    """
+
+    def one_step(
+        state: TrainState, batch: TextBatch, knowledge: ItemKnowledge, key: Key[Array, ""]
+    ) -> tuple[TrainState, dict[str, Array]]:
+        used = jnp.asarray(rate(steps_taken(state.opt_state)))
+        state, metrics = sft.update(
+            state,
+            batch,
+            key,
+            loss_fn=functools.partial(loss, knowledge=knowledge),
+            optimizer=optimizer,
+            average_decay=average_decay,
+        )
+        return state, metrics | {"learning_rate": used}
+
+    return one_step
 
 
 def make_loss(agent: Agent, config: SupervisedConfig, layout: Layout) -> Callable[..., LossSums]:

@@ -220,21 +220,33 @@ class TextBatches:
             batches.insert(int(order.integers(len(batches) + 1)), batch)
         return tuple(batches)
 
+    @functools.cached_property
+    def per_epoch(self) -> tuple[int, int]:
+        """Batches of an epoch with descriptions and of one without: a number of the texts' lengths, whatever their order."""
+
+        def count(places: np.ndarray) -> int:
+            texts = np.bincount(places, minlength=len(self.buckets))
+            return sum(-(-int(n) // self.rows(bucket)) for n, bucket in zip(texts, self.buckets, strict=True))
+
+        return count(self.places), count(self.places[~self.encoded.description])
+
     def steps(self, epochs: int) -> int:
         """Batches in the first `epochs` epochs."""
         described = min(epochs, self.description_epochs)
-        later = epochs - described
-        return sum(len(self.plan(epoch)) for epoch in range(described)) + (
-            sum(len(self.plan(described + epoch)) for epoch in range(later))
-        )
+        return described * self.per_epoch[0] + (epochs - described) * self.per_epoch[1]
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Epoch of batch `step`, counted over all epochs, and its place there."""
+        with_descriptions, without = self.per_epoch
+        later = step - self.description_epochs * with_descriptions
+        if later < 0:
+            return divmod(step, with_descriptions)
+        epoch, place = divmod(later, without)
+        return self.description_epochs + epoch, place
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, GrammarTargets]:
         """Tokens [B, S], mask [B, S] and targets of batch `step`, counted over all epochs."""
-        epoch = 0
-        place = step
-        while place >= len(self.plan(epoch)):
-            place -= len(self.plan(epoch))
-            epoch += 1
+        epoch, place = self.place(step)
         bucket, indices = self.plan(epoch)[place]
         order = np.random.Generator(np.random.PCG64([self.seed, epoch, place, 1]))
         return self.pack([self.encoded.text(i) for i in indices], bucket, order if self.shuffle_lists else None)

@@ -93,12 +93,12 @@ def test_outside_the_grammar_words_and_items_are_two_softmaxes(vocab: Vocabulary
 
 @pytest.mark.parametrize("most_logits", [1, 6 * 4 * 2, 6 * 4 * 3])
 def test_items_in_pieces_are_the_same_softmax(vocab: Vocabulary, grammar: Grammar, most_logits: int):
-    """Pieces of one, two and three of the positions; three do not divide them."""
+    """Pieces of one, two and three of five positions; two and three do not divide them."""
     found = responses(vocab)
-    _, targets = packed(vocab, [[vocab.recommender, *response] for response in found], 24)
-    assert targets.item_positions.shape[1] % 3
+    _, targets = packed(vocab, [[vocab.recommender, *response] for response in found], 26)
+    assert targets.item_positions.shape[1] == 5
     rng = np.random.default_rng(3)
-    hidden = jnp.asarray(rng.normal(size=(len(found), 24, 16)), jnp.float32)
+    hidden = jnp.asarray(rng.normal(size=(len(found), 26, 16)), jnp.float32)
     table = jnp.asarray(rng.normal(size=(vocab.size, 16)), jnp.float32)
     weights = jnp.asarray(rng.normal(size=targets.item_positions.shape), jnp.float32)
 
@@ -109,6 +109,20 @@ def test_items_in_pieces_are_the_same_softmax(vocab: Vocabulary, grammar: Gramma
     whole, pieces = (jax.value_and_grad(total, argnums=(0, 1))(hidden, table, most) for most in (2**20, most_logits))
     for one, other in zip(jax.tree.leaves(pieces), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_pieces_are_as_equal_as_can_be(vocab: Vocabulary, grammar: Grammar):
+    """Five positions with room for four at a time: two pieces of three, not of four."""
+    _, targets = packed(vocab, [[vocab.recommender, *response] for response in responses(vocab)], 26)
+    hidden, table = jnp.zeros((4, 26, 8)), jnp.zeros((vocab.size, 8))
+
+    def judged(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return grammar_nll(hidden, table, targets, grammar, most_logits=6 * 4 * 4)
+
+    program = jax.make_jaxpr(judged)(hidden, table)
+    loops = [one for one in program.eqns if one.primitive.name == "scan"]
+    assert [one.params["length"] for one in loops] == [2]
+    assert loops[0].outvars[0].aval.shape == (2, 4, 3)
 
 
 def test_padding_has_no_loss_and_no_gradient(vocab: Vocabulary, grammar: Grammar):

@@ -233,6 +233,22 @@ def test_a_person_can_talk_with_the_model(finished: Path, run_here: Callable[...
 
 
 @pytest.mark.slow
+def test_a_run_from_a_store_is_the_run_from_memory(finished: Path, lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, output = lab.debug(folder, "--data.store", str(tmp_path / "store"))
+    assert code == 0, output
+    assert list(tmp_path.glob("store/*/texts-*/texts.values"))
+    for stage in STAGES:
+        assert fingerprint(stage_arrays(folder, stage)) == fingerprint(stage_arrays(finished, stage)), stage
+    lines = [read_metrics(one / "metrics.jsonl") for one in (folder, finished)]
+    for line in (*lines[0], *lines[1]):
+        line.pop("seconds_per_update", None)
+    assert lines[0] == lines[1]
+    assert (folder / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert (folder / "samples.jsonl").read_bytes() == (finished / "samples.jsonl").read_bytes()
+
+
+@pytest.mark.slow
 def test_a_prior_is_learnt_and_ranked(finished: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     out = tmp_path / "prior"
     options = ("--prior.updates", "20", "--prior.held-out", "0", "--assess.text-turns", "4")

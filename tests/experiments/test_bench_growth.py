@@ -10,7 +10,7 @@ import bench_growth
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
-from scale import growth
+from scale import growth, starts
 
 SMALL = bench_growth.Config(
     layers=2,
@@ -108,6 +108,21 @@ def test_a_corpus_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert all(np.isfinite(value) and value > 0 for value in found.values())
     with pytest.raises(ValueError, match="corpus of .* failed"):
         growth.apart("corpus", {"folder": "no such folder", "n_words": 300, "window": 6, "context_tokens": 64})
+
+
+@pytest.mark.slow
+def test_a_start_is_measured_until_its_first_step_and_again(tmp_path: Path) -> None:
+    world = write_world(tmp_path / "world", WorldConfig(n_items=16, n_train=40, n_test=4, n_users=4), 0)
+    first, again = (starts.first_step(world, tmp_path / "store", tmp_path / name) for name in ("first", "again"))
+    parts = {"read_seconds", "vocabulary_seconds", "texts_seconds", "step_seconds"}
+    assert set(first) - set(again) == parts and min(first.values()) > 0
+    assert sum(first[part] for part in parts) == pytest.approx(first["start_seconds"])
+    # It ended as a run that was asked to stop: the same command would continue.
+    assert "stopped and saved at step" in (tmp_path / "first.log").read_text()
+    with pytest.raises(ValueError, match="a start needs a run directory of its own"):
+        starts.first_step(world, tmp_path / "store", tmp_path / "again")
+    with pytest.raises(ValueError, match=r"was not started:\n.*neither this file nor"):
+        starts.first_step(tmp_path, tmp_path / "store", tmp_path / "none")
 
 
 def test_the_report_has_a_table_an_axis_with_its_powers() -> None:

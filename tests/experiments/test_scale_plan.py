@@ -15,8 +15,9 @@ from jax.sharding import AbstractMesh, AxisType
 from rlhf_jax.parallel.mesh import AXES, MeshConfig
 from rlhf_jax.parallel.partition import Partition
 from scale import plan as scale_plan
+from scale.compiling import compiled_apart
 from scale.plan import Fleet, Seconds, Work
-from scale.program import Program, abstract, compiled_apart
+from scale.program import Program, abstract
 
 TINY = Program(
     name="tiny",
@@ -250,7 +251,7 @@ def test_the_script_draws_the_line_and_names_what_binds(
     assert "GB do not fit the 16.0 GB of one device of v5e-256" in small["refusal"]
     written = (tmp_path / "scale.md").read_text(encoding="utf-8")
     assert "| gpt2-xl | 8xh200 | 1 × 8 × 1 | 256 |" in written and "**no** (16)" in written
-    assert f"- gpt2-xl on v5e-256: {small['refusal']}" in written
+    assert f"- ppo, gpt2-xl on v5e-256: {small['refusal']}" in written
 
 
 def test_bytes_of_memory_by_hand(script: ModuleType) -> None:

@@ -23,10 +23,11 @@ from rlhf_jax.stages import alignment
 from rlhf_jax.stages.agent import make_agent, reward_params
 from rlhf_jax.stages.reward import Proxy
 from rlhf_jax.stages.setup import DataConfig, Setup
+from scale.endurance import Look, watching
 
 B, P, T, D, L, H = 8, 24, 8, 128, 2, 4
 CONFIG = PPOConfig(epochs=2, minibatches=2, old_logprobs="recompute")
-UPDATES = 3
+UPDATES, SAVED = 10, 5
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -40,6 +41,8 @@ class Watched:
     """Of its arguments."""
     compilations: list[int]
     """How many updates had ended when a program was compiled, for every compilation."""
+    looks: list[Look]
+    """Before every update."""
     cached: list[str]
     """Files of the compilation cache."""
     vocabulary: int
@@ -108,7 +111,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         name: getattr(jax.config, name)
         for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     }
-    with pytest.MonkeyPatch.context() as patch, open_run(folder / "run", {"seed": 0}, trackers=()) as run:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open_run(folder / "run", {"seed": 0}, trackers=()) as run,
+        watching() as watch,
+    ):
         patch.setattr(ppo, "make_ppo_iteration", make_ppo_iteration)
         jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
         # Whether there is a cache is decided once a process, here by whichever test compiled first.
@@ -117,10 +124,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         try:
             alignment.align(
                 run,
-                Setup(DataConfig(context_tokens=P, response_tokens=T), corpus(), vocab, agent, seed=0),
+                Setup(DataConfig(context_tokens=P, response_tokens=T), corpus(), vocab, agent, seed=0, layout=watch),
                 trunk,
                 Proxy(reward_params(trunk, D, jax.random.key(1)), CONFIG.component_weights),
-                alignment.AlignmentConfig(updates=UPDATES, batch_size=B, save_every=1),
+                alignment.AlignmentConfig(updates=UPDATES, batch_size=B, save_every=SAVED),
                 CONFIG,
             )
         finally:
@@ -130,7 +137,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
             compilation_cache.reset_cache()
     ((program, shapes),) = calls
     cached = [path.name for path in Path(folder / "cache").iterdir()]
-    return Watched(program, shapes, compilations, cached, vocab.size)
+    return Watched(program, shapes, compilations, watch.looks, cached, vocab.size)
 
 
 def test_nothing_is_compiled_after_the_first_update(watched: Watched) -> None:
@@ -138,6 +145,16 @@ def test_nothing_is_compiled_after_the_first_update(watched: Watched) -> None:
     assert 0 in watched.compilations
     # After the last one the stage asks once whether what it hands on is finite.
     assert [updates for updates in watched.compilations if 1 < updates < UPDATES] == []
+
+
+def test_ten_updates_hold_as_much_as_two(watched: Watched) -> None:
+    assert [look.update for look in watched.looks] == list(range(UPDATES))
+    # From the second update on the first state is gone, and its successors take its place: no array more, no byte more. What a
+    # checkpoint was written from is there until the next update takes the state.
+    held = {look.update: (look.live_bytes, look.live_arrays) for look in watched.looks[2:]}
+    assert len({held[update] for update in held if update % SAVED}) == 1
+    assert held[UPDATES - SAVED] < (2 * held[2][0], 2 * held[2][1])
+    assert len({look.programs for look in watched.looks[2:]}) == 1
 
 
 def test_the_persistent_cache_holds_the_program(watched: Watched) -> None:

@@ -101,3 +101,13 @@ def test_a_scorer_brings_them_along_and_a_standing_before_the_last() -> None:
     np.testing.assert_allclose(found[:, 1], np.arcsinh(expected), rtol=1e-5)
     with pytest.raises(ValueError, match="standing of 3 items for contexts over 10"):
         standing.scores(np.zeros(3), contexts_of(ASKED, CATALOGUE))
+
+
+def test_attributes_that_are_said_alike_and_one_without_a_word() -> None:
+    """Both people count; a name of signs alone is never said, not even by an empty text."""
+    people = [("Bo-Ray", "bo ray"), ("Bo-Ray", "???"), ("bo ray", "???")]
+    items = {n: Item(item_id=n, title=f"T {n}", genres=(), people=own) for n, own in enumerate(people)}
+    fitted = stated.fit(items, tuple(items), "person")
+    catalogue = CATALOGUE._replace(item_ids=tuple(items))
+    said = [(Message("seeker", (words,), 0),) for words in ("bo ray!", "bo", "")]
+    assert stated.scores(fitted, contexts_of(said, catalogue)).tolist() == [[2, 1, 1], [0, 0, 0], [0, 0, 0]]

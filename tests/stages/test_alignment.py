@@ -19,7 +19,7 @@ from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import alignment
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.contexts import PromptBatches, Windows
+from rlhf_jax.stages.contexts import Padded, PromptBatches, Windows
 from rlhf_jax.stages.item_prior import PriorConfig, with_scorer
 from rlhf_jax.stages.reward import Proxy
 from rlhf_jax.stages.setup import DataConfig, Setup
@@ -70,8 +70,8 @@ def test_a_share_of_everything_is_refused(share: float) -> None:
 
 
 def test_the_policy_can_say_what_people_said(setup: Setup, tiny: Tiny) -> None:
-    def dealt(tokens: np.ndarray, mask: np.ndarray) -> PromptBatches:
-        return PromptBatches(tokens, mask, batch_size=len(SAID), seed=3)
+    def dealt(prompts: Padded) -> PromptBatches:
+        return PromptBatches(prompts, batch_size=len(SAID), seed=3)
 
     human = Windows(setup.vocab, setup.corpus.train[:1], setup.data).demonstrations(dealt)
     batch = human.batch(0, slice(0, len(SAID)))

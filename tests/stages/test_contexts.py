@@ -16,7 +16,7 @@ from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import alignment
 from rlhf_jax.stages.alignment import AlignmentConfig
-from rlhf_jax.stages.contexts import PromptBatches
+from rlhf_jax.stages.contexts import InMemory, PromptBatches
 from rlhf_jax.stages.reward import Proxy
 from tiny_policy import DATA, Tiny
 
@@ -28,7 +28,7 @@ def prompt_batches(**options: Any) -> PromptBatches:
     lengths = np.random.default_rng(0).integers(1, WIDTH + 1, N)
     mask = np.arange(WIDTH) >= WIDTH - lengths[:, None]
     tokens = np.where(mask, np.arange(N)[:, None], -1).astype(np.int32)
-    return PromptBatches(tokens, mask, batch_size=B, seed=5, **options)
+    return PromptBatches(InMemory(tokens, mask), batch_size=B, seed=5, **options)
 
 
 @pytest.mark.parametrize("group", [1, 5])
@@ -52,7 +52,10 @@ def test_a_group_shares_out_by_length_the_prompts_its_updates_would_have_had() -
         batches = [grouped.rows(update) for update in range(first, first + 5)]
         expected = np.concatenate([drawn.rows(update) for update in range(first, first + 5)])
         assert sorted(np.concatenate(batches)) == sorted(expected)
-        spans = [(lengths.min(), lengths.max()) for lengths in (grouped.lengths[rows] for rows in batches)]
+        spans = [
+            (lengths.min(), lengths.max())
+            for lengths in (grouped.prompts.take(rows)[1].sum(axis=1) for rows in batches)
+        ]
         by_length = sorted(range(5), key=lambda number: spans[number])
         # In order of length the batches do not overlap; in order of time they are shuffled, every group anew.
         assert all(spans[a][1] <= spans[b][0] for a, b in itertools.pairwise(by_length))

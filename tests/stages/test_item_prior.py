@@ -15,7 +15,7 @@ from rlhf_jax.recommenders.contexts import row_contexts
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages import item_prior
-from rlhf_jax.stages.contexts import PromptBatches, Windows
+from rlhf_jax.stages.contexts import Padded, PromptBatches, Windows
 from rlhf_jax.stages.item_prior import PriorConfig, fresh_from, look_up, most_likely, quality
 from rlhf_jax.stages.setup import Setup
 from tiny_policy import Tiny
@@ -71,8 +71,8 @@ def test_a_training_dialogue_is_left_out_of_its_own_scores(setup: Setup) -> None
 
 
 def test_human_answers_bring_them_too(setup: Setup) -> None:
-    def dealt(tokens: np.ndarray, mask: np.ndarray) -> PromptBatches:
-        return PromptBatches(tokens, mask, batch_size=4, seed=0)
+    def dealt(prompts: Padded) -> PromptBatches:
+        return PromptBatches(prompts, batch_size=4, seed=0)
 
     human = Windows.of(setup, setup.corpus.train).demonstrations(dealt)
     rollout = human.batch(0, slice(1, 3))
@@ -96,6 +96,18 @@ def test_what_is_looked_up_is_the_trunks_word_and_the_scores(tiny: Tiny, setup: 
     gold = [setup.vocab.item_ids.index(dialogue.messages[1].items[0]) for dialogue in dialogues]
     assert np.argmax(known.now, axis=1).tolist() == gold and known.now.sum() == 16
     np.testing.assert_array_equal(known.now, known.later)
+
+
+def test_contexts_that_would_not_fit_are_thinned_out_evenly(
+    tiny: Tiny, setup: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = look_up(setup, tiny.policy, setup.corpus.test)
+    monkeypatch.setattr(item_prior, "MOST_BYTES", sum(array[:6].nbytes for array in whole))
+    few = look_up(setup, tiny.policy, setup.corpus.test)
+    assert sum(array.nbytes for array in few) == item_prior.MOST_BYTES
+    for array, all_of_it in zip(few, whole, strict=True):
+        np.testing.assert_allclose(array, all_of_it[[0, 3, 6, 9, 12, 15]], atol=1e-5)
+    assert "16 contexts over" in capsys.readouterr().err
 
 
 def test_the_policy_ranks_as_the_weights_do(tiny: Tiny, setup: Setup) -> None:

@@ -102,6 +102,16 @@ def test_steps_and_batches_run_through_the_epochs(vocab: Vocabulary, described: 
         assert epoch < described or not has_description
 
 
+@pytest.mark.parametrize("described", [0, 2])
+def test_a_late_batch_draws_the_order_of_its_own_epoch_alone(vocab: Vocabulary, described: int) -> None:
+    batches = make_batches(vocab, described=described)
+    first = batches.steps(9)
+    before = TextBatches.plan.cache_info().misses
+    for step in range(first, batches.steps(10)):
+        batches.batch(step)
+    assert TextBatches.plan.cache_info().misses == before + 1
+
+
 def test_the_same_step_is_the_same_batch(vocab: Vocabulary) -> None:
     one, same = make_batches(vocab), make_batches(vocab)
     for step in (9, 0, 4):

@@ -113,7 +113,8 @@ def read_labels(foundation: Foundation, form: Sentiment) -> tuple[_LabelledSplit
 
     Raises: RunError where the foundation holds no labels of this form.
     """
-    corpus, config, found = foundation.setup.corpus, foundation.config, []
+    config, found = foundation.config, []
+    corpus = reward.labelled(foundation.setup.corpus, config.reward)
     splits = (
         ("train", corpus.train, config.reward.max_turns),
         ("validation", corpus.validation, config.reward.validation_turns),

@@ -7,7 +7,7 @@ item descriptions; they differ in whether an item's embedding is composed of wha
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -87,7 +87,7 @@ def assess(
     union.parent.mkdir(exist_ok=True)
     part, name = tested_on(setup, domain), f"{policy} on {domain}s"
     rows = test_rows(part, config)
-    scores = list(item_score_chunks(part, params, rows, config, name=f"{name}: ranking"))
+    scores = item_score_chunks(part, params, rows, config, name=f"{name}: ranking")
     in_union, in_own = rank(rows, scores, part.vocab.item_ids, part.corpus.items, domain)
     turns = answer(part, params, config, name=f"{name}: answers")
     save(union, Assessment(in_union, turns, {}))
@@ -96,12 +96,12 @@ def assess(
 
 def rank(
     rows: Sequence[RankingRow],
-    scores: Sequence[np.ndarray],
+    scores: Iterable[np.ndarray],
     item_ids: Sequence[int],
     items: Mapping[int, Item],
     domain: DomainName,
 ) -> tuple[RankingOutcome, RankingOutcome]:
-    """Ranks against the items of both domains, and against those of `domain` alone.
+    """Ranks against the items of both domains, and against those of `domain` alone; holds one chunk of scores at a time.
 
     Args:
       rows: of test dialogues of `domain`.
@@ -110,11 +110,16 @@ def rank(
       items: the catalogue of both domains.
     """
     columns = np.array([column for column, item in enumerate(item_ids) if items[item].domain == domain])
-    own_ids, own_scores = [item_ids[column] for column in columns], (chunk[:, columns] for chunk in scores)
-    return (
-        ranking.rank_rows(rows, scores, item_ids, protocols=PROTOCOLS),
-        ranking.rank_rows(rows, own_scores, own_ids, protocols=PROTOCOLS),
-    )
+    own_ids = [item_ids[column] for column in columns]
+    in_union, in_own, done = [], [], 0
+    for chunk in scores:
+        part = rows[done : done + len(chunk)]
+        in_union.append(ranking.rank_rows(part, [chunk], item_ids, protocols=PROTOCOLS))
+        in_own.append(ranking.rank_rows(part, [chunk[:, columns]], own_ids, protocols=PROTOCOLS))
+        done += len(chunk)
+    if done != len(rows):
+        raise ValueError(f"scores for {done} rows, but there are {len(rows)}")
+    return ranking.joined(in_union), ranking.joined(in_own)
 
 
 def read_stored(folder: Path, policy: str, domain: DomainName) -> DomainTest:
@@ -149,5 +154,5 @@ def references(
     popularity = list(baselines.popularity_scores(rows, ids, mentions(corpus, domain)))
     return {
         "popularity": rank(rows, popularity, ids, corpus.items, domain),
-        "copy": rank(rows, list(baselines.copy_scores(rows, ids, {})), ids, corpus.items, domain),
+        "copy": rank(rows, baselines.copy_scores(rows, ids, {}), ids, corpus.items, domain),
     }
