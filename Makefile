@@ -25,7 +25,7 @@ run: $(VENV)/.run          ; $(MALLOC) $(BIN)/python experiments/ppo_redial.py $
 test: $(VENV)/.test        ; $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test-slow: $(VENV)/.test   ; $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
 check: $(VENV)/.check      ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python && PYTHONPATH=experiments $(BIN)/lint-imports
-bench: $(VENV)/.bench      ; $(MALLOC) $(BIN)/python experiments/bench_ppo.py $(SIZES) && $(MALLOC) $(BIN)/python experiments/bench_dpo.py $(SIZES)
+bench: $(VENV)/.bench      ; $(MALLOC) $(BIN)/python experiments/bench_ppo.py $(SIZES) && $(MALLOC) $(BIN)/python experiments/bench_dpo.py $(SIZES) && $(MALLOC) $(BIN)/python experiments/bench_grpo.py $(SIZES)
 evidence: $(VENV)/.run     ; $(MALLOC) $(BIN)/python experiments/evidence.py --data-dir $(DATA) --seeds $(SEEDS)
 evidence-quick: $(VENV)/.run ; $(MALLOC) $(BIN)/python experiments/evidence.py quick --data-dir $(DATA) --seeds $(SEEDS)
 notebooks: $(VENV)/.notebooks ; $(BIN)/python tools/run_notebooks.py

@@ -45,6 +45,7 @@ OUTCOMES = ("refused", "accepted", "unclear", "outside", "traceback")
 STARTS: dict[str, tuple[str, ...]] = {
     "align_prior": ("run",),
     "bench_dpo": ("tiny",),
+    "bench_grpo": ("tiny",),
     "bench_ppo": ("tiny",),
     "chat": ("run",),
     "evidence": ("debug",),
@@ -57,6 +58,7 @@ STARTS: dict[str, tuple[str, ...]] = {
 WORK = {
     "align_prior": ("align_prior.open_finished",),
     "bench_dpo": ("bench_dpo.bench",),
+    "bench_grpo": ("bench_grpo.bench",),
     "bench_growth": ("bench_growth.counted",),
     "bench_ppo": ("bench_ppo.bench",),
     "bench_recommenders": ("bench_recommenders.multiprocessing.get_context",),

@@ -1,1 +1,1 @@
-"""The parts of `bench_ppo.py` and `bench_dpo.py`: workloads and their arithmetic, ceilings, the implementations, interleaving, report."""
+"""The parts of `bench_ppo.py`, `bench_dpo.py` and `bench_grpo.py`: workloads and their arithmetic, ceilings, the implementations, interleaving, report."""

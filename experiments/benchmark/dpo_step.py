@@ -6,17 +6,18 @@ cached on both sides. Nobody has a grammar here, because TRL has none and the nu
 
 import dataclasses
 import functools
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmark.interleaving import Ratio, Round, ratio, seconds_of
+from benchmark import one_step
+from benchmark.interleaving import Round
 from benchmark.networks import Networks, grammar, network_config
+from benchmark.one_step import Clock
 from benchmark.workload import Form, Workload
 from rlhf_jax.decoding.policy import group_hidden
 from rlhf_jax.equations.logprobs import token_logprobs
@@ -26,8 +27,6 @@ from rlhf_jax.learners.dpo import PreferenceBatch
 from rlhf_jax.learners.dpo_config import DPOConfig
 from rlhf_jax.models import gpt2
 
-Clock = Callable[[], float]
-"""Seconds since some moment: the wall's, or those the process has computed on all cores."""
 CONFIG = DPOConfig(beta=0.1, schedule="constant")
 """TRL's β; everything else is that of AdamW on both sides."""
 
@@ -133,47 +132,17 @@ def floor_flops(workload: Workload) -> float:
     return 3.0 * (trunk + workload.head_flops(workload.batch * workload.response))
 
 
-def ratios(rounds: Sequence[Round]) -> dict[str, Ratio]:
-    """How many times faster our step is than each other one of the same type of numbers."""
-    names = list(rounds[0].seconds)
-    found = {}
-    for theirs in names:
-        ours = "ours_bf16" if theirs.endswith("_bf16") else "ours"
-        if not theirs.startswith("ours") and ours in names:
-            found[theirs] = ratio(rounds, ours=ours, theirs=theirs, phase="whole")
-    return found
-
-
 def markdown(workload: Workload, rounds: Sequence[Round], *, quiet: bool, matmul: Mapping[str, float] | None) -> str:
-    """The table of one size.
-
-    Args:
-      quiet: False where other processes disturbed what was measured.
-      matmul: ceiling of each type of number, floating-point operations per second; None where the seconds are not the wall's.
-    """
-    unit = "step, CPU s" if matmul is None else "step, s"
-    lines = [
-        f"## One DPO step, {workload.name}",
+    """The table of one size; `quiet` and `matmul` as in `one_step.markdown`."""
+    what = (
         f"{workload.n_layer} layers, width {workload.n_embd}, vocabulary {workload.vocab_size}; {workload.batch // 2} "
-        f"pairs, prompt {workload.prompt}, response {workload.response}, {workload.microbatches} microbatch(es). "
-        f"{len(rounds)} interleaved rounds"
-        + ("." if quiet else "; **other processes were running: ratios hold better than seconds.**"),
-        "",
-        f"| implementation | {unit} | of the ceiling | ours is faster by |",
-        "|---|---|---|---|",
-    ]
-    found = ratios(rounds)
-    for name in sorted(rounds[0].seconds):  # Turns rotate; ours comes first here.
-        seconds = seconds_of(rounds, name, "whole")
-        median = statistics.median(seconds)
-        share = "–"
-        if matmul is not None:
-            ceiling = matmul["bfloat16" if name.endswith("_bf16") else "float32"]
-            share = f"{100 * floor_flops(workload) / ceiling / median:.0f} %"
-        faster = "–"
-        if name in found:
-            least, most = found[name].spread
-            faster = f"{found[name].median:.2f}× ({least:.2f}–{most:.2f})"
-        spread = f"{min(seconds):.3g}–{max(seconds):.3g}"
-        lines.append(f"| {name} | {median:.3g} ({spread}) | {share} | {faster} |")
-    return "\n".join([*lines, "", "Median (least–most)."])
+        f"pairs, prompt {workload.prompt}, response {workload.response}, {workload.microbatches} microbatch(es)"
+    )
+    return one_step.markdown(
+        f"One DPO step, {workload.name}",
+        what,
+        rounds,
+        quiet=quiet,
+        floor_flops=floor_flops(workload),
+        matmul=matmul,
+    )

@@ -21,8 +21,9 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from benchmark import torch_loop
-from benchmark.dpo_step import CONFIG, Clock, draw_pairs
+from benchmark.dpo_step import CONFIG, draw_pairs
 from benchmark.networks import Networks, grammar, network_config
+from benchmark.one_step import Clock
 from benchmark.workload import Form, Workload
 from rlhf_jax.interfaces import Params
 from rlhf_jax.models import convert
@@ -91,29 +92,21 @@ class TrlStep:
             logging_strategy="no",
         )
 
-        def text(tokens: Any) -> str:
-            return "".join(f" w{token}" for token in tokens)
-
         self.trainer = DPOTrainer(
-            model=self._network(workload, networks.policy, "policy"),
-            ref_model=self._network(workload, networks.critic, "reference"),
+            model=saved_network(self.folder, workload, networks.policy, "policy"),
+            ref_model=saved_network(self.folder, workload, networks.critic, "reference"),
             args=args,
-            processing_class=_tokenizer(workload, rules.pad, rules.eos),
+            processing_class=number_words(workload, rules.pad, rules.eos),
             train_dataset=datasets.Dataset.from_dict(
                 {
-                    "prompt": [text(row) for row in pairs.prompts],
-                    "chosen": [text(row[0]) for row in pairs.responses],
-                    "rejected": [text(row[1]) for row in pairs.responses],
+                    "prompt": [text_of(row) for row in pairs.prompts],
+                    "chosen": [text_of(row[0]) for row in pairs.responses],
+                    "rejected": [text_of(row[1]) for row in pairs.responses],
                 }
             ),
             callbacks=[self.seams],
         )
         self.trainer.remove_callback(transformers.PrinterCallback)
-
-    def _network(self, workload: Workload, tree: Params, name: str) -> Any:
-        folder, rules = Path(self.folder.name) / name, grammar(workload)
-        convert.save_hf(folder, network_config(workload), tree, eos_token_id=rules.eos, pad_token_id=rules.pad)
-        return transformers.GPT2LMHeadModel.from_pretrained(folder)
 
     def warm_up(self) -> None:
         """First call, and one more, as ours."""
@@ -143,7 +136,19 @@ class TrlStep:
         return loss.item(), found
 
 
-def _tokenizer(workload: Workload, pad: int, eos: int) -> transformers.PreTrainedTokenizerFast:
+def saved_network(folder: tempfile.TemporaryDirectory[str], workload: Workload, tree: Params, name: str) -> Any:
+    """Our numbers as Hugging Face's GPT-2, by way of a folder `name` in `folder`."""
+    path, rules = Path(folder.name) / name, grammar(workload)
+    convert.save_hf(path, network_config(workload), tree, eos_token_id=rules.eos, pad_token_id=rules.pad)
+    return transformers.GPT2LMHeadModel.from_pretrained(path)
+
+
+def text_of(tokens: Any) -> str:
+    """Tokens as the text that `number_words` reads."""
+    return "".join(f" w{token}" for token in tokens)
+
+
+def number_words(workload: Workload, pad: int, eos: int) -> transformers.PreTrainedTokenizerFast:
     """Numbers as words: TRL takes texts and reads them itself."""
     words = {f"w{i}": i for i in range(workload.vocab_size)}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))

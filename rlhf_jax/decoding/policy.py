@@ -166,16 +166,25 @@ def with_critic_values(config: GPT2Config, params: Params, rollout: Rollout) -> 
     return dataclasses.replace(rollout, values=jnp.where(rollout.response_mask, values, 0.0))
 
 
-def make_policy_apply(config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0) -> PolicyApply:
+def make_policy_apply(
+    config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0, group_size: int = 1
+) -> PolicyApply:
     """Judges responses under the mask and temperature they were drawn with; head and softmax on response rows only.
 
     Where the tree has no `value` head (a reference policy), values are 0. `config.head_chunk` bounds the logits in memory.
+
+    Args:
+      group_size: above 1, the rows must be whole groups of so many responses to one prompt, as `make_sample` draws them. A
+        prompt is then read once for its group: P + N·T positions, not N·(P + T). Needs `config.attention` "masked".
     """
     judge = make_judge(config, grammar, temperature)
 
     def apply(params: Params, rollout: Rollout) -> PolicyOutput:
         mask = rollout.response_mask
-        hidden = response_hidden(config, params["trunk"], rollout)
+        if group_size == 1:
+            hidden = response_hidden(config, params["trunk"], rollout)
+        else:
+            hidden = group_hidden(config, params["trunk"], grouped(rollout, group_size))
         logprobs, entropies = judge(params, rollout, hidden, rollout.response_tokens)
         judged = response_hidden(config, params["critic"], rollout) if "critic" in params else hidden
         values = heads.value(params["value"], judged) if "value" in params else jnp.zeros_like(logprobs)
@@ -204,6 +213,22 @@ def make_group_policy(config: GPT2Config, grammar: Grammar, *, temperature: floa
         return jnp.where(groups.response_mask, said.reshape(n_prompts, n_responses, length), 0.0)
 
     return GroupPolicy(logprobs)
+
+
+def grouped(rollout: Rollout, group_size: int) -> ResponseGroups:
+    """The rollout's rows as groups of `group_size` responses, each with the prompt of its first row.
+
+    Raises: ValueError if the rows are no whole groups.
+    """
+    rows, length = rollout.response_tokens.shape
+    if rows % group_size:
+        raise ValueError(f"{rows} responses are no whole groups of {group_size}")
+    shape = (rows // group_size, group_size, length)
+    return ResponseGroups(
+        prompts=PromptBatch(tokens=rollout.prompt_tokens[::group_size], mask=rollout.prompt_mask[::group_size]),
+        response_tokens=rollout.response_tokens.reshape(shape),
+        response_mask=rollout.response_mask.reshape(shape),
+    )
 
 
 def group_hidden(config: GPT2Config, trunk: Params, groups: ResponseGroups) -> Float[Array, "rows T D"]:

@@ -4,9 +4,10 @@ import dataclasses
 from typing import Annotated, Literal
 
 from rlhf_jax.feedback.components import COMPONENTS, equal_weights
+from rlhf_jax.learners.minibatch import Descent
 from rlhf_jax.learners.rl_config import RLConfig
 from rlhf_jax.learners.shaping import MissingEosMode
-from rlhf_jax.ranges import Decay, Epochs, Norm, Range, Share, Weight
+from rlhf_jax.ranges import Decay, Epochs, Norm, Range, Share, Weight, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +56,33 @@ class GRPOConfig(RLConfig):
     """Of a moving average of the parameters over updates, which is then what is measured and kept; None is off."""
     target_kl: Norm | None = None
     """Stop this update's remaining steps once a minibatch's approximate KL (nats per token) passes this; None is off."""
+    whole_groups: bool = False
+    """Keep a group in one minibatch and microbatch, and read its prompt once while judging and learning too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.whole_groups and self.ptx_coef > 0:
+            raise ValueError(
+                f"{option(self, 'whole_groups')} reads one prompt for {self.group_size} responses, but human responses have "
+                f"a prompt each: set {option(self, 'ptx_coef')} 0 (got {self.ptx_coef:g})"
+            )
+
+    @property
+    def rows_together(self) -> int:
+        """Rows that share one reading of their prompt: what the policy is made for."""
+        return self.group_size if self.whole_groups else 1
+
+    def check_parts(self, batch_size: int, named: str) -> None:
+        """Raises ValueError where `batch_size` responses, an option `named` so, have parts that hold no whole groups."""
+        slices = self.minibatches * self.microbatches
+        if self.whole_groups and batch_size % (self.group_size * slices):
+            raise ValueError(
+                f"{named} {batch_size} in {option(self, 'minibatches')} {self.minibatches} × "
+                f"{option(self, 'microbatches')} {self.microbatches} parts are no whole groups of {self.group_size} each: "
+                f"leave out {option(self, 'whole_groups')}, or take fewer parts"
+            )
+
+    @property
+    def descent(self) -> Descent:
+        """As every clipped learner's, with whole groups where they are wanted."""
+        return super().descent._replace(together=self.rows_together)

@@ -30,13 +30,15 @@ class SummedLoss(Protocol):
 
 
 def loss_and_gradient(
-    loss_fn: SummedLoss, params: Params, batch: Any, key: Key[Array, ""], *, microbatches: int = 1
+    loss_fn: SummedLoss, params: Params, batch: Any, key: Key[Array, ""], *, microbatches: int = 1, together: int = 1
 ) -> tuple[Float[Array, ""], Params, dict[str, Float[Array, ""]]]:
     """Mean loss, its gradient and the means and maxima to log, from `microbatches` slices of equal numbers of rows.
 
         loss = Σ_k loss_k / Σ_k count_k,   gradient = Σ_k ∇loss_k / Σ_k count_k     (0 where nothing counts)
 
-    Raises: ValueError at trace time if the rows cannot be divided by `microbatches`.
+    Args:
+      together: consecutive rows that stay in one slice.
+    Raises: ValueError at trace time if the rows cannot be divided by `microbatches`, or not into `together`.
     """
 
     def differentiated(params: Params, batch: Any, key: Key[Array, ""]) -> tuple[Float[Array, ""], LossSums]:
@@ -47,7 +49,7 @@ def loss_and_gradient(
     if microbatches == 1:
         (_, sums), gradient = value_and_grad(params, batch, key)
     else:
-        slices = jax.tree.map(lambda leaf: _slices(leaf, microbatches), batch)
+        slices = jax.tree.map(lambda leaf: _slices(leaf, microbatches, together), batch)
         keys = jax.random.split(key, microbatches)
         one = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda leaf: leaf[0], slices), keys[0])
         (_, empty), no_gradient = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
@@ -63,12 +65,16 @@ def loss_and_gradient(
     return sums.loss * scale, jax.tree.map(lambda leaf: leaf * scale, gradient), means | sums.maxima
 
 
-def _slices(leaf: Array, microbatches: int) -> Array:
-    rows = leaf.shape[0]
-    if rows % microbatches:
-        raise ValueError(f"{rows} rows cannot be divided into {microbatches} micro-batches")
+def _slices(leaf: Array, microbatches: int, together: int) -> Array:
+    rows, rest = leaf.shape[0], leaf.shape[1:]
+    if rows % (microbatches * together):
+        groups = "" if together == 1 else f" of whole groups of {together}"
+        raise ValueError(f"{rows} rows cannot be divided into {microbatches} micro-batches{groups}")
     # Strided rows: where the row axis is sharded, every slice then has rows on every device.
-    return leaf.reshape(rows // microbatches, microbatches, *leaf.shape[1:]).swapaxes(0, 1)
+    if together == 1:
+        return leaf.reshape(rows // microbatches, microbatches, *rest).swapaxes(0, 1)
+    strided = leaf.reshape(rows // (microbatches * together), microbatches, together, *rest).swapaxes(0, 1)
+    return strided.reshape(microbatches, rows // microbatches, *rest)
 
 
 def _merge(a: LossSums, b: LossSums) -> LossSums:

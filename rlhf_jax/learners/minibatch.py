@@ -139,6 +139,8 @@ class Descent(NamedTuple):
     target_kl: float | None
     ptx_coef: float = 0.0
     """γ of `descend`."""
+    together: int = 1
+    """Consecutive rows that stay together in minibatches and microbatches: a group's, where a prompt is read once for it."""
 
 
 def descend(
@@ -176,7 +178,9 @@ def descend(
     ) -> tuple[tuple[Params, optax.OptState, Bool[Array, ""]], Metrics]:
         params, opt_state, stopped = carry
         sampled, human = rows
-        loss, gradient, logged = loss_and_gradient(loss_fn, params, sampled, key, microbatches=descent.microbatches)
+        loss, gradient, logged = loss_and_gradient(
+            loss_fn, params, sampled, key, microbatches=descent.microbatches, together=descent.together
+        )
         if human is not None:
 
             def likelihood(params: Params, batch: Rollout, key: Key[Array, ""]) -> LossSums:
@@ -208,6 +212,7 @@ def descend(
         n_rows=n_rows,
         epochs=descent.epochs,
         minibatches=descent.minibatches,
+        together=descent.together,
     )
     return params, opt_state, logged
 
@@ -221,18 +226,26 @@ def epochs_of_minibatches(
     n_rows: int,
     epochs: int,
     minibatches: int,
+    together: int = 1,
 ) -> tuple[Carry, Logged]:
     """Scans `step(carry, rows of batch, key)` over shuffled minibatches; every epoch is shuffled with a fresh key.
 
+    Args:
+      together: consecutive rows that are moved as one.
     Returns: the last carry, and what `step` returned, stacked in order of time. [epochs·minibatches, ...]
     Raises: ValueError at trace time if the rows cannot be divided into `minibatches`.
     """
     if n_rows % minibatches:
         raise ValueError(f"{n_rows} responses cannot be divided into {minibatches} minibatches")
+    if n_rows % (minibatches * together):
+        raise ValueError(f"{n_rows // minibatches} responses of a minibatch are no whole groups of {together}")
 
     def one_epoch(carry: Carry, key: Key[Array, ""]) -> tuple[Carry, Logged]:
         order_key, step_key = jax.random.split(key)
-        rows = jax.random.permutation(order_key, n_rows).reshape(minibatches, n_rows // minibatches)
+        order = jax.random.permutation(order_key, n_rows // together)
+        if together > 1:
+            order = order[:, None] * together + jnp.arange(together)[None]
+        rows = order.reshape(minibatches, n_rows // minibatches)
 
         def one_minibatch(carry: Carry, xs: tuple[Array, Array]) -> tuple[Carry, Logged]:
             picked, key = xs

@@ -56,6 +56,9 @@ class Agent:
     score_items: ScoreItems
     sample_groups: Callable[[int], Sample]
     """`sample` with so many responses to each prompt, row by row; a prompt is read once."""
+    judge_groups: Callable[[int], PolicyApply]
+    """`policy` on such rows, whole groups, whose prompt it reads once; on single rows `policy` itself. Not where the attention
+    is fused."""
     group_policy: GroupPolicy | None = None
     """`policy` on groups of responses to one prompt, which it reads once; None where the attention is fused."""
     programs: dict[Hashable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
@@ -117,6 +120,7 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
         score_tokens=lambda params, tokens, mask, key: by_row(params, (tokens, mask), key),
         score_items=layout.by_row(spread.score_items),
         sample_groups=lambda size: layout.by_row(spread.sample_groups(size)),
+        judge_groups=lambda size: layout.by_row(spread.judge_groups(size)),
         group_policy=None if grouped is None else GroupPolicy(layout.by_row(grouped.logprobs)),
     )
 
@@ -160,6 +164,7 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         sample_groups=lambda size: make_sample(
             network, grammar, max_tokens=response_tokens, temperature=temperature, group_size=size
         ),
+        judge_groups=lambda size: make_policy_apply(network, grammar, temperature=temperature, group_size=size),
         group_policy=make_group_policy(network, grammar, temperature=temperature)
         if network.attention == "masked"
         else None,

@@ -144,11 +144,12 @@ def align(
     spread = on_mesh(agent, layout)
     reference_params = {"trunk": trunk, **setup.prior}
     kind = "grpo" if isinstance(learner_config, GRPOConfig) else STAGE
+    together = learner_config.rows_together if isinstance(learner_config, GRPOConfig) else 1
     stage = stage or kind
     key = stream_key(jax.random.key(seed), kind, 0)
     callables: Any = {
         "sample": spread.sample if grouped == 1 else spread.sample_groups(grouped),
-        "policy": held(spread.policy, config.trainable),
+        "policy": held(spread.judge_groups(together), config.trainable),
         "score": spread.score,
         "optimizer": optimizer,
     }

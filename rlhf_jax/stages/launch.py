@@ -134,6 +134,8 @@ def check_stages(config: Pipeline) -> None:
     if model.weights is None:
         check_lengths(config, model.n_positions, f"--model.n-positions {model.n_positions}")
     prompts_of(align.batch_size, learner.group_size)
+    if isinstance(learner, GRPOConfig):
+        learner.check_parts(align.batch_size, "--align.batch-size")
     if align.trainable == "prior" and config.prior.learner == "none":
         raise ValueError("--align.trainable prior moves nothing: --prior.learner is none, the policy has no prior")
     idle = "ppo" if name == "grpo" else "grpo"

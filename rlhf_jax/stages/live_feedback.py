@@ -113,6 +113,7 @@ class LiveConfig:
                 f"{option(self, 'batch_size')} {self.batch_size} cannot be divided into groups of "
                 f"{option(self.replies, 'group_size')} {self.replies.group_size} replies"
             )
+        self.replies.check_parts(self.batch_size, option(self, "batch_size"))
 
 
 def extras_of(n_items: Any, n_words: Any) -> Any:
@@ -409,7 +410,7 @@ def how_to_speak(
     optimizer = without_moments(optimizer, "manners")
     iterate = grpo.make_grpo_iteration(
         sample=agent.sample_groups(learner.group_size),
-        policy=held(agent.policy, "manners"),
+        policy=held(agent.judge_groups(learner.rows_together), "manners"),
         score=functools.partial(worth_of_replies, agent.grammar),
         optimizer=optimizer,
         config=learner,

@@ -131,6 +131,23 @@ def test_a_group_is_judged_as_its_rows_are_and_the_prompt_is_read_once(prompts: 
     assert BATCH * (PROMPT + 3 * (RESPONSE - 1)) in sizes and 3 * BATCH * (PROMPT + RESPONSE - 1) not in sizes
 
 
+def test_a_rollout_of_whole_groups_is_judged_as_its_rows_are(params: dict, prompts: PromptBatch) -> None:
+    drawn = jax.jit(policy.make_sample(CONFIG, GRAMMAR, max_tokens=RESPONSE, temperature=TEMPERATURE, group_size=3))(
+        params, prompts, jax.random.key(3)
+    )
+    together = jax.jit(policy.make_policy_apply(CONFIG, GRAMMAR, temperature=TEMPERATURE, group_size=3))
+    found, expected = together(params, drawn), judge(params, drawn)
+    for name in ("logprobs", "entropy", "values"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5, err_msg=name)
+    assert float(np.ptp(expected.values)) > 0.01
+    # Each prompt is one row beside what was said after it.
+    text = together.lower(params, drawn).as_text()
+    sizes = {int(n) for n in re.findall(r"stablehlo\.dot_general [^\n]*: \(tensor<(\d+)x", text)}
+    assert BATCH * (PROMPT + 3 * (RESPONSE - 1)) in sizes and 3 * BATCH * (PROMPT + RESPONSE - 1) not in sizes
+    with pytest.raises(ValueError, match="18 responses are no whole groups of 4"):
+        policy.grouped(drawn, 4)
+
+
 def test_groups_need_room_for_the_longest_text_and_an_attention_that_knows_them(
     params: dict, prompts: PromptBatch
 ) -> None:

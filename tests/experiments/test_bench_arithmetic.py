@@ -5,12 +5,15 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmark import ceilings, dpo_step, interleaving, memory, networks, report
+import bench_grpo
+from benchmark import ceilings, dpo_step, grpo_step, interleaving, memory, networks, one_step, report
 from benchmark.interleaving import Round
 from benchmark.workload import ACCELERATOR_WORKLOADS, CPU_WORKLOADS, FORMS, PHASES, Workload
+from rlhf_jax.interfaces import Rollout
 from rlhf_jax.models import gpt2
 
 SMALL = Workload("small", n_layer=2, n_embd=32, n_head=2, vocab_size=2048, batch=4, prompt=6, response=3, epochs=2)
@@ -253,4 +256,55 @@ def test_the_table_of_dpo_steps_compares_like_with_like() -> None:
     assert "2 pairs" in text and "other processes were running" in text
     by_cpu = dpo_step.markdown(SMALL, rounds, quiet=True, matmul=None)
     assert "step, CPU s" in by_cpu and "| ours | 2 (2–2) | – | – |" in by_cpu
-    assert dpo_step.ratios([Round({"ours_bf16": {"whole": 1.0}, "trl": {"whole": 3.0}}, {})]) == {}
+    assert one_step.ratios([Round({"ours_bf16": {"whole": 1.0}, "trl": {"whole": 3.0}}, {})]) == {}
+
+
+def test_a_grpo_step_is_five_passes_over_each_prompt_and_its_eight_responses() -> None:
+    # 2 prompts of 6 tokens with 8 × 3 of responses; attention reaches over the 9 that a response sees.
+    two = dataclasses.replace(SMALL, batch=16)
+    trunk = 2 * 30 * 2 * 32 * (24 * 32 + 4 * 9)
+    assert grpo_step.floor_flops(two) == pytest.approx(5 * (trunk + two.head_flops(48)))
+
+
+def test_what_a_response_is_paid_is_its_share_of_even_tokens() -> None:
+    tokens, mask = np.array([[2, 4, 7, 8], [1, 6, 9, 0]]), np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)
+    rollout = Rollout(
+        prompt_tokens=jnp.zeros((2, 1), jnp.int32),
+        prompt_mask=jnp.ones((2, 1), bool),
+        response_tokens=jnp.asarray(tokens, jnp.int32),
+        response_mask=jnp.asarray(mask),
+        logprobs=jnp.zeros((2, 4)),
+        finished=jnp.ones(2, bool),
+    )
+    expected = [[sum(t % 2 == 0 for t in row[real]) / real.sum()] for row, real in zip(tokens, mask, strict=True)]
+    np.testing.assert_allclose(grpo_step.even_share({}, rollout), expected)
+
+
+def test_our_grpo_step_draws_groups_and_learns_from_them() -> None:
+    work = dataclasses.replace(SMALL, n_layer=1, batch=16)
+    ours = grpo_step.OurStep(work, networks.draw_networks(work), learning_rate=1e-2)
+    before = np.array(ours.state.params["trunk"]["wte"])
+    ours.warm_up()
+    seconds = ours.iterate()
+    assert set(seconds) == {"whole"} and seconds["whole"] > 0 and ours.first_call["whole"] > 0
+    assert int(ours.state.update) == 3 and int(ours.state.skipped) == 0
+    assert np.abs(ours.state.params["trunk"]["wte"] - before).max() > 1e-3
+    # What the sampler says of a token is what is said where the prompt is read once for its group.
+    assert float(ours.metrics["policy/first_ratio_max_deviation"]) < 1e-4
+    assert float(ours.metrics["policy/kl_penalty"]) > 0
+
+
+def test_responses_that_are_no_whole_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"workload tiny: 12 responses in 1 microbatch\(es\) are no whole groups of 8"):
+        bench_grpo.Config(sizes=("tiny",), batch=12)
+    assert [one.batch for one in one_step.workloads(bench_grpo.Config(batch=16))] == [16, 16]
+    with pytest.raises(ValueError, match="--most-rounds 2 cannot hold --repeats 9"):
+        bench_grpo.Config(most_rounds=2)
+
+
+def test_the_table_of_grpo_steps_says_what_was_drawn() -> None:
+    work = dataclasses.replace(SMALL, batch=16)
+    rounds = [Round({"trl": {"whole": 3.0}, "ours": {"whole": 1.0}}, {})]
+    text = grpo_step.markdown(work, rounds, quiet=True, matmul={"float32": grpo_step.floor_flops(work)})
+    assert "| ours | 1 (1–1) | 100 % | – |" in text and "| trl | 3 (3–3) | 33 % | 3.00× (3.00–3.00) |" in text
+    assert "One GRPO step, small" in text and "2 prompt(s) of 6 tokens, 8 responses of 3 to each" in text

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 import bench_dpo
+import bench_grpo
 import bench_ppo
 import dpo4rec_movielens
 import ppo_redial
 import smtpo_redial
-from benchmark import dpo_step, networks, ours
+from benchmark import dpo_step, grpo_step, networks, one_step, ours
 from benchmark.workload import ACCELERATOR_WORKLOADS, Workload
 from rlhf_jax.data.rating_lists import candidate_lists
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, Message, Params, PromptBatch
@@ -76,8 +77,9 @@ def drawn(workload: Workload) -> tuple[Any, ...]:
     return trunk, trunk, trunk, reward_heads, shape(workload.batch, workload.prompt)
 
 
-def workload_of(script: Any, depth: int) -> Workload:
-    (found,) = script.workloads(script.Config(sizes=("gpt2-345m",)))
+def workload_of(module: Any, config: Any, depth: int) -> Workload:
+    """What `module.workloads` makes of a script's configuration."""
+    (found,) = module.workloads(config(sizes=("gpt2-345m",)))
     assert found == ACCELERATOR_WORKLOADS["gpt2-345m"] and (found.batch, found.prompt, found.response) == (256, 256, 64)
     return dataclasses.replace(found, n_layer=depth)
 
@@ -85,7 +87,7 @@ def workload_of(script: Any, depth: int) -> Workload:
 @pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("depth", [2, WHOLE])
 def test_a_ppo_iteration_of_the_benchmark(depth: int) -> None:
-    workload = workload_of(bench_ppo, depth)
+    workload = workload_of(bench_ppo, bench_ppo.Config, depth)
 
     def both(*parts: Any) -> Any:
         makers = bench_ppo.makers_of(bench_ppo.Config(peak_memory=False), workload, networks.Networks(*parts))
@@ -111,7 +113,7 @@ def test_a_ppo_iteration_of_the_benchmark(depth: int) -> None:
 @pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("depth", [2, WHOLE])
 def test_a_dpo_step_of_the_benchmark(depth: int) -> None:
-    workload = workload_of(bench_dpo, depth)
+    workload = workload_of(one_step, bench_dpo.Config, depth)
     *parts, prompts = drawn(workload)
 
     def step(*parts: Any) -> Any:
@@ -125,6 +127,18 @@ def test_a_dpo_step_of_the_benchmark(depth: int) -> None:
         patch.setattr(dpo_step, "draw_pairs", lambda workload, networks: pairs)
         reference, metrics = traced(step, *parts)
         assert reference.shape == (128, 2) and metrics["rewards/margin"].shape == ()
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_a_grpo_step_of_the_benchmark() -> None:
+    workload = workload_of(one_step, bench_grpo.Config, DEPTH)
+
+    def step(*parts: Any) -> Any:
+        one = grpo_step.OurStep(workload, networks.Networks(*parts), learning_rate=1e-6, compute_dtype="bfloat16")
+        return one.step(one.state, one.prompts, one.reference, {})[1:]
+
+    metrics, rollout = traced(step, *drawn(workload))
+    assert rollout.response_tokens.shape == (256, 64) and metrics["policy/kl_penalty"].shape == ()
 
 
 class Traced(Exception):

@@ -14,8 +14,10 @@ import pytest
 from tabular_policy import PLAIN, policy, prompts, sample, sample_until_eos, table, table_score
 
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
-from rlhf_jax.learners import grpo
+from rlhf_jax.learners import grpo, microbatch
 from rlhf_jax.learners.grpo_config import GRPOConfig
+from rlhf_jax.learners.microbatch import LossSums
+from rlhf_jax.learners.minibatch import epochs_of_minibatches
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.runtime import metric_names
@@ -131,6 +133,7 @@ def test_what_does_not_fit_together_is_refused(
         ({"kl_coef": -0.1}, r"kl_coef must be in \[0, 1000\]: got -0.1"),
         ({"average_decay": 0.0}, r"average_decay must be in \(0, 1\): got 0.0"),
         ({"clip_eps": 0.0}, r"clip_eps must be in \(0, 1e6\]: got 0.0"),
+        ({"whole_groups": True, "ptx_coef": 0.5}, r"whole_groups reads one prompt for 8 .*ptx_coef 0 \(got 0.5\)"),
     ],
 )
 def test_wrong_numbers_are_named(wrong: dict[str, Any], message: str) -> None:
@@ -210,3 +213,55 @@ def test_bandit_under_the_penalty_reaches_its_known_optimum() -> None:
     config = GRPOConfig(**PLAIN, kl_coef=beta, group_size=group, scale_by_deviation=False, average_decay=0.97)
     params, _ = train(first_token_pays(arms.tolist()), config, updates=250, learning_rate=0.02)
     np.testing.assert_allclose(jax.nn.softmax(params["logits"][0, 0]), expected, atol=0.04)
+
+
+def test_whole_groups_stay_together_in_minibatches_and_microbatches() -> None:
+    config = dataclasses.replace(CONFIG, whole_groups=True)
+    assert config.descent.together == GROUP and CONFIG.descent.together == 1
+    rows = jnp.arange(2 * B)
+    _, seen = epochs_of_minibatches(
+        lambda carry, rows, key: (carry, rows),
+        0,
+        rows,
+        jax.random.key(0),
+        n_rows=2 * B,
+        epochs=2,
+        minibatches=2,
+        together=GROUP,
+    )
+    groups = np.asarray(seen).reshape(2, -1, GROUP)
+    np.testing.assert_array_equal(groups, groups[..., :1] + np.arange(GROUP))
+    for epoch in groups[..., 0]:
+        assert sorted(epoch.tolist()) == list(range(0, 2 * B, GROUP)) and np.any(np.diff(epoch) < 0)
+    assert np.any(groups[0] != groups[1])
+
+    def products(params: Params, batch: jax.Array, key: jax.Array) -> LossSums:
+        # What no sum over single rows is: another slicing gives another number.
+        del key
+        by_group = jnp.prod(params * batch.reshape(-1, GROUP), axis=1)
+        return LossSums(by_group.sum(), jnp.float32(len(by_group)), {}, {})
+
+    numbers = jnp.linspace(0.1, 2.0, 2 * B)
+    found = [
+        microbatch.loss_and_gradient(
+            products, jnp.float32(1.0), numbers, jax.random.key(0), microbatches=k, together=together
+        )[:2]
+        for k, together in ((1, GROUP), (4, GROUP), (4, 1))
+    ]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    assert not np.allclose(found[2], found[0], rtol=1e-2)
+
+
+def test_parts_that_hold_no_whole_groups_are_refused(params: Params, rollout: Rollout) -> None:
+    config = dataclasses.replace(CONFIG, whole_groups=True, minibatches=8)
+    with pytest.raises(ValueError, match="2 responses of a minibatch are no whole groups of 4"):
+        step(params, params, rollout, jnp.zeros((B, 1)), config)
+    config = dataclasses.replace(config, minibatches=2, microbatches=4)
+    with pytest.raises(ValueError, match="8 rows cannot be divided into 4 micro-batches of whole groups of 4"):
+        step(params, params, rollout, jnp.zeros((B, 1)), config)
+    with pytest.raises(
+        ValueError, match=r"--align.batch-size 16 in .*minibatches 2 × .*microbatches 4 parts are no whole"
+    ):
+        config.check_parts(B, "--align.batch-size")
+    dataclasses.replace(config, whole_groups=False).check_parts(B, "--align.batch-size")
+    dataclasses.replace(config, microbatches=2).check_parts(B, "--align.batch-size")
