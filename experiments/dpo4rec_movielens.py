@@ -4,6 +4,7 @@ Paper: RLRF4Rec / DPO4Rec, arXiv:2410.05939 (a re-ranker scores N texts about a 
 
     python experiments/dpo4rec_movielens.py --data.dir DIR                  # MovieLens 100k (or 1M), two CPU cores
     python experiments/dpo4rec_movielens.py --data.dir DIR --seeds 0 1 2    # three seeds, each with test users of its own
+    python experiments/dpo4rec_movielens.py movielens-setrank --data.dir DIR    # SetRank scores in the place of PRM
     python experiments/dpo4rec_movielens.py debug                           # made-up ratings, under a minute, for tests
     python experiments/dpo4rec_movielens.py PRESET --help                   # every field
 
@@ -343,6 +344,15 @@ DEBUG = Config(
 )
 PRESETS = {
     "movielens": ("MovieLens 100k; two CPU cores, about 15 minutes a seed and protocol", Config()),
+    "movielens-setrank": (
+        "the same with SetRank as the scorer, which reads texts; DLCM and PRM score none; matched negatives",
+        Config(
+            run_dir=Path("runs/dpo4rec-setrank"),
+            rerank=RerankConfig(network="setrank"),
+            networks=("dlcm", "prm"),
+            protocols=("popularity-matched",),
+        ),
+    ),
     "debug": ("made-up ratings in miniature; under a minute, for tests", DEBUG),
     "games": (
         "Amazon Games: what was bought, no ratings; two CPU cores, about 15 minutes a seed and protocol",

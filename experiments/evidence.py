@@ -103,6 +103,7 @@ PLANS: dict[str, tuple[Study, ...]] = {
         # All seeds in one job: the longest.
         SMTPO,
         DPO4REC,
+        DPO4REC._replace(preset="movielens-setrank"),
         Study("ablate_smtpo", "world", 80),
         _study("full", "ablate_reward", "redial", 30, ("redial", "uss")),
         _study("full", "cross_domain", "opendialkg", 38, ("opendialkg",)),
