@@ -76,6 +76,8 @@ START: Mapping[str, tuple[str, str, float]] = {
     "again_peak_mb": ("its peak", "MB", 1.0),
 }
 """Of `scale.starts`, by the clock."""
+DRAWN = {"start": ("start_seconds", "cpu_seconds", "peak_mb", "again_seconds")}
+"""Where all would be too many lines for one panel."""
 OF_DATA = {"dialogues": CORPUS, "start": START}
 Axis = Literal["batch", "prompt", "response", "layers", "catalogue", "devices", "imitation", "dialogues", "start"]
 
@@ -332,7 +334,7 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
             plots.Line(
                 f"{columns[key][0]}, {columns[key][1]}", times, [point[key] / points[0][key] for point in points]
             )
-            for key in columns
+            for key in DRAWN.get(axis, tuple(columns))
             if key != "tokens_per_second"  # The more the better: no cost.
         ]
         shared = axis == "devices"
