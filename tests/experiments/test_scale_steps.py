@@ -87,12 +87,20 @@ EXPECTED: dict[Steps, dict[str, int]] = {
 }
 
 
+FIRST: dict[Steps, int] = {steps: EPOCHS * 6 * D * D * B * (P + T - 1) for steps in EXPECTED} | {
+    "dpo": 6 * D * D * B // 2 * BRANCHES
+}
+"""The first block's first matmul, which XLA of JAX 0.11 computes again, because it no longer sees that its input is what it was."""
+
+
 @pytest.mark.parametrize(
     "steps", ["dpo", *(pytest.param(steps, marks=pytest.mark.slow) for steps in ("ppo", "grpo", "multi-turn"))]
 )
 def test_operations_are_those_of_the_closed_form(steps: Steps) -> None:
     said = compiled(dataclasses.replace(TINY, steps=steps))
-    assert {phase: work["flops"] for phase, work in said["work"].items()} == EXPECTED[steps]
+    found = {phase: work["flops"] for phase, work in said["work"].items()}
+    again = {**EXPECTED[steps], "update": EXPECTED[steps]["update"] + FIRST[steps]}
+    assert found in (EXPECTED[steps], again)
 
 
 def layout_of(mesh: MeshConfig) -> Partition:
