@@ -116,7 +116,7 @@ class Config:
     """Times as many training dialogues as `dialogues`."""
     starts: Sizes = (1, 4, 16)
     """The same for `ppo_redial.py --data.store`, from the files to its first supervised step, twice: with an empty store and with
-    what it holds then. 64 takes five minutes more."""
+    what it holds then. 64 takes seven minutes more."""
     dialogues: Cases = 10_000
     """Training dialogues of the simulated world, with ReDial's catalogue; 10,006 is ReDial."""
     world_items: Annotated[int, Range("[16, 100_000]")] = 6_924
