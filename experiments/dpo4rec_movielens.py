@@ -13,8 +13,8 @@ system list by list) and `texts/`. The same command continues a run that was int
 
 Systems: `random`, `popularity`, `mean_rating`, `item_knn`, `trees_*`; `none` (the re-ranker without a text) and `history` (the
 control: the mean embedding of the history instead of a text); `teacher`, `sft`, `rft`, `dpo_1` … (re-rankers trained and tested
-with these texts); `shuffled` (`sft` with the texts of other users); `best_of_N` (`sft` with the text that served the user's
-other lists best); `scorer_*` (the frozen scorer, only the texts differ); `teacher_titles` (texts that name liked titles too);
+with these texts); `shuffled`, `dpo_R_shuffled` (`sft` and the last round of DPO with the texts of other users); `best_of_N`
+(`sft` with the text that served the user's other lists best); `scorer_*` (the frozen scorer, only the texts differ); `teacher_titles` (texts that name liked titles too);
 `setrank_*`, `dlcm_*` (`--networks`: networks that scored no text, with a policy's texts, without any, and the control).
 """
 
@@ -277,8 +277,10 @@ def assess(
     for name, texts in pools.items():
         own = trained(name, texts)
         row(name, reranking.with_texts(own, test, texts))
+        others = {"sft": "shuffled", f"dpo_{config.rounds}": f"dpo_{config.rounds}_shuffled"}.get(name)
+        if others is not None:
+            row(others, reranking.with_texts(own, test, reranker.shuffled(texts, texts.users, seed=setup.seed)))
         if name == "sft":
-            row("shuffled", reranking.with_texts(own, test, reranker.shuffled(texts, texts.users, seed=setup.seed)))
             row(f"best_of_{config.texts}", lambda own=own, texts=texts: reranking.best_by_other_lists(own, test, texts))
     # The frozen scorer of round 1: only the texts differ.
     for name, texts in pools.items():

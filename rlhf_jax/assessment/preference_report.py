@@ -31,6 +31,7 @@ def pairs(rounds: int, networks: Sequence[str], texts: int) -> tuple[tuple[str, 
     found += [("rft", "sft"), (f"best_of_{texts}", "sft"), ("teacher_titles", "teacher")]
     found += [(one, other) for one in last for other in ("sft", "none", "history")]
     found += list(zip(last[1:], last, strict=False))
+    found += [(last[-1], f"{last[-1]}_shuffled")]
     found += [(f"scorer_{one}", "scorer_sft") for one in ("teacher", "rft", *last)]
     found += [("dpo_1", "trees_co_likes"), ("dpo_1", "trees_item"), ("dpo_1", "item_knn")]
     for network in networks:

@@ -25,7 +25,17 @@ def test_debug_writes_a_report_of_every_system(run_here: Callable[..., tuple[int
     results = {one.name: one for one in read_results(run)}
     systems = {one.system for one in results.values() if not one.is_difference}
     assert systems >= {"random", "popularity", "mean_rating", "item_knn", "oracle", "none", "history", "teacher"}
-    assert systems >= {"sft", "rft", "dpo_1", "dpo_2", "shuffled", "best_of_2", "scorer_dpo_1", "teacher_titles"}
+    assert systems >= {
+        "sft",
+        "rft",
+        "dpo_1",
+        "dpo_2",
+        "shuffled",
+        "dpo_2_shuffled",
+        "best_of_2",
+        "scorer_dpo_1",
+        "teacher_titles",
+    }
     oracle = results["oracle/ndcg@5"].value
     assert all(one.value <= oracle for one in results.values() if one.metric == "ndcg@5" and not one.is_difference)
     stored = read_object(run / "seed-0" / "texts-popularity-matched.json")
