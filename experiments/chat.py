@@ -56,7 +56,7 @@ class Config:
     """Run directory of `ppo_redial.py`; of `smtpo_redial.py` to talk with its seeker."""
     speaks: Annotated[Literal["recommender", "simulator"], tyro.conf.arg(name="as")] = "recommender"
     """Whose part the model takes: it recommends to you, or is the simulated seeker to whom you recommend."""
-    stage: Literal["sft", "ppo", "grpo", "simulator", "simulator-scoring"] | None = None
+    stage: Literal["sft", "prior", "ppo", "grpo", "reactions", "simulator", "simulator-scoring"] | None = None
     """Which stage's model; None takes the last that has a checkpoint, and for the page all of them. Of a seeker None takes
     `simulator`, which trains policies; `simulator-scoring` is the one that scores them."""
     opening: Annotated[int, Range("[0, 1_000_000]")] | None = None

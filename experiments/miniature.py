@@ -3,6 +3,7 @@
 from rlhf_jax.assessment.assess import AssessmentConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.stages.alignment import AlignmentConfig
+from rlhf_jax.stages.live_feedback import LiveConfig
 from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
@@ -17,4 +18,7 @@ SFT = SupervisedConfig(
 REWARD = RewardConfig(epochs=1, validation_turns=64, gate="warn")
 ALIGN = AlignmentConfig(updates=2, batch_size=16, evaluations=2, save_every=1)
 PPO = PPOConfig(epochs=2)
+LIVE = LiveConfig(
+    rounds=0, users=8, turns=2, logged_turns=64, updates=4, contexts=8, group_size=4, manners_updates=2, batch_size=16
+)
 ASSESS = AssessmentConfig(text_turns=16, batch_size=16, users=16, user_turns=2, conversations=2)

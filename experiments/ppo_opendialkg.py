@@ -21,10 +21,11 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 # isort: split
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import miniature
 from command_line import preset_and_options, start
+from rlhf_jax.assessment import reward_choice
 from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
 from rlhf_jax.assessment.report import main_report
 from rlhf_jax.feedback.labelling import LabelOptions
@@ -119,10 +120,14 @@ def main(config: Config) -> Path:
         setup = item_prior.add(run, setup, trunk, config.prior)
         # 2. Implicit feedback: weak labels of users' reactions, and the reward model that predicts them.
         proxy, gate = reward.train(run, setup, trunk, config.reward, weights=config.learner.component_weights)
+        # What that knows of items: whoever maximises it ends with its order.
+        imitation = policy_params(trunk, setup.network.n_embd)
+        size: Any = {"n_users": config.assess.users, "n_turns": config.assess.user_turns}
+        of_reward = reward.results(gate, split=f"{setup.data.corpus_name}/validation", seed=config.seed)
+        of_reward += reward_choice.measure(run, setup, imitation | setup.prior, proxy, **size)
         # 3. PPO (or GRPO) against the reward model, in sight of the reference.
         policy = alignment.align(run, setup, trunk, proxy, config.align, config.learner)
         # 4. Evaluation and report.
-        imitation = policy_params(trunk, setup.network.n_embd)
         policies = {
             "sft": imitation,
             **({"prior": imitation | setup.prior} if setup.prior else {}),
@@ -130,7 +135,7 @@ def main(config: Config) -> Path:
         }
         systems = assess_all(run, setup, policies, config.assess, proxy)
         # Users name titles and people in plain words: how much of the ranking is reading?
-        return main_report(run, setup, systems, config.assess, gate, by_naming=True, notes=[NOTE])
+        return main_report(run, setup, systems, config.assess, of_reward, by_naming=True, notes=[NOTE])
 
 
 def command_line(arguments: list[str]) -> Config:

@@ -11,9 +11,10 @@ Paper: IUF-RLHF, arXiv:2508.05289 (supervised GPT-2 → reward model on engageme
 The same command continues a run that was interrupted (exit code 75: asked to stop, saved). One run directory holds
 `report.md` and `report.html`, `results.json`, `metrics.jsonl`, `samples.jsonl`, `config.json` and checkpoints.
 
-Expected: `demo` raises the proxy reward and the true utility over the supervised policy as it samples, not of
-its greedy choice (three seeds); `demo` and `hackable` pay for the level of sentiment after a turn, the others for the
-paper's shift. What was measured stands in docs/RESULTS.md, deviations from the paper in docs/deviations.md.
+Expected: PPO raises the proxy reward and the true utility over the supervised policy as it samples, not of its greedy
+choice (three seeds). In `demo` users' reactions then pay for items (`--reactions`), and greedy replies become better than
+imitation's without repeats. `demo` and `hackable` pay for the level of sentiment after a turn, the others for the paper's
+shift. What was measured stands in docs/RESULTS.md, deviations from the paper in docs/deviations.md.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
@@ -21,26 +22,31 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 # isort: split
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import miniature
 from command_line import preset_and_options, python, start
-from rlhf_jax.assessment import users
-from rlhf_jax.assessment.assess import AssessmentConfig, assess_all
+from rlhf_jax.assessment import live, reward_choice, users
+from rlhf_jax.assessment.assess import AssessmentConfig, Systems, assess_all
 from rlhf_jax.assessment.report import main_report
+from rlhf_jax.data.sources import WORLD
+from rlhf_jax.evaluation.results import Sides
 from rlhf_jax.feedback.labelling import LabelOptions
+from rlhf_jax.interfaces import Params
 from rlhf_jax.learners.grpo_config import GRPOConfig
 from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.ranges import Seed
 from rlhf_jax.runtime.files import notice
+from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world import WorldConfig, hackable
-from rlhf_jax.stages import alignment, item_prior, reward, supervised
+from rlhf_jax.stages import alignment, item_prior, live_feedback, live_rounds, reward, supervised
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.launch import Pipeline, StartConfig, check_stages, prepare, started
-from rlhf_jax.stages.reward import RewardConfig
-from rlhf_jax.stages.setup import DataConfig, ModelConfig
+from rlhf_jax.stages.live_feedback import LiveConfig
+from rlhf_jax.stages.reward import Proxy, RewardConfig
+from rlhf_jax.stages.setup import DataConfig, ModelConfig, Setup
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 
@@ -63,11 +69,29 @@ class Config(StartConfig, Pipeline):
     docs/algorithms/dpo.md."""
     ppo: PPOConfig = PPOConfig()
     grpo: GRPOConfig = GRPOConfig()
+    reactions: bool = False
+    """Whether users' reactions to items then pay a policy of their own, which starts from imitation: a reward model of items
+    fitted in closed form, GRPO of a few weights over recommenders and of manners (docs/results/world_rounds.md)."""
+    live: LiveConfig = LiveConfig(rounds=0)
+    """Of `--reactions`; without rounds the log's reactions alone."""
     assess: AssessmentConfig = AssessmentConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self)
+        if self.reactions and self.prior.learner != "none":
+            raise ValueError(
+                f"--reactions learns a prior of its own: leave out --prior.learner {self.prior.learner}, or --reactions"
+            )
+        if self.reactions and self.live.rounds and self.data.source != WORLD:
+            raise ValueError(
+                f"--live.rounds {self.live.rounds}: users who answer live are in the simulated world alone; 0 reads the log"
+            )
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """Groups of options that this configuration does not read, with the reason."""
+        return super().unread | ({} if self.reactions else {"live": "there are no --reactions"})
 
 
 LEARNS = 1000
@@ -91,6 +115,7 @@ DEMO = Config(
     reward=RewardConfig(labels=LabelOptions(sentiment="level"), epochs=6, learning_rate=1e-3),
     align=AlignmentConfig(updates=40, batch_size=128, learning_rate=3e-4, evaluations=5),
     ppo=PPOConfig(minibatches=2),
+    reactions=True,
 )
 PRESETS = {
     "demo": ("simulated world, small GPT-2; minutes on 2 CPU cores", DEMO),
@@ -99,6 +124,7 @@ PRESETS = {
         dataclasses.replace(
             DEMO,
             run_dir=Path("runs/hackable"),
+            reactions=False,
             data=dataclasses.replace(DEMO.data, world=hackable(DEMO.data.world)),
         ),
     ),
@@ -112,6 +138,7 @@ PRESETS = {
             reward=miniature.REWARD,
             align=dataclasses.replace(miniature.ALIGN, updates=4),
             ppo=miniature.PPO,
+            live=miniature.LIVE,
             assess=miniature.ASSESS,
         ),
     ),
@@ -174,22 +201,42 @@ def main(config: Config) -> Path:
         setup = item_prior.add(run, setup, trunk, config.prior)
         # 2. Implicit feedback: weak labels of users' reactions, and the reward model that predicts them.
         proxy, gate = reward.train(run, setup, trunk, config.reward, weights=config.learner.component_weights)
+        # What that knows of items: whoever maximises it ends with its order.
+        imitation = policy_params(trunk, setup.network.n_embd)
+        size: Any = {"n_users": config.assess.users, "n_turns": config.assess.user_turns}
+        of_reward = reward.results(gate, split=f"{setup.data.corpus_name}/validation", seed=config.seed)
+        of_reward += reward_choice.measure(run, setup, imitation | setup.prior, proxy, **size)
         # 3. PPO (or GRPO) against the reward model, in sight of the reference.
-        truth = users.closed_loop_probe(setup, proxy, n_users=config.assess.users, n_turns=config.assess.user_turns)
+        truth = users.closed_loop_probe(setup, proxy, **size)
         policy = alignment.align(run, setup, trunk, proxy, config.align, config.learner, truth=truth)
         # 4. Evaluation and report.
-        imitation = policy_params(trunk, setup.network.n_embd)
         policies = {
             "sft": imitation,
             **({"prior": imitation | setup.prior} if setup.prior else {}),
             config.algorithm: policy,
         }
         systems = assess_all(run, setup, policies, config.assess, proxy)
-        report = main_report(run, setup, systems, config.assess, gate)
+        pairs: tuple[Sides, ...] = ()
+        if config.reactions:
+            setup, systems = paid_by_reactions(run, setup, trunk, config, proxy, systems)
+            last = live_rounds.STAGE
+            pairs = Sides(last, "sft_filtered"), Sides(last, "sft"), Sides(config.algorithm, "sft")
+        report = main_report(run, setup, systems, config.assess, of_reward, pairs=pairs)
     if config.align.updates * config.align.batch_size < LEARNS:
         notice("too small to learn: this run shows that every part works. Next: make run, then chat with")
         notice(f"  {python()} experiments/chat.py runs/demo")
     return report
+
+
+def paid_by_reactions(
+    run: RunDirectory, setup: Setup, trunk: Params, config: Config, proxy: Proxy, before: Systems
+) -> tuple[Setup, Systems]:
+    """Users' reactions pay for items: the setup that policy reads, and it beside the others and imitation without repeats."""
+    talk = live.talker(run.path / f"seed-{config.seed}", config.live)
+    setup, policy = live_feedback.align(run, setup, trunk, config.live, talk)
+    told = {"trunk": trunk, **item_prior.told_not_to_repeat(setup)}
+    own = assess_all(run, setup, {"sft_filtered": told, live_rounds.STAGE: policy}, config.assess, proxy)
+    return setup, Systems({**before.policies, **own.policies}, {**before.cases, **own.cases})
 
 
 def command_line(arguments: list[str]) -> Config:

@@ -21,7 +21,10 @@ from rlhf_jax.reporting.contents import Conversation
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import Setup
 
-LEFT_TO_THE_REPORT = ("constant", "random", "logged", "oracle")
+LEFT_TO_THE_REPORT = (
+    *("constant", "random", "logged", "oracle"),
+    *("reward_model", "reward", "policy", "reward-policy", "choice_reward", "choice_policy"),
+)
 """Systems that the terminal's table has no room for."""
 
 
@@ -31,6 +34,7 @@ def results(
     *,
     split: str,
     compared: Sides | None = None,
+    further: Sequence[Sides] = (),
     same_users: bool = False,
     same_test: bool = True,
 ) -> list[Result]:
@@ -41,6 +45,7 @@ def results(
       baseline: systems that were not trained.
       split: data set and split, for example `redial/test`.
       compared: which two; None: `last_against_first`.
+      further: more pairs.
       same_users: every seed met the same users (the same world); otherwise each had its own.
       same_test: every seed was judged on the same test dialogues; where each had its own (worlds that differ), ranking
         and text are left to the runs' own reports, and what the users lived through is gathered.
@@ -61,18 +66,18 @@ def results(
             at = str(Split.parse(split).drawn(decoding, users=True))
             found += closed_loop.closed_loop_results(name, measured, split=at, same_users=same_users)
     compared = compared or last_against_first(systems)
-    if compared is not None:
-        sides = [systems[name] for name in compared]
+    for pair in dict.fromkeys([*([] if compared is None else [compared]), *further]):
+        sides = [systems[name] for name in pair]
         seeds = sorted(sides[1])
         if same_test:
             tables = [_each(runs, lambda run: run.ranking.tables) for runs in sides]
-            found += ranking.difference_results(compared.name, *tables, split=split)
+            found += ranking.difference_results(pair.name, *tables, split=split)
             answers = [[runs[seed].turns for seed in seeds] for runs in sides]
-            found += text.text_differences(compared.name, *answers, split=split, seeds=seeds)
+            found += text.text_differences(pair.name, *answers, split=split, seeds=seeds)
         for decoding in sides[1][seeds[0]].users:
             met = [{seed: run.users[decoding] for seed, run in runs.items()} for runs in sides]
             at = str(Split.parse(split).drawn(decoding, users=True))
-            found += closed_loop.closed_loop_differences(compared.name, *met, split=at, same_users=same_users)
+            found += closed_loop.closed_loop_differences(pair.name, *met, split=at, same_users=same_users)
     if not same_test:
         return found
     some = next(iter(systems.values()))
@@ -199,15 +204,22 @@ def summary_table(found: Sequence[Result]) -> str:
         ("text", ("bleu4", "response_length")),
         ("closed-loop", ("mean_utility", "proxy_score", "success@1")),
     )
-    systems = list(dict.fromkeys(result.system for result in found if result.system not in LEFT_TO_THE_REPORT))
+    found = [result for result in found if result.system not in LEFT_TO_THE_REPORT]
+    # Of the differences the first, which the verdict is about: a line should fit a screen.
+    first = next((result.system for result in found if result.is_difference), None)
+    found = [result for result in found if not result.is_difference or result.system == first]
+    systems = {system: max(12, len(system) + 2) for system in dict.fromkeys(result.system for result in found)}
     cells = {(r.protocol, r.split, r.metric, r.system): r for r in found}
-    lines = [f"{'':44}" + "".join(f"{system:>12}" for system in systems)]
+    lines = [f"{'':44}" + "".join(f"{system:>{width}}" for system, width in systems.items())]
     for protocol, metrics in wanted:
         for split in dict.fromkeys(result.split for result in found if result.protocol == protocol):
             for metric in metrics:
-                row = [cells.get((protocol, split, metric, system)) for system in systems]
-                if any(row):
-                    values = "".join(f"{'–' if r is None else format(r.value, '.4f'):>12}" for r in row)
+                row = {system: cells.get((protocol, split, metric, system)) for system in systems}
+                if any(row.values()):
+                    values = "".join(
+                        f"{'–' if r is None else format(r.value, '.4f'):>{systems[system]}}"
+                        for system, r in row.items()
+                    )
                     lines.append(f"{split + ' ' + protocol + ' ' + metric:44}" + values)
     return "\n".join(lines)
 

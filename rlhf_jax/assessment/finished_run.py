@@ -10,20 +10,22 @@ from rlhf_jax.decoding import prior
 from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.learners.ppo_config import PPOConfig
+from rlhf_jax.recommenders import standing
 from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
 from rlhf_jax.runtime.files import RunError, as_json, read_object
 from rlhf_jax.runtime.run import check_facts
 from rlhf_jax.runtime.settings import from_json
 from rlhf_jax.runtime.stage import stage_arrays
-from rlhf_jax.stages import alignment, item_prior, items, reward, supervised
+from rlhf_jax.stages import alignment, item_prior, items, live_rounds, reward, supervised
 from rlhf_jax.stages.agent import Agent, make_agent, policy_params
 from rlhf_jax.stages.alignment import AlignmentConfig
 from rlhf_jax.stages.item_prior import PriorConfig
+from rlhf_jax.stages.live_feedback import LiveConfig
 from rlhf_jax.stages.reward import Proxy, RewardConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, size_network, vocabulary_hashes
 from rlhf_jax.stages.supervised import SupervisedConfig
 
-STAGES = (supervised.STAGE, item_prior.STAGE, *alignment.STAGES)
+STAGES = (supervised.STAGE, item_prior.STAGE, *alignment.STAGES, live_rounds.STAGE)
 """Stages that end with a policy, in their order."""
 
 
@@ -48,7 +50,8 @@ class Finished(NamedTuple):
     def expected(self) -> tuple[str, ...]:
         """Stages that end with a policy in a run of this configuration, reached or not."""
         learnt = (item_prior.STAGE,) if has_prior(self.config) else ()
-        return supervised.STAGE, *learnt, str(self.config.get("algorithm", alignment.STAGE))
+        last = (live_rounds.STAGE,) if self.config.get("reactions", False) else ()
+        return supervised.STAGE, *learnt, str(self.config.get("algorithm", alignment.STAGE)), *last
 
     @property
     def has_proxy(self) -> bool:
@@ -58,6 +61,8 @@ class Finished(NamedTuple):
     def _reached(self, stage: str) -> bool:
         if stage == item_prior.STAGE:
             return (self.path / item_prior.FILE).exists()
+        if stage == live_rounds.STAGE:
+            return newest_round(self.path, self.config) is not None
         return any((self.path / "checkpoints" / stage).glob("[0-9]*"))
 
 
@@ -78,10 +83,28 @@ def open_finished(path: Path) -> Finished:
         once=data.items_once,
     )
     found = Finished(path, config, data, corpus, vocab, agent)
+    if live_rounds.STAGE in found.stages:
+        parts = from_json(LiveConfig, config["live"], "config.live").parts
+        found = found._replace(scorer=fit_scorer(corpus, vocab.item_ids, parts))
+        assert found.scorer is not None
+        return found._replace(scorer=found.scorer.with_standing(_last_round(found).reward.standing))
     if item_prior.STAGE not in found.stages:
         return found
     parts = from_json(PriorConfig, config["prior"], "config.prior").parts
     return found._replace(scorer=fit_scorer(corpus, vocab.item_ids, parts))
+
+
+def newest_round(path: Path, config: Mapping[str, Any]) -> Path | None:
+    """The last round of a run whose users' reactions pay for items; None where it has none, or asked for none."""
+    return live_rounds.newest(path, int(config["seed"])) if config.get("reactions", False) else None
+
+
+def _last_round(run: Finished) -> live_rounds.Round:
+    file = newest_round(run.path, run.config)
+    if file is None or run.scorer is None:
+        raise RunError(f"{run.path} has no round of users' reactions yet")
+    names = [name for name in run.scorer.names if name != standing.NAME]
+    return live_rounds.stored_round(file, ("policy", *names), run.vocab.item_ids)
 
 
 def _temperature(config: Mapping[str, Any]) -> float:
@@ -143,6 +166,8 @@ def stage_policy(run: Finished, stage: str) -> Params:
         return state["params"] if average is None else average
     if stage == item_prior.STAGE:
         return stage_policy(run, supervised.STAGE) | {prior.NAME: item_prior.stored_prior(run.path / item_prior.FILE)}
+    if stage == live_rounds.STAGE:
+        return _last_round(run).policy(stage_policy(run, supervised.STAGE)["trunk"])
     state = stage_arrays(run.path, stage)
     config = from_json(SupervisedConfig, run.config["sft"], "config.sft")
     knowledge, _ = items.item_knowledge(run.vocab, run.corpus, config)

@@ -23,7 +23,7 @@ from rlhf_jax.reporting.replies_page import Prompt, Replies, Reply, Token
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.settings import from_json
 from rlhf_jax.runtime.stage import stage_arrays
-from rlhf_jax.stages import alignment
+from rlhf_jax.stages import alignment, live_rounds
 from rlhf_jax.stages.agent import Agent
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.reward import Proxy
@@ -123,9 +123,15 @@ def comparisons(stages: Sequence[str]) -> dict[str, tuple[str, str]]:
       {'sft': ('ppo', 'sft'), 'ppo': ('ppo', 'sft')}
       >>> comparisons(["sft", "prior"])["sft"]
       ('prior', 'prior')
+      >>> comparisons(["sft", "ppo", "reactions"])["reactions"]
+      ('reactions', 'sft')
+      >>> comparisons(["sft", "ppo", "reactions"])["sft"]
+      ('ppo', 'sft')
     """
-    reference = [stage for stage in stages if stage not in alignment.STAGES][-1:] or [stages[0]]
-    return {stage: (stage if stage in alignment.STAGES else stages[-1], reference[0]) for stage in stages}
+    learnt = (*alignment.STAGES, live_rounds.STAGE)
+    reference = [stage for stage in stages if stage not in learnt][-1:] or [stages[0]]
+    aligned = [stage for stage in stages if stage in alignment.STAGES][-1:] or [stages[-1]]
+    return {stage: (stage if stage in learnt else aligned[0], reference[0]) for stage in stages}
 
 
 def token_texts(vocab: Vocabulary, tokens: Sequence[int], titles: dict[int, str]) -> list[str]:
@@ -171,7 +177,8 @@ def _answers(
     greedy: bool,
 ) -> list[Reply]:
     draw = run.agent.compiled(("replies", greedy), lambda: jax.jit(_drawing(run.agent, greedy=greedy)))
-    rollout: Rollout = draw(params, prompts, key)
+    # Whoever judges may have a prior where whoever spoke has none.
+    rollout: Rollout = dataclasses.replace(draw(params, prompts, key), item_scores=prompts.item_scores)
     judge = run.agent.compiled(
         "logprobs of replies", lambda: jax.jit(lambda params, rollout: run.agent.policy(params, rollout).logprobs)
     )

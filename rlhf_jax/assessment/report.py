@@ -1,16 +1,14 @@
 """The last line of the box: what was measured becomes `results.json`, `samples.json`, the reports, and a verdict in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf_jax.assessment import comparison, users
 from rlhf_jax.assessment.assess import AssessmentConfig, Systems
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, Sides
 from rlhf_jax.reporting import verdict
 from rlhf_jax.reporting.run_report import write_report, write_results, write_samples
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.stages import reward
 from rlhf_jax.stages.setup import Setup
 
 
@@ -19,8 +17,9 @@ def main_report(
     setup: Setup,
     systems: Systems,
     config: AssessmentConfig,
-    gate: Mapping[str, Any],
+    of_reward: Sequence[Result],
     *,
+    pairs: Sequence[Sides] = (),
     by_naming: bool = False,
     notes: Sequence[str] = (),
 ) -> Path:
@@ -28,7 +27,8 @@ def main_report(
 
     Args:
       systems: the policies, from the reference to the last, and what they were measured to be worth.
-      gate: what `reward.train` said of the reward model.
+      of_reward: what is known of the reward model: its gate (`reward.results`), and which items it would choose.
+      pairs: that are compared, the first of them in the verdict; none: the last policy with the first.
       by_naming: also ranks apart the items whose title or people the context names in plain words.
       notes: for the reader, below those about the data.
     """
@@ -36,14 +36,16 @@ def main_report(
     split = f"{name}/test"
     baselines = comparison.baseline_assessments(setup, config)
     cases = {system: {seed: measured} for system, measured in systems.cases.items()}
-    found = comparison.results(cases, baselines, split=split)
+    first, further = (pairs[0], pairs[1:]) if pairs else (None, ())
+    found = comparison.results(cases, baselines, split=split, compared=first, further=further)
     if by_naming:
         ranked = {system: {seed: measured.ranking} for system, measured in systems.cases.items()}
         rows = comparison.test_rows(setup, config)
         found += comparison.by_naming(ranked, baselines, rows, setup.corpus.items, split=split)
     if setup.world_seed is not None:
         found += _yardsticks(setup, config, split)
-    write_results(run.path, found + reward.results(gate, split=f"{name}/validation", seed=seed))
+    found += of_reward
+    write_results(run.path, found)
     write_samples(run.path, comparison.conversations(setup, config, systems.policies))
     report = write_report(run.path, title=f"IUF-RLHF on {name}, seed {seed}", notes=[*comparison.notes(setup), *notes])
     print(comparison.summary_table(found))

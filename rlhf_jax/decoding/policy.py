@@ -341,6 +341,38 @@ def in_chunks(
     return logprobs, entropies
 
 
+def make_score_replies(config: GPT2Config) -> Callable[[Params, ResponseGroups], Array]:
+    """What `make_score` says of N replies to each prompt, which is read once where the attention is masked. [B, N, C]"""
+    row_by_row = make_score(config)
+
+    def score(params: Params, groups: ResponseGroups) -> Float[Array, "B N C"]:
+        n_prompts, n_replies, length = groups.response_tokens.shape
+        rows = n_prompts * n_replies
+        tokens, mask = groups.response_tokens.reshape(rows, length), groups.response_mask.reshape(rows, length)
+        if config.attention != "masked":
+            prompts = jax.tree.map(lambda leaf: jnp.repeat(leaf, n_replies, axis=0), groups.prompts)
+            said = Rollout(
+                prompt_tokens=prompts.tokens,
+                prompt_mask=prompts.mask,
+                response_tokens=tokens,
+                response_mask=mask,
+                logprobs=jnp.zeros(tokens.shape, jnp.float32),
+                finished=jnp.ones(rows, bool),
+            )
+            return row_by_row(params, said).reshape(n_prompts, n_replies, -1)
+        # One column more, so that the last token is read too: column t is what is known after t tokens.
+        wider = dataclasses.replace(
+            groups,
+            response_tokens=jnp.pad(groups.response_tokens, ((0, 0), (0, 0), (0, 1))),
+            response_mask=jnp.pad(groups.response_mask, ((0, 0), (0, 0), (0, 1))),
+        )
+        hidden = group_hidden(config, params["trunk"], wider)
+        last = jnp.take_along_axis(hidden, mask.sum(axis=1)[:, None, None], axis=1)[:, 0]
+        return heads.reward_components(params["reward"], last).reshape(n_prompts, n_replies, -1)
+
+    return score
+
+
 def make_score(config: GPT2Config) -> Score:
     """Reward components at the last real token of each response."""
 

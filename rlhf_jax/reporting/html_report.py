@@ -118,12 +118,12 @@ def inline_svg(text: str, name: str, caption: str) -> str:
 
 def _answers(contents: Contents) -> list[str]:
     parts = []
-    for corpus, sides in verdict.compared(contents.results).items():
+    for corpus, sides in verdict.compared(contents.results):
         about = html.escape(verdict.headline(corpus, sides))
-        rows = "".join(map(_finding, verdict.findings(contents.results, corpus)))
+        rows = "".join(map(_finding, verdict.findings(contents.results, corpus, sides)))
         parts.append(f'<section class="verdict">\n<h2>{about}</h2>\n<dl>{rows}</dl>\n</section>')
         header = ["measure", sides.right, sides.left, f"{sides.left} − {sides.right} [95 %]", "which says", "cases"]
-        shown = [_comparison(each) for each in verdict.comparisons(contents.results, corpus)]
+        shown = [_comparison(each) for each in verdict.comparisons(contents.results, corpus, sides)]
         parts += ["<h2>The numbers behind it</h2>", _table(header, shown, escaped=True)]
     return parts or [_paragraph("No two systems were compared in this run, so there is no verdict.")]
 

@@ -65,22 +65,33 @@ TEXT = (
     Measure("repetition in greedy replies", "text", "repetition", -1),
     Measure("ungrammatical greedy replies", "text", "ungrammatical", -1),
 )
-NAMES: Mapping[str, str] = {"ppo": "PPO", "grpo": "GRPO", "sft": "imitation (SFT)"}
+NAMES: Mapping[str, str] = {
+    "ppo": "PPO",
+    "grpo": "GRPO",
+    "sft": "imitation (SFT)",
+    "sft_filtered": "imitation without repeats",
+    "reactions": "GRPO on users' reactions",
+}
 """Systems as sentences call them; others keep their names."""
+PAPERS_QUESTION = (Sides("ppo", "sft"), Sides("grpo", "sft"))
+"""Asked of every run whose learner is followed by another."""
 
 
-def compared(results: Sequence[Result]) -> dict[str, Sides]:
-    """Which two systems each corpus compares, in order of appearance; the first difference decides.
+def compared(results: Sequence[Result]) -> list[tuple[str, Sides]]:
+    """Which two systems each corpus compares, in order of appearance: those of the first difference, then the learner of
+    the papers with imitation.
 
     Examples:
       >>> compared([Result("ppo-sft/hr@5", 0.1, 9, "full", "redial/test", None, (0,), "difference of means")])
-      {'redial': Sides(left='ppo', right='sft')}
+      [('redial', Sides(left='ppo', right='sft'))]
     """
-    found: dict[str, Sides] = {}
+    found: dict[str, list[Sides]] = {}
     for result in results:
         if result.sides is not None:
-            found.setdefault(Split.parse(result.split).corpus, result.sides)
-    return found
+            of_corpus = found.setdefault(Split.parse(result.split).corpus, [])
+            if not of_corpus or (result.sides in PAPERS_QUESTION and result.sides not in of_corpus):
+                of_corpus.append(result.sides)
+    return [(corpus, sides) for corpus, pairs in found.items() for sides in pairs]
 
 
 def headline(corpus: str, sides: Sides) -> str:
@@ -93,12 +104,9 @@ def name_of(system: str) -> str:
     return NAMES.get(system, system)
 
 
-def comparisons(results: Sequence[Result], corpus: str) -> list[Comparison]:
+def comparisons(results: Sequence[Result], corpus: str, sides: Sides) -> list[Comparison]:
     """The few measures that answer whether the left system is worth more than the right one, as far as they are there."""
     results = informative(results)
-    sides = compared(results).get(corpus)
-    if sides is None:
-        return []
     ranked = [found for measure in RANKED if (found := _comparison(results, corpus, sides, measure)) is not None]
     measures = (*UTILITY.values(), SUCCESS, PAID)
     others = [_comparison(results, corpus, sides, measure) for measure in (*measures, *TEXT, LENGTH)]
@@ -107,9 +115,9 @@ def comparisons(results: Sequence[Result], corpus: str) -> list[Comparison]:
     return [*kept[:closed], *ranked[:1], *kept[closed:]]
 
 
-def findings(results: Sequence[Result], corpus: str) -> list[Finding]:
-    """The verdict on one corpus, line by line; no line where nothing was compared."""
-    found = {each.measure: each.difference for each in comparisons(results, corpus)}
+def findings(results: Sequence[Result], corpus: str, sides: Sides) -> list[Finding]:
+    """The verdict on two systems, line by line; no line where they were not compared on this corpus."""
+    found = {each.measure: each.difference for each in comparisons(results, corpus, sides)}
     if not found:
         return []
     lines = [_as_sampled(found), _as_chosen(found), _ranking(found), _paid(found), _cost(found)]
@@ -124,9 +132,9 @@ def spoken(results: Sequence[Result]) -> str:
       No two systems were compared.
     """
     lines = []
-    for corpus, sides in compared(results).items():
+    for corpus, sides in compared(results):
         lines.append(headline(corpus, sides))
-        lines += [f"  {finding.label}: {finding.text}" for finding in findings(results, corpus)]
+        lines += [f"  {finding.label}: {finding.text}" for finding in findings(results, corpus, sides)]
     return "\n".join(lines) or "No two systems were compared."
 
 

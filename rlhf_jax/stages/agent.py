@@ -14,10 +14,18 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding import prior
 from rlhf_jax.decoding.grammar import Grammar, Opening
-from rlhf_jax.decoding.policy import Decode, make_decode, make_group_policy, make_policy_apply, make_sample, make_score
+from rlhf_jax.decoding.policy import (
+    Decode,
+    make_decode,
+    make_group_policy,
+    make_policy_apply,
+    make_sample,
+    make_score,
+    make_score_replies,
+)
 from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.feedback.components import COMPONENTS
-from rlhf_jax.interfaces import GroupPolicy, Params, PolicyApply, PromptBatch, Sample, Score
+from rlhf_jax.interfaces import GroupPolicy, Params, PolicyApply, PromptBatch, ResponseGroups, Sample, Score
 from rlhf_jax.models import gpt2, heads
 from rlhf_jax.parallel.partition import Layout, OneDevice
 
@@ -54,6 +62,8 @@ class Agent:
     score: Score
     score_tokens: ScoreTokens
     score_items: ScoreItems
+    score_replies: Callable[[Params, ResponseGroups], Array]
+    """What `score` says of N replies to each prompt, which is read once. [B, N, C]"""
     sample_groups: Callable[[int], Sample]
     """`sample` with so many responses to each prompt, row by row; a prompt is read once."""
     judge_groups: Callable[[int], PolicyApply]
@@ -119,6 +129,7 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
         score=layout.by_row(spread.score),
         score_tokens=lambda params, tokens, mask, key: by_row(params, (tokens, mask), key),
         score_items=layout.by_row(spread.score_items),
+        score_replies=layout.by_row(spread.score_replies),
         sample_groups=lambda size: layout.by_row(spread.sample_groups(size)),
         judge_groups=lambda size: layout.by_row(spread.judge_groups(size)),
         group_policy=None if grouped is None else GroupPolicy(layout.by_row(grouped.logprobs)),
@@ -161,6 +172,7 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         score=make_score(network),
         score_tokens=score_tokens,
         score_items=score_items,
+        score_replies=make_score_replies(network),
         sample_groups=lambda size: make_sample(
             network, grammar, max_tokens=response_tokens, temperature=temperature, group_size=size
         ),

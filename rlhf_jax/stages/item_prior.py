@@ -387,6 +387,11 @@ def filtered(names: Sequence[str], price: float = 1e6) -> Params:
     }
 
 
+def told_not_to_repeat(setup: Setup) -> Params:
+    """`filtered` as a part of a policy of this setup."""
+    return {prior.NAME: filtered(scorer_of(setup).names)}
+
+
 def scorer_of(setup: Setup) -> ItemScorer:
     """The setup's. Raises: ValueError without one."""
     if setup.scorer is None:

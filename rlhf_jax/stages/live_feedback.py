@@ -15,7 +15,6 @@ A round is a file; a run that was killed goes on with the round, the conversatio
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -42,18 +41,17 @@ from rlhf_jax.learners.trainable import held, without_moments
 from rlhf_jax.ranges import Batch, Cases, Range, Rate, Steps, Weight, check_numbers, option
 from rlhf_jax.recommenders import mixture, standing, stated
 from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
-from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
+from rlhf_jax.runtime.files import RunError, notice, write_json
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages import item_prior
+from rlhf_jax.stages.live_rounds import EXTRAS, Round, as_stored, extras_of, folder_of, round_file, stored_round
 from rlhf_jax.stages.setup import Setup
 
 History = Sequence[Message]
 Talk = Callable[[Setup, Params, int], tuple[Dialogue, ...]]
 """(setup whose prompts bring what the policy reads, policy, number of the round) to what was said, as a log has it."""
-EXTRAS = ("suggests", "more_items", "words")
-"""What a turn has beside its items: whether it suggests, items after the first, word tokens by tens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +112,6 @@ class LiveConfig:
                 f"{option(self.replies, 'group_size')} {self.replies.group_size} replies"
             )
         self.replies.check_parts(self.batch_size, option(self, "batch_size"))
-
-
-def extras_of(n_items: Any, n_words: Any) -> Any:
-    """`EXTRAS` of turns, from how many items they list and how many word tokens they have. [N, E]"""
-    return jnp.stack([jnp.asarray(n_items > 0, jnp.float32), jnp.maximum(n_items - 1, 0), n_words / 10], axis=-1)
 
 
 class Read(NamedTuple):
@@ -238,23 +231,6 @@ def listen(
     return Heard(reactions, contexts)
 
 
-class Round(NamedTuple):
-    """What a round ends with."""
-
-    reward: ItemReward
-    weights: dict[str, float]
-    """Of the policy's prior: `policy` for the trunk's log-probability, then each score by its name."""
-    manners: dict[str, float]
-    """When to suggest and when to stop, `decoding.prior.MANNERS`."""
-    facts: dict[str, float]
-    """Turns that R_r was learnt from, and its Pearson with the labels of the log's validation split."""
-
-    def policy(self, trunk: Params) -> Params:
-        """The policy's tree."""
-        items = item_prior.as_params(np.array(list(self.weights.values())))
-        return {"trunk": trunk, prior.NAME: items | {"manners": jnp.array([*self.manners.values()], jnp.float32)}}
-
-
 def with_standing(setup: Setup, reward: ItemReward) -> Setup:
     """The setup whose prompts bring along the standing that a reward model gives the items."""
     return setup._replace(scorer=item_prior.scorer_of(setup).with_standing(reward.standing))
@@ -274,14 +250,14 @@ def learn(run: RunDirectory, judge: Judge, trunk: Params, config: LiveConfig, ta
       talk: asked once a round.
     Raises: RunError where the log has no labelled turn.
     """
-    folder = run.path / f"seed-{judge.setup.seed}"
+    folder = folder_of(run.path, judge.setup.seed)
     folder.mkdir(exist_ok=True)
     work = _Work(run, judge, trunk, config)
     rounds: list[Round] = []
     for number in range(config.rounds + 1):
-        path = folder / f"round-{number}.json"
+        path = round_file(run.path, judge.setup.seed, number)
         if path.exists():
-            rounds.append(stored_round(path, judge))
+            rounds.append(stored_round(path, judge.names, judge.columns))
             notice(f"seed {judge.setup.seed}: round {number} was done before")
             continue
         for one in range(len(work.live) + 1, number + 1):
@@ -289,9 +265,27 @@ def learn(run: RunDirectory, judge: Judge, trunk: Params, config: LiveConfig, ta
             said = talk(with_standing(judge.setup, before.reward), before.policy(trunk), one)
             work.live.append(listen(judge, said, work.labeller, name=f"round {one}: labelled turns"))
         done = work.round(rounds[-1] if rounds else None, number)
-        write_json(path, as_stored(done, judge))
+        write_json(path, as_stored(done, judge.names, judge.columns))
         rounds.append(done)
     return tuple(rounds)
+
+
+class Aligned(NamedTuple):
+    """A policy that users' reactions paid for."""
+
+    setup: Setup
+    """Whose prompts bring along what the policy reads."""
+    policy: Params
+
+
+def align(run: RunDirectory, setup: Setup, trunk: Params, config: LiveConfig, talk: Talk) -> Aligned:
+    """The stage of a run of all stages: the policy of the last round.
+
+    Args: as for `learn`; the setup has no recommenders yet.
+    """
+    setup = with_scorer(setup, config)
+    last = learn(run, Judge(setup, trunk), trunk, config, talk)[-1]
+    return Aligned(with_standing(setup, last.reward), last.policy(trunk))
 
 
 class _Work:
@@ -473,42 +467,3 @@ def with_standing_scores(scores: Float32[np.ndarray, "N K I"], reward: ItemRewar
     """Scores with the standing before the last, as `ItemScorer.with_standing` brings them. [N, K + 1, I]"""
     row = mixture.standardised(reward.standing.astype(np.float32)[None], "asinh")
     return np.insert(scores, scores.shape[1] - 1, row, axis=1)
-
-
-def as_stored(done: Round, judge: Judge) -> dict[str, Any]:
-    """A round as JSON, numbers by their names."""
-    reward = done.reward
-    return {
-        "reward": {
-            "weights": dict(zip(judge.names, reward.weights.tolist(), strict=True)),
-            "standing": dict(zip(map(str, judge.columns), reward.standing.tolist(), strict=True)),
-            "extras": dict(zip(EXTRAS, reward.extras.tolist(), strict=True)),
-            "intercept": reward.intercept,
-        },
-        "prior": done.weights,
-        "manners": done.manners,
-        "facts": done.facts,
-    }
-
-
-def stored_round(path: Path, judge: Judge) -> Round:
-    """A round that `as_stored` wrote.
-
-    Raises: RunError naming the file, where it is of other scores or items.
-    """
-    stored = read_object(path, "reward", "prior", "manners", "facts")
-    try:
-        reward = stored["reward"]
-        worths, standings, extras = (
-            np.array([reward[part][name] for name in names], np.float64)
-            for part, names in (
-                ("weights", judge.names),
-                ("standing", map(str, judge.columns)),
-                ("extras", EXTRAS),
-            )
-        )
-        found = ItemReward(worths, standings, extras, float(reward["intercept"]))
-        weights, manners = ({name: float(one) for name, one in stored[part].items()} for part in ("prior", "manners"))
-        return Round(found, weights, manners, stored["facts"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} holds no round of these scores and items ({error!r}): restore or remove it") from error

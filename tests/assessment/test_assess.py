@@ -1,6 +1,7 @@
 """Measurements stored case by case come back the same; responses become messages."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,13 +54,15 @@ def test_which_systems_are_compared_is_said_or_last_against_first(assessment: As
     assert comparison.last_against_first(systems) == Sides("dpo", "sft")
     assert comparison.last_against_first({"sft": {}}) is None and comparison.last_against_first({}) is None
 
-    def compared(**chosen: Sides) -> set[Sides | None]:
+    def compared(**chosen: Any) -> set[Sides | None]:
         found = comparison.results(systems, {}, split="toy/test", same_test=False, **chosen)
         assert {r.split for r in found} == {"toy/test-users-sampled", "toy/test-users-greedy"}
         return {r.sides for r in found} - {None}
 
     assert compared() == {Sides("dpo", "sft")}
     assert compared(compared=Sides("ppo", "dpo")) == {Sides("ppo", "dpo")}
+    both = [Sides("ppo", "sft"), Sides("dpo", "sft")]
+    assert compared(further=both) == set(both)
 
 
 def test_listed_items_that_are_not_mentioned_come_first(vocab: Vocabulary) -> None:

@@ -1,10 +1,11 @@
 """The verdict says what the stored intervals allow, and no more."""
 
+import dataclasses
 import math
 
 import pytest
 
-from rlhf_jax.evaluation.results import DIFFERENCE, Result
+from rlhf_jax.evaluation.results import DIFFERENCE, Result, Sides
 from rlhf_jax.reporting import verdict
 from rlhf_jax.reporting.result_tables import informative, left_out
 
@@ -18,7 +19,7 @@ def difference(metric: str, value: float, *, half: float = 0.01, split: str = SA
 
 
 def said(results: list[Result], corpus: str = "world") -> dict[str, tuple[str, str]]:
-    return {line.label: (line.text, line.outcome) for line in verdict.findings(results, corpus)}
+    return {line.label: (line.text, line.outcome) for line in verdict.findings(results, corpus, Sides("ppo", "sft"))}
 
 
 THREE = {"seeds": (0, 1, 2), "std": 0.01}
@@ -117,6 +118,23 @@ def test_every_corpus_has_a_verdict_of_its_own() -> None:
     assert text[0] == "PPO against imitation (SFT) on world" and "better in this run" in text[1]
     (second,) = (place for place, line in enumerate(text) if line.endswith("on hackable"))
     assert "  Replies as sampled: worse in this run: true utility -0.100" in text[second + 1]
+
+
+def test_what_followed_the_learner_is_judged_first_and_the_paper_s_question_stays() -> None:
+    def named(left: str, right: str, value: float) -> Result:
+        return dataclasses.replace(difference("mean_utility", value, split=GREEDY), name=f"{left}-{right}/mean_utility")
+
+    found = [named("reactions", "sft_filtered", 0.1), named("reactions", "sft", 0.2), named("ppo", "sft", -0.1)]
+    assert verdict.compared(found) == [
+        ("world", Sides("reactions", "sft_filtered")),
+        ("world", Sides("ppo", "sft")),
+    ]
+    lines = verdict.spoken(found).splitlines()
+    assert lines[0] == "GRPO on users' reactions against imitation without repeats on world"
+    assert "better in this run: true utility +0.100" in verdict.spoken(found)
+    second = lines.index("PPO against imitation (SFT) on world")
+    assert any("As chosen greedily: worse in this run: true utility -0.100" in line for line in lines[second:])
+    assert verdict.findings(found, "world", Sides("grpo", "sft")) == []
 
 
 def test_a_hit_rate_that_everybody_has_says_nothing() -> None:

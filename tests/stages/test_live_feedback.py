@@ -18,7 +18,7 @@ from rlhf_jax.feedback.weak_labels import fit_weak_labels
 from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch, Rollout
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages import live_feedback
+from rlhf_jax.stages import live_feedback, live_rounds
 from rlhf_jax.stages.live_feedback import Judge, LiveConfig, Round, listen, worth_of_replies
 from rlhf_jax.stages.setup import Setup
 from tiny_policy import Tiny
@@ -250,7 +250,7 @@ def test_a_round_of_other_items_is_refused(rounds: Any, judge: Judge, tmp_path: 
     del stored["crc32"], stored["reward"]["standing"]["12"]
     (tmp_path / "round-1.json").write_text(json.dumps(stored))
     with pytest.raises(RunError, match=r"round-1.json holds no round of these scores and items \(KeyError\('12'\)\)"):
-        live_feedback.stored_round(tmp_path / "round-1.json", judge)
+        live_rounds.stored_round(tmp_path / "round-1.json", judge.names, judge.columns)
 
 
 def test_numbers_that_cannot_be_meant_are_refused() -> None:

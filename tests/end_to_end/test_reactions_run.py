@@ -1,0 +1,79 @@
+"""`ppo_redial.py --reactions`: after PPO, users' reactions pay a policy of their own, whom people can talk with."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import ppo_redial
+from rlhf_jax.assessment.conversation import Conversation
+from rlhf_jax.assessment.finished_run import open_finished, stage_policy
+from rlhf_jax.assessment.reply_tokens import comparisons
+from rlhf_jax.evaluation.results import Sides
+from rlhf_jax.reporting import verdict
+from rlhf_jax.reporting.run_report import read_results
+from rlhf_jax.runtime.files import RunError
+from rlhf_jax.stages.item_prior import PriorConfig
+
+SMALL = ("--sft.epochs", "1", "--align.updates", "1", "--align.evaluations", "1", "--assess.users", "8")
+
+
+@pytest.mark.slow
+def test_the_verdict_is_about_greedy_replies_without_repeats_and_the_policy_speaks(
+    run_here: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = ("ppo_redial.py", "debug", "--run-dir", str(folder), "--reactions", "--trackers", *SMALL)
+    code, output = run_here(*command, "--live.rounds", "1")
+    assert code == 0, output
+    run, results = open_finished(folder), read_results(folder)
+    assert run.stages == ["sft", "ppo", "reactions"] == list(run.expected)
+    assert verdict.compared(results) == [("world", Sides("reactions", "sft_filtered")), ("world", Sides("ppo", "sft"))]
+    assert "GRPO on users' reactions against imitation without repeats on world" in output
+    assert "PPO against imitation (SFT) on world" in output
+    names = {one.name for one in results}
+    assert {"sft_filtered/mean_utility", "reactions/mean_utility", "reactions-sft/mean_utility"} <= names
+    # The users of round 1 answered the policy of round 0; both rounds are files.
+    assert sorted(path.name for path in (folder / "seed-0").iterdir()) == [
+        "live-1.jsonl",
+        "round-0.json",
+        "round-1.json",
+    ]
+    # The trunk is imitation's, the prior reads recommenders, what people ask for, and the standing of items.
+    policies = {stage: stage_policy(run, stage) for stage in run.stages}
+    jax.tree.map(np.testing.assert_array_equal, policies["reactions"]["trunk"], policies["sft"]["trunk"])
+    assert run.scorer is not None and run.scorer.names[-2:] == ("standing", "named")
+    prior = policies["reactions"]["prior"]
+    assert prior["scores"].shape == (len(run.scorer.names),) and prior["manners"].shape == (3,)
+    turns = {
+        stage: Conversation(run, policy, greedy=True).turn("A comedy, please", 5) for stage, policy in policies.items()
+    }
+    assert turns["reactions"].top != turns["sft"].top
+    assert comparisons(run.stages)["reactions"] == ("reactions", "sft")
+    code, output = run_here("replies.py", str(folder), "--out", str(tmp_path / "page.html"), "--prompts", "2")
+    assert (code, output) == (0, f"2 prompts, sft, ppo, reactions: {tmp_path / 'page.html'}\n")
+    # The same command again measures nothing, and says the same.
+    before = (folder / "results.json").read_bytes()
+    code, output = run_here(*command, "--live.rounds", "1")
+    assert code == 0 and "round 1 was done before" in output and (folder / "results.json").read_bytes() == before
+    # A round that is not what was written is named.
+    (folder / "seed-0" / "round-1.json").write_text('{"reward": {}, "prior": {}, "manners": {}, "facts": {}}')
+    with pytest.raises(RunError, match=r"round-1.json holds no round of these scores and items"):
+        open_finished(folder)
+
+
+def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    debug = ppo_redial.PRESETS["debug"][1]
+    with pytest.raises(ValueError, match=r"leave out --prior.learner grpo, or --reactions"):
+        dataclasses.replace(debug, reactions=True, prior=PriorConfig(learner="grpo"))
+    live = dataclasses.replace(debug.live, rounds=2)
+    with pytest.raises(ValueError, match=r"--live.rounds 2: users who answer live are in the simulated world alone"):
+        dataclasses.replace(
+            debug, reactions=True, live=live, data=dataclasses.replace(debug.data, source="redial", dir=Path("x"))
+        )
+    with pytest.raises(SystemExit):
+        ppo_redial.command_line(["debug", "--live.rounds", "2"])
+    assert "--live.rounds 2 is not read: there are no --reactions" in capsys.readouterr().err
