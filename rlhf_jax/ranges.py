@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Union
 
 _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
-_prefixes: contextvars.ContextVar[Mapping[type, str]] = contextvars.ContextVar(
+_prefixes: contextvars.ContextVar[Mapping[type, tuple[str, ...]]] = contextvars.ContextVar(
     "prefixes", default=types.MappingProxyType({})
 )
 
@@ -106,15 +106,22 @@ def check_numbers(config: Any) -> None:
 
 
 def option(config: Any, field: str) -> str:
-    """How a message calls a field: `--data.window` in a script, `DataConfig.window` elsewhere."""
-    prefix = _prefixes.get().get(type(config))
-    return f"{type(config).__name__}.{field}" if prefix is None else f"--{prefix}{field.replace('_', '-')}"
+    """How a message calls a field: `--data.window` in a script, `DataConfig.window` elsewhere.
+
+    Where a script has several of a kind (`--grpo.*`, `--live.replies.*`), all options that it may be.
+    """
+    prefixes = _prefixes.get().get(type(config), ())
+    flags = " or ".join(f"--{prefix}{field.replace('_', '-')}" for prefix in prefixes)
+    return flags or f"{type(config).__name__}.{field}"
 
 
 @contextlib.contextmanager
 def named_by_flags(config: type) -> Iterator[None]:
     """Within, messages call a field of `config`, or of a dataclass inside it, by its option on the command line."""
-    token = _prefixes.set({kind: ".".join([*path, ""]).replace("_", "-") for path, kind in _dataclasses(config)})
+    found: dict[type, tuple[str, ...]] = {}
+    for path, kind in _dataclasses(config):
+        found[kind] = (*found.get(kind, ()), ".".join([*path, ""]).replace("_", "-"))
+    token = _prefixes.set(found)
     try:
         yield
     finally:

@@ -66,7 +66,8 @@ def results(
             at = str(Split.parse(split).drawn(decoding, users=True))
             found += closed_loop.closed_loop_results(name, measured, split=at, same_users=same_users)
     compared = compared or last_against_first(systems)
-    for pair in dict.fromkeys([*([] if compared is None else [compared]), *further]):
+    pairs = [*further] if compared is None else [compared, *further]
+    for pair in dict.fromkeys(pairs):
         sides = [systems[name] for name in pair]
         seeds = sorted(sides[1])
         if same_test:

@@ -92,9 +92,7 @@ def candidates_of(
     )
 
 
-def cases_of(
-    candidates: Sequence[Candidates], scores: Sequence[np.ndarray], dialogues: Sequence[str]
-) -> Cases:
+def cases_of(candidates: Sequence[Candidates], scores: Sequence[np.ndarray], dialogues: Sequence[str]) -> Cases:
     """What a judge's scores of the candidates say, case by case; ties count half in the AUC, and against a rank.
 
     Args:

@@ -122,7 +122,10 @@ def test_help_names_the_presets(start: Start) -> None:
         (["debug", "--reward.function", "words"], "--reward.function words: expected package.module:name"),
         (["debug", "--reward.labels.signals", "charm"], "there is no signal 'charm'"),
         (["debug", "--ppo.group-size", "3"], "--align.batch-size 16 cannot be divided into groups of 3 responses"),
-        (["debug", "--algorithm", "grpo", "--grpo.group-size", "1"], "--grpo.group-size must be in [2, 1024]: got 1"),
+        (
+            ["debug", "--algorithm", "grpo", "--grpo.group-size", "1"],
+            "--grpo.group-size or --live.replies.group-size must be in [2, 1024]: got 1",
+        ),
         (["debug", "--algorithm", "grpo", "--profile", "ppo"], "--profile ppo traces nothing: --algorithm is grpo"),
         (["debug", "--algorithm", "grpo", "--ppo.epochs", "9"], "--ppo.epochs 9 is not read: --algorithm is grpo"),
         (["debug", "--grpo.group-size", "6"], "--grpo.group-size 6 is not read: --algorithm is ppo"),
