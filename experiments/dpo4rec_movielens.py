@@ -4,7 +4,7 @@ Paper: RLRF4Rec / DPO4Rec, arXiv:2410.05939 (a re-ranker scores N texts about a 
 
     python experiments/dpo4rec_movielens.py --data.dir DIR                  # MovieLens 100k (or 1M), two CPU cores
     python experiments/dpo4rec_movielens.py --data.dir DIR --seeds 0 1 2    # three seeds, each with test users of its own
-    python experiments/dpo4rec_movielens.py movielens-setrank --data.dir DIR    # SetRank scores in the place of PRM
+    python experiments/dpo4rec_movielens.py movielens-prm --data.dir DIR    # a scorer that hardly reads texts: PRM
     python experiments/dpo4rec_movielens.py debug                           # made-up ratings, under a minute, for tests
     python experiments/dpo4rec_movielens.py PRESET --help                   # every field
 
@@ -15,7 +15,7 @@ Systems: `random`, `popularity`, `mean_rating`, `item_knn`, `trees_*`; `none` (t
 control: the mean embedding of the history instead of a text); `teacher`, `sft`, `rft`, `dpo_1` … (re-rankers trained and tested
 with these texts); `shuffled`, `dpo_R_shuffled` (`sft` and the last round of DPO with the texts of other users); `best_of_N`
 (`sft` with the text that served the user's other lists best); `scorer_*` (the frozen scorer, only the texts differ); `teacher_titles` (texts that name liked titles too);
-`setrank_*`, `dlcm_*` (`--networks`: networks that scored no text, with a policy's texts, without any, and the control).
+`prm_*`, `dlcm_*` (`--networks`: networks that scored no text, with a policy's texts, without any, and the control).
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
@@ -66,7 +66,7 @@ class Config:
     data: RatingsConfig = RatingsConfig()
     model: ModelConfig = ModelConfig(dropout=0.0)
     writer: WriterConfig = WriterConfig()
-    rerank: RerankConfig = RerankConfig()
+    rerank: RerankConfig = RerankConfig(network="setrank")
     pairs: PairsConfig = PairsConfig()
     dpo: DPOConfig = DPOConfig(beta=0.1, learning_rate=3e-4)
     scorer_epochs: Epochs = 16
@@ -334,7 +334,7 @@ DEBUG = Config(
     data=RatingsConfig(source="world"),
     model=ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=128, dropout=0.0),
     writer=WriterConfig(steps=20, batch_size=16, warmup_steps=5, evaluations=2),
-    rerank=RerankConfig(epochs=1, width=8),
+    rerank=RerankConfig(network="setrank", epochs=1, width=8),
     scorer_epochs=1,
     pairs=PairsConfig(samples=4, per_user=1),
     dpo=DPOConfig(beta=0.1, learning_rate=1e-3, epochs=1, batch_size=16),
@@ -346,13 +346,12 @@ DEBUG = Config(
 )
 PRESETS = {
     "movielens": ("MovieLens 100k; two CPU cores, about 15 minutes a seed and protocol", Config()),
-    "movielens-setrank": (
-        "the same with SetRank as the scorer, which reads texts; DLCM and PRM score none; matched negatives",
+    "movielens-prm": (
+        "the same with PRM as the scorer, which hardly reads texts; SetRank scores none",
         Config(
-            run_dir=Path("runs/dpo4rec-setrank"),
-            rerank=RerankConfig(network="setrank"),
-            networks=("dlcm", "prm"),
-            protocols=("popularity-matched",),
+            run_dir=Path("runs/dpo4rec-prm"),
+            rerank=RerankConfig(network="prm"),
+            networks=("setrank",),
         ),
     ),
     "debug": ("made-up ratings in miniature; under a minute, for tests", DEBUG),

@@ -86,7 +86,14 @@ _RATED = ("redial", "uss", "crs-response-ratings")
 SIGNALS = Study("validate_signals", "signals", 3, _RATED, has_seeds=False, reads="")
 SMTPO = Study("smtpo_redial", "world", 35, has_seeds=False, takes_seeds=True)
 DPO4REC = Study(
-    "dpo4rec_movielens", "movielens", 30, ("movielens-100k",), has_seeds=False, takes_seeds=True, reads="movielens-100k"
+    "dpo4rec_movielens",
+    "movielens",
+    30,
+    ("movielens-100k",),
+    options=("--networks", "dlcm", "prm"),
+    has_seeds=False,
+    takes_seeds=True,
+    reads="movielens-100k",
 )
 LIVE = Study(
     "live_feedback",
@@ -103,7 +110,7 @@ PLANS: dict[str, tuple[Study, ...]] = {
         # All seeds in one job: the longest.
         SMTPO,
         DPO4REC,
-        DPO4REC._replace(preset="movielens-setrank"),
+        DPO4REC._replace(preset="movielens-prm", options=()),
         Study("ablate_smtpo", "world", 80),
         _study("full", "ablate_reward", "redial", 30, ("redial", "uss")),
         _study("full", "cross_domain", "opendialkg", 38, ("opendialkg",)),

@@ -83,6 +83,10 @@ class Config(StartConfig, Pipeline):
             raise ValueError(
                 f"--reactions learns a prior of its own: leave out --prior.learner {self.prior.learner}, or --reactions"
             )
+        if self.reactions and self.data.store is not None:
+            raise ValueError("--reactions reads the whole log: leave it out, or --data.store")
+        if self.reactions and (self.processes.count > 1 or self.processes.detect):
+            raise ValueError("--reactions learns in one process: add --no-reactions, or leave out --processes")
         if self.reactions and self.live.rounds and self.data.source != WORLD:
             raise ValueError(
                 f"--live.rounds {self.live.rounds}: users who answer live are in the simulated world alone; 0 reads the log"
@@ -91,7 +95,8 @@ class Config(StartConfig, Pipeline):
     @property
     def unread(self) -> dict[str, str]:
         """Groups of options that this configuration does not read, with the reason."""
-        return super().unread | ({} if self.reactions else {"live": "there are no --reactions"})
+        groups = ("live.replies", "live.labels", "live")
+        return super().unread | ({} if self.reactions else dict.fromkeys(groups, "there are no --reactions"))
 
 
 LEARNS = 1000

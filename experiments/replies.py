@@ -4,7 +4,7 @@
     python experiments/replies.py runs/demo --greedy --out demo.html --prompts 24
 
 Each token is coloured by log π − log π_ref in nats: the aligned policy against what it started from. Replies of imitation are
-coloured too, by what the newest policy thinks of them. The page is one file, loads nothing and can be sent to others. Of the run
+coloured too, by what PPO's (or GRPO's) policy thinks of them. The page is one file, loads nothing and can be sent to others. Of the run
 directory everything is read and nothing changed but the page itself; a run that is still training can be looked at.
 A switch colours by advantage instead, where the run is PPO's with one response to a prompt: as its newest critic, reward model and
 KL price see these replies.

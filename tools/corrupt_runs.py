@@ -53,7 +53,12 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "metrics.jsonl": ("metrics.jsonl",),
     "results, samples": ("results.json", "samples.json", "checksums.json"),
     "checkpoint: arrays": ("checkpoints/*/*/state/**/*",),
-    "checkpoint: description": ("checkpoints/*/*.json", "checkpoints/*/*/*.json", "reward_model.json"),
+    "checkpoint: description": (
+        "checkpoints/*/*.json",
+        "checkpoints/*/*/*.json",
+        "reward_model.json",
+        "reward_choice.json",
+    ),
     "labels": ("labels/*",),
     "assessments": ("assessments/*",),
     "vocabulary": ("vocabulary/*",),

@@ -38,7 +38,7 @@ def results(
     same_users: bool = False,
     same_test: bool = True,
 ) -> list[Result]:
-    """Entries of `results.json`: every system alone, and two of them against each other, case by case.
+    """Entries of `results.json`: every system alone, and pairs of them against each other, case by case.
 
     Args:
       systems: assessments by training seed, by name, in the order to show.

@@ -32,7 +32,7 @@ from rlhf_jax.stages.reward import Proxy
 def draw_replies(run: Finished, *, count: int, greedy: bool, seed: int) -> Replies:
     """Replies of all stages to the same test contexts, evenly spread over the split, with the same random numbers.
 
-    A reply of an aligned stage is judged by that stage's policy, any other by the newest policy of the run; the reference is
+    A reply of an aligned stage is judged by that stage's policy, any other by PPO's or GRPO's where there is one; the reference is
     what alignment started from. Temperature and grammar are those of training, so that Σ_t of an aligned stage's sampled
     replies is what its KL estimate k1 averages.
 

@@ -28,7 +28,8 @@ def main_report(
     Args:
       systems: the policies, from the reference to the last, and what they were measured to be worth.
       of_reward: what is known of the reward model: its gate (`reward.results`), and which items it would choose.
-      pairs: that are compared, the first of them in the verdict; none: the last policy with the first.
+      pairs: that are compared; the verdict is about the first, and about the papers' own pair. None: the last policy with
+        the first.
       by_naming: also ranks apart the items whose title or people the context names in plain words.
       notes: for the reader, below those about the data.
     """
@@ -41,7 +42,7 @@ def main_report(
     if by_naming:
         ranked = {system: {seed: measured.ranking} for system, measured in systems.cases.items()}
         rows = comparison.test_rows(setup, config)
-        found += comparison.by_naming(ranked, baselines, rows, setup.corpus.items, split=split)
+        found += comparison.by_naming(ranked, baselines, rows, setup.corpus.items, split=split, compared=first)
     if setup.world_seed is not None:
         found += _yardsticks(setup, config, split)
     found += of_reward

@@ -1,8 +1,8 @@
 """Which items a reward model would suggest: measured before a policy is paid by it, on the validation split.
 
-An item is judged as the shortest reply that suggests it, `<rec> ITEM <say> <eos>`. In the simulated world users also meet
-whoever suggests the reward's first choice, and whoever suggests the policy's: no policy that this reward pays can be expected
-to be above the former.
+An item is judged as the shortest reply that suggests it, `<rec> ITEM <say> <eos>`, by the weighted score as R_φ says it: PPO
+pays its components in units of their running deviations, so that their shares may differ there. In the simulated world users
+also meet whoever suggests the reward's first choice, and whoever suggests the policy's.
 """
 
 import functools
@@ -161,7 +161,7 @@ def _first_choice(
             mask=jnp.asarray(mask[rows]),
             item_scores=None if scores is None else jnp.asarray(scores),
         )
-        logits = _item_logits(setup, policy, prompts).copy()
+        logits = _item_logits(setup, policy, prompts).astype(np.float64)
         for row, one in zip(rows, logits, strict=True):
             named = {columns[item] for message in histories[row] for item in message.items if item in columns}
             # Where all were named, the best of them.

@@ -7,8 +7,8 @@ likely, so that a judge gains nothing by liking what is popular:
                    N: up to `around` fresh items before and after g in the policy's order, none of them gold
     ceiling        ranks of g once the policy's first `first` fresh items are put in the judge's order; beyond them: a miss
 
-A case is a (message, gold item) pair of a context in which nobody has named the item. A policy that maximises the judge near
-where it stands ends with the judge's order: if that ranks worse than the policy's own, paying it costs ranking.
+A case is a (message, gold item) pair of a context in which nobody has named the item. A policy that maximises the judge alone
+near where it stands ends with the judge's order: if that ranks worse than the policy's own, paying it can cost ranking.
 """
 
 from collections.abc import Sequence

@@ -17,8 +17,8 @@ SIGNALS: Mapping[str, Fit] = {
 }
 
 
-def check_signals(names: tuple[str, ...]) -> None:
-    """Raises ValueError naming a signal that is not in the table."""
+def check_signals(names: tuple[str, ...], option: str = "--reward.labels.signals") -> None:
+    """Raises ValueError naming a signal that is not in the table, and the option."""
     for name in names:
         if name not in SIGNALS:
-            raise ValueError(f"--reward.labels.signals: there is no signal {name!r}; there are {', '.join(SIGNALS)}")
+            raise ValueError(f"{option}: there is no signal {name!r}; there are {', '.join(SIGNALS)}")

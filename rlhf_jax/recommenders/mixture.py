@@ -72,6 +72,19 @@ class FittedWeights(NamedTuple):
     """Gold items."""
 
 
+NAMES = (*WEIGHTS, "context_knn_titles", *(f"stated_{kind}" for kind in stated.KINDS))
+"""All that `fit_parts` knows."""
+
+
+def check_names(names: Sequence[str], option: str = "") -> None:
+    """Raises ValueError for a name that `fit_parts` does not know; `option` is what people call the names."""
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise ValueError(
+            f"{option}{': ' * bool(option)}unknown recommender {unknown[0]!r}; there are {', '.join(NAMES)}"
+        )
+
+
 def fit_parts(
     training: Training,
     items: Mapping[int, Item],
@@ -107,9 +120,7 @@ def fit_parts(
             for kind in stated.KINDS
         },
     }
-    unknown = [name for name in names if name not in fits]
-    if unknown:
-        raise ValueError(f"unknown recommender {unknown[0]!r}; there are {', '.join(fits)}")
+    check_names(names)
     return {name: fits[name]() for name in names}
 
 

@@ -205,7 +205,7 @@ def _legend(replies: Replies, bounds: Sequence[float]) -> str:
         return "<p>No colours: this run has no aligned policy yet to compare with.</p>"
     ratios = (
         "<p>A token's colour is its log-ratio log π − log π<sub>ref</sub> in nats, its share of the KL (k1). Blue, solid line: alignment made it "
-        f"likelier here; orange, dotted line: less likely. Replies of what was not aligned show what the newest policy makes of them. Touch a token for its numbers.</p><p>{_keys(BOUNDS)}</p>"
+        f"likelier here; orange, dotted line: less likely. Replies of what was not aligned show what PPO's (or GRPO's) policy makes of them. Touch a token for its numbers.</p><p>{_keys(BOUNDS)}</p>"
     )
     if not bounds:
         why = "they need PPO with one response to a prompt, and its reward model"

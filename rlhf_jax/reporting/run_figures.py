@@ -52,9 +52,9 @@ CORRELATION = Curve(
 )
 COMPONENT_LOSS = Curve("Loss by component", {"loss/*": "*"}, bottom=0.0)
 PPO = (
-    Curve("Score, raw", {"objective/score_raw": "α·E + β·R + γ·S"}, "z"),
+    Curve("Score, raw", {"objective/score_raw": "weighted sum"}, "units of the labels"),
     Curve("Score, as paid", {"objective/score_normalised": "score", "objective/non_score_reward": "KL penalty"}),
-    Curve("Components, raw", {"objective/*_raw": "*"}, "z"),
+    Curve("Components, raw", {"objective/*_raw": "*"}, "units of the labels"),
     Curve("KL to the reference", {"objective/kl_k1": "k1", "objective/kl_k3": "k3"}, "nats per response"),
     Curve("KL coefficient", {"objective/kl_coef": "coefficient"}, "1/nat", 0.0),
     Curve("Entropy", {"objective/entropy": "entropy"}, "nats per token", 0.0),

@@ -75,6 +75,8 @@ NAMES: Mapping[str, str] = {
 """Systems as sentences call them; others keep their names."""
 PAPERS_QUESTION = (Sides("ppo", "sft"), Sides("grpo", "sft"))
 """Asked of every run whose learner is followed by another."""
+PAID_OTHERWISE = ("reactions",)
+"""Systems that were not paid by the reward model whose score is measured."""
 
 
 def compared(results: Sequence[Result]) -> list[tuple[str, Sides]]:
@@ -120,7 +122,7 @@ def findings(results: Sequence[Result], corpus: str, sides: Sides) -> list[Findi
     found = {each.measure: each.difference for each in comparisons(results, corpus, sides)}
     if not found:
         return []
-    lines = [_as_sampled(found), _as_chosen(found), _ranking(found), _paid(found), _cost(found)]
+    lines = [_as_sampled(found), _as_chosen(found), _ranking(found), _paid(found, sides), _cost(found)]
     return [*(line for line in lines if line is not None), _reach(list(found.values()))]
 
 
@@ -226,9 +228,9 @@ def _ranking(found: Mapping[Measure, Result]) -> Finding | None:
     return None
 
 
-def _paid(found: Mapping[Measure, Result]) -> Finding | None:
+def _paid(found: Mapping[Measure, Result], sides: Sides) -> Finding | None:
     """What was optimised, beside what it stands for."""
-    if PAID not in found:
+    if PAID not in found or sides.left in PAID_OTHERWISE:
         return None
     paid = outcome(found[PAID], PAID.good)
     text = sentence("the reward model's score of sampled replies", found[PAID], PAID.good)

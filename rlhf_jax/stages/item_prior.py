@@ -74,6 +74,7 @@ class PriorConfig:
         check_numbers(self)
         if not self.parts:
             raise ValueError("--prior.parts names no recommender")
+        mixture.check_names(self.parts, "--prior.parts")
 
     @property
     def lists(self) -> Lists:

@@ -80,6 +80,7 @@ class Pipeline:
 
     seed: int
     mesh: MeshConfig
+    processes: ProcessConfig
     profile: tuple[Stage, ...]
     data: DataConfig
     model: ModelConfig
@@ -136,6 +137,8 @@ def check_stages(config: Pipeline) -> None:
     prompts_of(align.batch_size, learner.group_size)
     if isinstance(learner, GRPOConfig):
         learner.check_parts(align.batch_size, "--align.batch-size")
+    if config.prior.learner == "grpo" and (config.processes.count > 1 or config.processes.detect):
+        raise ValueError("--prior.learner grpo learns in one process: choose likelihood, or leave out --processes")
     if align.trainable == "prior" and config.prior.learner == "none":
         raise ValueError("--align.trainable prior moves nothing: --prior.learner is none, the policy has no prior")
     idle = "ppo" if name == "grpo" else "grpo"

@@ -103,9 +103,14 @@ class LiveConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        check_signals(self.labels.signals)
+        check_signals(self.labels.signals, "--live.labels.signals")
         if not self.parts:
             raise ValueError("--live.parts names no recommender")
+        mixture.check_names(self.parts, "--live.parts")
+        if self.replies.ptx_coef:
+            raise ValueError(
+                f"--live.replies.ptx-coef {self.replies.ptx_coef}: rounds learn from no human replies; leave it 0"
+            )
         if self.batch_size % self.replies.group_size:
             raise ValueError(
                 f"{option(self, 'batch_size')} {self.batch_size} cannot be divided into groups of "
@@ -122,9 +127,10 @@ class Read(NamedTuple):
     known: Float32[np.ndarray, "N F I"]
     """What is known of the items."""
 
-    def plus(self, other: "Read") -> "Read":
-        """Both together."""
-        return Read(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+    @classmethod
+    def joined(cls, parts: Sequence["Read"]) -> "Read":
+        """All of them, one after the other."""
+        return parts[0] if len(parts) == 1 else cls(*(np.concatenate(side) for side in zip(*parts, strict=True)))
 
 
 class Judge:
@@ -212,7 +218,8 @@ def listen(
         rows = np.sort(np.random.Generator(np.random.PCG64([judge.setup.seed, 3])).choice(rows, limit, replace=False))
     if not len(rows):
         raise RunError(f"none of {len(dialogues)} dialogues has a system turn with a context and a reaction to it")
-    reactions, contexts = None, None
+    found: list[Reactions] = []
+    kept: list[Read] = []
     with Progress(name, 0, len(rows)) as progress:
         for start in range(0, len(rows), 256):
             part = rows[start : start + 256]
@@ -221,14 +228,13 @@ def listen(
                 [dialogue.messages[:index] for dialogue, index in chosen],
                 [dialogue.dialogue_id for dialogue, _ in chosen],
             )
-            found = judge.turns([dialogue.messages[index] for dialogue, index in chosen], read.known)
-            found = found._replace(labels=table.z[part].mean(axis=1))
-            reactions = found if reactions is None else reactions.plus(found)
-            contexts = (read if contexts is None else contexts.plus(read)) if keep else None
+            turns = judge.turns([dialogue.messages[index] for dialogue, index in chosen], read.known)
+            found.append(turns._replace(labels=table.z[part].mean(axis=1)))
+            if keep:
+                kept.append(read)
             if name:
                 progress.show(start + len(part), {})
-    assert reactions is not None
-    return Heard(reactions, contexts)
+    return Heard(functools.reduce(Reactions.plus, found), Read.joined(kept) if keep else None)
 
 
 def with_standing(setup: Setup, reward: ItemReward) -> Setup:
@@ -308,7 +314,10 @@ class _Work:
 
     @functools.cached_property
     def validation(self) -> Heard:
-        return listen(self._judge, self._judge.setup.corpus.validation, self.labeller)
+        judge = self._judge
+        a_turn = 4 * len(judge.names) * len(judge.columns)
+        most = max(1, item_prior.MOST_BYTES // a_turn)
+        return listen(judge, judge.setup.corpus.validation, self.labeller, limit=most)
 
     def round(self, before: Round | None, number: int) -> Round:
         """The reward model of all turns so far, and the prior that it pays."""
@@ -322,7 +331,7 @@ class _Work:
             "live_label": float(self.live[-1].reactions.labels.mean()) if self.live else 0.0,
         }
         read = [one.contexts for one in (self.validation, *self.live) if one.contexts is not None]
-        contexts = functools.reduce(Read.plus, read)
+        contexts = Read.joined(read)
         names = (*self._judge.names[:-1], standing.NAME, self._judge.names[-1])
         weights = dict.fromkeys(names, 0.0) | {"policy": 1.0} if before is None else before.weights
         manners = dict.fromkeys(prior.MANNERS, 0.0) if before is None else before.manners

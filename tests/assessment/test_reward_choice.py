@@ -32,6 +32,12 @@ def proxy(tiny: Tiny) -> Proxy:
     return Proxy(tiny.reward_model, WEIGHTS)
 
 
+def prompt_of(setup: Setup, history: list[Message]) -> PromptBatch:
+    tokens = prompt_tokens(setup.vocab, history, window=setup.data.window, context_tokens=setup.data.context_tokens)
+    padded, mask = pad_left([tokens], setup.data.context_tokens, setup.vocab.pad)
+    return PromptBatch(tokens=jnp.asarray(padded), mask=jnp.asarray(mask))
+
+
 def by_single_replies(setup: Setup, tiny: Tiny, prompts: PromptBatch, columns: list[int]) -> np.ndarray:
     grammar = setup.agent.grammar
     tokens = np.array([[grammar.rec, grammar.first_item + c, grammar.say, grammar.eos] for c in columns], np.int32)
@@ -75,13 +81,18 @@ def test_cases_are_the_fresh_items_of_validation_scored_as_single_replies(
 def test_the_first_choice_is_the_best_fresh_item(setup: Setup, tiny: Tiny, proxy: Proxy) -> None:
     named = [Message("seeker", ("hello ", 12), 0)]
     histories = [[Message("seeker", ("hello there",), 0)], named, [Message("seeker", (11, 12, 13, 14), 0)]]
+    logits = np.array(reward_choice._item_logits(setup, tiny.policy, prompt_of(setup, named)))[0]
+    fresh = [0, 2, 3]
+    said = reward_choice._first_choice(setup, tiny.policy, None, histories[1:2], (0,))
+    assert said[0].items == (setup.vocab.item_ids[fresh[int(np.argmax(logits[fresh]))]],)
+    # Where all were named, the best of them.
+    logits = np.array(reward_choice._item_logits(setup, tiny.policy, prompt_of(setup, histories[2])))[0]
+    said = reward_choice._first_choice(setup, tiny.policy, None, histories[2:], (0,))
+    assert said[0].items == (setup.vocab.item_ids[int(np.argmax(logits))],)
     for judge in (None, proxy):
         said = reward_choice._first_choice(setup, tiny.policy, judge, histories, (0, 1, 2))
         assert [message.role for message in said] == ["recommender"] * 3
         assert all(len(message.items) == 1 for message in said) and said[1].items != (12,)
     best = reward_choice._first_choice(setup, tiny.policy, proxy, histories[1:2], (0,))[0].items[0]
-    tokens = prompt_tokens(setup.vocab, named, window=setup.data.window, context_tokens=setup.data.context_tokens)
-    padded = pad_left([tokens], setup.data.context_tokens, setup.vocab.pad)
-    prompt = PromptBatch(tokens=jnp.asarray(padded[0]), mask=jnp.asarray(padded[1]))
-    scores = by_single_replies(setup, tiny, prompt, [0, 2, 3])
-    assert best == setup.vocab.item_ids[[0, 2, 3][int(np.argmax(scores))]]
+    scores = by_single_replies(setup, tiny, prompt_of(setup, named), fresh)
+    assert best == setup.vocab.item_ids[fresh[int(np.argmax(scores))]]

@@ -64,23 +64,22 @@ def test_networks_that_scored_no_text_are_added_to_a_finished_run(
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
     assert code == 0, output
     before = {one.name: one for one in read_results(run)}
-    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run), "--networks", "dlcm", "setrank")
+    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run), "--networks", "dlcm", "prm")
     assert code == 0, output
     after = {one.name: one for one in read_results(run)}
     assert {name: after[name] for name in before} == before
     texts = ("none", "history", "sft", "dpo_1", "dpo_2")
-    rows = {f"{network}_{text}" for network in ("dlcm", "setrank") for text in texts}
+    rows = {f"{network}_{text}" for network in ("dlcm", "prm") for text in texts}
     assert {one.system for one in after.values() if not one.is_difference} - {
         one.system for one in before.values()
     } == rows
-    for name in ("dlcm_dpo_1-dlcm_sft", "dlcm_dpo_2-dlcm_none", "setrank_dpo_1-setrank_history"):
+    for name in ("dlcm_dpo_1-dlcm_sft", "dlcm_dpo_2-dlcm_none", "prm_dpo_1-prm_history"):
         left, right = name.split("-")
         difference = after[f"{left}/ndcg@5"].value - after[f"{right}/ndcg@5"].value
         assert after[f"{name}/ndcg@5"].value == pytest.approx(difference, abs=1e-6)
     # Each is a network of its own: none repeats another's numbers.
     assert (
-        len({after[f"{network}_sft/ndcg@5"].value for network in ("dlcm", "setrank")} | {before["sft/ndcg@5"].value})
-        == 3
+        len({after[f"{network}_sft/ndcg@5"].value for network in ("dlcm", "prm")} | {before["sft/ndcg@5"].value}) == 3
     )
 
 
@@ -145,7 +144,7 @@ def test_two_devices_give_what_one_gives(on_devices: Callable[..., Path], alone:
         (("debug", "--pairs.per-user", "3"), "--pairs.per-user 3 needs twice as many texts"),
         (("debug", "--seeds", "1", "1"), "--seeds 1 1: one or several, each once"),
         (("debug", "--dpo.loss", "rft"), "--dpo.loss rft is a row of its own"),
-        (("debug", "--networks", "prm"), "--networks prm is the network of --rerank.network already"),
+        (("debug", "--networks", "setrank"), "--networks setrank is the network of --rerank.network already"),
         (("debug", "--data.titles", "2"), "--data.titles already lets every text name titles"),
         (("debug", "--mesh.data", "2"), "needs 2 devices, there are 1"),
         (

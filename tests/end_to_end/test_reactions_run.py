@@ -13,6 +13,7 @@ from rlhf_jax.assessment.conversation import Conversation
 from rlhf_jax.assessment.finished_run import open_finished, stage_policy
 from rlhf_jax.assessment.reply_tokens import comparisons
 from rlhf_jax.evaluation.results import Sides
+from rlhf_jax.parallel.processes import ProcessConfig
 from rlhf_jax.reporting import verdict
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import RunError
@@ -36,6 +37,10 @@ def test_the_verdict_is_about_greedy_replies_without_repeats_and_the_policy_spea
     assert "PPO against imitation (SFT) on world" in output
     names = {one.name for one in results}
     assert {"sft_filtered/mean_utility", "reactions/mean_utility", "reactions-sft/mean_utility"} <= names
+    # What the reward model knows of items: on the validation split, and what users say to its first choice.
+    assert {"reward/matched_auc", "reward-policy/hr@5", "choice_reward/mean_utility"} <= names
+    first = {one.name: one.value for one in results if one.protocol == "closed-loop"}
+    assert first["choice_policy/mean_length"] == first["choice_reward/mean_length"] == 0.0
     # The users of round 1 answered the policy of round 0; both rounds are files.
     assert sorted(path.name for path in (folder / "seed-0").iterdir()) == [
         "live-1.jsonl",
@@ -51,14 +56,19 @@ def test_the_verdict_is_about_greedy_replies_without_repeats_and_the_policy_spea
     turns = {
         stage: Conversation(run, policy, greedy=True).turn("A comedy, please", 5) for stage, policy in policies.items()
     }
-    assert turns["reactions"].top != turns["sft"].top
+    # What was named is not suggested again, whoever else may.
+    title = turns["reactions"].top[0][0]
+    again = Conversation(run, policies["reactions"], greedy=True).turn(f"I have seen {title}", 10)
+    assert again.recognised == (title,) and title not in [one for one, _ in again.top]
     assert comparisons(run.stages)["reactions"] == ("reactions", "sft")
     code, output = run_here("replies.py", str(folder), "--out", str(tmp_path / "page.html"), "--prompts", "2")
     assert (code, output) == (0, f"2 prompts, sft, ppo, reactions: {tmp_path / 'page.html'}\n")
     # The same command again measures nothing, and says the same.
-    before = (folder / "results.json").read_bytes()
+    made = [folder / "reward_choice.json", *(folder / "assessments").iterdir(), *(folder / "seed-0").iterdir()]
+    before = (folder / "results.json").read_bytes(), [path.stat().st_mtime_ns for path in made]
     code, output = run_here(*command, "--live.rounds", "1")
-    assert code == 0 and "round 1 was done before" in output and (folder / "results.json").read_bytes() == before
+    assert code == 0 and "round 1 was done before" in output
+    assert ((folder / "results.json").read_bytes(), [path.stat().st_mtime_ns for path in made]) == before
     # A round that is not what was written is named.
     (folder / "seed-0" / "round-1.json").write_text('{"reward": {}, "prior": {}, "manners": {}, "facts": {}}')
     with pytest.raises(RunError, match=r"round-1.json holds no round of these scores and items"):
@@ -74,6 +84,13 @@ def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> 
         dataclasses.replace(
             debug, reactions=True, live=live, data=dataclasses.replace(debug.data, source="redial", dir=Path("x"))
         )
+    with pytest.raises(ValueError, match=r"--reactions reads the whole log"):
+        dataclasses.replace(debug, reactions=True, data=dataclasses.replace(debug.data, store=Path("store")))
+    with pytest.raises(ValueError, match=r"--reactions learns in one process"):
+        dataclasses.replace(debug, reactions=True, processes=ProcessConfig(coordinator="localhost:1", count=2))
+    with pytest.raises(SystemExit):
+        ppo_redial.command_line(["debug", "--live.replies.group-size", "4"])
+    assert "--live.replies.group-size 4 is not read: there are no --reactions" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         ppo_redial.command_line(["debug", "--live.rounds", "2"])
     assert "--live.rounds 2 is not read: there are no --reactions" in capsys.readouterr().err

@@ -135,6 +135,16 @@ def test_what_followed_the_learner_is_judged_first_and_the_paper_s_question_stay
     second = lines.index("PPO against imitation (SFT) on world")
     assert any("As chosen greedily: worse in this run: true utility -0.100" in line for line in lines[second:])
     assert verdict.findings(found, "world", Sides("grpo", "sft")) == []
+    # Nobody paid that policy by R_φ, so its score is no reward that could have been over-optimised.
+    scored = [
+        dataclasses.replace(difference("proxy_score", 0.5), name=f"{pair}/proxy_score")
+        for pair in ("reactions-sft_filtered", "ppo-sft")
+    ]
+    labels = {
+        sides.left: [line.label for line in verdict.findings([*found, *scored], "world", sides)]
+        for _, sides in verdict.compared(found)
+    }
+    assert "What it was paid" in labels["ppo"] and "What it was paid" not in labels["reactions"]
 
 
 def test_a_hit_rate_that_everybody_has_says_nothing() -> None:

@@ -1,5 +1,6 @@
 """The options every experiment of all stages has: one set of flags, none of which decides whether a run may go on."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from rlhf_jax.parallel.mesh import MeshConfig
 from rlhf_jax.parallel.processes import ProcessConfig
+from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.launch import StartConfig, started
 
 
@@ -48,6 +50,14 @@ def test_both_experiments_have_the_same_flags(script: ModuleType) -> None:
     assert config.processes == ProcessConfig(coordinator="localhost:1", count=2, index=1)
     assert config.profile == ("sft", "ppo")
     assert script.command_line(["debug"]).profile == ()
+
+
+def test_a_prior_is_learnt_in_one_process(script: ModuleType) -> None:
+    debug = script.command_line(["debug"])
+    several = ProcessConfig(coordinator="localhost:1", count=2)
+    with pytest.raises(ValueError, match=r"--prior.learner grpo learns in one process: choose likelihood"):
+        dataclasses.replace(debug, prior=PriorConfig(learner="grpo"), processes=several)
+    assert dataclasses.replace(debug, prior=PriorConfig(learner="likelihood"), processes=several).processes.count == 2
 
 
 def test_a_stage_that_does_not_exist_is_refused(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from rlhf_jax.data.batching import pad_right
 from rlhf_jax.data.windows import response_tokens
 from rlhf_jax.decoding import prior
+from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.feedback.weak_labels import fit_weak_labels
 from rlhf_jax.interfaces import Dialogue, Message, Params, PromptBatch, Rollout
 from rlhf_jax.runtime.files import RunError
@@ -256,6 +257,12 @@ def test_a_round_of_other_items_is_refused(rounds: Any, judge: Judge, tmp_path: 
 def test_numbers_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match="--live.parts names no recommender"):
         LiveConfig(parts=())
+    with pytest.raises(ValueError, match="--live.parts: unknown recommender 'charm'; there are popularity"):
+        LiveConfig(parts=("popularity", "charm"))
+    with pytest.raises(ValueError, match="--live.labels.signals: there is no signal 'charm'"):
+        LiveConfig(labels=LabelOptions(signals=("charm",)))
+    with pytest.raises(ValueError, match="--live.replies.ptx-coef 0.1: rounds learn from no human replies"):
+        LiveConfig(replies=dataclasses.replace(LiveConfig().replies, ptx_coef=0.1))
     with pytest.raises(ValueError, match="group_size"):
         LiveConfig(group_size=1)
     with pytest.raises(ValueError, match="batch_size 60 cannot be divided into groups of"):
