@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.assessment.best_of_n import BestOf, drawing
-from rlhf_jax.data.batching import pad_left
+from rlhf_jax.data.batching import pad_left, wrapped_batches
 from rlhf_jax.data.windows import prompt_tokens, response_message
 from rlhf_jax.equations.kl import kl_k1, kl_k3
 from rlhf_jax.equations.masked import zero_padding
@@ -26,6 +26,8 @@ from rlhf_jax.stages.reward import Proxy
 from rlhf_jax.stages.setup import Setup
 
 History = Sequence[Message]
+ROWS = 64
+"""Conversations that are answered in one pass, so that a crowd that shrinks needs one program and not one a size."""
 
 
 class Responder:
@@ -50,6 +52,7 @@ class Responder:
         self._reward_model, weights = (None, ()) if proxy is None else (proxy.model, proxy.weights)
         self._key, self._calls = jax.random.key(setup.seed), 0
         self._moments = best_of and best_of.moments
+        self._rows = 0
         self._measured: dict[int, list[dict[str, float]]] = {}
         self._turn = setup.agent.compiled(
             ("turn", greedy, tuple(weights), best_of and best_of.kind),
@@ -58,28 +61,36 @@ class Responder:
 
     def __call__(self, histories: Sequence[History], numbers: Sequence[int]) -> list[Message]:
         """The next message of every conversation; `numbers` says which conversations these are."""
+        key = jax.random.fold_in(self._key, self._calls)
+        self._calls += 1
+        size = max(8, 1 << (len(histories) - 1).bit_length())
+        if self._moments is None:
+            # The first crowd decides, and crowds shrink: one program for all of them. A row's draws hang on its number.
+            self._rows = self._rows or min(ROWS, size)
+            size = self._rows
+        said: list[Message] = []
+        for rows, own in wrapped_batches(len(histories), size):
+            responses, columns = self._answers([histories[row] for row in rows], rows, key)
+            for place in range(own if columns else 0):
+                turns = self._measured.setdefault(numbers[rows[place]], [])
+                turns.append({name: float(values[place]) for name, values in columns.items()})
+            said += [response_message(self._vocab, row.tolist()) for row in responses[:own]]
+        return said
+
+    def _answers(
+        self, histories: Sequence[History], rows: np.ndarray, key: Any
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Responses as tokens, and what is measured of them; `rows` numbers the random streams."""
         sequences = [
             prompt_tokens(self._vocab, history, window=self._data.window, context_tokens=self._data.context_tokens)
             for history in histories
         ]
-        # Padded to a power of two, so that a shrinking crowd does not compile a program per size.
-        size = max(8, 1 << (len(sequences) - 1).bit_length())
-        padding = sequences[:1] * (size - len(sequences))
-        tokens, mask = pad_left(sequences + padding, self._data.context_tokens, self._vocab.pad)
-        scores = None
-        if self._scorer is not None:
-            scores = jnp.asarray(self._scorer.of_histories([*histories, *[histories[0]] * len(padding)]))
+        tokens, mask = pad_left(sequences, self._data.context_tokens, self._vocab.pad)
+        scores = None if self._scorer is None else jnp.asarray(self._scorer.of_histories(histories))
         prompts = PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), item_scores=scores)
-        key = jax.random.fold_in(self._key, self._calls)
-        self._calls += 1
         arrays = self._params, self._reward_model, self._moments, self._reference
-        responses, measured = self._turn(*arrays, prompts, key)
-        columns = {name: np.asarray(values) for name, values in measured.items()}
-        for row, number in enumerate(numbers if columns else ()):
-            turns = self._measured.setdefault(number, [])
-            turns.append({name: float(values[row]) for name, values in columns.items()})
-        rows = np.asarray(responses)[: len(histories)]
-        return [response_message(self._vocab, row.tolist()) for row in rows]
+        responses, measured = self._turn(*arrays, prompts, key, jnp.asarray(rows, jnp.int32))
+        return np.asarray(responses), {name: np.asarray(values) for name, values in measured.items()}
 
     @property
     def measured(self) -> dict[str, np.ndarray]:
@@ -105,11 +116,15 @@ def _compiled_turn(agent: Agent, greedy: bool, weights: tuple[float, ...], best_
         reference: Params | None,
         prompts: PromptBatch,
         key: Any,
+        rows: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        if greedy:
+        if best_of is not None:
+            # All in one batch, numbered from 0.
+            rollout = draw(params, reward_model, moments, prompts, key)
+        elif greedy:
             rollout = agent.greedy(params, prompts, key, None)
         else:
-            rollout = draw(params, reward_model, moments, prompts, key)
+            rollout = agent.sample_rows(params, prompts, key, rows)
         measured = {} if reward_model is None else {"proxy_score": agent.score(reward_model, rollout) @ alpha}
         if reference is not None:
             measured |= distance(agent, reference, rollout)

@@ -57,6 +57,8 @@ class Agent:
     policy: PolicyApply
     sample: Sample
     """For learning: the whole tempered distribution."""
+    sample_rows: Decode
+    """`sample` with the numbers of the rows' random streams: a row's draws hang on its number alone, in any batch."""
     greedy: Decode
     """For reading and text metrics: the likeliest token each time."""
     score: Score
@@ -125,6 +127,7 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
         spread,
         policy=layout.by_row(spread.policy),
         sample=layout.by_row(spread.sample),
+        sample_rows=layout.by_row(spread.sample_rows),
         greedy=layout.by_row(spread.greedy),
         score=layout.by_row(spread.score),
         score_tokens=lambda params, tokens, mask, key: by_row(params, (tokens, mask), key),
@@ -168,6 +171,7 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         temperature=temperature,
         policy=make_policy_apply(network, grammar, temperature=temperature),
         sample=make_sample(network, grammar, max_tokens=response_tokens, temperature=temperature),
+        sample_rows=make_decode(network, grammar, Decoding(response_tokens, temperature)),
         greedy=make_decode(network, grammar, Decoding(response_tokens, temperature=0.0, rollout_for_learning=False)),
         score=make_score(network),
         score_tokens=score_tokens,
