@@ -66,6 +66,24 @@ def learning_rate_schedule(
     return optax.join_schedules([ramp, after], [warmup_steps])
 
 
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """The gradient times one number, so that its global L2 norm is at most `max_norm`:  g ← g · min(1, limit / ‖g‖).
+
+    As optax's, but for rounding: that divides and multiplies every leaf and then chooses, four passes over memory where a
+    factor inside Adam's own passes costs none. A norm that is known already may be given (`gradient_norm`).
+    """
+
+    def update(
+        gradient: Params, state: Any, params: Params | None = None, *, gradient_norm: Array | None = None, **others: Any
+    ) -> tuple[Params, Any]:
+        del params, others
+        norm = optax.tree.norm(gradient) if gradient_norm is None else gradient_norm
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), gradient), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def scale_by_adam_tf(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-5) -> optax.GradientTransformation:
     """Adam as TensorFlow 1 writes it: ε is added before the second moment's bias is corrected.
 
@@ -148,7 +166,7 @@ def make_optimizer(
         learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps, schedule=schedule
     )
     scale = optax.scale_by_adam if adam.form == "optax" else scale_by_adam_tf
-    parts = [optax.clip_by_global_norm(max_grad_norm), scale(b1=adam.b1, b2=adam.b2, eps=adam.eps)]
+    parts = [clip_by_global_norm(max_grad_norm), scale(b1=adam.b1, b2=adam.b2, eps=adam.eps)]
     if weight_decay > 0:
         parts.append(optax.add_decayed_weights(weight_decay, mask=_matrices))
     return optax.chain(*parts, optax.scale_by_learning_rate(rate))
@@ -171,7 +189,8 @@ def apply_or_skip(
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
     def take() -> tuple[Params, optax.OptState, Float[Array, ""]]:
-        updates, new_opt_state = optimizer.update(gradient, opt_state, params)
+        step = optax.with_extra_args_support(optimizer).update
+        updates, new_opt_state = step(gradient, opt_state, params, gradient_norm=gradient_norm)
         return optax.apply_updates(params, updates), new_opt_state, optax.tree.norm(updates)
 
     def refuse() -> tuple[Params, optax.OptState, Float[Array, ""]]:

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from rlhf_jax.learners.optimizer import (
     Adam,
     apply_or_skip,
+    clip_by_global_norm,
     learning_rate_schedule,
     make_optimizer,
     scale_by_adam_tf,
@@ -28,6 +31,33 @@ def test_clip_is_by_global_norm_not_by_element() -> None:
     first_moment = state[1].mu
     np.testing.assert_allclose(first_moment["a"] / 0.1, [0.3], rtol=1e-5)
     np.testing.assert_allclose(first_moment["b"] / 0.1, [0.4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e3])
+def test_the_clip_is_optax_s_but_for_rounding(limit: float) -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    gradient = {str(n): jax.random.normal(key, (5, 7 + n)) for n, key in enumerate(keys)}
+    found, _ = clip_by_global_norm(limit).update(gradient, optax.EmptyState())
+    told, _ = clip_by_global_norm(limit).update(gradient, optax.EmptyState(), gradient_norm=optax.tree.norm(gradient))
+    expected, _ = optax.clip_by_global_norm(limit).update(gradient, optax.EmptyState())
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(found[name], leaf, rtol=3e-7)
+        np.testing.assert_array_equal(found[name], told[name])
+    assert float(optax.tree.norm(found)) == pytest.approx(min(limit, float(optax.tree.norm(gradient))), rel=1e-6)
+
+
+def test_a_step_makes_no_array_beside_moments_parameters_and_two_of_the_change() -> None:
+    """Every array is a pass over memory, and at GPT-2's size memory is what a step waits for."""
+    optimizer = make_optimizer(**ROUND)
+    params = {"a": jnp.ones((512, 384))}
+
+    def step(params: dict, opt_state: optax.OptState, gradient: dict) -> tuple:
+        found = apply_or_skip(optimizer, params, opt_state, gradient, jnp.float32(1))
+        return found.params, found.opt_state, found.gradient_norm, found.update_norm
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), params).compile()
+    made = re.findall(r"= f32\[512,384\]\{1,0\} fusion\(", compiled.as_text())
+    assert len(made) == 5
 
 
 def test_tensorflow_form_damps_small_gradients_at_first() -> None:
