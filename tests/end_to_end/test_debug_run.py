@@ -152,14 +152,17 @@ def test_results_are_complete(finished: Path) -> None:
         "fresh-filtered",
         "text",
         "closed-loop",
+        "choice",
         "held-out",  # 40 items: no 99 negatives
     }
     assert {"popularity", "copy", "sft", "ppo", "ppo-sft", "reward_model"} <= {r.system for r in results}
     closed_loop = {r.system for r in results if r.name.endswith("/mean_utility")}
-    assert closed_loop == {"random", "popularity", "logged", "oracle", "sft", "ppo", "ppo-sft"}
+    known = {"random", "popularity", "logged", "oracle"}
+    of_reward = {"reward", "policy", "reward-policy", "choice_reward", "choice_policy"}
+    assert closed_loop == known | {"sft", "ppo", "ppo-sft", "choice_reward", "choice_policy"}
     for result in results:
         assert math.isfinite(result.value) and result.n > 0 and result.definition and result.split.startswith("world/")
-        trained = result.system in ("sft", "ppo", "ppo-sft", "reward_model")
+        trained = result.system in {"sft", "ppo", "ppo-sft", "reward_model"} | of_reward
         assert result.seeds == ((0,) if trained else ()), result.name
         # Counts of different n-grams have no interval over dialogues.
         assert result.interval is not None or result.metric.startswith("distinct_"), result.name
