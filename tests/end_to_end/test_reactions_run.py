@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,10 +57,11 @@ def test_the_verdict_is_about_greedy_replies_without_repeats_and_the_policy_spea
     turns = {
         stage: Conversation(run, policy, greedy=True).turn("A comedy, please", 5) for stage, policy in policies.items()
     }
-    # What was named is not suggested again, whoever else may.
+    # What a person says reaches the scores: with a price on naming again, what he named is not suggested.
     title = turns["reactions"].top[0][0]
-    again = Conversation(run, policies["reactions"], greedy=True).turn(f"I have seen {title}", 10)
-    assert again.recognised == (title,) and title not in [one for one, _ in again.top]
+    price = {"prior": prior | {"scores": jnp.asarray(prior["scores"]).at[-1].set(1e6)}}
+    again = Conversation(run, policies["reactions"] | price, greedy=True).turn(f"I have seen {title}", 40)
+    assert again.recognised == (title,) and dict(again.top)[title] == 0.0
     assert comparisons(run.stages)["reactions"] == ("reactions", "sft")
     code, output = run_here("replies.py", str(folder), "--out", str(tmp_path / "page.html"), "--prompts", "2")
     assert (code, output) == (0, f"2 prompts, sft, ppo, reactions: {tmp_path / 'page.html'}\n")
