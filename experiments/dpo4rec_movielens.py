@@ -14,8 +14,9 @@ system list by list) and `texts/`. The same command continues a run that was int
 Systems: `random`, `popularity`, `mean_rating`, `item_knn`, `trees_*`; `none` (the re-ranker without a text) and `history` (the
 control: the mean embedding of the history instead of a text); `teacher`, `sft`, `rft`, `dpo_1` … (re-rankers trained and tested
 with these texts); `shuffled`, `dpo_R_shuffled` (`sft` and the last round of DPO with the texts of other users); `best_of_N`
-(`sft` with the text that served the user's other lists best); `scorer_*` (the frozen scorer, only the texts differ); `teacher_titles` (texts that name liked titles too);
-`prm_*`, `dlcm_*` (`--networks`: networks that scored no text, with a policy's texts, without any, and the control).
+(`sft` with the text that served the user's other lists best); `scorer_*` (the frozen scorer, only the texts differ);
+`teacher_titles` (texts that name liked titles too); `prm_*`, `dlcm_*` (`--networks`: networks that scored no text, with a
+policy's texts, without any, and the control).
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line

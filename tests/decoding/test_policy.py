@@ -89,26 +89,29 @@ def test_a_group_reads_its_prompt_once_and_answers_as_single_rows_would(params: 
     assert BATCH * PROMPT in rows and 3 * BATCH * PROMPT not in rows
 
 
-@pytest.mark.parametrize("attention", ["masked", "xla"])
-def test_replies_to_one_prompt_are_scored_as_rows_of_their_own(
-    params: dict, prompts: PromptBatch, rollout: Rollout, attention: str
-) -> None:
-    config = dataclasses.replace(CONFIG, attention=attention, attention_dropout=False)
+def by_threes(prompts: PromptBatch, rollout: Rollout) -> tuple[ResponseGroups, Rollout]:
+    """Each prompt with the responses of three rows, its own first: as groups, and row by row."""
     picked = (np.arange(BATCH)[:, None] + np.arange(3)) % BATCH
     tokens, mask = rollout.response_tokens[picked], rollout.response_mask[picked]
     assert len(set(rollout.response_mask.sum(axis=1).tolist())) > 2
     groups = ResponseGroups(prompts=prompts, response_tokens=tokens, response_mask=mask)
-    found = jax.jit(policy.make_score_replies(config))(params, groups)
-    rows = dataclasses.replace(
-        rollout,
+    return groups, Rollout(
         prompt_tokens=jnp.repeat(prompts.tokens, 3, axis=0),
         prompt_mask=jnp.repeat(prompts.mask, 3, axis=0),
         response_tokens=tokens.reshape(-1, RESPONSE),
         response_mask=mask.reshape(-1, RESPONSE),
         logprobs=jnp.zeros((3 * BATCH, RESPONSE)),
         finished=jnp.ones(3 * BATCH, bool),
-        values=None,
     )
+
+
+@pytest.mark.parametrize("attention", ["masked", "xla"])
+def test_replies_to_one_prompt_are_scored_as_rows_of_their_own(
+    params: dict, prompts: PromptBatch, rollout: Rollout, attention: str
+) -> None:
+    config = dataclasses.replace(CONFIG, attention=attention, attention_dropout=False)
+    groups, rows = by_threes(prompts, rollout)
+    found = jax.jit(policy.make_score_replies(config))(params, groups)
     expected = jax.jit(policy.make_score(CONFIG))(params, rows).reshape(BATCH, 3, 3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert float(jnp.ptp(expected, axis=1).min()) > 1e-3
@@ -119,19 +122,8 @@ def test_a_group_is_judged_as_its_rows_are_and_the_prompt_is_read_once(prompts: 
     config = dataclasses.replace(CONFIG, n_layer=2)
     trunk = jax.tree.map(lambda leaf: 4 * leaf, gpt2.init(config, jax.random.key(9)))
     trunk["wte"] = trunk["wte"].at[GRAMMAR.pad].set(jnp.nan)
-    # Each prompt gets the responses of three rows, its own first.
-    picked = (np.arange(BATCH)[:, None] + np.arange(3)) % BATCH
-    tokens, mask = rollout.response_tokens[picked], rollout.response_mask[picked]
-    assert len(set(rollout.response_mask.sum(axis=1).tolist())) > 2
-    groups = ResponseGroups(prompts=prompts, response_tokens=tokens, response_mask=mask)
-    row_by_row = Rollout(
-        prompt_tokens=jnp.repeat(prompts.tokens, 3, axis=0),
-        prompt_mask=jnp.repeat(prompts.mask, 3, axis=0),
-        response_tokens=tokens.reshape(-1, RESPONSE),
-        response_mask=mask.reshape(-1, RESPONSE),
-        logprobs=jnp.zeros((3 * BATCH, RESPONSE)),
-        finished=jnp.ones(3 * BATCH, bool),
-    )
+    groups, row_by_row = by_threes(prompts, rollout)
+    mask = groups.response_mask
     rows = policy.make_policy_apply(config, GRAMMAR, temperature=TEMPERATURE)
     together = policy.make_group_policy(
         dataclasses.replace(config, layers="scan", head_chunk=4), GRAMMAR, temperature=TEMPERATURE
