@@ -1,7 +1,8 @@
 """How does the cost grow as the work grows? Updates against batch, prompt, response, layers, catalogue and devices; imitation
-against batch, tokens and catalogue; data, and the start of a run, against dialogues.
+against batch, tokens and catalogue; conversations against turns, group and candidates; data, and the start of a run, against
+dialogues.
 
-    python experiments/bench_growth.py                 # three sizes an axis; a quarter of an hour of one CPU core
+    python experiments/bench_growth.py                 # three sizes an axis; twenty minutes of one CPU core
     python experiments/bench_growth.py debug           # two sizes an axis
     python experiments/bench_growth.py --axes start --starts 1 4 16 64      # one axis; up to 640,000 dialogues from files to training
 
@@ -32,8 +33,9 @@ from rlhf_jax.runtime.files import notice, write_json, write_text
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
-from scale import growth, imitation, starts
+from scale import conversations, growth, imitation, starts
 from scale.compiling import compiled_apart
+from scale.conversations import Talk
 from scale.imitation import Imitation
 from scale.program import Program
 
@@ -63,7 +65,16 @@ IMITATION: Mapping[str, tuple[str, str, float]] = {
     "peak_mb": ("peak", "MB", 1.0),
     "tokens_per_second": ("tokens", "1/s", 1.0),
 }
-"""Key to name, unit, and what one unit is."""
+TALK: Mapping[str, tuple[str, str, float]] = {
+    "decode": ("decoding", "GFLOP", 1e9),
+    "passes": ("passes", "GFLOP", 1e9),
+    "update": ("learning", "GFLOP", 1e9),
+    "temporaries": ("temporaries", "MB", 2**20),
+    "update_seconds": ("whole update", "s", 1.0),
+    "outside_percent": ("outside programs", "%", 1.0),
+    "peak_mb": ("peak", "MB", 1.0),
+}
+"""Key to name, unit, and what one unit is. What is counted of conversations is without the seeker."""
 START: Mapping[str, tuple[str, str, float]] = {
     "read_seconds": ("reading", "s", 1.0),
     "vocabulary_seconds": ("vocabulary", "s", 1.0),
@@ -78,8 +89,11 @@ START: Mapping[str, tuple[str, str, float]] = {
 """Of `scale.starts`, by the clock."""
 DRAWN = {"start": ("start_seconds", "cpu_seconds", "peak_mb", "again_seconds")}
 """Where all would be too many lines for one panel."""
+TALK_DRAWN = ("decode", "update", "update_seconds", "peak_mb")
 OF_DATA = {"dialogues": CORPUS, "start": START}
-Axis = Literal["batch", "prompt", "response", "layers", "catalogue", "devices", "imitation", "dialogues", "start"]
+Axis = Literal[
+    "batch", "prompt", "response", "layers", "catalogue", "devices", "imitation", "conversations", "dialogues", "start"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +124,14 @@ class Config:
     """Texts of a step of imitation; the first size of this and of the next, and of `catalogues`, is its base."""
     text_tokens: Sizes = (64, 128, 256)
     """Of such a text."""
+    turns: Sizes = (1, 2, 4)
+    """Of a conversation; of this and the next two the middle size is the base of conversations."""
+    groups: Sizes = (4, 8, 16)
+    """Conversations from each of four openings."""
+    candidates: Sizes = (25, 100, 400)
+    """Of a turn, in the smallest of `catalogues`; windows have the longest of `prompts`."""
+    reply: Tokens = 64
+    """Longest reply of a conversation; attributes, list and form take 44."""
     devices: Sizes = (1, 2, 4, 8)
     """Forced CPU devices along `data`, which share out the largest batch."""
     corpora: Sizes = (1, 4, 16)
@@ -136,6 +158,9 @@ class Config:
             "catalogues",
             "texts",
             "text_tokens",
+            "turns",
+            "groups",
+            "candidates",
             "devices",
             "corpora",
             "starts",
@@ -164,6 +189,10 @@ PRESETS = {
             catalogues=(100, 1_000),
             texts=(8, 16),
             text_tokens=(16, 32),
+            turns=(1, 2),
+            groups=(2, 4),
+            candidates=(8, 16),
+            reply=48,
             devices=(1, 2),
             corpora=(1, 2),
             starts=(1, 2),
@@ -234,6 +263,44 @@ def imitation_growth(config: Config) -> dict[str, list[dict[str, Any]]]:
         said[step] |= imitation.apart("run", [given | {"repeats": config.repeats}])[0]
         notice(f"{step}: {said[step]}")
     return {axis: [{"size": size, **said[step]} for size, step in points] for axis, points in axes.items()}
+
+
+def talk_axes(config: Config) -> dict[str, list[tuple[int, Talk]]]:
+    """Axis of conversations to (size, update), ascending."""
+    turns, groups, candidates = (sizes[len(sizes) // 2] for sizes in (config.turns, config.groups, config.candidates))
+    base = Talk(
+        layers=config.layers,
+        width=config.width,
+        heads=4,
+        openings=4,
+        group=groups,
+        turns=turns,
+        candidates=candidates,
+        prompt=config.prompts[-1],
+        response=config.reply,
+        words=config.words,
+        items=config.catalogues[0],
+        dialogues=min(config.dialogues, 1_000),
+    )
+    return {
+        "conversations, turns": [(n, dataclasses.replace(base, turns=n)) for n in config.turns],
+        "conversations, group": [(n, dataclasses.replace(base, group=n)) for n in config.groups],
+        "conversations, candidates": [(n, dataclasses.replace(base, candidates=n)) for n in config.candidates],
+    }
+
+
+def talk_growth(config: Config, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every update of conversations counted and run, each once."""
+    axes = talk_axes(config)
+    talks = list(dict.fromkeys(talk for points in axes.values() for _, talk in points))
+    # How many candidates there are is a matter of masks: the program is the same.
+    programs = list(dict.fromkeys(talk.program for talk in talks))
+    on_paper = dict(zip(programs, counted(programs, folder), strict=True))
+    said = {talk: dict(on_paper[talk.program]) for talk in talks}
+    for talk in talks:
+        said[talk] |= conversations.apart(talk, config.repeats)
+        notice(f"{talk}: {said[talk]}")
+    return {axis: [{"size": size, **said[talk]} for size, talk in points] for axis, points in axes.items()}
 
 
 def counted(programs: Sequence[Program], folder: Path) -> list[dict[str, float]]:
@@ -310,6 +377,8 @@ WORDS = (
 
 def columns_of(axis: str) -> Mapping[str, tuple[str, str, float]]:
     """What an axis of its own kind of work is measured by; nothing for those of the update."""
+    if axis.startswith("conversations"):
+        return TALK
     return IMITATION if axis.startswith("imitation") else OF_DATA.get(axis, {})
 
 
@@ -334,7 +403,7 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
             plots.Line(
                 f"{columns[key][0]}, {columns[key][1]}", times, [point[key] / points[0][key] for point in points]
             )
-            for key in DRAWN.get(axis, tuple(columns))
+            for key in (TALK_DRAWN if columns is TALK else DRAWN.get(axis, tuple(columns)))
             if key != "tokens_per_second"  # The more the better: no cost.
         ]
         shared = axis == "devices"
@@ -344,7 +413,7 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
 
 
 def main(config: Config) -> Path:
-    """1 programs counted, 2 programs run, 3 imitation and corpora, 4 table and figure."""
+    """1 programs counted, 2 programs run, 3 imitation, conversations and corpora, 4 table and figure."""
     with open_run(config.run_dir, config, trackers=()) as run:
         found: dict[str, list[dict[str, Any]]] = {}
         run_before: dict[Program, dict[str, float]] = {}  # Every axis begins with the same base.
@@ -365,9 +434,12 @@ def main(config: Config) -> Path:
                 entry |= run_before.get(program, {}) if axis != "devices" else {}
                 notice(f"{axis} {size:,}: {entry}")
             write_json(run.path / "growth.json", found)
-        # 3. Imitation; corpora read into memory, and the command started on them.
+        # 3. Imitation; conversations; corpora read into memory, and the command started on them.
         if "imitation" in config.axes:
             found |= imitation_growth(config)
+            write_json(run.path / "growth.json", found)
+        if "conversations" in config.axes:
+            found |= talk_growth(config, run.path / "programs")
             write_json(run.path / "growth.json", found)
         with tempfile.TemporaryDirectory(dir=run.path) as folder:
             for axis, measured in (("dialogues", corpus_growth), ("start", start_growth)):

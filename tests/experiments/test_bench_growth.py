@@ -1,5 +1,6 @@
 """How cost grows: counted in compiled programs, which no busy neighbour changes; the seconds are the benchmark's own matter."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import bench_growth
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
-from scale import growth, starts
+from scale import conversations, growth, starts
+from scale.conversations import Talk
 
 SMALL = bench_growth.Config(
     layers=2,
@@ -21,6 +23,10 @@ SMALL = bench_growth.Config(
     prompts=(32, 64),
     responses=(16, 32),
     catalogues=(1_000, 8_000),
+    turns=(1, 4),
+    groups=(4, 8),
+    candidates=(8, 16),
+    reply=48,
     devices=(1, 4),
 )
 
@@ -29,7 +35,12 @@ SMALL = bench_growth.Config(
 def powers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     """Axis to what is counted to the power with which it grows."""
     folder, found = tmp_path_factory.mktemp("programs"), {}
-    axes = bench_growth.axes_of(SMALL)
+    talks = {
+        axis: [(size, talk.program) for size, talk in points]
+        for axis, points in bench_growth.talk_axes(SMALL).items()
+        if axis != "conversations, candidates"  # They are masks: the program is the same.
+    }
+    axes = bench_growth.axes_of(SMALL) | talks
     # All programs of one device at once, in one process.
     bench_growth.counted([one for axis, points in axes.items() if axis != "devices" for _, one in points], folder)
     for axis, points in axes.items():
@@ -60,6 +71,12 @@ def powers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, floa
         # Items are rows of the table: their logits cost as words' do.
         ("catalogue", "decode", 0.2, 1.0),
         ("catalogue", "update", 0.2, 1.0),
+        # Turns are rows, and so are conversations; each is drawn, judged and learnt once.
+        ("conversations, turns", "decode", 0.99, 1.01),
+        ("conversations, turns", "passes", 0.99, 1.01),
+        ("conversations, turns", "update", 0.99, 1.01),
+        ("conversations, group", "decode", 0.99, 1.01),
+        ("conversations, group", "update", 0.99, 1.01),
         # Devices share out the batch: each does less in the same proportion.
         ("devices", "decode", -1.01, -0.99),
         ("devices", "update", -1.01, -0.9),
@@ -108,6 +125,28 @@ def test_a_corpus_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert all(np.isfinite(value) and value > 0 for value in found.values())
     with pytest.raises(ValueError, match="corpus of .* failed"):
         growth.apart("corpus", {"folder": "no such folder", "n_words": 300, "window": 6, "context_tokens": 64})
+
+
+@pytest.mark.slow
+def test_an_update_of_conversations_runs_and_says_its_cost() -> None:
+    small = Talk(
+        layers=1,
+        width=32,
+        heads=2,
+        openings=2,
+        group=2,
+        turns=2,
+        candidates=8,
+        prompt=64,
+        response=48,
+        words=300,
+        items=40,
+        dialogues=60,
+    )
+    found = conversations.apart(small, 1)
+    assert found["update_seconds"] > 0 and 0 < found["outside_percent"] < 100 and found["peak_mb"] > 50
+    with pytest.raises(ValueError, match="cannot fill a list"):
+        conversations.apart(dataclasses.replace(small, candidates=1), 1)
 
 
 @pytest.mark.slow
