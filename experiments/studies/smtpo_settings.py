@@ -58,7 +58,8 @@ class Stages:
 
 WORLD = Stages(
     data=DataConfig(
-        world=WorldConfig(n_items=120, n_genres=6, n_people=8, p_taste=0.6, p_popularity=0.25),
+        # Many test dialogues: what several turns add is a few of a hundred conversations.
+        world=WorldConfig(n_items=120, n_genres=6, n_people=8, p_taste=0.6, p_popularity=0.25, n_test=1_000),
         context_tokens=160,
         response_tokens=40,
         max_items=2,
@@ -84,6 +85,10 @@ WORLD = Stages(
         candidates=20,
     ),
     simulator=SimulatorConfig(max_tokens=256, buckets=(96, 160, 256), tokens_per_batch=2560, composed_share=0.2),
+    # What pays is sparse: larger batches, credit by place and the moving average make the gradient less noisy.
+    conversations=ConversationsConfig(openings=16, learning_rate=1e-4),
+    learner=MultiTurnConfig(credit="place", average_decay=0.9),
+    assess=AssessConfig(users=500),
 )
 DEBUG = Stages(
     data=dataclasses.replace(

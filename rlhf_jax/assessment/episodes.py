@@ -58,8 +58,8 @@ def stored(directory: Path, name: str) -> Measured:
     return Measured(**{**found, "conversations": tuple(str(one) for one in found["conversations"])})
 
 
-def retrieved(recommender: Recommender, openings: Sequence[ReasonedTurn]) -> Measured:
-    """The rival that is not trained here: the retriever's own first items as the list of the first turn, in their order.
+def first_list(recommender: Recommender, openings: Sequence[ReasonedTurn], *, n_turns: int) -> Measured:
+    """The rival that is not trained here and listens to nobody: turn k lists the next K items of the retriever's first order.
 
     It says no attributes and has no form, which count 0.
     """
@@ -74,18 +74,31 @@ def retrieved(recommender: Recommender, openings: Sequence[ReasonedTurn]) -> Mea
         )
         for row, opening in enumerate(own, start):
             gold[row, [columns[item] for item in opening.gold]] = True
-    listed = np.argsort(-scores, axis=1, kind="stable")[:, :length].astype(np.int32)
-    hit = np.take_along_axis(gold, listed, axis=1)
-    rewards = np.zeros((n, 1, 3), np.float32)
-    rewards[:, 0, 1] = np.asarray(jax.vmap(recommendation_reward)(listed, gold))
+    order = np.argsort(-scores, axis=1, kind="stable").astype(np.int32)
+    shape = (n, n_turns)
+    rewards, running = np.zeros((*shape, 3), np.float32), np.ones(shape, bool)
+    gold_rank, recalled, repeated = np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, bool)
+    for turn in range(n_turns):
+        listed = order[:, turn * length : (turn + 1) * length]
+        if turn:
+            running[:, turn] = running[:, turn - 1] & (gold_rank[:, turn - 1] == 0)
+        had = running[:, turn]
+        if not listed.shape[1]:  # The catalogue has come to its end.
+            continue
+        hit = np.take_along_axis(gold, listed, axis=1)
+        rewards[had, turn, 1] = np.asarray(jax.vmap(recommendation_reward)(listed, gold))[had]
+        gold_rank[had, turn] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)[had]
+        # Its candidates are those of the first turn, less what it has listed.
+        recalled[had, turn] = np.asarray((recommender.retrieval.candidates(scores) & gold).any(axis=1))[had]
+        repeated[had, turn] = np.isneginf(np.take_along_axis(scores, listed, axis=1)).any(axis=1)[had]
     return Measured(
         conversations=tuple(opening.dialogue.dialogue_id for opening in openings),
         rewards=rewards,
-        running=np.ones((n, 1), bool),
-        gold_rank=np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0).astype(np.int32)[:, None],
-        recalled=np.asarray((recommender.retrieval.candidates(scores) & gold).any(axis=1))[:, None],
-        attributes=np.zeros((n, 1), np.int32),
-        repeated=np.asarray(np.isneginf(np.take_along_axis(scores, listed, axis=1)).any(axis=1))[:, None],
+        running=running,
+        gold_rank=gold_rank,
+        recalled=recalled,
+        attributes=np.zeros(shape, np.int32),
+        repeated=repeated,
     )
 
 

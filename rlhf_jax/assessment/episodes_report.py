@@ -26,7 +26,7 @@ from rlhf_jax.runtime.files import RunError, notice, read_npz, read_object, writ
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.conversation import evaluate_closed_loop
-from rlhf_jax.stages.episodes import OtherSeekers, Seekers
+from rlhf_jax.stages.episodes import OtherSeekers, Seekers, SilentSeekers
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender, openings_of
 from rlhf_jax.stages.seeker_texts import suggestion_counts
 from rlhf_jax.stages.simulator import SeekerSimulator
@@ -53,6 +53,10 @@ WORLD_SHOWN = (
     "average_turns",
 )
 EXAMPLES = 2
+FIRST_LIST = "first_list"
+"""The rival that goes down the retriever's first order."""
+CONTROLS = {"blind": "blind-seeker", "silent": "silent-seeker"}
+"""Who is heard instead of one's own seeker, and the protocol."""
 
 
 class Found(NamedTuple):
@@ -90,6 +94,7 @@ def measure_all(
     crowds: dict[str, Seekers] = {
         "scoring-seeker": seekers["scoring"],
         "blind-seeker": OtherSeekers(seekers["scoring"]),
+        "silent-seeker": SilentSeekers(),
         "training-seeker": seekers["training"],
     }
     talks = {
@@ -99,8 +104,10 @@ def measure_all(
         }
         for protocol, crowd in crowds.items()
     }
-    firsts = {system: results_of.first_turn(one) for system, one in talks["scoring-seeker"].items()}
-    talks["first-turn"] = {"retriever": episodes.retrieved(recommender, openings)} | firsts
+    # A list that nobody answers is the same whoever would.
+    rival = {FIRST_LIST: episodes.first_list(recommender, openings, n_turns=n_turns)}
+    talks |= {protocol: rival | talks[protocol] for protocol in ("scoring-seeker", "silent-seeker")}
+    talks["first-turn"] = {system: results_of.first_turn(one) for system, one in talks["scoring-seeker"].items()}
     users = {
         system: world_users(run, system, recommender, params, n_users=n_users, n_turns=n_turns)
         for system, params in policies.items()
@@ -233,13 +240,15 @@ def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
             results += results_of.results(name, own, protocol=protocol, split=split)
         for a, b in pairs(list(systems)):
             results += results_of.differences(f"{a}-{b}", runs[a], runs[b], protocol=protocol, split=split)
-    for name in first.talks["scoring-seeker"]:
-        # What a system owes to the answers themselves: the same policy, deaf to its own seeker.
-        heard, blind = (
-            {seed: one.talks[protocol][name] for seed, one in found.items()}
-            for protocol in ("scoring-seeker", "blind-seeker")
-        )
-        results += results_of.differences(f"{name}-{name}_blind", heard, blind, protocol="scoring-seeker", split=split)
+    for name in first.talks["blind-seeker"]:
+        # What a system owes to the answers: the same policy, deaf to its own seeker.
+        for control, protocol in CONTROLS.items():
+            heard, deaf = (
+                {seed: one.talks[key][name] for seed, one in found.items()} for key in ("scoring-seeker", protocol)
+            )
+            results += results_of.differences(
+                f"{name}-{name}_{control}", heard, deaf, protocol="scoring-seeker", split=split
+            )
     if first.users:
         at = str(Split(corpus, "test").drawn("greedy", users=True))
         lived = {name: {seed: one.users[name] for seed, one in found.items()} for name in first.users}
@@ -267,16 +276,20 @@ def headline(results: Sequence[Result], n_turns: int) -> list[str]:
     """The questions, each with its number."""
     found = {(one.protocol, one.name): one for one in results}
     lines = []
-    for protocol, metric, words in (
-        ("scoring-seeker", f"success@{n_turns}", f"success within {n_turns} turns, a seeker that scores answers"),
-        ("scoring-seeker", f"gain@{n_turns}", "what later turns add"),
-        ("first-turn", "success@1", "a first list that holds what is liked"),
-        ("blind-seeker", f"success@{n_turns}", "the same, hearing somebody else's answers"),
-        (closed_loop.PROTOCOL, "mean_utility", "true utility, users of the world"),
-        (closed_loop.PROTOCOL, f"success@{n_turns}", "accepted by users of the world"),
+    learnt = ("smtpo-sft", "smtpo-single_turn", "single_turn-sft")
+    rivals = (f"sft-{FIRST_LIST}", f"single_turn-{FIRST_LIST}", f"smtpo-{FIRST_LIST}")
+    answers = tuple(f"{name}-{name}_silent" for name in ("sft", "single_turn", "smtpo"))
+    within = f"success@{n_turns}"
+    for protocol, metric, names, words in (
+        ("scoring-seeker", within, (*learnt, *rivals), f"success within {n_turns} turns, a seeker that scores answers"),
+        ("scoring-seeker", f"gain@{n_turns}", learnt, "what later turns add"),
+        ("first-turn", "success@1", rivals, "a first list that holds what is liked"),
+        ("scoring-seeker", within, answers, "what answers are worth"),
+        ("blind-seeker", within, learnt, "the same, hearing somebody else's answers"),
+        (closed_loop.PROTOCOL, "mean_utility", learnt, "true utility, users of the world"),
+        (closed_loop.PROTOCOL, within, learnt, "accepted by users of the world"),
     ):
-        rivals = ("sft-retriever", "single_turn-retriever") if protocol == "first-turn" else ()
-        for name in ("smtpo-sft", "smtpo-single_turn", "single_turn-sft", *rivals):
+        for name in names:
             one = found.get((protocol, f"{name}/{metric}"))
             if one is not None:
                 lines.append(f"- {name.replace('-', ' − ')}, {words}: {cell(one)}")

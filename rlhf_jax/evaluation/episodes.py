@@ -28,7 +28,8 @@ PROTOCOLS = {
     "scoring-seeker": "answers come from a simulated seeker that learnt from other dialogues, with another seed, than the one that "
     "trained",
     "blind-seeker": "the same, but everyone hears the answer of somebody else's conversation",
-    "first-turn": "nobody answers: the first lists alone, and the retriever's own first items beside them",
+    "silent-seeker": "conversations go on, and nobody says a word: what answers are worth is what is gained over it",
+    "first-turn": "the first lists alone",
     "training-seeker": "answers come from the very simulated seeker that trained",
 }
 """Who answers."""

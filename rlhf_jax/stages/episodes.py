@@ -27,7 +27,7 @@ from rlhf_jax.data.windows import response_message
 from rlhf_jax.feedback.recommendation import preference_reward, recommendation_gains
 from rlhf_jax.interfaces import Message, Params, PromptBatch, Rollout
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender
-from rlhf_jax.stages.simulator import Answers
+from rlhf_jax.stages.simulator import NOTHING_LEFT, Answers
 
 COMPONENTS = ("format", "recommendation", "preference")
 """What a turn is paid for, in this order."""
@@ -60,6 +60,20 @@ class OtherSeekers(NamedTuple):
     ) -> Answers:
         """See `Seekers`; what is blocked is blocked for the one who hears it."""
         return self.seekers.say([*histories[1:], histories[0]], blocked, key)
+
+
+class SilentSeekers:
+    """The control whose conversations go on without a word: what answers are worth is what is gained over it.
+
+    Somebody else's answers mislead, and so make any answers look good beside them.
+    """
+
+    def say(
+        self, histories: Sequence[Sequence[Message]], blocked: Sequence[Collection[int]], key: Key[Array, ""]
+    ) -> Answers:
+        """See `Seekers`; everyone says the same nothing."""
+        del blocked, key
+        return Answers([Message("seeker", NOTHING_LEFT, 0) for _ in histories], 0, 0)
 
 
 class Turns(NamedTuple):

@@ -25,13 +25,19 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
     assert code == 0, output
     results = {(one.protocol, one.name): one for one in read_results(run)}
-    for protocol in ("scoring-seeker", "blind-seeker", "training-seeker", "closed-loop"):
+    for protocol in ("scoring-seeker", "blind-seeker", "silent-seeker", "training-seeker", "closed-loop"):
         for system in ("sft", "single_turn", "smtpo", "smtpo-sft", "smtpo-single_turn"):
             assert results[protocol, f"{system}/success@2"].seeds == (0,)
     # Before the first answer it makes no difference who will answer.
     for metric in ("success@1", "ndcg", "format", "recalled"):
-        first = {results[protocol, f"smtpo/{metric}"].value for protocol in ("scoring-seeker", "blind-seeker")}
-        assert len(first) == 1
+        protocols = ("scoring-seeker", "blind-seeker", "silent-seeker", "first-turn")
+        assert len({results[protocol, f"smtpo/{metric}"].value for protocol in protocols}) == 1
+    # What is listed without listening does not hang on who answers.
+    for protocol in ("scoring-seeker", "silent-seeker"):
+        assert results[protocol, "first_list/success@2"].seeds == (0,)
+    assert len({results[p, "first_list/success@2"].value for p in ("scoring-seeker", "silent-seeker")}) == 1
+    heard, silent = (results[p, "smtpo/success@2"].value for p in ("scoring-seeker", "silent-seeker"))
+    assert results["scoring-seeker", "smtpo-smtpo_silent/success@2"].value == pytest.approx(heard - silent)
     assert {"training_seeker_0", "scoring_seeker_0", "popularity"} <= {one.system for one in results.values()}
     lines = read_metrics(run / "seed-0" / "metrics.jsonl")
     talked = [line for line in lines if line["stage"] == "multi_turn-smtpo" and "talk/success" in line]

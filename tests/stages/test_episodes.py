@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import reasoned
 
-from rlhf_jax.assessment.episodes import retrieved
+from rlhf_jax.assessment.episodes import first_list
 from rlhf_jax.evaluation.episodes import first_turn
 from rlhf_jax.interfaces import Dialogue
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
@@ -19,7 +19,7 @@ from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import multi_turn
-from rlhf_jax.stages.episodes import OtherSeekers, Turns, converse, places_of, settled_before
+from rlhf_jax.stages.episodes import OtherSeekers, SilentSeekers, Turns, converse, places_of, settled_before
 from rlhf_jax.stages.multi_turn import ConversationsConfig
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender, openings_of
 
@@ -84,19 +84,27 @@ def test_what_is_settled_by_hand() -> None:
     np.testing.assert_allclose(settled[0, 2], [0, 0.7, 0.7, 0.7, 0.7], rtol=1e-6)
 
 
-def test_the_retrievers_own_list_by_a_loop(recommender: Recommender, openings: list[ReasonedTurn]) -> None:
-    found = retrieved(recommender, openings)
-    ids = recommender.setup.vocab.item_ids
+def test_going_down_the_first_list_by_a_loop(recommender: Recommender, openings: list[ReasonedTurn]) -> None:
+    n_turns = 4  # Of two items each: the six of the catalogue end before.
+    found = first_list(recommender, openings, n_turns=n_turns)
+    ids, length = recommender.setup.vocab.item_ids, recommender.list_length
     for row, opening in enumerate(openings):
         history = opening.dialogue.messages[: opening.index]
         _, scores = recommender.prompts([history], [opening.dialogue.dialogue_id])
-        ordered = sorted(range(len(ids)), key=lambda column: -scores[0, column])[: recommender.list_length]
-        places = [place for place, column in enumerate(ordered, 1) if ids[column] in opening.gold]
-        assert found.gold_rank[row, 0] == (places[0] if places else 0)
-        ideal = sum(1 / np.log2(t + 2) for t in range(min(len(opening.gold), recommender.list_length)))
-        np.testing.assert_allclose(found.rewards[row, 0, 1], sum(1 / np.log2(p + 1) for p in places) / ideal, rtol=1e-6)
+        ordered = sorted(range(len(ids)), key=lambda column: -scores[0, column])
+        running = True
+        for turn in range(n_turns):
+            listed = ordered[turn * length : (turn + 1) * length]
+            places = [place for place, column in enumerate(listed, 1) if ids[column] in opening.gold]
+            assert found.running[row, turn] == running
+            assert found.gold_rank[row, turn] == (places[0] if places and running else 0)
+            ideal = sum(1 / np.log2(t + 2) for t in range(min(len(opening.gold), length)))
+            paid = sum(1 / np.log2(p + 1) for p in places) / ideal if running else 0
+            np.testing.assert_allclose(found.rewards[row, turn, 1], paid, rtol=1e-6)
+            running = running and not places
+        assert not running, "who likes something finds it in the whole catalogue"
     assert found.conversations == tuple(opening.dialogue.dialogue_id for opening in openings)
-    assert not found.repeated.any() and not found.rewards[..., 0].any()
+    assert not found.repeated[:, 0].any() and not found.rewards[..., 0].any()
     assert first_turn(found).running.shape == (2, 1)
 
 
@@ -147,6 +155,19 @@ def test_the_blind_hear_somebody_elses_answers(recommender: Recommender, opening
     histories, hidden = seekers.heard[0]
     assert [history[0] for history in histories] == [openings[1].dialogue.messages[0], openings[0].dialogue.messages[0]]
     assert hidden == [[13], [15]], "what may not be said is that of the one who hears it"
+
+
+def test_with_the_silent_conversations_go_on_without_a_word(
+    recommender: Recommender, openings: list[ReasonedTurn]
+) -> None:
+    policy = reasoned.Scripted(recommender, [[(14, 16), (14, 16)]] * 2, "western")
+    turns = converse(recommender, policy, None, SilentSeekers(), openings, n_turns=2, key=KEY)
+    for history, opening in zip(turns.histories, openings, strict=True):
+        answer = history[opening.index + 1]
+        assert (answer.role, answer.parts) == ("seeker", ("...",)) and len(history) == opening.index + 3
+    # And nothing is recalled for it: the candidates are those of the opening, but for what was listed.
+    first, second = (np.asarray(asked.candidates) for asked in policy.asked)
+    assert (second & ~first).sum() <= 2 * len(openings)
 
 
 def test_a_conversation_needs_a_turn_and_an_opening(recommender: Recommender, openings: list[ReasonedTurn]) -> None:
