@@ -11,7 +11,8 @@ No code or formula of it is public: what was decided here stands in docs/algorit
 Systems: `sft` (the reasoning form by imitation), `single_turn` (reinforcement learning on first turns alone), `smtpo` (on
 conversations of `--conversations.turns` turns with the simulated seeker). All are judged by greedy replies, from openings of the
 test split, in conversation with a *scoring* seeker that learnt from other dialogues with another seed; `…_blind` hears the
-answers of somebody else's seeker. In the world, its true users answer as well: nobody trained on them.
+answers of somebody else's seeker, `…_silent` none. `first_list` goes down the retriever's order of the opening and listens to
+nobody. In the world, its true users answer as well: nobody trained on them.
 
 `--transfer.dir DIR` measures everything on another corpus as well (docs/howto/your_own_dialogues.md has the format), whose
 items are joined by title; `--single-tasks language target` measures seekers that learn one task alone beside the one that
@@ -33,9 +34,11 @@ from rlhf_jax.assessment import episodes_report, other_corpus
 from rlhf_jax.assessment.other_corpus import OtherCorpus, TransferConfig, join, read_other
 from rlhf_jax.assessment.scoring_seeker import scoring_seeker, training_half
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
+from rlhf_jax.parallel import processes
 from rlhf_jax.parallel.mesh import MeshConfig
+from rlhf_jax.parallel.processes import ProcessConfig
 from rlhf_jax.ranges import Seed, check_numbers
-from rlhf_jax.runtime.interrupts import exits_on_signals
+from rlhf_jax.runtime.interrupts import ends_without_the_others, exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
 from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
 from rlhf_jax.stages.item_prior import PriorConfig
@@ -48,7 +51,7 @@ from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig, Task
 from rlhf_jax.stages.supervised import SupervisedConfig
 from studies.smtpo_settings import SETTINGS, AssessConfig
 
-VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "transfer", "single_tasks")
+VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "processes", "transfer", "single_tasks")
 """What may change while a run is continued: more seeds, another corpus to measure on and more seekers can be added later."""
 
 
@@ -66,6 +69,8 @@ class Config:
     """Where metrics go besides `metrics.jsonl`; wandb needs the extra `tracking`."""
     mesh: MeshConfig = MeshConfig()
     """Devices that train; changes speed and memory, and numbers only by rounding."""
+    processes: ProcessConfig = ProcessConfig()
+    """Processes that share the mesh; see docs/scaling.md."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     sft: SupervisedConfig = SupervisedConfig()
@@ -134,17 +139,23 @@ PRESETS = {
 
 
 def main(config: Config) -> Path:
-    """All seeds, then one report."""
+    """All seeds, then one report, which the first process writes."""
     enable_compilation_cache(beside=config.run_dir)
+    processes.join(config.processes)
     other = read_other(config.transfer, own_name=config.data.corpus_name)
-    with exits_on_signals(), open_run(config.run_dir, config, trackers=(), volatile=VOLATILE) as run:
+    with (
+        ends_without_the_others(),
+        exits_on_signals(),
+        open_run(config.run_dir, config, trackers=(), volatile=VOLATILE) as run,
+    ):
         found = {}
         for seed in config.seeds:
-            of_seed = dataclasses.replace(config, seeds=(seed,))
-            with open_run(run.path / f"seed-{seed}", of_seed, trackers=config.trackers, volatile=VOLATILE) as own:
+            of_seed, folder = dataclasses.replace(config, seeds=(seed,)), config.run_dir / f"seed-{seed}"
+            with open_run(folder, of_seed, trackers=config.trackers, volatile=VOLATILE) as own:
                 found[seed] = one_seed(own, of_seed, seed, other)
-        corpus = config.data.corpus_name
-        return episodes_report.write(run, found, corpus=corpus, n_turns=config.conversations.turns)
+        corpus, n_turns = config.data.corpus_name, config.conversations.turns
+        processes.lead_does(lambda: episodes_report.write(run, found, corpus=corpus, n_turns=n_turns))
+        return config.run_dir / episodes_report.REPORT
 
 
 def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | None = None) -> episodes_report.Found:

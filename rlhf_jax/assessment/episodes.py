@@ -3,6 +3,7 @@
 Whoever trains does not import this file.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.episodes import Seekers, Turns, converse
 from rlhf_jax.stages.multi_turn import speaker
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender
+from rlhf_jax.stages.simulator import NOTHING_LEFT
 
 FOLDER = "conversations"
 BATCH = 64
@@ -171,10 +173,13 @@ def first_rows(turns: Turns, n: int) -> Turns:
 
 
 class ReasoningResponder:
-    """The greedy policy as one side of conversations with the users of the world; see `assessment.users.Responder`."""
+    """The greedy policy as one side of conversations with the users of the world; see `assessment.users.Responder`.
 
-    def __init__(self, recommender: Recommender, params: Params) -> None:
-        self._recommender, self._params = recommender, params
+    With `deaf` it reads nothing that they answer, only their opening; `SilentSeekers` says what it reads instead.
+    """
+
+    def __init__(self, recommender: Recommender, params: Params, *, deaf: bool = False) -> None:
+        self._recommender, self._params, self._deaf = recommender, params, deaf
         self._speak = speaker(recommender, greedy=True)
         self._key = jax.random.key(recommender.setup.seed)
 
@@ -182,6 +187,8 @@ class ReasoningResponder:
         """The next message of every conversation."""
         del numbers
         vocab, found = self._recommender.setup.vocab, []
+        if self._deaf:
+            histories = [unanswered(history) for history in histories]
         for start in range(0, len(histories), BATCH):
             own = list(histories[start : start + BATCH])
             prompts, _ = self._recommender.prompts([own[row % len(own)] for row in range(BATCH)])
@@ -189,3 +196,18 @@ class ReasoningResponder:
             rows = zip(np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask), strict=True)
             found += [response_message(vocab, row[kept].tolist()) for row, kept in list(rows)[: len(own)]]
         return found
+
+
+def unanswered(history: Sequence[Message]) -> tuple[Message, ...]:
+    """The same conversation in which the seeker says nothing once something was recommended.
+
+    Examples:
+      >>> said = [("seeker", "a western?"), ("recommender", "this"), ("seeker", "a newer one"), ("recommender", "that")]
+      >>> [message.parts for message in unanswered([Message(role, (words,), 0) for role, words in said])]
+      [('a western?',), ('this',), ('...',), ('that',)]
+    """
+    heard: list[Message] = []
+    for message in history:
+        silent = message.role == "seeker" and any(one.role == "recommender" for one in heard)
+        heard.append(dataclasses.replace(message, parts=NOTHING_LEFT) if silent else message)
+    return tuple(heard)

@@ -53,6 +53,7 @@ WORLD_SHOWN = (
     "average_turns",
 )
 EXAMPLES = 2
+REPORT = "report.md"
 FIRST_LIST = "first_list"
 """The rival that goes down the retriever's first order."""
 CONTROLS = {"blind": "blind-seeker", "silent": "silent-seeker"}
@@ -66,6 +67,8 @@ class Found(NamedTuple):
     """Protocol to system to its conversations."""
     users: Mapping[str, UserValues]
     """System to what the users of the world lived through; empty for real data."""
+    unheard: Mapping[str, UserValues]
+    """The same where the system reads nothing that they answer."""
     seekers: Sequence[Result]
     """How good the simulated seekers are."""
     transfer: Transferred | None = None
@@ -108,37 +111,48 @@ def measure_all(
     rival = {FIRST_LIST: episodes.first_list(recommender, openings, n_turns=n_turns)}
     talks |= {protocol: rival | talks[protocol] for protocol in ("scoring-seeker", "silent-seeker")}
     talks["first-turn"] = {system: results_of.first_turn(one) for system, one in talks["scoring-seeker"].items()}
-    users = {
-        system: world_users(run, system, recommender, params, n_users=n_users, n_turns=n_turns)
-        for system, params in policies.items()
-        if recommender.setup.world_seed is not None
-    }
+    heard, unheard = (
+        {
+            system: world_users(run, system, recommender, params, n_users=n_users, n_turns=n_turns, deaf=deaf)
+            for system, params in policies.items()
+            if recommender.setup.world_seed is not None
+        }
+        for deaf in (False, True)
+    )
     store_examples(run, recommender, policies, seekers["scoring"], openings[:EXAMPLES], n_turns=n_turns)
-    return Found(talks, users, seeker_quality(recommender, seekers))
+    return Found(talks, heard, unheard, seeker_quality(recommender, seekers))
 
 
 def world_users(
-    run: RunDirectory, system: str, recommender: Recommender, params: Params, *, n_users: int, n_turns: int
+    run: RunDirectory,
+    system: str,
+    recommender: Recommender,
+    params: Params,
+    *,
+    n_users: int,
+    n_turns: int,
+    deaf: bool = False,
 ) -> UserValues:
-    """Greedy conversations with the users of the world, once a run."""
-    path = run.path / episodes.FOLDER / f"{system}-world.npz"
+    """Greedy conversations with the users of the world, once a run; `deaf` as `ReasoningResponder`."""
+    name = f"{system}_silent" if deaf else system
+    path = run.path / episodes.FOLDER / f"{name}-world.npz"
     setup = recommender.setup
     if not path.exists():
         assert setup.world_seed is not None
-        notice(f"{system}: {n_users} users of the world")
-        respond = ReasoningResponder(recommender, params)
+        notice(f"{name}: {n_users} users of the world")
+        respond = ReasoningResponder(recommender, params, deaf=deaf)
         found = evaluate_closed_loop(respond, setup.data.world, setup.world_seed, n_users=n_users, n_turns=n_turns)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, per_user(found))
-    return stored_users(run.path, system)
+    return stored_users(run.path, name)
 
 
-def stored_users(directory: Path, system: str) -> UserValues:
+def stored_users(directory: Path, name: str) -> UserValues:
     """What `world_users` has stored in a run directory; the run need not be open.
 
     Raises: RunError naming the file that is missing or damaged.
     """
-    path = directory / episodes.FOLDER / f"{system}-world.npz"
+    path = directory / episodes.FOLDER / f"{name}-world.npz"
     if not path.exists():
         raise RunError(f"{path} is not there: the run has not come so far, or an older version finished it")
     return read_npz(path)
@@ -195,8 +209,8 @@ def store_examples(
     write_json(path, {"examples": found})
 
 
-def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns: int) -> Path:
-    """Writes `results.json` and `report.md` with its plots, from all seeds; returns the report's path."""
+def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns: int) -> None:
+    """Writes `results.json` and `report.md` with its plots, from all seeds."""
     results = gathered(found, corpus=corpus)
     write_results(run.path, results)
     folder = run.path / "plots"
@@ -223,11 +237,10 @@ def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns
     )
     parts += ["## Conversations", *examples(run.path / f"seed-{min(found)}" / "examples.json")]
     parts += ["## Definitions", *definitions([one for one in results if not one.is_difference])]
-    report = run.path / "report.md"
+    report = run.path / REPORT
     write_text(report, "\n\n".join(part for part in parts if part) + "\n")
     print("\n\n".join(headline(results, n_turns)))
     print(f"report: {report}")
-    return report
 
 
 def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
@@ -256,6 +269,12 @@ def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
             results += closed_loop.closed_loop_results(name, own, split=at, same_users=True)
         for a, b in pairs(list(lived)):
             results += closed_loop.closed_loop_differences(f"{a}-{b}", lived[a], lived[b], split=at, same_users=True)
+        for name, own in lived.items():
+            deaf = {seed: one.unheard[name] for seed, one in found.items()}
+            results += closed_loop.closed_loop_results(f"{name}_silent", deaf, split=at, same_users=True)
+            results += closed_loop.closed_loop_differences(
+                f"{name}-{name}_silent", own, deaf, split=at, same_users=True
+            )
     for seed, one in found.items():
         # How good a seeker is differs from seed to seed; each is a row of its own.
         for result in one.seekers:
@@ -286,7 +305,7 @@ def headline(results: Sequence[Result], n_turns: int) -> list[str]:
         ("first-turn", "success@1", rivals, "a first list that holds what is liked"),
         ("scoring-seeker", within, answers, "what answers are worth"),
         ("blind-seeker", within, learnt, "the same, hearing somebody else's answers"),
-        (closed_loop.PROTOCOL, "mean_utility", learnt, "true utility, users of the world"),
+        (closed_loop.PROTOCOL, "mean_utility", (*learnt, *answers), "true utility, users of the world"),
         (closed_loop.PROTOCOL, within, learnt, "accepted by users of the world"),
     ):
         for name in names:

@@ -136,7 +136,7 @@ def add_retriever(
     parts = dict(scorer.parts)
     towers = None
     if views != "none":
-        towers = retriever.train(run, sources, config, seed=setup.seed, view=views)
+        towers = retriever.train(run, sources, config, seed=setup.seed, view=views, layout=setup.layout)
         parts |= {TOWERS: functools.partial(dual_view.scores, towers)}
     stored = run.path / "retrieval.json"
     if not stored.exists():

@@ -30,6 +30,7 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.models import retriever
 from rlhf_jax.models.retriever import DialogueViews, ItemViews, RetrieverNetwork, View
+from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
 from rlhf_jax.ranges import Batch, Epochs, Range, Rate, Share, Size, Steps, check_numbers, option
 from rlhf_jax.recommenders import co_mention, dual_view, mixture
 from rlhf_jax.recommenders.bm25 import item_text
@@ -182,12 +183,14 @@ def train(
     *,
     seed: int,
     view: View = "both",
+    layout: Layout = ONE_DEVICE,
     stage: str = STAGE,
 ) -> DualView:
     """Runs the stage and returns the towers with the highest recall on the validation split.
 
     Args:
       view: which views the towers read.
+      layout: the towers are small: every device computes all of a step, so that several processes hold the same ones.
       stage: names the checkpoints.
     """
     training, views = sources.training, sources.views
@@ -215,10 +218,9 @@ def train(
     popular = np.log1p(np.asarray(training.fresh.sum(0), np.float64))
     params = retriever.init(network, stream_key(key, f"{STAGE}/init", 0), jnp.asarray(popular, jnp.float32))
 
-    known = Known(views.items, jnp.asarray(pairs.log_expected))
+    known = layout.same(Known(views.items, jnp.asarray(pairs.log_expected)))
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(
+    def one_step(
         state: TrainState, batch: PairBatch, known: Known, key: Key[Array, ""]
     ) -> tuple[TrainState, dict[str, Array]]:
         used = jnp.asarray(rate(steps_taken(state.opt_state)))
@@ -228,21 +230,24 @@ def train(
         )
         return state, metrics | {"learning_rate": used}
 
+    step = layout.together(jax.jit(one_step, donate_argnums=0), stage)
+
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
-        return step(state, pairs.batch(index), known, stream_key(key, f"{STAGE}/draws", index))
+        drawn = layout.same((pairs.batch(index), stream_key(key, f"{STAGE}/draws", index)))
+        return step(state, drawn[0], known, drawn[1])
 
     said = views.of(sources.validation)
 
     def evaluate(state: TrainState, index: int) -> dict[str, float]:
         del index
-        fitted = DualView(network, state.average, views)
+        fitted = DualView(network, layout.fetch(state.average), views)
         found = dual_view.without_named(lambda contexts: dual_view.scores_of_views(fitted, said), sources.validation)
         return {f"validation/recall@{config.candidates}": recall(found, sources.gold, config.candidates)}
 
     per_epoch = max(1, steps // config.epochs)
     final = run_stage(
         run,
-        sft.init(params, optimizer, averaged=True),
+        layout.same(sft.init(params, optimizer, averaged=True)),
         update,
         StagePlan(
             stage,
@@ -255,7 +260,7 @@ def train(
             advice="a lower --retriever.learning-rate",
         ),
     )
-    return DualView(network, final.average, views)
+    return DualView(network, layout.fetch(final.average), views)
 
 
 def contrastive_loss(

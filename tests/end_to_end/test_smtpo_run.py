@@ -3,15 +3,20 @@
 import json
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_jax.assessment.seeker_talk import open_seeker
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.reporting.run_report import read_results
+from rlhf_jax.runtime.files import read_npz
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
@@ -38,6 +43,9 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     assert len({results[p, "first_list/success@2"].value for p in ("scoring-seeker", "silent-seeker")}) == 1
     heard, silent = (results[p, "smtpo/success@2"].value for p in ("scoring-seeker", "silent-seeker"))
     assert results["scoring-seeker", "smtpo-smtpo_silent/success@2"].value == pytest.approx(heard - silent)
+    # Users answer whether they are read or not; a first reply reads their opening alone.
+    firsts = {results["closed-loop", f"{name}/success@1"].value for name in ("smtpo", "smtpo_silent")}
+    assert len(firsts) == 1 and ("closed-loop", "smtpo-smtpo_silent/mean_utility") in results
     assert {"training_seeker_0", "scoring_seeker_0", "popularity"} <= {one.system for one in results.values()}
     lines = read_metrics(run / "seed-0" / "metrics.jsonl")
     talked = [line for line in lines if line["stage"] == "multi_turn-smtpo" and "talk/success" in line]
@@ -50,6 +58,44 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     other_dialogues_are_ranked(run_here, run)
     a_person_recommends(run_here, run)
     another_vocabulary_is_refused(run_here, run)
+
+
+@pytest.mark.slow
+def test_two_processes_hold_one_run(repository: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    """Both go through all stages, talk and measure alike; one process alone continues what they have left, and finds nothing to do."""
+    run = tmp_path / "run"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        str(repository / "experiments" / SCRIPT),
+        "debug",
+        "--run-dir",
+        str(run),
+        "--mesh.data",
+        "2",
+    ]
+    shared = ["--processes.coordinator", f"localhost:{port}", "--processes.count", "2", "--processes.index"]
+    started = [
+        subprocess.Popen([*command, *shared, str(index)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n\n".join(text[-3000:] for text in outputs)
+    first, second = run / "seed-0" / "conversations", run / "seed-0" / "processes" / "1" / "conversations"
+    names = sorted(path.name for path in first.glob("*.npz"))
+    assert names == sorted(path.name for path in second.glob("*.npz")) and "smtpo-scoring-seeker.npz" in names
+    for name in names:
+        one, other = read_npz(first / name), read_npz(second / name)
+        assert all(np.array_equal(one[key], other[key], equal_nan=one[key].dtype.kind == "f") for key in one), name
+    before = (run / "results.json").read_bytes()
+    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
+    assert code == 0 and "conversations:" not in output and (run / "results.json").read_bytes() == before
 
 
 def another_vocabulary_is_refused(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
