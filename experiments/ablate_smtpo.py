@@ -33,8 +33,8 @@ from rlhf_jax.runtime.run import RunDirectory, claim, enable_compilation_cache, 
 from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
 from rlhf_jax.stages.launch import check_data
 from rlhf_jax.stages.reasoning import Recommender, RetrievalViews, openings_of
+from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import Setup, set_up
-from rlhf_jax.stages.simulator import SeekerSimulator
 from studies import common, smtpo_ablation
 from studies.smtpo_ablation import SMTPO, VARIANTS, Change, Seeker, Variant
 from studies.smtpo_settings import SETTINGS, Stages

@@ -46,8 +46,9 @@ from rlhf_jax.stages.launch import check_data, devices, sft_rows
 from rlhf_jax.stages.multi_turn import ConversationsConfig
 from rlhf_jax.stages.reasoning import ReasoningConfig
 from rlhf_jax.stages.retriever import RetrieverConfig
+from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
-from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig, Task
+from rlhf_jax.stages.simulator import SimulatorConfig, Task
 from rlhf_jax.stages.supervised import SupervisedConfig
 from studies.smtpo_settings import SETTINGS, AssessConfig
 

@@ -30,8 +30,9 @@ from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages import multi_turn, reasoning
 from rlhf_jax.stages.multi_turn import ConversationsConfig
 from rlhf_jax.stages.reasoning import ReasoningConfig, Retrieval
+from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
-from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
+from rlhf_jax.stages.simulator import SimulatorConfig
 from scale import endurance, growth
 from scale.program import Program
 

@@ -22,7 +22,7 @@ from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.episodes import Seekers, Turns, converse
 from rlhf_jax.stages.multi_turn import speaker
 from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender
-from rlhf_jax.stages.simulator import NOTHING_LEFT
+from rlhf_jax.stages.seeker import NOTHING_LEFT
 
 FOLDER = "conversations"
 BATCH = 64

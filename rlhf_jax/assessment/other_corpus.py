@@ -29,8 +29,8 @@ from rlhf_jax.ranges import Cases, check_numbers
 from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages.reasoning import Recommender
+from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.seeker_texts import asked_turns, suggestion_counts
-from rlhf_jax.stages.simulator import SeekerSimulator
 
 FOLDER = "transfer"
 BATCH = 64

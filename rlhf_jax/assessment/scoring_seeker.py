@@ -11,7 +11,8 @@ from rlhf_jax.interfaces import Dialogue
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.stages import simulator
 from rlhf_jax.stages.reasoning import Recommender
-from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
+from rlhf_jax.stages.seeker import SeekerSimulator
+from rlhf_jax.stages.simulator import SimulatorConfig
 
 
 def training_half(dialogues: Sequence[Dialogue]) -> tuple[Dialogue, ...]:

@@ -17,9 +17,9 @@ from rlhf_jax.evaluation.bootstrap import DialogueSums, by_dialogue
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Dialogue, Message, Params
 from rlhf_jax.models import gpt2
+from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.seeker_loss import language_nll
 from rlhf_jax.stages.seeker_texts import SeekerBatch, SeekerBatches, as_heard, asked_turns, named_in, seeker_texts
-from rlhf_jax.stages.simulator import SeekerSimulator
 
 BATCH = 64
 CUTOFFS = (1, 10, 50)

@@ -26,6 +26,7 @@ from rlhf_jax.stages import simulator as stage
 from rlhf_jax.stages.agent import make_agent
 from rlhf_jax.stages.items import ItemKnowledge
 from rlhf_jax.stages.reasoning import openings_of
+from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.seeker_loss import TaskWeights, init_attributes, simulator_loss
 from rlhf_jax.stages.seeker_texts import (
     Said,
@@ -39,7 +40,7 @@ from rlhf_jax.stages.seeker_texts import (
     suggestion_counts,
 )
 from rlhf_jax.stages.setup import DataConfig, Setup
-from rlhf_jax.stages.simulator import SeekerSimulator, SimulatorConfig
+from rlhf_jax.stages.simulator import SimulatorConfig
 
 WISHES = ("scary", "funny", "sad", "slow")
 GENRES = ("horror", "comedy", "drama", "noir")
