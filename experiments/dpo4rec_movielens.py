@@ -13,8 +13,8 @@ system list by list) and `texts/`. The same command continues a run that was int
 
 Systems: `random`, `popularity`, `mean_rating`, `item_knn`, `trees_*`; `none` (the re-ranker without a text) and `history` (the
 control: the mean embedding of the history instead of a text); `teacher`, `sft`, `rft`, `dpo_1` … (re-rankers trained and tested
-with these texts); `shuffled`, `dpo_R_shuffled` (`sft` and the last round of DPO with the texts of other users); `best_of_N`
-(`sft` with the text that served the user's other lists best); `scorer_*` (the frozen scorer, only the texts differ);
+with these texts); `shuffled`, `dpo_R_shuffled` (`sft` and the last round of DPO with the texts of other users); `best_of_M`
+(`sft` with that of its M = `texts` texts which served the user's other lists best); `scorer_*` (the frozen scorer, only the texts differ);
 `teacher_titles` (texts that name liked titles too); `prm_*`, `dlcm_*` (`--networks`: networks that scored no text, with a
 policy's texts, without any, and the control).
 """
@@ -49,7 +49,11 @@ from rlhf_jax.stages.setup import ModelConfig
 from rlhf_jax.stages.text_writer import WriterConfig
 
 VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "protocols", "networks", "trees", "rounds")
-"""Fields that may differ when a run is continued: rows may be added, and no number of the others changes."""
+"""Fields that may differ when a run is continued: no number that was measured changes. The report has the rows that the last
+command asks for; others stay in `seed-S/lists/`."""
+
+
+MODEL = ModelConfig(dropout=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     """Devices that train the writer; changes speed and memory, and numbers only by rounding."""
     data: RatingsConfig = RatingsConfig()
-    model: ModelConfig = ModelConfig(dropout=0.0)
+    model: ModelConfig = MODEL
     writer: WriterConfig = WriterConfig()
     rerank: RerankConfig = RerankConfig(network="setrank")
     pairs: PairsConfig = PairsConfig()
@@ -79,7 +83,8 @@ class Config:
     protocols: tuple[Negatives, ...] = ("popularity-matched", "uniform")
     """Where the negatives of lists come from."""
     networks: tuple[reranker.rerankers.Network, ...] = ()
-    """Further networks, which score no texts: trained with those of `sft` and of DPO's first and last round, and with none."""
+    """Further networks, always in KAR's form, which score no texts: trained with those of `sft` and of DPO's first and last round,
+    with none, and with the mean history."""
     titles: Annotated[int, Range("[0, 30]")] = 5
     """Liked titles that the texts of the row `teacher_titles` name at most; 0 leaves the row out."""
     trees: bool = True
@@ -98,7 +103,32 @@ class Config:
                 "--dpo.loss rft is a row of its own, `rft`; choose sigmoid, ipo or softmax for the rows dpo_*"
             )
         if self.data.titles and self.titles:
-            raise ValueError("--data.titles already lets every text name titles: add --titles 0")
+            raise ValueError(
+                f"--data.titles {self.data.titles} already lets every text name titles, as those of the row that --titles {self.titles} "
+                "asks for: add --titles 0"
+            )
+        check_model(self.model)
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises ValueError naming an option of the network that the writer does not read."""
+    for name in ("weights", "dropout", "attention_dropout", "attention", "head_chunk", "remat_saves"):
+        value, usual = getattr(model, name), getattr(MODEL, name)
+        if value != usual:
+            raise ValueError(
+                f"--model.{name.replace('_', '-')} {value} is not read: the writer is trained from scratch, without dropout, with the "
+                "usual attention and a head that is read whole"
+            )
+
+
+def check_titles(setup: PreferenceSetup, config: Config) -> None:
+    """Raises ValueError naming the options, where too few users or items are there for vectors of titles; before anything is trained."""
+    known, width = min(len(setup.split.train), len(setup.corpus.items)), config.data.title_width
+    if config.titles and known <= width:
+        raise ValueError(
+            f"--data.title-width {width} needs more than {width} training users and items: there are {len(setup.split.train)} and "
+            f"{len(setup.corpus.items)}; choose fewer, or leave the row out with --titles 0"
+        )
 
 
 def main(config: Config) -> Path:
@@ -122,6 +152,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int) -> dict[str, dict[str
     # 0. Ratings, disjoint users, words of texts.
     setup = preference_setup.set_up(config.data, config.model, seed=seed, mesh=config.mesh, rows=shared_rows(config))
     run.record(data=setup.corpus.provenance)
+    check_titles(setup, config)
     everyone = np.arange(len(setup.corpus.users))
     # 1. Imitation: the language model writes as the teacher does.
     sft = text_writer.train(run, setup, config.writer)
@@ -235,7 +266,7 @@ def written(
 
 
 def best_for_scorer(setup: PreferenceSetup, scorer: reranker.Reranker, lists: Lists, texts: TextPool) -> TextPool:
-    """The texts, where a scorer's user has but the best one, as often: what the next re-ranker learns from."""
+    """The same texts, but each user of the scorer has only the best one, repeated; the next re-ranker learns from these."""
     users, rewards = reranker.text_rewards(scorer, lists, texts)
     vectors = texts.vectors.copy()
     best = vectors[users, rewards.argmax(axis=1)]
@@ -348,7 +379,7 @@ DEBUG = Config(
 PRESETS = {
     "movielens": ("MovieLens 100k; two CPU cores, about 15 minutes a seed and protocol", Config()),
     "movielens-prm": (
-        "the same with PRM as the scorer, which hardly reads texts; SetRank scores none",
+        "the same with PRM as the scorer, which hardly reads texts; SetRank is trained beside it and chooses no text",
         Config(
             run_dir=Path("runs/dpo4rec-prm"),
             rerank=RerankConfig(network="prm"),

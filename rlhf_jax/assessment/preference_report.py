@@ -1,6 +1,7 @@
 """The report of DPO4Rec: tables by protocol, what each round mined, how DPO moved, and texts about some test users."""
 
 import collections
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,16 @@ def headline(results: Sequence[Result]) -> list[str]:
     """The questions of the paper, each with its number."""
     found = {(one.protocol, one.name): one for one in results}
     lines = []
+    rounds = [int(one.system.removeprefix("dpo_")) for one in results if re.fullmatch(r"dpo_\d+", one.system)]
     asked = {
-        "scorer_dpo_1-scorer_sft": "The frozen re-ranker, DPO's texts in the place of imitation's",
-        "dpo_1-sft": "Re-rankers trained with each policy's texts, DPO against imitation",
-        "dpo_1-none": "DPO's texts against no text",
-        "dpo_1-history": "DPO's texts against the mean history embedding",
+        name.format(number): f"{words}, round {number}"
+        for number in dict.fromkeys((1, max(rounds, default=1)))
+        for name, words in (
+            ("scorer_dpo_{0}-scorer_sft", "The frozen re-ranker, DPO's texts in the place of imitation's"),
+            ("dpo_{0}-sft", "Re-rankers trained with each policy's texts, DPO against imitation"),
+            ("dpo_{0}-none", "DPO's texts against no text"),
+            ("dpo_{0}-history", "DPO's texts against the mean history embedding"),
+        )
     }
     for protocol in dict.fromkeys(one.protocol for one in results):
         for name, words in asked.items():

@@ -137,10 +137,13 @@ def candidate_lists(
             ordered = _most_popular_first(others)
         for start in range(n_read(len(history.items)), len(history.items), CHUNK):
             chunk = history.part(slice(start, start + CHUNK))
-            if negatives == "uniform":
-                drawn = _uniform(chunk.items, read_part(history).items, n_items, draws)
-            else:
-                drawn = _matched(chunk.items, history.items, ordered, draws)
+            try:
+                if negatives == "uniform":
+                    drawn = _uniform(chunk.items, read_part(history).items, n_items, draws)
+                else:
+                    drawn = _matched(chunk.items, history.items, ordered, draws)
+            except ValueError as error:
+                raise ValueError(f"{corpus.name}: user {corpus.users[int(user)]}: {error}") from None
             items = np.concatenate([chunk.items, drawn])
             labels = np.zeros(LIST_LENGTH, np.float32)
             labels[: len(chunk.items)] = chunk.ratings > corpus.liked_above
@@ -163,7 +166,7 @@ def _uniform(chunk: np.ndarray, read: np.ndarray, n_items: int, draws: np.random
     free[read], free[chunk] = False, False
     n = LIST_LENGTH - len(chunk)
     if free.sum() < n:
-        raise ValueError(f"a text reads {len(read)} of {n_items} items: too few are left as negatives")
+        raise ValueError(f"their text reads {len(read)} of {n_items} items: too few are left as negatives")
     return draws.choice(np.flatnonzero(free).astype(np.int32), n, replace=False)
 
 
@@ -177,7 +180,7 @@ def _matched(chunk: np.ndarray, seen: np.ndarray, by_popularity: np.ndarray, dra
     for turn in range(LIST_LENGTH - len(chunk)):
         near = _nearest(free, int(place[chunk[turn % len(chunk)]]))
         if not len(near):
-            raise ValueError(f"a user met {len(seen)} of {len(free)} items: too few are left as negatives")
+            raise ValueError(f"they met {len(seen)} of {len(free)} items: too few are left as negatives")
         chosen = draws.choice(near)
         free[chosen] = False
         found.append(by_popularity[chosen])

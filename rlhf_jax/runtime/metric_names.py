@@ -386,6 +386,9 @@ def markdown() -> str:
         ("Preferences", PREFERENCES),
         ("Retriever", RETRIEVER),
         ("User simulator", SIMULATOR),
+        ("Texts about users", TEXTS),
+        ("Writer", WRITER),
+        ("Re-ranker of lists", RERANKER),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))

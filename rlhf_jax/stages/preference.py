@@ -36,7 +36,8 @@ class PairsConfig:
     samples: Annotated[int, Range("[2, 1_024]")] = 10
     """N: texts drawn for each user."""
     per_user: Annotated[int, Range("[1, 64]")] = 3
-    """Pairs of a user: the best with the worst, the second with the second worst and so on; the paper has one."""
+    """Pairs of a user: the best with the worst, the second with the second worst and so on; the paper has one. Not read by the loss
+    `softmax`, which compares the best with all others."""
     temperature: Annotated[float, Range("(0, 10]")] = 1.0
     """Of the drawn texts."""
 
@@ -65,10 +66,6 @@ class Mined(NamedTuple):
     def kept(self) -> int:
         """Users with a preference; the others' texts are all paid the same."""
         return len(np.unique(self.of_user))
-
-    def gain(self) -> float:
-        """Mean reward of the best text of a user over the mean of all."""
-        return float((self.rewards.max(axis=1) - self.rewards.mean(axis=1)).mean())
 
 
 def mine(
@@ -106,7 +103,8 @@ def mine(
 
 
 def compared(rewards: np.ndarray, *, per_user: int, every: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which texts of each user are compared, the chosen first; ties are left out.
+    """Which texts of each user are compared, the chosen first; pairs of equal pay are left out, of `every` only users whose texts
+    are all paid the same.
 
     Args:
       rewards: [U, N]

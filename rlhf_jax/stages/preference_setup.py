@@ -55,6 +55,12 @@ class RatingsConfig:
             raise ValueError(f"--data.dir {self.dir} is not read when --data.source is world")
 
 
+def named(config: RatingsConfig) -> str:
+    """The options that say whose ratings are read, for messages."""
+    first = f"--data.source {config.source}" if config.dir is None else f"--data.dir {config.dir}"
+    return first if config.max_users is None else f"{first}, --data.max-users {config.max_users}"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Writer:
     """The language model as callables over parameters."""
@@ -144,10 +150,10 @@ def set_up(
     try:
         split = split_users(len(corpus.users), fold=seed)
     except ValueError as error:
-        raise RunError(f"--data.dir {config.dir}: {error}") from error
+        raise RunError(f"{named(config)}: {error}") from error
     attributes = texts.attributes_of(corpus.items)
     if not attributes.words:
-        raise RunError(f"--data.dir {config.dir}: items have neither genres nor years, and no words that titles share")
+        raise RunError(f"{named(config)}: items have neither genres nor years, and no words that titles share")
     vocab = preference_vocabulary(corpus, attributes)
     width = config.title_width if config.titles else 0
     titles = title_vectors(corpus, split.train, width=width) if width else np.zeros((len(corpus.items), 0), np.float32)

@@ -26,7 +26,7 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.models import rerankers
 from rlhf_jax.models.rerankers import ItemTable, ListInputs, RerankerConfig
-from rlhf_jax.ranges import Batch, Epochs, Range, Rate, Share, Size, check_numbers
+from rlhf_jax.ranges import Batch, Epochs, Range, Rate, Share, Size, check_numbers, option
 from rlhf_jax.recommenders import list_baselines
 from rlhf_jax.recommenders.list_baselines import PRIOR_RATINGS, Counts
 from rlhf_jax.runtime.files import RunError
@@ -63,7 +63,8 @@ class RerankConfig:
     dropout: Annotated[float, Range("[0, 1)")] = 0.2
     """Of the input while training."""
     epochs: Epochs = 8
-    """Passes over the training lists with a positive."""
+    """Passes over the training lists with a positive. In DPO4Rec of the re-rankers that are measured; its scorers make
+    `--scorer-epochs`."""
     batch_size: Batch = 128
     """Lists of an optimiser step."""
     learning_rate: Rate = 1e-3
@@ -76,6 +77,10 @@ class RerankConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.form == "original" and self.network == "prm":
+            raise ValueError(
+                f"{option(self, 'form')} original needs {option(self, 'network')} dlcm or setrank: prm has one form"
+            )
         self.sizes("text")
 
     def sizes(self, user: rerankers.User) -> RerankerConfig:
@@ -166,13 +171,8 @@ def no_text(setup: PreferenceSetup, users: np.ndarray) -> TextPool:
     return TextPool(np.asarray(users), np.zeros((len(users), 1, setup.code.width), np.float32))
 
 
-def joined(*pools: TextPool) -> TextPool:
-    """The pools of different users, who have as many texts."""
-    return TextPool(np.concatenate([one.users for one in pools]), np.concatenate([one.vectors for one in pools]))
-
-
 def shuffled(texts: TextPool, users: np.ndarray, *, seed: int) -> TextPool:
-    """These users, each with the texts of another of them: what is left of a gain does not hang on what texts say of their user."""
+    """These users, each with the texts of another of them: a gain that remains does not depend on whose text it is."""
     order = np.random.Generator(np.random.PCG64([23, seed])).permutation(len(users))
     vectors = texts.of(users)
     found = np.empty_like(vectors)

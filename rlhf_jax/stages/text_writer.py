@@ -139,7 +139,8 @@ def with_item_words(setup: PreferenceSetup, trunk: Params) -> Params:
 
 
 def windows_of(setup: PreferenceSetup) -> list[History]:
-    """Histories that texts are learnt from: all of a scorer's user, of the others what a text reads, no list of theirs."""
+    """Histories that texts are learnt from. Of the scorer's users all of it; of the users for pairs only the part that a text may
+    read, so that no item of their lists is in it."""
     scorer = [setup.corpus.histories[user] for user in setup.split.scorer]
     return scorer + [read_part(setup.corpus.histories[user]) for user in setup.split.pairs]
 

@@ -76,6 +76,15 @@ def test_unknown_names_are_refused(stage: str, name: str, message: str):
         metric_names.check(stage, name)
 
 
+def test_every_group_of_a_stage_is_on_the_page():
+    page = metric_names.markdown()
+    for groups in metric_names.STAGES.values():
+        for group in groups:
+            assert all(f"| `{name}` |" in page for name in group)
+    for stage in metric_names.STAGES:
+        assert f"`{stage}`" in page.split("## Healthy")[0].split("## Fitted")[1]
+
+
 def test_every_name_has_a_definition_and_stands_once_per_stage():
     for stage, groups in metric_names.STAGES.items():
         names = [name for group in groups for name in group]
