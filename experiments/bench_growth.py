@@ -169,6 +169,14 @@ class Config:
             sizes = getattr(self, name)
             if not sizes or list(sizes) != sorted(set(sizes)):
                 raise ValueError(f"--{name.replace('_', '-')} must be ascending numbers, at least one: got {sizes}")
+        for name, least, most in (
+            ("turns", 1, 5),
+            ("groups", 2, 1_024),
+            ("candidates", 2, self.catalogues[0]),
+        ):
+            sizes = getattr(self, name)
+            if sizes[0] < least or sizes[-1] > most:
+                raise ValueError(f"--{name} must lie between {least} and {most:,}: got {sizes}")
         if self.depths[0] != self.layers:
             raise ValueError(f"--depths {self.depths} must begin with --layers {self.layers}, the base")
 
@@ -371,7 +379,8 @@ WORDS = (
     "*power*: log(c₂/c₁)/log(s₂/s₁) of the two largest sizes; 1 is linear, 0 does not grow. Operations and temporaries are counted "
     "in the compiled program (bfloat16, blocks computed again in the backward pass; imitation float32, nothing computed again); seconds "
     "are CPU seconds of all threads (float32), the least of several; the peak is that of the process, compilation included. Of `start` "
-    "seconds are by the clock, one try each, but for `processor`; its peak counts pages of files that are mapped."
+    "seconds are by the clock, one try each, but for `processor`; its peak counts pages of files that are mapped. Of conversations, what is counted "
+    "leaves the seeker out; *outside programs* is a share of the wall's clock, in which all of the seeker's time counts as inside."
 )
 
 

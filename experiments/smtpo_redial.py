@@ -107,6 +107,8 @@ def check_stages(config: Config) -> None:
                 f"--conversations.openings × --conversations.group-size × turns = {n_rows} rows cannot be cut into "
                 f"--learner.minibatches {learner.minibatches} × --learner.microbatches {learner.microbatches} equal parts"
             )
+    if config.prior.learner == "grpo" and (config.processes.count > 1 or config.processes.detect):
+        raise ValueError("--prior.learner grpo learns in one process: choose likelihood, or leave out --processes")
     if talk.trainable == "prior" and config.prior.learner == "none":
         raise ValueError(
             "--conversations.trainable prior moves nothing: --prior.learner is none, the policy has no prior"
@@ -121,7 +123,7 @@ def check_stages(config: Config) -> None:
 
 PRESETS = {
     "world": (
-        "simulated world, small GPT-2; half an hour a seed on 2 busy CPU cores",
+        "simulated world, small GPT-2; half an hour a seed on one CPU core",
         Config(**SETTINGS["world"].fields),
     ),
     "debug": (
@@ -143,19 +145,22 @@ def main(config: Config) -> Path:
     """All seeds, then one report, which the first process writes."""
     enable_compilation_cache(beside=config.run_dir)
     processes.join(config.processes)
-    other = read_other(config.transfer, own_name=config.data.corpus_name)
     with (
         ends_without_the_others(),
         exits_on_signals(),
         open_run(config.run_dir, config, trackers=(), volatile=VOLATILE) as run,
     ):
-        found = {}
+        other, found = read_other(config.transfer, own_name=config.data.corpus_name), {}
         for seed in config.seeds:
             of_seed, folder = dataclasses.replace(config, seeds=(seed,)), config.run_dir / f"seed-{seed}"
             with open_run(folder, of_seed, trackers=config.trackers, volatile=VOLATILE) as own:
                 found[seed] = one_seed(own, of_seed, seed, other)
-        corpus, n_turns = config.data.corpus_name, config.conversations.turns
-        processes.lead_does(lambda: episodes_report.write(run, found, corpus=corpus, n_turns=n_turns))
+            # Each measures by itself, one perhaps minutes longer than another: longer than a collective of devices waits.
+            processes.wait(f"rlhf_jax/measured/{seed}")
+        if processes.leads():
+            corpus, n_turns = config.data.corpus_name, config.conversations.turns
+            episodes_report.write(run, found, corpus=corpus, n_turns=n_turns)
+        processes.wait("rlhf_jax/report")
         return config.run_dir / episodes_report.REPORT
 
 
@@ -170,7 +175,13 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     source = f"--data.source {config.data.source}" if config.data.dir is None else f"--data.dir {config.data.dir}"
     reasoning.check_liked(setup.corpus, max_items=config.data.max_items, source=source)
     joined = None if other is None else join(other, setup.corpus.items)
-    rows = {"openings (--conversations.openings)": talk.openings} | sft_rows(config.sft)
+    rows = sft_rows(config.sft) | {
+        "openings (--conversations.openings)": talk.openings,
+        "turns (--reasoning.batch-size)": config.reasoning.batch_size,
+    }
+    for bucket in config.simulator.buckets:
+        name = f"texts of {bucket} tokens (--simulator.tokens-per-batch // {bucket})"
+        rows[name] = config.simulator.tokens_per_batch // bucket
     setup = setup._replace(layout=devices(config.mesh, setup.network, rows))
     attributes = reasoning.attributes_of(setup, config.reasoning)
     # 1. Imitation of whole dialogues.

@@ -3,8 +3,8 @@
     python -m scale.conversations JSON        # of a `Talk` with `"repeats"`
 
 The stage is SMTPO's own (`stages/multi_turn.py`) in the simulated world; `scale.endurance` looks at the process between its
-updates. Policy and seeker have fresh weights, so that they speak to the last token and hardly a list holds gold: nobody leaves
-a conversation, and what is measured is the most that an update costs. Closed forms alone recall the candidates.
+updates. Policy and seeker have fresh weights, so that they speak to the last token; few
+conversations end early, and ended ones stay in the batch: the cost is that of all turns. Closed forms alone recall the candidates.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class Talk:
     words: int
     items: int
     dialogues: int
-    """Of the training split, which closed forms count."""
+    """Written as the training file, a tenth of which becomes validation; closed forms count the others."""
 
     @property
     def program(self) -> Program:
@@ -86,8 +86,8 @@ class Talk:
 
 
 def run(talk: Talk, repeats: int) -> dict[str, float]:
-    """CPU seconds of an update, the least of `repeats` after one that compiles; the share outside compiled programs of that
-    clock which the stage itself keeps, the least too; and the peak of this process, compilation included."""
+    """CPU seconds of an update, the least of `repeats` after one that compiles; the share of the wall's clock outside compiled
+    programs, as the stage itself logs it (all of the seeker's time counts as inside), the least too; and the peak of this process, compilation included."""
     data = DataConfig(
         world=WorldConfig(n_items=talk.items, n_train=talk.dialogues, n_test=8, n_users=16),
         n_words=talk.words,
@@ -103,7 +103,7 @@ def run(talk: Talk, repeats: int) -> dict[str, float]:
         dropout=0.0,
         attention_dropout=False,
     )
-    # Every update is an even number of its own; the last has no look after it.
+    # The first update compiles, and after the last there is no look.
     talks = ConversationsConfig(
         updates=repeats + 2,
         openings=talk.openings,

@@ -199,7 +199,7 @@ class ReasoningResponder:
 
 
 def unanswered(history: Sequence[Message]) -> tuple[Message, ...]:
-    """The same conversation in which the seeker says nothing once something was recommended.
+    """The same conversation in which the seeker says nothing once the recommender has spoken.
 
     Examples:
       >>> said = [("seeker", "a western?"), ("recommender", "this"), ("seeker", "a newer one"), ("recommender", "that")]

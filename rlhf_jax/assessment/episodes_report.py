@@ -244,7 +244,7 @@ def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns
 
 
 def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
-    """Entries of `results.json`: every system, every learnt one against imitation and against single turns."""
+    """Entries of `results.json`: every system, each against those before it, and every policy against its controls."""
     split, results = f"{corpus}/test", []
     first = found[min(found)]
     for protocol, systems in first.talks.items():
@@ -287,7 +287,7 @@ def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
 
 
 def pairs(systems: Sequence[str]) -> list[tuple[str, str]]:
-    """Every system against those before it, imitation and single turns foremost."""
+    """Every system against those before it: the first list, imitation and single turns foremost."""
     return [(a, b) for place, a in enumerate(systems) for b in systems[:place]]
 
 
@@ -300,11 +300,11 @@ def headline(results: Sequence[Result], n_turns: int) -> list[str]:
     answers = tuple(f"{name}-{name}_silent" for name in ("sft", "single_turn", "smtpo"))
     within = f"success@{n_turns}"
     for protocol, metric, names, words in (
-        ("scoring-seeker", within, (*learnt, *rivals), f"success within {n_turns} turns, a seeker that scores answers"),
+        ("scoring-seeker", within, (*learnt, *rivals), f"success within {n_turns} turns, the scoring seeker answers"),
         ("scoring-seeker", f"gain@{n_turns}", learnt, "what later turns add"),
         ("first-turn", "success@1", rivals, "a first list that holds what is liked"),
         ("scoring-seeker", within, answers, "what answers are worth"),
-        ("blind-seeker", within, learnt, "the same, hearing somebody else's answers"),
+        ("blind-seeker", within, learnt, f"success within {n_turns} turns, hearing somebody else's answers"),
         (closed_loop.PROTOCOL, "mean_utility", (*learnt, *answers), "true utility, users of the world"),
         (closed_loop.PROTOCOL, within, learnt, "accepted by users of the world"),
     ):
@@ -335,7 +335,8 @@ def curves(found: Mapping[int, Found], n_turns: int) -> Any:
         if protocol == "first-turn":
             continue
         lines = []
-        for name in systems:
+        # A colour is a place: what not every panel has comes last.
+        for name in sorted(systems, key=lambda one: one == FIRST_LIST):
             values = [
                 [results_of.sums(one.talks[protocol][name])[f"success@{turn}"].mean for turn in x]
                 for one in found.values()

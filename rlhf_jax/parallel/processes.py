@@ -133,7 +133,7 @@ def from_lead(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def wait(name: str, *, seconds: int = 3600) -> None:
-    """Until every process has come here; over the coordinator, no device takes part. A name serves once."""
+    """Until every process has come here; over the coordinator, no device takes part."""
     if several():
         multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * seconds)
 

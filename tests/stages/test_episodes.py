@@ -165,9 +165,11 @@ def test_with_the_silent_conversations_go_on_without_a_word(
     for history, opening in zip(turns.histories, openings, strict=True):
         answer = history[opening.index + 1]
         assert (answer.role, answer.parts) == ("seeker", ("...",)) and len(history) == opening.index + 3
-    # And nothing is recalled for it: the candidates are those of the opening, but for what was listed.
-    first, second = (np.asarray(asked.candidates) for asked in policy.asked)
-    assert (second & ~first).sum() <= 2 * len(openings)
+    # And it tells the retriever nothing.
+    ids = [opening.dialogue.dialogue_id for opening in openings]
+    heard = [history[: opening.index + 2] for history, opening in zip(turns.histories, openings, strict=True)]
+    silent, without = (recommender.prompts(some, ids)[1] for some in (heard, [history[:-1] for history in heard]))
+    np.testing.assert_array_equal(silent, without)
 
 
 def test_a_conversation_needs_a_turn_and_an_opening(recommender: Recommender, openings: list[ReasonedTurn]) -> None:
