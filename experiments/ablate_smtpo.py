@@ -6,9 +6,9 @@ Paper: SMTPO, arXiv:2604.03671; the parts are those of docs/algorithms/smtpo.md,
     python experiments/ablate_smtpo.py redial --data-dir DIR         # ReDial, as `smtpo_redial.py redial`
     python experiments/ablate_smtpo.py debug                         # everything in miniature, for tests
 
-DIR holds `redial/`. Imitation, retriever and seekers are trained once a seed; every variant learns from them with the same
-budget and random numbers as `smtpo` (`studies/smtpo_ablation.py` names the variants), and talks with the seeker that scores, in the
-world also with its users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
+DIR holds `redial/`. Imitation, retriever and seekers are trained once a seed; the two variants of the towers' views train
+retriever and form of their own. Every variant learns with the same budget and random numbers as `smtpo`
+(`studies/smtpo_ablation.py` names the variants), and talks with the seeker that scores, in the world also with its users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
 knowing it is worth. The same command continues what was interrupted.
 
 Hardware: one CPU core. Not run to its end at the sizes `world` and `redial`: no numbers of it are stored yet.
@@ -104,7 +104,8 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     )
     check_data(setup.corpus)
     source = f"--data-dir {config.data_dir}" if config.setting == "redial" else f"--setting {config.setting}"
-    reasoning.check_liked(setup.corpus, max_items=stages.data.max_items, source=source)
+    turns = stages.conversations.turns
+    reasoning.check_liked(setup.corpus, max_items=stages.data.max_items, turns=turns, source=source)
     # 1.–3. Imitation, retriever and reasoning form, shared; a retriever of one view has candidates and a form of its own.
     trunk = supervised.train(run, setup, stages.sft)
     both, setup = imitate(run, setup, trunk, stages, views="both")

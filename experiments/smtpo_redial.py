@@ -1,7 +1,7 @@
 """Does a recommender that reasons and learns from several turns with a simulated user recommend better?
 
 Paper: SMTPO, arXiv:2604.03671 (user simulator, dual-view retriever, reasoning recommender, multi-turn reinforcement learning).
-No code or formula of it is public: what was decided here stands in docs/algorithms/smtpo.md, whose numbers are those of `main`.
+No code or formula of it is public: what was decided here stands in docs/algorithms/smtpo.md, whose numbers are those of `one_seed`.
 
     python experiments/smtpo_redial.py                               # world: the simulated world, CPU
     python experiments/smtpo_redial.py redial --data.dir DIR         # real ReDial, small GPT-2 from scratch
@@ -33,6 +33,7 @@ from command_line import preset_and_options, start
 from rlhf_jax.assessment import episodes_report, other_corpus
 from rlhf_jax.assessment.other_corpus import OtherCorpus, TransferConfig, join, read_other
 from rlhf_jax.assessment.scoring_seeker import scoring_seeker, training_half
+from rlhf_jax.data.sources import WORLD
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.parallel import processes
 from rlhf_jax.parallel.mesh import MeshConfig
@@ -41,6 +42,7 @@ from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.interrupts import ends_without_the_others, exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
 from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
+from rlhf_jax.stages.episodes import COMPONENTS
 from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.launch import check_data, devices, sft_rows
 from rlhf_jax.stages.multi_turn import ConversationsConfig
@@ -91,6 +93,12 @@ class Config:
         check_numbers(self)
         check_stages(self)
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """Groups of options that this configuration does not read, with the reason."""
+        idle = {} if self.prior.learner != "none" else {"prior": "--prior.learner is none"}
+        return idle if self.data.source == WORLD else idle | {"data.world": f"--data.source is {self.data.source}"}
+
 
 def check_stages(config: Config) -> None:
     """Raises ValueError naming the options that do not fit together."""
@@ -113,12 +121,62 @@ def check_stages(config: Config) -> None:
         raise ValueError(
             "--conversations.trainable prior moves nothing: --prior.learner is none, the policy has no prior"
         )
+    check_learning(config)
+    check_lengths(config)
+    if config.data.rl_share:
+        raise ValueError(
+            f"--data.rl-share {config.data.rl_share} is not read: SMTPO imitates, and converses over, all training dialogues"
+        )
     if config.retriever.candidates < config.data.max_items:
         raise ValueError(
             f"--retriever.candidates {config.retriever.candidates} cannot fill a list of --data.max-items {config.data.max_items}"
         )
     if config.prior.parts != PriorConfig().parts:
-        raise ValueError("--prior.parts: the prior reads what the retriever reads, all six closed forms")
+        raise ValueError(
+            f"--prior.parts {' '.join(config.prior.parts)}: the prior reads what the retriever reads, all six closed forms"
+        )
+
+
+def check_learning(config: Config) -> None:
+    """Raises ValueError for numbers of line 5 with which nothing, or not what is said, would be learnt."""
+    talk, learner = config.conversations, config.learner
+    if talk.turns == 1:
+        raise ValueError(
+            "--conversations.turns 1: `smtpo` would be `single_turn`, which is trained beside it; give at least 2"
+        )
+    steps = talk.updates * learner.epochs * learner.minibatches
+    if talk.warmup_steps >= steps:
+        raise ValueError(
+            f"--conversations.warmup-steps {talk.warmup_steps} leaves no step after it: --conversations.updates × --learner.epochs × "
+            f"--learner.minibatches are {steps} optimiser steps"
+        )
+    if learner.component_names != COMPONENTS:
+        raise ValueError(
+            f"--learner.component-names must be {' '.join(COMPONENTS)}: got {' '.join(learner.component_names)}"
+        )
+    if not any(learner.component_weights):
+        raise ValueError(f"--learner.component-weights {' '.join(map(str, learner.component_weights))} pay for nothing")
+
+
+def check_lengths(config: Config) -> None:
+    """Raises ValueError where texts of a stage are longer than the network's positions, as far as these are known."""
+    if config.model.weights is not None:
+        return
+    data, positions = config.data, config.model.n_positions
+    for named, longest in (
+        (
+            f"--data.context-tokens {data.context_tokens} + --data.response-tokens {data.response_tokens}",
+            data.context_tokens + data.response_tokens,
+        ),
+        (
+            f"--data.context-tokens {data.context_tokens} + --simulator.response-tokens {config.simulator.response_tokens}",
+            data.context_tokens + config.simulator.response_tokens - 1,
+        ),
+        (f"--sft.buckets {' '.join(map(str, config.sft.buckets))}: the last", config.sft.buckets[-1]),
+        (f"--simulator.buckets {' '.join(map(str, config.simulator.buckets))}: the last", config.simulator.buckets[-1]),
+    ):
+        if longest > positions:
+            raise ValueError(f"{named} exceeds --model.n-positions {positions}")
 
 
 PRESETS = {
@@ -173,7 +231,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     )
     check_data(setup.corpus)
     source = f"--data.source {config.data.source}" if config.data.dir is None else f"--data.dir {config.data.dir}"
-    reasoning.check_liked(setup.corpus, max_items=config.data.max_items, source=source)
+    reasoning.check_liked(setup.corpus, max_items=config.data.max_items, turns=talk.turns, source=source)
     joined = None if other is None else join(other, setup.corpus.items)
     rows = sft_rows(config.sft) | {
         "openings (--conversations.openings)": talk.openings,

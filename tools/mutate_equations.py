@@ -340,7 +340,12 @@ MUTANTS = [
         "    if not decoupled:\n        by_turn",
         "option inverted",
     ),
-    Mutant("group", "paid = rewards @ weights.astype(rewards.dtype)", "paid = rewards.sum(-1)", "weights ignored"),
+    Mutant(
+        "group",
+        "paid = jnp.sum(rewards * weights.astype(rewards.dtype)[None, None], axis=-1)",
+        "paid = rewards.sum(-1)",
+        "weights ignored",
+    ),
     Mutant("group", "now + gamma * after", "now + after", "no discount"),
     Mutant("group", "paid.T, reverse=True", "paid.T, reverse=False", "paid for the past"),
     Mutant(

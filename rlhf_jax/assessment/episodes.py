@@ -120,8 +120,8 @@ def talk(
     with Progress(f"conversations: {name}", 0, len(openings)) as progress:
         for start in range(0, len(openings), BATCH):
             own = list(openings[start : start + BATCH])
-            # The last batch is filled from its own front: fewer rows would be another program.
-            filled = [own[row % len(own)] for row in range(BATCH)]
+            # The last batch is filled from the front of all: fewer rows would be another program, and nobody's neighbour is itself.
+            filled = [openings[(start + row) % len(openings)] for row in range(BATCH)]
             found = converse(
                 recommender, speak, params, seekers, filled, n_turns=n_turns, key=jax.random.fold_in(key, start)
             )
@@ -155,7 +155,7 @@ def spoken(messages: Sequence[Message], titles: Mapping[int, str]) -> list[list[
 
 
 def first_rows(turns: Turns, n: int) -> Turns:
-    """The first n conversations; counts of leaks are those of all."""
+    """The first n conversations. Counts of leaks, replies and their places stay those of all."""
     return turns._replace(
         **{
             name: getattr(turns, name)[:n]

@@ -73,8 +73,18 @@ def reasoning_tokens(
             f"max_tokens is {max_tokens}; {len(said)} tokens of attributes, {len(items)} items and the form take "
             f"{FRAME + len(said) + len(items)}"
         )
+    return [vocab.pref, *said, vocab.rec, *items, vocab.say, *sayable(vocab, words, items, room), vocab.eos]
+
+
+def sayable(vocab: Vocabulary, words: Sequence[int], items: Sequence[int], room: int) -> list[int]:
+    """Words cut to the room that is left, and before the first item that is not listed.
+
+    Args:
+      words: encoded.
+      items: tokens of the list.
+    """
     stop = next((n for n, token in enumerate(words) if vocab.is_item(token) and token not in items), len(words))
-    return [vocab.pref, *said, vocab.rec, *items, vocab.say, *words[: min(stop, room)], vocab.eos]
+    return list(words[: max(0, min(stop, room))])
 
 
 def read_reasoning(vocab: Vocabulary, attributes: Attributes, response: Iterable[SupportsInt]) -> Reasoned:

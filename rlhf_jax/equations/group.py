@@ -153,7 +153,8 @@ def turn_advantages(
     if decoupled:
         by_turn = jax.vmap(advantages_by_place, in_axes=(2, None), out_axes=2)
         rewards = by_turn(rewards, running)
-    paid = rewards @ weights.astype(rewards.dtype)
+    # A sum of products, not a matmul: accelerators would round its inputs to bfloat16 or tf32.
+    paid = jnp.sum(rewards * weights.astype(rewards.dtype)[None, None], axis=-1)
 
     def earlier(after: Float[Array, " G"], now: Float[Array, " G"]) -> tuple[Float[Array, " G"], Float[Array, " G"]]:
         to_go = now + gamma * after
@@ -208,7 +209,11 @@ def settled_advantages(
     rewards = jnp.where(had, rewards.astype(dtype), 0)
     settled = jnp.where(had[..., None], settled.astype(dtype), 0)
     count = jnp.maximum(running.sum(axis=0), 1)[None, :, None]
-    centred = jnp.where(had[..., None], settled - settled.sum(axis=0, keepdims=True) / count[..., None], 0)
+    highest = jnp.where(had[..., None], settled, -jnp.inf).max(axis=0, keepdims=True)
+    lowest = jnp.where(had[..., None], settled, jnp.inf).min(axis=0, keepdims=True)
+    # Rounding of the mean would leave a residue where all have the same.
+    differ = had[..., None] & (highest > lowest)
+    centred = jnp.where(differ, settled - settled.sum(axis=0, keepdims=True) / count[..., None], 0)
     if decoupled:
         highest = jnp.where(had, rewards, -jnp.inf).max(axis=0, keepdims=True)
         lowest = jnp.where(had, rewards, jnp.inf).min(axis=0, keepdims=True)

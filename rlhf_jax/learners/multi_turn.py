@@ -1,7 +1,7 @@
 """GRPO on conversations: episodes that began alike, compared turn by turn; no value function.
 
-A turn is a row (docs/decisions/0011): state s_k, the window of what was said, is a prompt, and the reply a response. The
-numbers 1–6 are the lines of learning from turns in `docs/algorithms/smtpo.md`. Source: the kind of learner is that of
+A turn is a row (docs/decisions/0011): state s_k, the window of what was said, is a prompt, and the reply a response. Of
+the steps 1–6 below, 1, 3 and 4 are line 5e of `docs/algorithms/smtpo.md`, 2 is 5d and 5 is 5f. Source: the kind of learner is that of
 SMTPO (arXiv:2604.03671), whose formulas are not public; components normalised by themselves are GDPO's (Liu et al. 2026,
 arXiv:2601.05242); the loss is `learners.grpo`'s. Turns in the place of tokens, and explicit ends, are ours.
 
@@ -61,7 +61,7 @@ class Episodes:
     running: Bool[Array, "N G T"]
     """True on the turns that an episode had, the first ones. An end is said here; a reward of 0 is none."""
     settled: Float[Array, "N G T C S"] | None = None
-    """Part of each component that was settled before each of S places of the turn; None where `credit` is by turn."""
+    """Part of each component that was settled before each of S places of the turn; read where `credit` is by place."""
     places: Int[Array, "B length"] | None = None
     """Place at which each token stands, in 0 … S − 1."""
 
@@ -113,7 +113,7 @@ def learn(
     optimizer: optax.GradientTransformation,
     config: MultiTurnConfig,
 ) -> tuple[MultiTurnState, Metrics]:
-    """One update: lines 1–6 of the box, from episodes and the raw reward components of their turns.
+    """One update: lines 5d to 5f of the box, from episodes and the raw reward components of their turns.
 
     Args:
       episodes: see `Episodes`.

@@ -17,7 +17,8 @@ class MultiTurnConfig(ClippedConfig):
     """What each counts; 0 leaves it out."""
     decoupled: bool = True
     """Normalise each component among the episodes of a group at the same turn (GDPO); off, components are summed as they
-    are. On, what a later turn pays *on average over those that reach it* is no merit of reaching it: see the lesson."""
+    are. On: a turn is not credited with the average pay
+    of later turns, only with what lies above or below it: see the lesson."""
     credit: Literal["turn", "place"] = "turn"
     """What a token answers for: its whole `turn` and what follows; or, from its `place` in the turn on, only what was not
     settled before it: what is said after the list did not choose the list. The expected gradient is the same without

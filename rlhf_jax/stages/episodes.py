@@ -1,7 +1,8 @@
 """Conversations over several turns, in step: a reasoning policy speaks, a seeker answers, and every turn is paid.
 
-Each of R conversations begins with an opening, the context before the first recommendation of a logged dialogue, whose
-seeker is known to like something that comes later: the gold. In turn k
+Lines 5a (steps 1 and 2 below), 5b (3) and 5c (4) of docs/algorithms/smtpo.md. Each of R conversations begins with an opening,
+the context before the first recommendation of a logged dialogue, whose seeker is known to like something that comes later: the
+gold. In turn k
 
     1. the window of the conversation becomes a prompt, and the turn's candidates are recalled anew;
     2. the policy replies: one compiled program, all conversations at once;
@@ -193,7 +194,11 @@ def converse(
             ended.setdefault(int(row), histories[row])
         if turn + 1 == n_turns or not running.any():
             break
-        blocked = [[vocab.item_ids[column] for column in np.flatnonzero(row)] for row in gold]
+        # Of a conversation that is over nothing is hidden any more.
+        blocked = [
+            [vocab.item_ids[column] for column in np.flatnonzero(row)] if goes_on else []
+            for row, goes_on in zip(gold, running, strict=True)
+        ]
         answers = seekers.say(histories, blocked, jax.random.fold_in(key, 2 * turn + 1))
         leaks += answers.leaks
         leaks_left += answers.leaks_left

@@ -1,4 +1,4 @@
-"""Stage 3 of SMTPO: a reasoning policy learns from conversations with a simulated seeker, turn by turn.
+"""Line 5 of SMTPO (docs/algorithms/smtpo.md): a reasoning policy learns from conversations with a simulated seeker, turn by turn.
 
 An update draws N openings of the training split and runs G conversations from each, in step; what every turn is paid
 becomes the credit of its tokens (`learners/multi_turn.py`). One turn instead of several is the usual, single-turn kind of

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float32, Key
 
 from rlhf_jax.data.attributes import Attributes, attributes
 from rlhf_jax.data.batching import batch_indices, pad_left, pad_right
-from rlhf_jax.data.reasoning import FRAME, Reasoned, read_reasoning, reasoning_tokens
+from rlhf_jax.data.reasoning import FRAME, Reasoned, read_reasoning, reasoning_tokens, sayable
 from rlhf_jax.data.windows import is_empty, prompt_tokens
 from rlhf_jax.decoding.grammar import Opening
 from rlhf_jax.feedback.recommendation import liked_from
@@ -287,27 +287,32 @@ def openings_of(dialogues: Sequence[Dialogue]) -> list[ReasonedTurn]:
     return list(first.values())
 
 
-def check_liked(corpus: Corpus, *, max_items: int, source: str) -> None:
+def check_liked(corpus: Corpus, *, max_items: int, turns: int, source: str) -> None:
     """Whether conversations can be learnt and judged on a corpus; to be asked before anything is trained.
 
     Args:
       max_items: length of a list.
+      turns: of a conversation at most, each of which names a list.
       source: the option that named the corpus, with its value.
     Raises: RunError naming the split of which no seeker is known to like what the recommender named first, or the numbers
       of a catalogue that cannot fill a list.
     """
-    splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    splits, named = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}, 0
     for name, dialogues in splits.items():
         # Of the validation split turns are read, of the others also where conversations begin.
-        if not (reasoned_turns(dialogues) if name == "validation" else openings_of(dialogues)):
+        openings = openings_of(dialogues)
+        if not (reasoned_turns(dialogues) if name == "validation" else openings):
             forms = sum(bool(dialogue.seeker_labels) for dialogue in dialogues)
             raise RunError(
                 f"{source}: no seeker of the {len(dialogues)} {name} dialogues is known to like what the recommender named first "
                 f"({forms} of them have a seeker's form, `initiatorQuestions`): SMTPO learns from `liked` in these forms"
             )
-    if len(corpus.items) <= max_items:
+        before = ({item for said in one.dialogue.messages[: one.index] for item in said.items} for one in openings)
+        named = max(named, max(map(len, before), default=0))
+    if len(corpus.items) <= named + turns * max_items:
         raise RunError(
-            f"--data.max-items {max_items}: a catalogue of {len(corpus.items)} items leaves nothing to choose from ({source})"
+            f"--data.max-items {max_items}, --conversations.turns {turns}: openings have named up to {named} items, and a catalogue of "
+            f"{len(corpus.items)} leaves nothing to choose from in the last turn ({source})"
         )
 
 
@@ -340,8 +345,10 @@ class Demonstrations:
             wanted = wanted_attributes(self._recommender.attributes, columns, self._recommender.said)
             words = vocab.encode_parts(turn.dialogue.messages[turn.index].parts)
             if not wanted:
-                # Nothing is known of what the seeker likes: the usual form.
-                sequences.append([vocab.rec, *(vocab.first_item + column for column in listed), vocab.say, vocab.eos])
+                # What is liked shares no attribute with enough items: the usual form.
+                items = [vocab.first_item + column for column in listed]
+                said = sayable(vocab, words, items, data.response_tokens - len(items) - 3)
+                sequences.append([vocab.rec, *items, vocab.say, *said, vocab.eos])
                 continue
             sequences.append(
                 reasoning_tokens(

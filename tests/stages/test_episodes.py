@@ -126,7 +126,7 @@ def test_seekers_hear_the_conversation_and_what_to_hide(
     _, _, seekers = said
     assert len(seekers.heard) == 2, "nobody answers the last turn"
     for histories, hidden in seekers.heard:
-        assert hidden == [[13], [15]]
+        assert hidden == [[], [15]], "the first conversation is over: nothing is hidden any more"
         assert all(history[-1].role == "recommender" for history in histories)
 
 

@@ -36,14 +36,18 @@ def test_turns_are_those_of_seekers_who_will_like_something_new() -> None:
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_corpus_without_labels_is_refused_before_training(recommender: Recommender, split: str) -> None:
     corpus = recommender.setup.corpus
-    reasoning.check_liked(corpus, max_items=2, source="--data.dir here")
+    reasoning.check_liked(corpus, max_items=2, turns=2, source="--data.dir here")
     silent = tuple(map(reasoned.without_forms, getattr(corpus, split)))
     named = {"train": "training"}.get(split, split)
     expected = f"--data.dir here: no seeker of the {len(silent)} {named} dialogues .* \\(0 of them have a seeker's form"
     with pytest.raises(RunError, match=expected):
-        reasoning.check_liked(dataclasses.replace(corpus, **{split: silent}), max_items=2, source="--data.dir here")
-    with pytest.raises(RunError, match=r"--data\.max-items 6: a catalogue of 6 items leaves nothing to choose"):
-        reasoning.check_liked(corpus, max_items=6, source="--data.dir here")
+        reasoning.check_liked(
+            dataclasses.replace(corpus, **{split: silent}), max_items=2, turns=2, source="--data.dir here"
+        )
+    # One item is named in every opening; three turns of two leave none of the six.
+    expected = r"--data\.max-items 2, --conversations\.turns 3: openings have named up to 1 items, and a catalogue of 6 leaves nothing"
+    with pytest.raises(RunError, match=expected):
+        reasoning.check_liked(corpus, max_items=2, turns=3, source="--data.dir here")
 
 
 def test_candidates_are_the_best_of_what_nobody_has_named(recommender: Recommender) -> None:
