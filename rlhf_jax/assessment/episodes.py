@@ -88,11 +88,11 @@ def first_list(recommender: Recommender, openings: Sequence[ReasonedTurn], *, n_
         if not listed.shape[1]:  # The catalogue has come to its end.
             continue
         hit = np.take_along_axis(gold, listed, axis=1)
-        rewards[had, turn, 1] = np.asarray(jax.vmap(recommendation_reward)(listed, gold))[had]
-        gold_rank[had, turn] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)[had]
+        rewards[:, turn, 1] = np.where(had, np.asarray(jax.vmap(recommendation_reward)(listed, gold)), 0)
+        gold_rank[:, turn] = np.where(had & hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
         # Its candidates are those of the first turn, less what it has listed.
-        recalled[had, turn] = np.asarray((recommender.retrieval.candidates(scores) & gold).any(axis=1))[had]
-        repeated[had, turn] = np.isneginf(np.take_along_axis(scores, listed, axis=1)).any(axis=1)[had]
+        recalled[:, turn] = had & (recommender.retrieval.candidates(scores) & gold).any(axis=1)
+        repeated[:, turn] = had & np.isneginf(np.take_along_axis(scores, listed, axis=1)).any(axis=1)
     return Measured(
         conversations=tuple(opening.dialogue.dialogue_id for opening in openings),
         rewards=rewards,
