@@ -145,7 +145,13 @@ def test_two_devices_give_what_one_gives(on_devices: Callable[..., Path], alone:
         (("debug", "--seeds", "1", "1"), "--seeds 1 1: one or several, each once"),
         (("debug", "--dpo.loss", "rft"), "--dpo.loss rft is a row of its own"),
         (("debug", "--networks", "setrank"), "--networks setrank is the network of --rerank.network already"),
-        (("debug", "--data.titles", "2"), "--data.titles already lets every text name titles"),
+        (("debug", "--data.titles", "2"), "--data.titles 2 already lets every text name titles"),
+        (("debug", "--model.dropout", "0.3"), "--model.dropout 0.3 is not read: the writer is trained from scratch"),
+        (
+            ("debug", "--rerank.network", "prm", "--rerank.form", "original"),
+            "--rerank.form original needs --rerank.network dlcm or setrank",
+        ),
+        (("debug", "--data.max-users", "10"), "--data.source world, --data.max-users 10: 10 users: lists need"),
         (("debug", "--mesh.data", "2"), "needs 2 devices, there are 1"),
         (
             ("debug", "--mesh.data", "3"),

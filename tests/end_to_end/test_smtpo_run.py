@@ -129,6 +129,32 @@ def test_a_corpus_without_labels_is_refused_at_the_start(
     assert not (tmp_path / "run" / "seed-0" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--conversations.turns", "1"), "`smtpo` would be `single_turn`"),
+        (("--simulator.response-tokens", "400"), "exceeds --model.n-positions 128"),
+        (("--learner.component-weights", "0", "0", "0"), "--learner.component-weights 0.0 0.0 0.0 pay for nothing"),
+        (("--learner.component-names", "a", "b", "c"), "must be format recommendation preference: got a b c"),
+        (("--data.rl-share", "0.3"), "--data.rl-share 0.3 is not read"),
+        (("--conversations.warmup-steps", "9"), "--conversations.warmup-steps 9 leaves no step after it"),
+        (
+            ("--data.world.n-items", "20", "--data.max-items", "8", "--conversations.turns", "3"),
+            "nothing to choose from",
+        ),
+        (
+            ("--prior.learner", "grpo", "--processes.count", "2", "--processes.coordinator", "here:1"),
+            "--prior.learner grpo learns in one process",
+        ),
+    ],
+)
+def test_what_cannot_be_learnt_is_named(
+    run_here: Callable[..., tuple[int, str]], tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    code, output = run_here(SCRIPT, "debug", *arguments, "--run-dir", str(tmp_path / "run"))
+    assert code != 0 and message in " ".join(output.replace("│", " ").split()) and "Traceback" not in output
+
+
 def other_dialogues_are_ranked(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
     shutil.copytree(run / "seed-0" / "data", run.parent / "theirs")
     moved = ("--transfer.dir", str(run.parent / "theirs"), "--transfer.dialogues", "6")
