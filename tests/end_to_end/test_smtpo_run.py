@@ -3,20 +3,15 @@
 import json
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from rlhf_jax.assessment.seeker_talk import open_seeker
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.reporting.run_report import read_results
-from rlhf_jax.runtime.files import read_npz
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
@@ -58,46 +53,6 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     other_dialogues_are_ranked(run_here, run)
     a_person_recommends(run_here, run)
     another_vocabulary_is_refused(run_here, run)
-
-
-@pytest.mark.slow
-def test_two_processes_hold_one_run(repository: Path, run_here: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    """Both go through all stages, talk and measure alike; one process alone measures again what is missing, the same."""
-    run = tmp_path / "run"
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        str(repository / "experiments" / SCRIPT),
-        "debug",
-        "--run-dir",
-        str(run),
-        "--mesh.data",
-        "2",
-    ]
-    shared = ["--processes.coordinator", f"localhost:{port}", "--processes.count", "2", "--processes.index"]
-    started = [
-        subprocess.Popen([*command, *shared, str(index)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for index in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=600)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n\n".join(text[-3000:] for text in outputs)
-    first, second = run / "seed-0" / "conversations", run / "seed-0" / "processes" / "1" / "conversations"
-    names = sorted(path.name for path in first.glob("*.npz"))
-    assert names == sorted(path.name for path in second.glob("*.npz")) and "smtpo-scoring-seeker.npz" in names
-    for name in names:
-        one, other = read_npz(first / name), read_npz(second / name)
-        assert all(np.array_equal(one[key], other[key], equal_nan=one[key].dtype.kind == "f") for key in one), name
-    before = (run / "results.json").read_bytes()
-    (first / "smtpo-scoring-seeker.npz").unlink()
-    code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
-    assert code == 0 and output.count("conversations: smtpo") == 1, output
-    assert (run / "results.json").read_bytes() == before
 
 
 def another_vocabulary_is_refused(run_here: Callable[..., tuple[int, str]], run: Path) -> None:
