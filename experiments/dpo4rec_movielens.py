@@ -5,7 +5,7 @@ Paper: RLRF4Rec / DPO4Rec, arXiv:2410.05939 (a re-ranker scores N texts about a 
     python experiments/dpo4rec_movielens.py --data.dir DIR                  # MovieLens 100k (or 1M), two CPU cores
     python experiments/dpo4rec_movielens.py --data.dir DIR --seeds 0 1 2    # three seeds, each with test users of its own
     python experiments/dpo4rec_movielens.py movielens-prm --data.dir DIR    # a scorer that hardly reads texts: PRM
-    python experiments/dpo4rec_movielens.py debug                           # made-up ratings, under a minute, for tests
+    python experiments/dpo4rec_movielens.py debug                           # made-up ratings, two minutes with compiling, for tests
     python experiments/dpo4rec_movielens.py PRESET --help                   # every field
 
 A run directory holds `report.md`, `results.json`, plots, and for every seed `seed-S/` with checkpoints, metrics, `lists/` (every
@@ -386,7 +386,7 @@ PRESETS = {
             networks=("setrank",),
         ),
     ),
-    "debug": ("made-up ratings in miniature; under a minute, for tests", DEBUG),
+    "debug": ("made-up ratings in miniature; two minutes with compiling, for tests", DEBUG),
     "games": (
         "Amazon Games: what was bought, no ratings; two CPU cores, about 15 minutes a seed and protocol",
         Config(
