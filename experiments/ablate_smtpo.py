@@ -8,7 +8,8 @@ Paper: SMTPO, arXiv:2604.03671; the parts are those of docs/algorithms/smtpo.md,
 
 DIR holds `redial/`. Imitation, retriever and seekers are trained once a seed; the two variants of the towers' views train
 retriever and form of their own. Every variant learns with the same budget and random numbers as `smtpo`
-(`studies/smtpo_ablation.py` names the variants), and talks with the seeker that scores, in the world also with its users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
+(`studies/smtpo_ablation.py` names the variants), and talks with the seeker that scores, in the world also with its
+users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
 knowing it is worth. The same command continues what was interrupted.
 
 Hardware: one CPU core. Not run to its end at the sizes `world` and `redial`: no numbers of it are stored yet.

@@ -3,8 +3,8 @@
     python -m scale.conversations JSON        # of a `Talk` with `"repeats"`
 
 The stage is SMTPO's own (`stages/multi_turn.py`) in the simulated world; `scale.endurance` looks at the process between its
-updates. Policy and seeker have fresh weights, so that they speak to the last token; few
-conversations end early, and ended ones stay in the batch: the cost is that of all turns. Closed forms alone recall the candidates.
+updates. Policy and seeker have fresh weights, so that they speak to the last token; few conversations end
+early, and ended ones stay in the batch: the cost is that of all turns. Closed forms alone recall the candidates.
 """
 
 import dataclasses

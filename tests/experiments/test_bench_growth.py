@@ -74,10 +74,10 @@ def powers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, floa
         # Turns are rows, and so are conversations; each is drawn, judged and learnt once.
         ("conversations, turns", "decode", 0.99, 1.01),
         ("conversations, turns", "passes", 0.99, 1.01),
-        # What is computed again in the backward pass is chosen by size: a few per cent.
-        ("conversations, turns", "update", 0.99, 1.1),
+        # What is computed again in the backward pass is chosen by size: 1.019 from one turn to four.
+        ("conversations, turns", "update", 0.99, 1.03),
         ("conversations, group", "decode", 0.99, 1.01),
-        ("conversations, group", "update", 0.99, 1.1),
+        ("conversations, group", "update", 0.99, 1.01),
         # Devices share out the batch: each does less in the same proportion.
         ("devices", "decode", -1.01, -0.99),
         ("devices", "update", -1.01, -0.9),
