@@ -74,8 +74,7 @@ EXPECTED: dict[Steps, dict[str, int]] = {
     # Every turn of all conversations is drawn by itself; nothing is scored by a network.
     "multi-turn": {
         "decode": TURNS * drawn(B // TURNS),
-        # The last number: what each turn was paid, its three components weighted.
-        "passes": TURNS * (trunk(B // TURNS, P, 1) + B // TURNS * HEAD) + 2 * JUDGED + B * 3 * 2,
+        "passes": TURNS * (trunk(B // TURNS, P, 1) + B // TURNS * HEAD) + 2 * JUDGED,
         "update": UPDATE,
     },
     # Half as many prompts, each followed by both responses.
