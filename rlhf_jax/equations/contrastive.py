@@ -53,7 +53,8 @@ def corrected_scores(scores: Float[Array, " N"], log_expected: Float[Array, " N"
 
         s'_j = s_j − log E_j
 
-    E_j is how often candidate j is expected among the draws. In-batch negatives are drawn by popularity: without the
+    E_j is how often candidate j is expected among those that count: its expected number of draws, or, where each candidate
+    counts once, its chance to be drawn at all, 1 − e^{−draws}. In-batch negatives are drawn by popularity: without the
     correction InfoNCE learns s_j = log p(j | query) − log E_j, and popular items come last.
 
     Source: Bengio and Senécal 2008, doi:10.1109/TNN.2007.912312; for in-batch negatives Yi et al. 2019,

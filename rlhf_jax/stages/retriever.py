@@ -1,7 +1,7 @@
 """The retriever of SMTPO: learns vectors of dialogues and items by InfoNCE, then weighs them beside the closed forms.
 
 A step's candidates are shared by its rows: the targets of all rows (in-batch negatives), hard ones (items that co-mention
-ranks high for a row), and uniform draws. Each candidate counts once and is corrected for how often it is expected. What else the
+ranks high for a row), and uniform draws. Each candidate counts once and is corrected for its chance to be drawn. What else the
 row's message names is no negative.
 """
 
@@ -138,8 +138,8 @@ class Known(NamedTuple):
     """What every step reads of all items."""
 
     items: ItemViews
-    log_expected: Float[Array, " I"]
-    """log of how often each item is expected among the candidates of a step."""
+    log_chance: Float[Array, " I"]
+    """log of the chance that each item is among the candidates of a step, log(1 − e^{−E}) for E expected draws."""
 
 
 def count_sources(corpus: Corpus, config: RetrieverConfig) -> Sources:
@@ -218,7 +218,7 @@ def train(
     popular = np.log1p(np.asarray(training.fresh.sum(0), np.float64))
     params = retriever.init(network, stream_key(key, f"{STAGE}/init", 0), jnp.asarray(popular, jnp.float32))
 
-    known = layout.same(Known(views.items, jnp.asarray(pairs.log_expected)))
+    known = layout.same(Known(views.items, jnp.asarray(pairs.log_chance)))
 
     def one_step(
         state: TrainState, batch: PairBatch, known: Known, key: Key[Array, ""]
@@ -279,7 +279,7 @@ def contrastive_loss(
     counted = once[None, :] & (is_target | ~is_gold)
     losses = jax.vmap(
         lambda scores, target, mask: info_nce(
-            corrected_scores(scores, known.log_expected[drawn]), target.astype(jnp.float32), mask
+            corrected_scores(scores, known.log_chance[drawn]), target.astype(jnp.float32), mask
         )
     )(found, is_target, counted)
     first = jnp.argmax(jnp.where(counted, found, -jnp.inf), axis=1)
@@ -313,8 +313,9 @@ class Pairs:
         expected += config.uniform_negatives / n_items
         if config.hard_negatives:
             expected += np.bincount(self._hard.ravel(), minlength=n_items) * (config.hard_negatives / self._hard.size)
-        # An item that is never drawn is never corrected.
-        self.log_expected = np.log(np.where(expected > 0, expected, 1.0)).astype(np.float32)
+        # A candidate that is drawn twice counts once: what matters is its chance to be drawn at all, by Poisson's law. An item
+        # that is never drawn is never corrected.
+        self.log_chance = np.log(np.where(expected > 0, -np.expm1(-expected), 1.0)).astype(np.float32)
 
     @property
     def n(self) -> int:

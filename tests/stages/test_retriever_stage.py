@@ -85,7 +85,19 @@ def test_pairs_are_the_fresh_items_and_their_negatives_are_not(sources: Sources)
     assert np.bincount(seen, minlength=7).tolist() == [8, 8, 8, 8, 0, 32, 0]
     drawn = 16 * np.bincount(seen, minlength=7) / 64 + 6 / 7
     drawn = drawn + 4 * np.bincount(pairs._hard.ravel(), minlength=7) / pairs._hard.size
-    np.testing.assert_allclose(np.exp(pairs.log_expected), drawn, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(pairs.log_chance), 1 - np.exp(-drawn), rtol=1e-5)
+
+
+def test_the_correction_is_how_often_a_candidate_is_among_those_of_a_step(corpus: Corpus) -> None:
+    few = dataclasses.replace(CONFIG, batch_size=4, hard_negatives=2, uniform_negatives=2)
+    sources = count_sources(corpus, few)
+    pairs, rng, steps = Pairs(sources, few, seed=0), np.random.default_rng(0), 4_000
+    found = np.zeros(7)
+    for step in range(steps):
+        batch = pairs.batch(step)
+        found[np.unique(np.concatenate([batch.target, batch.hard, rng.integers(0, 7, 2)]))] += 1
+    # Poisson's law for draws that are not quite independent: within .06 of the share that is counted.
+    np.testing.assert_allclose(np.exp(pairs.log_chance), found / steps, atol=0.06)
 
 
 def test_hard_negatives_are_co_mentions_favourites_without_the_gold(
@@ -113,12 +125,12 @@ def test_the_loss_is_that_of_its_definition(sources: Sources) -> None:
         gold=batch.gold.at[0, 0].set((batch.target[0] + 1) % 7),
         hard=batch.hard,
     )
-    known, key = Known(items, jnp.asarray(pairs.log_expected)), jax.random.key(5)
+    known, key = Known(items, jnp.asarray(pairs.log_chance)), jax.random.key(5)
     loss = functools.partial(retriever.contrastive_loss, network=network, known=known, n_uniform=6)
     sums = jax.jit(loss)(params, batch, key)
     uniform = jax.random.randint(jax.random.split(key)[1], (6,), 0, 7)
     drawn = sorted({int(one) for one in jnp.concatenate([batch.target, batch.hard, uniform])})
-    scores = np.asarray(towers.item_scores(network, params, items, batch.dialogues), np.float64) - pairs.log_expected
+    scores = np.asarray(towers.item_scores(network, params, items, batch.dialogues), np.float64) - pairs.log_chance
     total = 0.0
     for row, target, gold in zip(scores, batch.target.tolist(), batch.gold.tolist(), strict=True):
         against = [one for one in drawn if one == target or one not in gold]
