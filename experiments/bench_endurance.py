@@ -5,7 +5,7 @@
 
 The stages are those of `ppo_redial.py`, in the simulated world, with metrics, checkpoints, evaluations, samples and the
 progress bar. Before every update the process is looked at: its memory, the bytes of all arrays that are alive, how many
-programs were compiled, and its CPU seconds (of all threads), because other processes disturb the wall's clock. Those that share
+programs were compiled, and its CPU seconds (of all threads), because other processes disturb the wall's clock (which counts on an accelerator). Those that share
 a core disturb CPU seconds too; so a fixed piece of work, the yardstick, is timed beside every update. The last tenth of the
 updates is compared with the second; the first one compiles.
 
@@ -121,7 +121,7 @@ def tables(found: Mapping[str, Sequence[endurance.Span]]) -> str:
     heads = [
         "stage",
         "updates",
-        "updates a CPU s",
+        "updates a second",
         "of updates alone",
         "yardstick",
         "process",
@@ -129,14 +129,14 @@ def tables(found: Mapping[str, Sequence[endurance.Span]]) -> str:
         "compiled after the second tenth",
     ]
     parts = ["The last tenth of the updates over the second:", markdown_table(heads, lines)]
-    heads = ["tenth", "process, MB", "live, MB", "CPU s an update", "alone", "yardstick, ms", "compiled"]
+    heads = ["tenth", "process, MB", "live, MB", "s an update", "alone", "yardstick, ms", "compiled"]
     for stage, spans in found.items():
         rows = [
             [
                 str(number),
                 f"{span.resident_mb:.0f}",
                 f"{span.live_bytes / 2**20:.3f}",
-                f"{span.cpu_seconds:.4f}",
+                f"{span.seconds:.4f}",
                 f"{span.quick_seconds:.4f}",
                 f"{1000 * span.yardstick_seconds:.2f}",
                 str(span.programs),
@@ -152,11 +152,11 @@ def draw(looks: Mapping[str, Sequence[endurance.Look]], folder: Path) -> Path:
     panels = []
     for stage, own in looks.items():
         updates = [look.update for look in own[1:]]
-        seconds = [after.cpu_seconds - before.cpu_seconds for before, after in itertools.pairwise(own)]
+        seconds = [after.seconds - before.seconds for before, after in itertools.pairwise(own)]
         series: list[tuple[str, list[float], str]] = [
             ("process", [look.resident_mb for look in own[1:]], "MB"),
             ("live arrays", [look.live_bytes / 2**20 for look in own[1:]], "MB"),
-            ("an update", seconds, "CPU s"),
+            ("an update", seconds, "s"),
         ]
         panels += [
             plots.Panel(f"{SHOWN[stage]}: {name}", [plots.Line(name, updates, values)], unit, bottom=0.0)
@@ -195,7 +195,7 @@ def main(config: Config) -> Path:
         fields = list(endurance.Look._fields[1:])
         write_json(run.path / "endurance.json", {"fields": fields, **entries, "environment": environment()})
         picture = draw(looks, run.path / "plots")
-        caption = "Memory of the process, bytes of live arrays and CPU seconds of an update"
+        caption = "Memory of the process, bytes of live arrays and seconds of an update"
         text = f"# Long runs\n\n{plots.image(picture.relative_to(run.path), caption)}\n\n{tables(found)}\n"
         report = run.path / "report.md"
         write_text(report, text)

@@ -8,7 +8,7 @@ dialogues.
 
 One axis at a time, all else as the base. Two kinds of numbers: *counted* in the compiled program (operations of its matmuls by
 phase, bytes of its temporaries), the same on every machine; and *measured*, CPU seconds of all threads and the peak of a
-process that does nothing else. The last number of a column is the power with which it grows between the two largest sizes: 1 is
+process that does nothing else, or on an accelerator seconds by the clock and the peak of the device's memory. The last number of a column is the power with which it grows between the two largest sizes: 1 is
 linear. Devices are forced CPU devices that share out one batch; what is counted is the work of one of them.
 
 Writes `growth.json`, `report.md` and `plots/growth.{svg,png}`.
@@ -18,11 +18,14 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 
 # isort: split
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+
+import jax
 
 from command_line import preset_and_options, start
 from rlhf_jax.parallel.mesh import MeshConfig
@@ -378,7 +381,8 @@ def axis_table(axis: str, points: Sequence[Mapping[str, Any]], columns: Mapping[
 WORDS = (
     "*power*: log(c₂/c₁)/log(s₂/s₁) of the two largest sizes; 1 is linear, 0 does not grow. Operations and temporaries are counted "
     "in the compiled program (bfloat16, blocks computed again in the backward pass; imitation float32, nothing computed again); seconds "
-    "are CPU seconds of all threads (float32), the least of several; the peak is that of the process, compilation included. Of `start` "
+    "are CPU seconds of all threads, on an accelerator those of the clock (float32), the least of several; the peak is that of the process, "
+    "compilation included, on an accelerator that of its memory. Of `start` "
     "seconds are by the clock, one try each, but for `processor`; its peak counts pages of files that are mapped. Of conversations, what is counted "
     "leaves the seeker out; *outside programs* is a share of the wall's clock, in which all of the seeker's time counts as inside."
 )
@@ -391,9 +395,9 @@ def columns_of(axis: str) -> Mapping[str, tuple[str, str, float]]:
     return IMITATION if axis.startswith("imitation") else OF_DATA.get(axis, {})
 
 
-def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> str:
+def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str, *, device: str) -> str:
     """A table an axis."""
-    parts = ["# How cost grows", WORDS, figure]
+    parts = ["# How cost grows", f"Measured on: {device}.", WORDS, figure]
     for axis, points in found.items():
         parts += [
             f"## {axis.capitalize()}",
@@ -423,6 +427,8 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
 
 def main(config: Config) -> Path:
     """1 programs counted, 2 programs run, 3 imitation, conversations and corpora, 4 table and figure."""
+    # Every size is measured in a process of its own, which needs the memory of an accelerator that this one must not take.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with open_run(config.run_dir, config, trackers=()) as run:
         found: dict[str, list[dict[str, Any]]] = {}
         run_before: dict[Program, dict[str, float]] = {}  # Every axis begins with the same base.
@@ -459,7 +465,8 @@ def main(config: Config) -> Path:
         # 4. Table and figure.
         picture = draw(found, run.path / "plots")
         report = run.path / "report.md"
-        text = report_text(found, plots.image(picture.relative_to(run.path), "Cost over that of the smallest size"))
+        image = plots.image(picture.relative_to(run.path), "Cost over that of the smallest size")
+        text = report_text(found, image, device=jax.devices()[0].device_kind)
         write_text(report, text)
         print(text)
         print(f"report: {report}")

@@ -1,4 +1,4 @@
-"""What one update of conversations costs: CPU seconds of all of it, policy, seeker, candidates and learning, and peak memory.
+"""What one update of conversations costs: seconds of all of it (`scale.cost`), policy, seeker, candidates and learning, and peak memory.
 
     python -m scale.conversations JSON        # of a `Talk` with `"repeats"`
 
@@ -33,7 +33,7 @@ from rlhf_jax.stages.reasoning import ReasoningConfig, Retrieval
 from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
 from rlhf_jax.stages.simulator import SimulatorConfig
-from scale import endurance, growth
+from scale import cost, endurance
 from scale.program import Program
 
 EPOCHS = 2
@@ -86,8 +86,8 @@ class Talk:
 
 
 def run(talk: Talk, repeats: int) -> dict[str, float]:
-    """CPU seconds of an update, the least of `repeats` after one that compiles; the share of the wall's clock outside compiled
-    programs, as the stage itself logs it (all of the seeker's time counts as inside), the least too; and the peak of this process, compilation included."""
+    """Seconds of an update, the least of `repeats` after one that compiles; the share of the wall's clock outside compiled
+    programs, as the stage itself logs it (all of the seeker's time counts as inside), the least too; and peak memory, compilation included."""
     data = DataConfig(
         world=WorldConfig(n_items=talk.items, n_train=talk.dialogues, n_test=8, n_users=16),
         n_words=talk.words,
@@ -129,12 +129,12 @@ def run(talk: Talk, repeats: int) -> dict[str, float]:
         multi_turn.train(own, recommender, seeker, {"trunk": trunk}, talks, MultiTurnConfig(epochs=EPOCHS))
         lines = [json.loads(line) for line in (own.path / "metrics.jsonl").read_text().splitlines()]
     # A look before every call of `learn`: between two lie one update's learning and the next one's conversations.
-    seconds = [after.cpu_seconds - before.cpu_seconds for before, after in itertools.pairwise(watch.looks)]
+    seconds = [after.seconds - before.seconds for before, after in itertools.pairwise(watch.looks)]
     outside = [line["seconds/outside_share"] for line in lines if "seconds/outside_share" in line]
     return {
         "update_seconds": min(seconds[1:]),
         "outside_percent": 100 * min(outside[1:]),
-        "peak_mb": growth.peak_mb(),
+        "peak_mb": cost.peak_mb(),
     }
 
 
@@ -143,7 +143,7 @@ def apart(talk: Talk, repeats: int) -> dict[str, float]:
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
     given: Mapping[str, Any] = {**dataclasses.asdict(talk), "repeats": repeats}
     command = [sys.executable, "-m", "scale.conversations", json.dumps(given)]
-    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise ValueError(f"{talk} failed:\n{done.stderr.strip()[-1500:]}")

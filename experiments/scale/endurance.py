@@ -1,4 +1,4 @@
-"""What a long run holds on to: memory of the process, arrays on the device, programs compiled, CPU seconds, update by update.
+"""What a long run holds on to: memory of the process, arrays on the device, programs compiled, seconds, update by update.
 
 Nothing of training is changed. A stage hands its compiled step to the layout once (`Layout.together`); this layout looks at
 the process before every call of it, and hands it on.
@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.parallel.partition import OneDevice
+from scale import cost
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """What JAX tells of every program that is compiled, or read from the cache of compiled programs."""
@@ -31,8 +32,8 @@ class Look(NamedTuple):
     stage: str
     update: int
     """Updates done."""
-    cpu_seconds: float
-    """Of all threads of the process since it began: other processes do not count, as they would on the wall's clock."""
+    seconds: float
+    """Counted as in `scale.cost`, without the looks themselves."""
     resident_mb: float
     """Memory the process holds."""
     live_bytes: int
@@ -69,14 +70,14 @@ class Watch(OneDevice):
 
     def look(self, stage: str, update: int) -> None:
         """Notes what there is now."""
-        cpu_seconds, measured = time.process_time() - self._not_counted, yardstick()
+        seconds, measured = cost.seconds() - self._not_counted, yardstick()
         self._not_counted += measured
         arrays = [array for array in jax.live_arrays() if not array.is_deleted()]
         self.looks.append(
             Look(
                 stage,
                 update,
-                cpu_seconds,
+                seconds,
                 resident_mb(),
                 sum(array.nbytes for array in arrays),
                 len(arrays),
@@ -142,7 +143,7 @@ class Span:
     """The most."""
     live_bytes: int
     """The most."""
-    cpu_seconds: float
+    seconds: float
     """An update, evaluations and checkpoints of this tenth shared out over its updates, and all that came in between."""
     quick_seconds: float
     """An update alone: the lower quartile of the means of two that follow each other, because imitation waits for its numbers
@@ -163,7 +164,7 @@ def spans(looks: Sequence[Look], parts: int = 10) -> list[Span]:
     Raises: ValueError where a part would have no update.
     Examples:
       >>> looks = [Look("sft", k, 2.0 * k, 100.0 + k, 8, 1, min(k, 1), 0.1) for k in range(6)]
-      >>> [(span.updates, span.cpu_seconds, span.resident_mb, span.programs) for span in spans(looks, 2)]
+      >>> [(span.updates, span.seconds, span.resident_mb, span.programs) for span in spans(looks, 2)]
       [(2, 2.0, 102.0, 1), (3, 2.0, 105.0, 0)]
     """
     n_updates = len(looks)
@@ -178,9 +179,9 @@ def spans(looks: Sequence[Look], parts: int = 10) -> list[Span]:
                 updates=end - begin,
                 resident_mb=max(look.resident_mb for look in own),
                 live_bytes=max(look.live_bytes for look in own),
-                cpu_seconds=(own[-1].cpu_seconds - own[0].cpu_seconds) / (end - begin),
+                seconds=(own[-1].seconds - own[0].seconds) / (end - begin),
                 quick_seconds=lower_quartile(
-                    [(after.cpu_seconds - before.cpu_seconds) / 2 for before, after in zip(own, own[2:], strict=False)]
+                    [(after.seconds - before.seconds) / 2 for before, after in zip(own, own[2:], strict=False)]
                 ),
                 programs=own[-1].programs - own[0].programs,
                 yardstick_seconds=statistics.median(look.yardstick_seconds for look in own),
@@ -203,7 +204,7 @@ def verdict(found: Sequence[Span]) -> dict[str, float]:
     """
     second, last = found[1], found[-1]
     return {
-        "throughput": second.cpu_seconds / last.cpu_seconds,
+        "throughput": second.seconds / last.seconds,
         "quick": second.quick_seconds / last.quick_seconds,
         "yardstick": second.yardstick_seconds / last.yardstick_seconds,
         "resident": last.resident_mb / second.resident_mb,

@@ -3,19 +3,18 @@
     python -m scale.growth update JSON      # of a `Program` with `"repeats"`
     python -m scale.growth corpus JSON      # of a `CorpusSize`
 
-Seconds are the processor's (all threads), because a busy neighbour changes them least. Peak memory is that of the process.
+How seconds and peak memory of an update are counted is said in `scale.cost`; those of a corpus are the processor's.
 """
 
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +24,17 @@ from rlhf_jax.data.lines import json_of, text_lines
 from rlhf_jax.data.redial import read_redial
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import training_texts
-from rlhf_jax.interfaces import PromptBatch
+from rlhf_jax.interfaces import Params, PromptBatch
 from rlhf_jax.learners import ppo
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.models import gpt2
+from rlhf_jax.models import gpt2, heads
 from rlhf_jax.parallel.mesh import MeshConfig
 from rlhf_jax.runtime.allocator import keep_memory
-from rlhf_jax.stages.agent import make_agent, policy_params, reward_params
+from rlhf_jax.stages.agent import make_agent, reward_params
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, size_network
+from scale.cost import least, peak_mb, process_peak_mb
 from scale.program import Program
 
 FILES = ("train_data.jsonl", "test_data.jsonl", "movies_with_mentions.csv")
@@ -50,11 +50,22 @@ class CorpusSize:
     context_tokens: int
 
 
-def update(program: Program, repeats: int) -> dict[str, float]:
-    """CPU seconds of sampling, of a whole update and of ranking one batch of prompts; the least of `repeats`, compiled before.
+class Update(NamedTuple):
+    """The compiled programs of one size, and what they take."""
 
-    The network has fresh weights in float32, so that hardly a response ends early: every row is sampled to its last token.
-    """
+    sample: Callable[..., Any]
+    """`(reference, prompts, key)`"""
+    iteration: Callable[..., Any]
+    """`(state, prompts, reference, reward)`; the state is given away."""
+    rank: Callable[..., Any]
+    """`(reference, prompts)`"""
+    networks: Callable[[jax.Array], tuple[Any, Params, Params]]
+    """State, reference and reward model with fresh weights in float32, by key."""
+    prompts: PromptBatch
+
+
+def make(program: Program) -> Update:
+    """A PPO update and a ranking pass at one size, on prompts of random words."""
     vocab = program.vocabulary
     model = ModelConfig(
         n_layer=program.layers, n_embd=program.width, n_head=program.heads, n_positions=program.positions, dropout=0.0
@@ -63,27 +74,39 @@ def update(program: Program, repeats: int) -> dict[str, float]:
     agent = make_agent(vocab, network, max_items=5, response_tokens=program.response)
     config = PPOConfig(epochs=program.epochs, minibatches=program.minibatches, microbatches=program.microbatches)
     optimizer = make_optimizer(learning_rate=1e-6, total_steps=10**4)
-    key = jax.random.key(0)
-    trunk = jax.jit(lambda key: gpt2.init(network, key))(key)
-    reference, reward = {"trunk": trunk}, reward_params(trunk, network.n_embd, key)
+
+    def networks(key: jax.Array) -> tuple[Any, Params, Params]:
+        trunk = gpt2.init(network, key)
+        # The state is given away at every update, and with it the policy's own copy of the trunk.
+        policy = {"trunk": jax.tree.map(jnp.copy, trunk), "value": heads.init_value_head(network.n_embd)}
+        state = ppo.init(policy, optimizer, config, key)
+        return state, {"trunk": trunk}, reward_params(trunk, network.n_embd, key)
+
     words = np.random.default_rng(0).integers(0, program.words, (program.batch, program.prompt))
     prompts = PromptBatch(tokens=jnp.asarray(words, jnp.int32), mask=jnp.ones(words.shape, bool))
-    # The state is given away at every update, and with it the policy's own copy of the trunk.
-    state = ppo.init(policy_params(jax.tree.map(jnp.copy, trunk), network.n_embd), optimizer, config, key)
     iteration = ppo.make_ppo_iteration(
         sample=agent.sample, policy=agent.policy, score=agent.score, optimizer=optimizer, config=config
     )
-    sample, rank = jax.jit(agent.sample), jax.jit(agent.score_items)
+    return Update(jax.jit(agent.sample), iteration, jax.jit(agent.score_items), networks, prompts)
+
+
+def update(program: Program, repeats: int) -> dict[str, float]:
+    """Seconds of sampling, of a whole update and of ranking one batch of prompts; the least of `repeats`, compiled before.
+
+    The network has fresh weights in float32, so that hardly a response ends early: every row is sampled to its last token.
+    """
+    made, key = make(program), jax.random.key(0)
+    state, reference, reward = jax.jit(made.networks)(key)
 
     def whole() -> Any:
         nonlocal state
-        state, *rest = iteration(state, prompts, reference, reward)
+        state, *rest = made.iteration(state, made.prompts, reference, reward)
         return rest
 
     return {
-        "rollout_seconds": least(lambda: sample(reference, prompts, key), repeats),
+        "rollout_seconds": least(lambda: made.sample(reference, made.prompts, key), repeats),
         "update_seconds": least(whole, repeats),
-        "ranking_seconds": least(lambda: rank(reference, prompts), repeats),
+        "ranking_seconds": least(lambda: made.rank(reference, made.prompts), repeats),
         "peak_mb": peak_mb(),
     }
 
@@ -100,7 +123,7 @@ def corpus(size: CorpusSize) -> dict[str, float]:
     turns = windows.turns()
     windows.prompts(turns)
     seconds["windows_seconds"] = clock.lap()
-    return {**seconds, "peak_mb": peak_mb(), "dialogues": float(len(found.train)), "prompts": float(len(turns))}
+    return {**seconds, "peak_mb": process_peak_mb(), "dialogues": float(len(found.train)), "prompts": float(len(turns))}
 
 
 def enlarge(source: Path, target: Path, times: int) -> None:
@@ -127,22 +150,6 @@ class Clock:
         """Seconds since the last call."""
         before, self._last = self._last, time.process_time()
         return self._last - before
-
-
-def least(call: Callable[[], Any], repeats: int) -> float:
-    """Least CPU seconds of a call, after one that compiles."""
-    jax.block_until_ready(call())
-    laps: list[float] = []
-    for _ in range(repeats):
-        clock = Clock()
-        jax.block_until_ready(call())
-        laps.append(clock.lap())
-    return min(laps)
-
-
-def peak_mb() -> float:
-    """Most memory this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def apart(kind: str, given: dict[str, Any]) -> dict[str, float]:

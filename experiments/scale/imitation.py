@@ -1,7 +1,7 @@
 """What one step of imitation costs: operations and bytes of the compiled program, seconds and peak memory of a process.
 
     python -m scale.imitation count JSON...   # of one or several `Imitation`s: what the compiler says, one line each
-    python -m scale.imitation run JSON        # of one with `"repeats"`: CPU seconds of a step, peak memory
+    python -m scale.imitation run JSON        # of one with `"repeats"`: seconds of a step, peak memory (`scale.cost`)
 
 The step is that of `stages.supervised` with its defaults: AdamW, the moving average, items composed of title words and
 features. float32, no dropout, nothing computed again.
@@ -33,7 +33,7 @@ from rlhf_jax.stages.items import ItemKnowledge
 from rlhf_jax.stages.setup import ModelConfig, size_network
 from rlhf_jax.stages.supervised import SupervisedConfig, TextBatch, make_loss, make_step
 from rlhf_jax.stages.texts import ITEM_POSITIONS_PER_TOKEN
-from scale import growth
+from scale import cost
 from scale.plan import matmul_flops
 from scale.program import numbered_vocabulary
 
@@ -132,7 +132,7 @@ def counted(size: Imitation) -> dict[str, float]:
 
 
 def run(size: Imitation, repeats: int) -> dict[str, float]:
-    """CPU seconds of a step, the least of `repeats`, tokens a second, and the peak of this process, compilation included."""
+    """Seconds of a step, the least of `repeats`, tokens a second, and peak memory, compilation included; see `scale.cost`."""
     step = make(size)
     state = step.state()
 
@@ -141,19 +141,20 @@ def run(size: Imitation, repeats: int) -> dict[str, float]:
         state, metrics = step.update(state, step.batch, step.knowledge, jax.random.key(0))
         return metrics
 
-    seconds = growth.least(once, repeats)
+    seconds = cost.least(once, repeats)
     return {
         "step_seconds": seconds,
         "tokens_per_second": size.texts * size.tokens / seconds,
-        "peak_mb": growth.peak_mb(),
+        "peak_mb": cost.peak_mb(),
     }
 
 
 def apart(kind: str, sizes: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """`count` or `run` in a process of its own. Raises ValueError with the end of its words where it failed."""
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    changed = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    changed = {"PYTHONPATH": path}
     if kind == "count":
+        changed["JAX_PLATFORMS"] = "cpu"
         # What is read off a program does not depend on how well its machine code is optimised.
         changed["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     command = [sys.executable, "-m", "scale.imitation", kind, *(json.dumps(size) for size in sizes)]

@@ -46,7 +46,7 @@ def test_the_last_tenth_is_compared_with_the_second() -> None:
     assert grown["throughput"] == pytest.approx(1 / 1.25)
     assert grown["live"] == (1000 + 10 * 99) / (1000 + 10 * 19)
     # One long pause in the last tenth is no slower update.
-    paused = [look._replace(cpu_seconds=look.cpu_seconds + 5.0 * (look.update > 95)) for look in looks(100)]
+    paused = [look._replace(seconds=look.seconds + 5.0 * (look.update > 95)) for look in looks(100)]
     assert endurance.verdict(endurance.spans(paused))["quick"] == 1.0
     assert endurance.verdict(endurance.spans(paused))["throughput"] == pytest.approx(1 / 1.5)
     with pytest.raises(ValueError, match="19 updates cannot be cut into 10 parts"):

@@ -175,6 +175,21 @@ def test_the_report_has_a_table_an_axis_with_its_powers() -> None:
     assert [cell.strip() for cell in lines[-1].strip("| ").split("|")] == ["power", "1.00", "2.00", "0.00"]
 
 
+@pytest.mark.slow
+def test_the_command_writes_its_tables_and_its_figure(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        bench_growth.PRESETS["debug"][1], run_dir=tmp_path / "run", axes=("batch", "dialogues"), batches=(4, 8)
+    )
+    report = bench_growth.main(config)
+    text = report.read_text(encoding="utf-8")
+    assert "Measured on: cpu." in text and "## Batch" in text and "## Dialogues" in text and "## Prompt" not in text
+    assert "![Cost over that of the smallest size](plots/growth.svg)" in text
+    assert (tmp_path / "run/plots/growth.svg").stat().st_size > 10_000
+    found = json.loads((tmp_path / "run/growth.json").read_text(encoding="utf-8"))
+    assert [point["size"] for point in found["batch"]] == [4, 8] and len(found["dialogues"]) == 2
+    assert all(point["update_seconds"] > 0 and point["decode"] > 0 for point in found["batch"])
+
+
 def test_sizes_must_ascend_from_the_base() -> None:
     with pytest.raises(ValueError, match=r"--batches must be ascending numbers"):
         bench_growth.Config(batches=(4, 2))

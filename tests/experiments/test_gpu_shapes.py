@@ -7,6 +7,8 @@ alike, and the benchmarks at the full depth too, which is slow.
 import dataclasses
 import functools
 import json
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 
 import bench_dpo
+import bench_growth
 import bench_grpo
 import bench_ppo
 import dpo4rec_movielens
@@ -40,6 +43,7 @@ from rlhf_jax.stages.preference_setup import RatingsConfig
 from rlhf_jax.stages.reranker import Reranker
 from rlhf_jax.stages.reward import Proxy
 from rlhf_jax.stages.setup import ModelConfig, Setup, size_network
+from scale import conversations, cost, growth, imitation
 from scale.program import Program
 
 DEPTH = 2
@@ -56,6 +60,13 @@ def traced(function: Callable[..., Any], *shapes: Any) -> Any:
     """What the function returns, as shapes; its program is lowered for a GPU, and what cannot be said there is refused."""
     found = jax.jit(function).trace(*shapes)
     assert "bf16" in found.lower(lowering_platforms=("cuda",)).as_text()
+    return found.out_info
+
+
+def for_gpu(program: Any, *shapes: Any) -> Any:
+    """What a compiled program returns, as shapes; it is lowered for a GPU."""
+    found = program.trace(*shapes)
+    assert "mhlo" in found.lower(lowering_platforms=("cuda",)).as_text()
     return found.out_info
 
 
@@ -309,3 +320,75 @@ def test_the_dpo_stage_of_dpo4rec_in_the_preset_paper(tmp_path: Path) -> None:
             return preference.train(run, made, {"trunk": trunk}, batch, config.dpo, **asked)
 
         assert "rewards/margin" in metrics_of(learn, trunk)
+
+
+@pytest.mark.parametrize(
+    "axis",
+    ["catalogue", *(pytest.param(one, marks=pytest.mark.slow) for one in ("batch", "prompt", "response", "layers"))],
+)
+def test_an_update_of_the_growth_benchmark_is_the_same_program_there(axis: str) -> None:
+    _, largest = bench_growth.axes_of(bench_growth.Config())[axis][-1]
+    made, key = growth.make(largest), jax.eval_shape(lambda: jax.random.key(0))
+    state, reference, scorer = jax.eval_shape(made.networks, key)
+    rollout = for_gpu(made.sample, reference, made.prompts, key)
+    assert rollout.response_tokens.shape == (largest.batch, largest.response)
+    after, *_ = for_gpu(made.iteration, state, made.prompts, reference, scorer)
+    assert jax.tree.map(lambda one: one.shape, after) == jax.tree.map(lambda one: one.shape, state)
+    assert for_gpu(made.rank, reference, made.prompts).shape == (largest.batch, largest.items)
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        "imitation, catalogue",
+        *(pytest.param(f"imitation, {one}", marks=pytest.mark.slow) for one in ("texts", "tokens")),
+    ],
+)
+def test_a_step_of_imitation_of_the_growth_benchmark_is_the_same_program_there(axis: str) -> None:
+    _, largest = bench_growth.imitation_axes(bench_growth.Config())[axis][-1]
+    step, key = imitation.make(largest), jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(step.state)
+    after, metrics = for_gpu(step.update, state, step.batch, step.knowledge, key)
+    assert jax.tree.map(lambda one: one.shape, after) == jax.tree.map(lambda one: one.shape, state)
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("kind", ["imitation", "conversations", "update"])
+def test_the_growth_benchmark_measures_on_the_device_that_jax_finds(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Processes that measure are not told to use the processor; those that count are."""
+    told: list[dict[str, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        told.append(env)
+        return subprocess.CompletedProcess(command, 0, stdout="{}\n", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    config = bench_growth.Config()
+    if kind == "imitation":
+        imitation.apart("count", [{}])
+        assert told.pop()["JAX_PLATFORMS"] == "cpu"
+        imitation.apart("run", [{}])
+    elif kind == "conversations":
+        conversations.apart(bench_growth.talk_axes(config)["conversations, turns"][0][1], 1)
+    else:
+        growth.apart("update", {})
+    assert told.pop()["JAX_PLATFORMS"] == "cuda"
+
+
+def test_an_accelerator_is_measured_by_the_clock_and_by_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Device:
+        device_kind = "a device"
+
+        def __init__(self, stats: dict[str, int] | None) -> None:
+            self.memory_stats = lambda: stats
+
+    slept = cost.least(lambda: time.sleep(0.05), 1)
+    assert slept < 0.04  # The processor did nothing meanwhile.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert cost.least(lambda: time.sleep(0.05), 1) >= 0.05
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device({"peak_bytes_in_use": 3 * 2**20})])
+    assert cost.peak_mb() == 3.0
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None)])
+    with pytest.raises(ValueError, match="a device does not tell"):
+        cost.peak_mb()
