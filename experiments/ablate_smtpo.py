@@ -171,7 +171,8 @@ def learn(
         return begun.sft
     talk, learner = stages.conversations, stages.learner
     if change.single_turn:
-        talk = dataclasses.replace(talk, turns=1)
+        # As many turns as whole conversations can have, all of them first ones.
+        talk = dataclasses.replace(talk, turns=1, openings=talk.openings * talk.turns)
     weights = smtpo_ablation.without(learner.component_weights, learner.component_names, change.unpaid)
     learner = dataclasses.replace(learner, component_weights=weights)
     seeker = seekers[change.seeker]

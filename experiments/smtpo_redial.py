@@ -257,7 +257,8 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     taught = simulator.train(run, setup, dialogues, config.simulator, attributes=attributes, seed=seed)
     seeker = SeekerSimulator(setup, taught, config.simulator)
     # 5. Reinforcement learning: on first turns alone, and on whole conversations.
-    single = dataclasses.replace(talk, turns=1)
+    # The control learns from as many turns as whole conversations can have, all of them first ones.
+    single = dataclasses.replace(talk, turns=1, openings=talk.openings * talk.turns)
     policies = {"sft": sft} | {
         name: multi_turn.train(run, recommender, seeker, sft, talks, config.learner, stage=f"multi_turn-{name}")
         for name, talks in {"single_turn": single, "smtpo": talk}.items()

@@ -63,6 +63,8 @@ WORLD = Stages(
         context_tokens=160,
         response_tokens=40,
         max_items=2,
+        # Else greedy words may name one item again and again, until the reply is cut off.
+        items_once=True,
     ),
     model=ModelConfig(attention_dropout=False),
     sft=SupervisedConfig(
@@ -86,7 +88,7 @@ WORLD = Stages(
     ),
     simulator=SimulatorConfig(max_tokens=256, buckets=(96, 160, 256), tokens_per_batch=2560, composed_share=0.2),
     # What pays is sparse: larger batches, credit by place and the moving average make the gradient less noisy.
-    conversations=ConversationsConfig(openings=16, learning_rate=1e-4),
+    conversations=ConversationsConfig(openings=16, learning_rate=1e-4, warmup_steps=5),
     learner=MultiTurnConfig(credit="place", average_decay=0.9),
     assess=AssessConfig(users=500),
 )

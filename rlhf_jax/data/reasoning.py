@@ -34,10 +34,14 @@ class Reasoned(NamedTuple):
     ended: bool
     """It holds `<eos>`."""
 
+    @property
+    def attributed(self) -> bool:
+        """The part of the form before the list: reasoning form, nothing but attributes, each once and at least one."""
+        return self.opened and bool(self.attributes.any()) and not self.unknown
+
     def well_formed(self, length: int) -> bool:
-        """Reasoning form, ended, nothing but attributes before the list, each once and at least one, and `length` items."""
-        said = bool(self.attributes.any()) and not self.unknown
-        return self.opened and self.ended and said and len(self.items) == length
+        """`attributed`, `length` items, and ended."""
+        return self.attributed and len(self.items) == length and self.ended
 
 
 def reasoning_tokens(
@@ -48,17 +52,18 @@ def reasoning_tokens(
     words: Sequence[int],
     *,
     max_tokens: int,
+    once: bool = False,
 ) -> list[int]:
     """A turn in the reasoning form as a policy would have to say it.
 
-    The words are cut to the room that is left, and before the first item that is not listed: the grammar lets them mention
-    listed items only.
+    The words are cut as `sayable` says.
 
     Args:
       wanted: places of the attributes said, in order. At least one.
       listed: item ids of the list, best first. At least one.
       words: encoded words.
       max_tokens: of the whole response.
+      once: whether the words name an item at most once, as the grammar may ask.
     Raises: ValueError if there is nothing to say or list, or attributes and list leave no room for `<say>` and `<eos>`.
     """
     if not wanted or not listed:
@@ -73,17 +78,28 @@ def reasoning_tokens(
             f"max_tokens is {max_tokens}; {len(said)} tokens of attributes, {len(items)} items and the form take "
             f"{FRAME + len(said) + len(items)}"
         )
-    return [vocab.pref, *said, vocab.rec, *items, vocab.say, *sayable(vocab, words, items, room), vocab.eos]
+    return [vocab.pref, *said, vocab.rec, *items, vocab.say, *sayable(vocab, words, items, room, once=once), vocab.eos]
 
 
-def sayable(vocab: Vocabulary, words: Sequence[int], items: Sequence[int], room: int) -> list[int]:
-    """Words cut to the room that is left, and before the first item that is not listed.
+def sayable(
+    vocab: Vocabulary, words: Sequence[int], items: Sequence[int], room: int, *, once: bool = False
+) -> list[int]:
+    """Words cut to the room that is left, and before the first item that is not listed or, with `once`, named already: the grammar
+    lets them mention nothing else.
 
     Args:
       words: encoded.
       items: tokens of the list.
     """
-    stop = next((n for n, token in enumerate(words) if vocab.is_item(token) and token not in items), len(words))
+    left, stop = list(items), len(words)
+    for place, token in enumerate(words):
+        if not vocab.is_item(token):
+            continue
+        if token not in left:
+            stop = place
+            break
+        if once:
+            left.remove(token)
     return list(words[: max(0, min(stop, room))])
 
 

@@ -176,7 +176,9 @@ def converse(
         gains, inferred = (np.asarray(part) for part in _pay(listed, gold, said, wanted))
         paid = np.stack([np.array(formed, np.float32), gains.sum(axis=1), inferred], axis=1)
         found.rewards[running, turn] = paid[running]
-        found.settled[running, turn] = settled_before(gains, inferred)[running]
+        attributed = np.array([reply.attributed for reply in replies])
+        full = np.array([len(reply.items) for reply in replies]) == lengths
+        found.settled[running, turn] = settled_before(attributed, full, gains, inferred)[running]
         places.append(places_of(vocab, np.asarray(rollout.response_tokens), recommender.list_length))
         found.running[:, turn] = running
         found.attributes_said[running, turn] = said.sum(axis=1)[running]
@@ -227,13 +229,25 @@ def places_of(
     return np.where(listing, place, 0).astype(np.int32)
 
 
-def settled_before(gains: Float[np.ndarray, "R K"], inferred: Float[np.ndarray, " R"]) -> Float32[np.ndarray, "R 3 S"]:
+def settled_before(
+    attributed: Bool[np.ndarray, " R"],
+    full: Bool[np.ndarray, " R"],
+    gains: Float[np.ndarray, "R K"],
+    inferred: Float[np.ndarray, " R"],
+) -> Float32[np.ndarray, "R 3 S"]:
     """Part of each of `COMPONENTS` that hangs on tokens before each place alone; S = K + 2, see `places_of`.
 
-    The form is open until the end; inferred attributes stand when the list begins; a list's gains come one by one.
+    The form is settled in steps: 0 where the attributes spoilt it, which nothing can mend, else 1, which list and end can still
+    spoil. Inferred attributes stand when the list begins; a list's gains come one by one.
+
+    Args:
+      attributed: the form is whole up to its list.
+      full: the list has as many items as it should.
     """
     n, length = gains.shape
     settled = np.zeros((n, len(COMPONENTS), length + 2), np.float32)
+    settled[:, 0, 1:] = attributed[:, None]
+    settled[:, 0, length + 1] = attributed & full
     settled[:, 1, 2:] = np.cumsum(gains, axis=1)
     settled[:, 2, 1:] = inferred[:, None]
     return settled

@@ -332,22 +332,24 @@ class Demonstrations:
         """These turns; what the seeker will like is among the candidates whatever the retriever says."""
         setup = self._recommender.setup
         vocab, data, length = setup.vocab, setup.data, self._recommender.list_length
-        gold = [[self._column[item] for item in turn.gold][:length] for turn in turns]
+        liked = [[self._column[item] for item in turn.gold] for turn in turns]
+        gold = [columns[:length] for columns in liked]
         prompts, scores = self._recommender.prompts(
             [turn.dialogue.messages[: turn.index] for turn in turns],
             [turn.dialogue.dialogue_id for turn in turns],
             also=gold,
         )
         sequences = []
-        for turn, columns, row, kept in zip(turns, gold, scores, np.asarray(prompts.candidates), strict=True):
+        candidates = np.asarray(prompts.candidates)
+        for turn, columns, whole, row, kept in zip(turns, gold, liked, scores, candidates, strict=True):
             best = np.argsort(-np.where(kept, row, -np.inf), kind="stable")[: int(kept.sum())]
             listed = list(dict.fromkeys([*columns, *best.tolist()]))[:length]
-            wanted = wanted_attributes(self._recommender.attributes, columns, self._recommender.said)
+            wanted = wanted_attributes(self._recommender.attributes, whole, self._recommender.said)
             words = vocab.encode_parts(turn.dialogue.messages[turn.index].parts)
             if not wanted:
                 # What is liked shares no attribute with enough items: the usual form.
                 items = [vocab.first_item + column for column in listed]
-                said = sayable(vocab, words, items, data.response_tokens - len(items) - 3)
+                said = sayable(vocab, words, items, data.response_tokens - len(items) - 3, once=data.items_once)
                 sequences.append([vocab.rec, *items, vocab.say, *said, vocab.eos])
                 continue
             sequences.append(
@@ -358,6 +360,7 @@ class Demonstrations:
                     [vocab.item_ids[column] for column in listed],
                     words,
                     max_tokens=data.response_tokens,
+                    once=data.items_once,
                 )
             )
         tokens, mask = pad_right(sequences, data.response_tokens, vocab.pad)

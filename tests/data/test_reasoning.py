@@ -54,6 +54,15 @@ def test_words_give_way_and_attributes_do_not(vocab: Vocabulary, known: Attribut
         reasoning_tokens(vocab, known, [], [1], words, max_tokens=60)
 
 
+def test_words_name_an_item_once_where_the_grammar_asks_for_it(vocab: Vocabulary, known: Attributes) -> None:
+    wanted, words = [known.words.index("western")], vocab.encode_parts(["try ", 3, " or ", 1, " or ", 3, " one"])
+    said = []
+    for once in (False, True):
+        response = reasoning_tokens(vocab, known, wanted, [3, 1], words, max_tokens=60, once=once)
+        said.append(vocab.decode(response[response.index(vocab.say) :]))
+    assert said == ["try <movie> or <movie> or <movie> one", "try <movie> or <movie> or"]
+
+
 @pytest.mark.parametrize(
     ("before", "unknown"),
     [

@@ -78,8 +78,10 @@ def test_places_of_a_turn_by_hand(recommender: Recommender) -> None:
 
 
 def test_what_is_settled_by_hand() -> None:
-    settled = settled_before(np.array([[0.0, 0.4, 0.2]]), np.array([0.7]))
-    np.testing.assert_allclose(settled[0, 0], 0)
+    gains, inferred = np.array([[0.0, 0.4, 0.2]] * 3), np.array([0.7] * 3)
+    settled = settled_before(np.array([True, True, False]), np.array([True, False, True]), gains, inferred)
+    # The form: whole until the list, whose length is known when it is over; spoilt by an attribute for good.
+    np.testing.assert_allclose(settled[:, 0], [[0, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0] * 5])
     np.testing.assert_allclose(settled[0, 1], [0, 0, 0, 0.4, 0.6], rtol=1e-6)
     np.testing.assert_allclose(settled[0, 2], [0, 0.7, 0.7, 0.7, 0.7], rtol=1e-6)
 

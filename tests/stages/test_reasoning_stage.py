@@ -82,6 +82,43 @@ def test_what_is_imitated_lists_gold_first_and_is_sayable(recommender: Recommend
     assert np.isfinite(np.asarray(judged.logprobs)).all(), "the grammar and the candidates allow every token"
 
 
+def test_attributes_that_are_imitated_are_those_of_all_gold(recommender: Recommender) -> None:
+    columns = {item: column for column, item in enumerate(recommender.setup.vocab.item_ids)}
+    turn = reasoned_turns(recommender.setup.corpus.train)[0]
+    having = recommender.attributes.of_items
+    # Gold that no list has room for: the last three share an attribute which the first two have not.
+    shared = next(place for place in range(having.shape[1]) if 3 <= having[:, place].sum() < len(columns) - 1)
+    with_it = [item for item, column in columns.items() if having[column, shared]][:3]
+    without = [item for item, column in columns.items() if not having[column, shared]][:2]
+    many = turn._replace(gold=(*without, *with_it))
+    said = read_reasoning(
+        recommender.setup.vocab,
+        recommender.attributes,
+        Demonstrations(recommender, [many], seed=0).of([many]).response_tokens[0],
+    )
+    assert said.attributes[shared] and set(said.items) == {columns[item] for item in without}
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_the_grammar_allows_what_is_imitated_also_where_items_are_named_once(
+    recommender: Recommender, once: bool
+) -> None:
+    setup = recommender.setup
+    named_once = setup._replace(data=dataclasses.replace(setup.data, items_once=once))
+    own = reasoning.make_recommender(named_once, recommender.attributes, recommender.retrieval, said=recommender.said)
+    turn = reasoned_turns(setup.corpus.train)[0]
+    item = turn.gold[0]
+    said = Message("recommender", (item, item), 99)
+    messages = (*turn.dialogue.messages[: turn.index], said, *turn.dialogue.messages[turn.index + 1 :])
+    twice = turn._replace(dialogue=dataclasses.replace(turn.dialogue, messages=messages))
+    batch = Demonstrations(own, [twice], seed=0).of([twice])
+    params = {"trunk": gpt2.init(setup.network, jax.random.key(0))}
+    judged = jax.jit(own.setup.agent.policy)(params, batch)
+    assert np.isfinite(np.asarray(judged.logprobs)).all() and float(judged.logprobs.min()) > -1e3
+    mentions = np.asarray(batch.response_tokens[0]).tolist().count(setup.vocab.item_token(item))
+    assert mentions == (2 if once else 3)  # In the list, and in words.
+
+
 @pytest.mark.slow
 def test_the_stage_learns_the_form_and_a_killed_run_ends_the_same(
     recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
