@@ -155,14 +155,14 @@ def gather_setting(name: str, folders: list[Path]) -> list[Result]:
     runs = runs_by_seed(name, folders)
     split = split_of(name, folders)
     measured = in_the_worlds if source_of(folders[0]) == "world" else on_real_data
-    # The gate's correlations are one number a run: shown seed by seed.
-    gates = [
+    # What a reward model predicts, and which items it would choose, are numbers of one run: shown seed by seed.
+    of_rewards = [
         dataclasses.replace(result, split=f"{name}, seed {seed}: {result.split}")
         for seed, folder in runs.items()
         for result in read_results(folder)
-        if result.system == "reward_model"
+        if result.system in comparison.OF_THE_REWARD
     ]
-    return measured(name, runs, split) + gates
+    return measured(name, runs, split) + of_rewards
 
 
 def in_the_worlds(name: str, runs: Mapping[int, Path], split: str) -> list[Result]:

@@ -11,6 +11,7 @@ from rlhf_jax.assessment import assess, comparison
 from rlhf_jax.assessment.assess import Assessment
 from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.data.windows import ranking_rows
+from rlhf_jax.evaluation import item_choice
 from rlhf_jax.evaluation.ranking import rank_rows
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.evaluation.text import GeneratedTurn
@@ -95,6 +96,20 @@ def test_runs_of_one_domain_share_the_table_of_their_own_split(books: DataConfig
     # The figure of differences asks for the same split: with another one it would find nothing.
     figure = gather_seeds.differences(found, {"books": gather_seeds.split_of("books", runs)})
     assert "HR@5 full" in {axes.get_title("left") for axes in figure.axes}
+
+
+def test_what_reward_models_know_of_items_is_kept_seed_by_seed(redial: DataConfig, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"run-{seed}", redial, seed=seed, split="redial/test") for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        candidates = item_choice.candidates_of(np.array([3.0, 2.0, 1.0]), 1, named=[])
+        cases = item_choice.cases_of([candidates], [np.array([0.0, 1.0 - seed, 0.5])], ["one"])
+        said = item_choice.choice_results(cases, split="redial/validation", seed=seed)
+        write_results(run, [*read_results(run), *said])
+    found = gather_seeds.gather_setting("plain", runs)
+    auc = {result.split: result.value for result in found if result.name == "reward/matched_auc"}
+    assert auc == {"plain, seed 0: redial/validation": 1.0, "plain, seed 1: redial/validation": 0.25}
+    systems = {result.system for result in found if result.protocol == "choice"}
+    assert systems == {"reward", "policy", "reward-policy"}
 
 
 def test_runs_on_different_splits_are_not_gathered(books: DataConfig, tmp_path: Path) -> None:
