@@ -104,6 +104,16 @@ LIVE = Study(
     takes_seeds=True,
     reads_foundations=True,
 )
+PRIOR = Study(
+    "align_prior",
+    "redial",
+    5,
+    ("redial",),
+    foundation=("redial", "full"),
+    has_seeds=False,
+    takes_seeds=True,
+    reads_foundations=True,
+)
 # Long ones first, so that no core waits alone.
 PLANS: dict[str, tuple[Study, ...]] = {
     "evidence": (
@@ -123,6 +133,8 @@ PLANS: dict[str, tuple[Study, ...]] = {
         _study("full", "validate_reward", "world", 7),
         _study("full", "ablate_reward", "opendialkg", 4, ("opendialkg",)),
         LIVE,
+        PRIOR,
+        PRIOR._replace(preset="opendialkg", minutes=3, needs=("opendialkg",), foundation=("opendialkg", "full")),
         SIGNALS,
     ),
     # What the paper's first claims rest on, with no more variants than they need: imitation, full reward and single signals;
@@ -143,6 +155,13 @@ PLANS: dict[str, tuple[Study, ...]] = {
         Study("ablate_smtpo", "debug", 3),
         Study("smtpo_redial", "debug", 2, has_seeds=False, takes_seeds=True),
         Study("dpo4rec_movielens", "debug", 1, has_seeds=False, takes_seeds=True),
+        PRIOR._replace(
+            preset="debug",
+            minutes=1,
+            needs=(),
+            foundation=("world", "debug"),
+            options=("--prior.updates", "20", "--prior.held-out", "0", "--assess.text-turns", "4"),
+        ),
         LIVE._replace(
             minutes=2,
             foundation=("world", "debug"),

@@ -136,7 +136,7 @@ def test_a_study_that_reads_foundations_waits_for_those_of_all_seeds(tmp_path: P
 
 def test_the_full_plan_holds_every_paper() -> None:
     scripts = {study.script for study in PLANS["evidence"]}
-    assert {"ablate_reward", "smtpo_redial", "ablate_smtpo", "dpo4rec_movielens"} <= scripts
+    assert {"ablate_reward", "align_prior", "smtpo_redial", "ablate_smtpo", "dpo4rec_movielens"} <= scripts
     assert scripts <= {study.script for study in PLANS["debug"]}, "every study is tried in miniature"
 
 
