@@ -124,7 +124,9 @@ def main(config: Config) -> Path:
         imitation = policy_params(trunk, setup.network.n_embd)
         size: Any = {"n_users": config.assess.users, "n_turns": config.assess.user_turns}
         of_reward = reward.results(gate, split=f"{setup.data.corpus_name}/validation", seed=config.seed)
-        of_reward += reward_choice.measure(run, setup, imitation | setup.prior, proxy, **size)
+        of_reward += reward_choice.measure(
+            run, setup, imitation | setup.prior, proxy, **size, gate=config.reward.choice_gate
+        )
         # 3. PPO (or GRPO) against the reward model, in sight of the reference.
         policy = alignment.align(run, setup, trunk, proxy, config.align, config.learner)
         # 4. Evaluation and report.

@@ -7,7 +7,7 @@ also meet whoever suggests the reward's first choice, and whoever suggests the p
 
 import functools
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.conversation import evaluate_closed_loop
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.reward import GateError, Proxy
 from rlhf_jax.stages.setup import Setup
 
 FILE = "reward_choice.json"
@@ -42,14 +42,23 @@ Size = Annotated[int, Range("[1, 1_000_000]")]
 
 
 def measure(
-    run: RunDirectory, setup: Setup, policy: Params, proxy: Proxy, *, n_users: Size, n_turns: Size
+    run: RunDirectory,
+    setup: Setup,
+    policy: Params,
+    proxy: Proxy,
+    *,
+    n_users: Size,
+    n_turns: Size,
+    gate: Literal["stop", "warn"] = "warn",
 ) -> list[Result]:
     """What the reward model knows of items, once a run; said in one line.
 
     Args:
       policy: the supervised one, with its prior if it has one: whose order the reward is held against.
       n_users, n_turns: of the closed loop, where there is a world.
+      gate: what to do where its choices are shown to be worse than the policy's.
     Returns: entries under the protocol `choice`, and in the world `choice_reward` and `choice_policy` under `closed-loop`.
+    Raises: GateError where `gate` is `stop` and they are.
     """
     path, corpus = run.path / FILE, setup.data.corpus_name
     if path.exists():
@@ -63,6 +72,13 @@ def measure(
         write_json(path, [one.to_json() for one in found])
     if said := item_choice.sentence(found):
         notice(said)
+    if reason := item_choice.falls_behind(found):
+        if gate == "stop":
+            raise GateError(
+                f"reward model: {reason}. A policy that is paid by it can be expected to recommend worse, and none was started: see "
+                f"{path}; a run with --reward.choice-gate warn goes on"
+            )
+        notice(f"warning: {reason}. A policy that is paid by it can be expected to recommend worse")
     return found
 
 
@@ -138,7 +154,9 @@ def _with_users(setup: Setup, policy: Params, proxy: Proxy, *, n_users: int, n_t
         respond = functools.partial(_first_choice, setup, policy, judge)
         met = evaluate_closed_loop(respond, setup.data.world, setup.world_seed, n_users=n_users, n_turns=n_turns)
         measured = {setup.seed: dict(per_user(met))}
-        found += closed_loop.closed_loop_results(f"choice_{name}", measured, split=split, same_users=False)
+        found += closed_loop.closed_loop_results(
+            f"{item_choice.FIRST_CHOICE}{name}", measured, split=split, same_users=False
+        )
     return found
 
 

@@ -25,6 +25,8 @@ PROTOCOL = "choice"
 METRICS = ("hr@1", "hr@5", "ndcg@10")
 JUDGE, POLICY = "reward", "policy"
 """Whose order of the same items it is."""
+FIRST_CHOICE = "choice_"
+"""Before either: whoever suggests its first choice to users."""
 MISSED = 2**30
 """The rank of an item that is not among the first."""
 
@@ -144,6 +146,23 @@ def _result(name: str, estimate: bootstrap.Estimate, n: int, split: str, seed: i
     return Result(name, estimate.value, n, PROTOCOL, split, estimate.interval, (seed,), text)
 
 
+def falls_behind(results: Sequence[Result]) -> str:
+    """Why whoever is paid by the judge can be expected to recommend worse than now; empty where nothing says so.
+
+    Its order of the policy's first items ranks worse (HR@5, the interval of the difference below 0), or its first choice is
+    worth less to users of a simulated world than the policy's.
+    """
+    known = {one.name: one for one in results}
+    change = known.get(f"{difference_name(JUDGE, POLICY)}/hr@5")
+    if change is not None and change.interval is not None and change.interval[1] < 0:
+        low, high = change.interval
+        return f"its order of the policy's first items ranks worse than the policy's own: HR@5 {change.value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    own, policy = (known.get(f"{FIRST_CHOICE}{name}/mean_utility") for name in (JUDGE, POLICY))
+    if own is not None and policy is not None and own.value < policy.value:
+        return f"its first choice is worth {own.value:.3f} to users, the policy's {policy.value:.3f}"
+    return ""
+
+
 def sentence(results: Sequence[Result]) -> str:
     """What the results say, for the terminal; empty where there are none.
 
@@ -165,6 +184,4 @@ def sentence(results: Sequence[Result]) -> str:
         )
     if not parts:
         return ""
-    told = f"reward model, which item is right: {'; '.join(parts)}"
-    worse = change is not None and change.interval is not None and change.interval[1] < 0
-    return f"{told}. Whoever is paid by it can be expected to rank worse" if worse else told
+    return f"reward model, which item is right: {'; '.join(parts)}"

@@ -76,6 +76,8 @@ class RewardConfig:
     """Evaluations on held-out turns."""
     gate: Literal["stop", "warn"] = "stop"
     """What happens when a held-out Pearson is below `gate_pearson`: no PPO, or PPO with a warning in the report."""
+    choice_gate: Literal["stop", "warn"] = "warn"
+    """What happens when the items that it would choose are shown to be worse than the policy's own (`assessment.reward_choice`)."""
     gate_pearson: Annotated[float, Range("[-1, 1]")] = 0.6
     """Least held-out correlation of the weighted sum and of each component with a weight."""
 

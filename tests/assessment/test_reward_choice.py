@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,13 @@ import pytest
 from rlhf_jax.assessment import reward_choice
 from rlhf_jax.data.batching import pad_left
 from rlhf_jax.data.windows import prompt_tokens
+from rlhf_jax.evaluation import item_choice
+from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Message, PromptBatch, Rollout
+from rlhf_jax.runtime.files import write_json
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages.contexts import Windows
-from rlhf_jax.stages.reward import Proxy
+from rlhf_jax.stages.reward import GateError, Proxy
 from rlhf_jax.stages.setup import Setup
 from tiny_policy import Tiny
 
@@ -76,6 +80,40 @@ def test_cases_are_the_fresh_items_of_validation_scored_as_single_replies(
         # A second start reads what was found.
         monkeypatch.setattr(reward_choice, "_cases", None)
         assert reward_choice.measure(run, setup, tiny.policy, proxy, n_users=4, n_turns=2) == results
+
+
+def test_a_judge_that_chooses_worse_is_not_followed(
+    setup: Setup, tiny: Tiny, proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = item_choice.candidates_of(np.array([4.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3]), 0, named=[])
+    worst = np.array([0.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    for scores, reason in ((worst, "ranks worse than the policy's own: HR@5 -1.000 [-1.000, -1.000]"), (-worst, "")):
+        cases = item_choice.cases_of([order] * 3, [scores] * 3, ["a", "b", "c"])
+        found = item_choice.choice_results(cases, split="redial/validation", seed=0)
+        assert item_choice.falls_behind(found).endswith(reason) and bool(reason) == bool(
+            item_choice.falls_behind(found)
+        )
+        with open_run(tmp_path / f"run-{bool(reason)}", {}, trackers=()) as run:
+            write_json(run.path / reward_choice.FILE, [one.to_json() for one in found])
+            size: Any = {"n_users": 4, "n_turns": 2}
+            assert reward_choice.measure(run, setup, tiny.policy, proxy, **size) == found
+            assert ("warning: its order" in "".join(capsys.readouterr())) == bool(reason)
+            if reason:
+                with pytest.raises(
+                    GateError, match=r"none was started: see .*; a run with --reward.choice-gate warn goes on"
+                ):
+                    reward_choice.measure(run, setup, tiny.policy, proxy, **size, gate="stop")
+            else:
+                assert reward_choice.measure(run, setup, tiny.policy, proxy, **size, gate="stop") == found
+
+
+def test_in_the_world_users_judge_the_first_choice() -> None:
+    def worth(name: str, value: float) -> Result:
+        return Result(f"choice_{name}/mean_utility", value, 4, "closed-loop", "world/test", (0.0, 1.0), (0,), "")
+
+    assert item_choice.falls_behind([worth("reward", 0.8), worth("policy", 0.7)]) == ""
+    said = item_choice.falls_behind([worth("reward", 0.7), worth("policy", 0.8)])
+    assert said == "its first choice is worth 0.700 to users, the policy's 0.800"
 
 
 def test_the_first_choice_is_the_best_fresh_item(setup: Setup, tiny: Tiny, proxy: Proxy) -> None:

@@ -77,7 +77,7 @@ def test_judges_whose_knowledge_is_known(knows: str, auc: float | None) -> None:
     if knows == "all":
         # Every gold item within reach comes first.
         assert known["reward/hr@1"].value == np.mean(found.ranks[POLICY] < MISSED) > of_policy > 0
-        assert "expected to rank worse" not in item_choice.sentence(list(known.values()))
+        assert not item_choice.falls_behind(list(known.values()))
     elif knows == "the policy":
         # Neighbours stand on both sides of an item, so its own order says nothing of it: the reason for matching.
         assert abs(known["reward/matched_auc"].value - 0.5) < 0.06
@@ -86,7 +86,9 @@ def test_judges_whose_knowledge_is_known(knows: str, auc: float | None) -> None:
     else:
         assert known["reward/hr@1"].value == 0.0
         assert known["reward-policy/hr@5"].interval[1] < 0
-        assert item_choice.sentence(list(known.values())).endswith("can be expected to rank worse")
+        assert item_choice.falls_behind(list(known.values())).startswith(
+            "its order of the policy's first items ranks worse"
+        )
     assert known["reward/hr@1"].n == 400 and known["reward-policy/hr@1"].is_difference
 
 
