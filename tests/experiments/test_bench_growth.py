@@ -100,6 +100,13 @@ def test_devices_share_out_the_memory_of_a_batch(powers: dict[str, dict[str, flo
     assert powers["devices"]["temporaries"] < -0.5
 
 
+@pytest.mark.slow
+def test_an_update_over_100_000_items_keeps_within_a_gigabyte(tmp_path: Path) -> None:
+    largest = dict(bench_growth.axes_of(bench_growth.Config())["catalogue"])[100_000]
+    (said,) = bench_growth.counted([dataclasses.replace(largest, batch=64, response=32)], tmp_path)
+    assert said["temporaries"] < 2**30
+
+
 def test_a_power_is_the_slope_between_logarithms() -> None:
     assert list(growth.slopes([1.0, 2.0, 8.0], [3.0, 12.0, 12.0])) == [2.0, 0.0]
 
