@@ -30,7 +30,8 @@ def pairs(rounds: int, networks: Sequence[str], texts: int) -> tuple[tuple[str, 
     last = [f"dpo_{number}" for number in range(1, rounds + 1)]
     found = [("sft", "none"), ("sft", "shuffled"), ("sft", "history"), ("history", "none"), ("teacher", "none")]
     found += [("rft", "sft"), (f"best_of_{texts}", "sft"), ("teacher_titles", "teacher")]
-    found += [(one, other) for one in last for other in ("sft", "none", "history")]
+    found += [(one, other) for one in last for other in ("sft", "none", "history", "rft")]
+    found += [(last[-1], "teacher_titles")]
     found += list(zip(last[1:], last, strict=False))
     found += [(last[-1], f"{last[-1]}_shuffled")]
     found += [(f"scorer_{one}", "scorer_sft") for one in ("teacher", "rft", *last)]
