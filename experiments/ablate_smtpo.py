@@ -7,9 +7,9 @@ Paper: SMTPO, arXiv:2604.03671; the parts are those of docs/algorithms/smtpo.md,
     python experiments/ablate_smtpo.py debug                         # everything in miniature, for tests
 
 DIR holds `redial/`. Imitation, retriever and seekers are trained once a seed; the two variants of the towers' views train
-retriever and form of their own. Every variant learns with the same budget and random numbers as `smtpo`
-(`studies/smtpo_ablation.py` names the variants), and talks with the seeker that scores, in the world also with its
-users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
+retriever and form of their own. Every variant learns with the same budget and random numbers as `smtpo`; `single_turn` has T
+times the openings, one turn each. All (`studies/smtpo_ablation.py` names them) talk with the seeker that scores, in the world
+also with its users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
 knowing it is worth. The same command continues what was interrupted.
 
 Hardware: one CPU core. Not run to its end at the sizes `world` and `redial`: no numbers of it are stored yet.
@@ -171,8 +171,7 @@ def learn(
         return begun.sft
     talk, learner = stages.conversations, stages.learner
     if change.single_turn:
-        # As many turns as whole conversations can have, all of them first ones.
-        talk = dataclasses.replace(talk, turns=1, openings=talk.openings * talk.turns)
+        talk = talk.first_turns()
     weights = smtpo_ablation.without(learner.component_weights, learner.component_names, change.unpaid)
     learner = dataclasses.replace(learner, component_weights=weights)
     seeker = seekers[change.seeker]
@@ -206,7 +205,7 @@ def main(config: Config) -> Path | None:
         smtpo_ablation.Setting(
             stages.data.corpus_name,
             f"Every variant: {talk.updates} updates of {talk.openings} openings × {talk.group_size} conversations of at most "
-            f"{talk.turns} turns (or 1), from the same imitation.",
+            f"{talk.turns} turns (`single_turn`: {talk.openings * talk.turns} openings, one turn each), from the same imitation.",
             talk.turns,
             users=stages.data.source == "world",
         ),

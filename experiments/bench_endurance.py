@@ -5,8 +5,8 @@
 
 The stages are those of `ppo_redial.py`, in the simulated world, with metrics, checkpoints, evaluations, samples and the
 progress bar. Before every update the process is looked at: its memory, the bytes of all arrays that are alive, how many
-programs were compiled, and its CPU seconds (of all threads), because other processes disturb the wall's clock (which counts on an accelerator). Those that share
-a core disturb CPU seconds too; so a fixed piece of work, the yardstick, is timed beside every update. The last tenth of the
+programs were compiled, and its CPU seconds (of all threads; on an accelerator by the clock), because other processes disturb
+the wall's clock. Those that share a core disturb CPU seconds too; so a fixed piece of work, the yardstick, is timed beside every update. The last tenth of the
 updates is compared with the second; the first one compiles.
 
 Writes `endurance.json`, `report.md` and `plots/endurance.{svg,png}`.
@@ -128,7 +128,10 @@ def tables(found: Mapping[str, Sequence[endurance.Span]]) -> str:
         "live arrays",
         "compiled after the second tenth",
     ]
-    parts = ["The last tenth of the updates over the second:", markdown_table(heads, lines)]
+    parts = [
+        "The last tenth of the updates over the second; CPU seconds of all threads, on an accelerator by the clock:",
+        markdown_table(heads, lines),
+    ]
     heads = ["tenth", "process, MB", "live, MB", "s an update", "alone", "yardstick, ms", "compiled"]
     for stage, spans in found.items():
         rows = [

@@ -8,8 +8,8 @@ dialogues.
 
 One axis at a time, all else as the base. Two kinds of numbers: *counted* in the compiled program (operations of its matmuls by
 phase, bytes of its temporaries), the same on every machine; and *measured*, CPU seconds of all threads and the peak of a
-process that does nothing else, or on an accelerator seconds by the clock and the peak of the device's memory. The last number of a column is the power with which it grows between the two largest sizes: 1 is
-linear. Devices are forced CPU devices that share out one batch; what is counted is the work of one of them.
+process that does nothing else, or on an accelerator seconds by the clock and the peak of the device's memory. The last
+number of a column is the power with which it grows between the two largest sizes: 1 is linear. Devices are forced CPU devices that share out one batch; what is counted is the work of one of them.
 
 Writes `growth.json`, `report.md` and `plots/growth.{svg,png}`.
 """
@@ -18,7 +18,6 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 
 # isort: split
 import dataclasses
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -427,8 +426,9 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path
 
 def main(config: Config) -> Path:
     """1 programs counted, 2 programs run, 3 imitation, conversations and corpora, 4 table and figure."""
-    # Every size is measured in a process of its own, which needs the memory of an accelerator that this one must not take.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # Every size is measured in a process of its own, which needs the accelerator that this one must not take.
+    device = growth.device_kind()
+    jax.config.update("jax_platforms", "cpu")
     with open_run(config.run_dir, config, trackers=()) as run:
         found: dict[str, list[dict[str, Any]]] = {}
         run_before: dict[Program, dict[str, float]] = {}  # Every axis begins with the same base.
@@ -466,7 +466,7 @@ def main(config: Config) -> Path:
         picture = draw(found, run.path / "plots")
         report = run.path / "report.md"
         image = plots.image(picture.relative_to(run.path), "Cost over that of the smallest size")
-        text = report_text(found, image, device=jax.devices()[0].device_kind)
+        text = report_text(found, image, device=device)
         write_text(report, text)
         print(text)
         print(f"report: {report}")

@@ -107,14 +107,12 @@ def check_stages(config: Config) -> None:
     if len(set(config.single_tasks)) != len(config.single_tasks):
         raise ValueError(f"--single-tasks must name each task once: got {config.single_tasks}")
     talk, learner = config.conversations, config.learner
-    rows = talk.openings * talk.group_size
-    for n_rows in {rows, rows * talk.turns}:
-        slices = learner.minibatches * learner.microbatches
-        if n_rows % slices:
-            raise ValueError(
-                f"--conversations.openings × --conversations.group-size × turns = {n_rows} rows cannot be cut into "
-                f"--learner.minibatches {learner.minibatches} × --learner.microbatches {learner.microbatches} equal parts"
-            )
+    n_rows = talk.openings * talk.group_size * talk.turns
+    if n_rows % (learner.minibatches * learner.microbatches):
+        raise ValueError(
+            f"--conversations.openings × --conversations.group-size × --conversations.turns = {n_rows} rows cannot be cut into "
+            f"--learner.minibatches {learner.minibatches} × --learner.microbatches {learner.microbatches} equal parts"
+        )
     if config.prior.learner == "grpo" and (config.processes.count > 1 or config.processes.detect):
         raise ValueError("--prior.learner grpo learns in one process: choose likelihood, or leave out --processes")
     if talk.trainable == "prior" and config.prior.learner == "none":
@@ -144,6 +142,12 @@ def check_learning(config: Config) -> None:
         raise ValueError(
             "--conversations.turns 1: `smtpo` would be `single_turn`, which is trained beside it; give at least 2"
         )
+    try:
+        talk.first_turns()
+    except ValueError as error:
+        raise ValueError(
+            f"--conversations.openings {talk.openings} × --conversations.turns {talk.turns} openings of the single-turn control: {error}"
+        ) from None
     steps = talk.updates * learner.epochs * learner.minibatches
     if talk.warmup_steps >= steps:
         raise ValueError(
@@ -257,8 +261,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     taught = simulator.train(run, setup, dialogues, config.simulator, attributes=attributes, seed=seed)
     seeker = SeekerSimulator(setup, taught, config.simulator)
     # 5. Reinforcement learning: on first turns alone, and on whole conversations.
-    # The control learns from as many turns as whole conversations can have, all of them first ones.
-    single = dataclasses.replace(talk, turns=1, openings=talk.openings * talk.turns)
+    single = talk.first_turns()
     policies = {"sft": sft} | {
         name: multi_turn.train(run, recommender, seeker, sft, talks, config.learner, stage=f"multi_turn-{name}")
         for name, talks in {"single_turn": single, "smtpo": talk}.items()

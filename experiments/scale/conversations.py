@@ -87,7 +87,7 @@ class Talk:
 
 def run(talk: Talk, repeats: int) -> dict[str, float]:
     """Seconds of an update, the least of `repeats` after one that compiles; the share of the wall's clock outside compiled
-    programs, as the stage itself logs it (all of the seeker's time counts as inside), the least too; and peak memory, compilation included."""
+    programs, as the stage itself logs it (all of the seeker's time counts as inside), the least too; and peak memory."""
     data = DataConfig(
         world=WorldConfig(n_items=talk.items, n_train=talk.dialogues, n_test=8, n_users=16),
         n_words=talk.words,

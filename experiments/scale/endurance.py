@@ -33,7 +33,7 @@ class Look(NamedTuple):
     update: int
     """Updates done."""
     seconds: float
-    """Counted as in `scale.cost`, without the looks themselves."""
+    """Counted as in `scale.cost`, without the yardstick."""
     resident_mb: float
     """Memory the process holds."""
     live_bytes: int
@@ -70,8 +70,9 @@ class Watch(OneDevice):
 
     def look(self, stage: str, update: int) -> None:
         """Notes what there is now."""
-        seconds, measured = cost.seconds() - self._not_counted, yardstick()
-        self._not_counted += measured
+        now = cost.seconds()
+        seconds, measured = now - self._not_counted, yardstick()
+        self._not_counted += cost.seconds() - now
         arrays = [array for array in jax.live_arrays() if not array.is_deleted()]
         self.looks.append(
             Look(
@@ -198,8 +199,8 @@ def lower_quartile(numbers: Sequence[float]) -> float:
 def verdict(found: Sequence[Span]) -> dict[str, float]:
     """The last tenth against the second; the first compiles.
 
-    Returns: `throughput` (updates a CPU second), `quick` (the same of an update alone, see `Span.quick_seconds`), `yardstick`
-      (how often a CPU second holds the fixed piece of work), `resident` and `live` (memory), 1 is the same; `compiled`, programs
+    Returns: `throughput` (updates a second), `quick` (the same of an update alone, see `Span.quick_seconds`), `yardstick`
+      (how often a second holds the fixed piece of work), `resident` and `live` (memory), 1 is the same; `compiled`, programs
       in all tenths after the second.
     """
     second, last = found[1], found[-1]

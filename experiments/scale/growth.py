@@ -163,6 +163,15 @@ def apart(kind: str, given: dict[str, Any]) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def device_kind() -> str:
+    """What a process of its own would be measured on. Raises ValueError where JAX finds nothing to run on."""
+    question = "import jax; print(jax.devices()[0].device_kind)"
+    done = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"JAX found no device:\n{done.stderr.strip()[-1500:]}")
+    return done.stdout.splitlines()[-1]
+
+
 def slopes(sizes: list[float], costs: list[float]) -> Iterator[float]:
     """Power with which a cost grows between neighbouring sizes: log(c₂/c₁) / log(s₂/s₁); 1 is linear."""
     for place in range(len(sizes) - 1):

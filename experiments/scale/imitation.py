@@ -132,7 +132,7 @@ def counted(size: Imitation) -> dict[str, float]:
 
 
 def run(size: Imitation, repeats: int) -> dict[str, float]:
-    """Seconds of a step, the least of `repeats`, tokens a second, and peak memory, compilation included; see `scale.cost`."""
+    """Seconds of a step, the least of `repeats`, tokens a second, and peak memory; see `scale.cost`."""
     step = make(size)
     state = step.state()
 

@@ -21,7 +21,10 @@ from rlhf_jax.reporting.contents import Conversation
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import Setup
 
-OF_THE_REWARD = ("reward_model", "reward", "policy", "reward-policy", "choice_reward", "choice_policy")
+OF_THE_REWARD = (
+    *("reward_model", "reward", "policy", "reward-policy"),
+    *("choice_reward", "choice_policy", "choice_reward-choice_policy"),
+)
 """Systems whose entries say how well a reward model predicts, and which items it would choose (`assessment.reward_choice`)."""
 LEFT_TO_THE_REPORT = ("constant", "random", "logged", "oracle", *OF_THE_REWARD)
 """Systems that the terminal's table has no room for."""

@@ -18,8 +18,9 @@ from rlhf_jax.data.batching import pad_left, wrapped_batches
 from rlhf_jax.data.dialogue_store import evenly
 from rlhf_jax.data.windows import prompt_tokens, ranking_rows
 from rlhf_jax.evaluation import closed_loop, item_choice
+from rlhf_jax.evaluation.closed_loop import UserValues
 from rlhf_jax.evaluation.item_choice import Candidates
-from rlhf_jax.evaluation.results import Result, Split
+from rlhf_jax.evaluation.results import Result, Split, difference_name
 from rlhf_jax.interfaces import Message, Params, PromptBatch, ResponseGroups
 from rlhf_jax.ranges import Range
 from rlhf_jax.runtime.files import notice, read_list, write_json
@@ -57,7 +58,7 @@ def measure(
       policy: the supervised one, with its prior if it has one: whose order the reward is held against.
       n_users, n_turns: of the closed loop, where there is a world.
       gate: what to do where its choices are shown to be worse than the policy's.
-    Returns: entries under the protocol `choice`, and in the world `choice_reward` and `choice_policy` under `closed-loop`.
+    Returns: entries under the protocol `choice`, and in the world `choice_reward`, `choice_policy` and their difference under `closed-loop`.
     Raises: GateError where `gate` is `stop` and they are.
     """
     path, corpus = run.path / FILE, setup.data.corpus_name
@@ -76,7 +77,7 @@ def measure(
         if gate == "stop":
             raise GateError(
                 f"reward model: {reason}. A policy that is paid by it can be expected to recommend worse, and none was started: see "
-                f"{path}; a run with --reward.choice-gate warn goes on"
+                f"{path}; a new --run-dir with --reward.choice-gate warn goes on"
             )
         notice(f"warning: {reason}. A policy that is paid by it can be expected to recommend worse")
     return found
@@ -146,18 +147,20 @@ def _judged(setup: Setup, proxy: Proxy, prompts: PromptBatch, columns: Sequence[
 
 
 def _with_users(setup: Setup, policy: Params, proxy: Proxy, *, n_users: int, n_turns: int) -> list[Result]:
-    """What users say to the first choice of the reward, and to the policy's."""
+    """What users say to the first choice of the reward, and to the policy's, and the difference, paired."""
     assert setup.world_seed is not None
     split = str(Split(setup.data.corpus_name, "test").drawn("greedy", users=True))
     found: list[Result] = []
+    by_name: dict[str, dict[int, UserValues]] = {}
     for name, judge in ((item_choice.JUDGE, proxy), (item_choice.POLICY, None)):
         respond = functools.partial(_first_choice, setup, policy, judge)
         met = evaluate_closed_loop(respond, setup.data.world, setup.world_seed, n_users=n_users, n_turns=n_turns)
-        measured = {setup.seed: dict(per_user(met))}
-        found += closed_loop.closed_loop_results(
-            f"{item_choice.FIRST_CHOICE}{name}", measured, split=split, same_users=False
-        )
-    return found
+        system = f"{item_choice.FIRST_CHOICE}{name}"
+        by_name[system] = {setup.seed: dict(per_user(met))}
+        found += closed_loop.closed_loop_results(system, by_name[system], split=split)
+    (reward, of_reward), (policy_name, of_policy) = by_name.items()
+    name = difference_name(reward, policy_name)
+    return found + closed_loop.closed_loop_differences(name, of_reward, of_policy, split=split)
 
 
 def _first_choice(

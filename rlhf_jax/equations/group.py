@@ -177,7 +177,7 @@ def settled_advantages(
         D_{g,k}(s) = Σ_c w_c (d^c_{g,k}(s) − mean_k d^c(s)) / (std_k r^c + 1e-6)      decoupled; a flat component counts 0
         D_{g,k}(s) = Σ_c w_c (d^c_{g,k}(s) − mean_k d^c(s))                            else
 
-    d^c(s) is the part of the reward r^c that hangs on tokens before place s alone. A − D is then the credit of a token at
+    d^c(s) is a number that tokens before place s alone decide, such as the part of r^c paid by then. A − D is then the credit of a token at
     place s, with A of `turn_advantages`. Given what came before, the token cannot move d, so E[∇log π · d] = 0: without
     `decoupled` the expected gradient is the same. With it only nearly: the token moves std_k, which holds its own reward.
     The variance is less where d and what follows do not make up for each other. Means and deviations are over the

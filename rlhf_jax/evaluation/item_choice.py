@@ -149,17 +149,25 @@ def _result(name: str, estimate: bootstrap.Estimate, n: int, split: str, seed: i
 def falls_behind(results: Sequence[Result]) -> str:
     """Why whoever is paid by the judge can be expected to recommend worse than now; empty where nothing says so.
 
-    Its order of the policy's first items ranks worse (HR@5, the interval of the difference below 0), or its first choice is
-    worth less to users of a simulated world than the policy's.
+    Its order of the policy's first items ranks worse on the validation split (HR@5), or its first choice is worth less to the users
+    of a simulated world, who are those of the evaluation; both with the whole interval of the paired difference below 0.
     """
     known = {one.name: one for one in results}
-    change = known.get(f"{difference_name(JUDGE, POLICY)}/hr@5")
-    if change is not None and change.interval is not None and change.interval[1] < 0:
-        low, high = change.interval
-        return f"its order of the policy's first items ranks worse than the policy's own: HR@5 {change.value:+.3f} [{low:+.3f}, {high:+.3f}]"
-    own, policy = (known.get(f"{FIRST_CHOICE}{name}/mean_utility") for name in (JUDGE, POLICY))
-    if own is not None and policy is not None and own.value < policy.value:
-        return f"its first choice is worth {own.value:.3f} to users, the policy's {policy.value:.3f}"
+    sides = {JUDGE: f"{FIRST_CHOICE}{JUDGE}", POLICY: f"{FIRST_CHOICE}{POLICY}"}
+    for name, words in (
+        (
+            f"{difference_name(JUDGE, POLICY)}/hr@5",
+            "its order of the policy's first items ranks worse than the policy's own: HR@5",
+        ),
+        (
+            f"{difference_name(sides[JUDGE], sides[POLICY])}/mean_utility",
+            "its first choice is worth less to users than the policy's:",
+        ),
+    ):
+        change = known.get(name)
+        if change is not None and change.interval is not None and change.interval[1] < 0:
+            low, high = change.interval
+            return f"{words} {change.value:+.3f} [{low:+.3f}, {high:+.3f}]"
     return ""
 
 

@@ -61,7 +61,7 @@ class Episodes:
     running: Bool[Array, "N G T"]
     """True on the turns that an episode had, the first ones. An end is said here; a reward of 0 is none."""
     settled: Float[Array, "N G T C S"] | None = None
-    """Part of each component that was settled before each of S places of the turn; read where `credit` is by place."""
+    """What of each component was settled before each of S places of the turn, `d` of `settled_advantages`; read where `credit` is by place."""
     places: Int[Array, "B length"] | None = None
     """Place at which each token stands, in 0 … S − 1."""
 

@@ -85,7 +85,7 @@ class Turns(NamedTuple):
     rewards: Float32[np.ndarray, "R T 3"]
     """By `COMPONENTS`; 0 where a conversation had ended."""
     settled: Float32[np.ndarray, "R T 3 S"]
-    """Part of each reward that was settled before each place of the turn, see `places_of`; 0 where it had ended."""
+    """What of each reward was settled before each place of the turn, see `settled_before`; 0 where it had ended."""
     places: tuple[Int32[np.ndarray, "R length"], ...]
     """Place of every token, a turn each. [T]"""
     running: Bool[np.ndarray, "R T"]
@@ -235,10 +235,11 @@ def settled_before(
     gains: Float[np.ndarray, "R K"],
     inferred: Float[np.ndarray, " R"],
 ) -> Float32[np.ndarray, "R 3 S"]:
-    """Part of each of `COMPONENTS` that hangs on tokens before each place alone; S = K + 2, see `places_of`.
+    """What tokens before each place alone decide of each of `COMPONENTS`; S = K + 2, see `places_of`.
 
-    The form is settled in steps: 0 where the attributes spoilt it, which nothing can mend, else 1, which list and end can still
-    spoil. Inferred attributes stand when the list begins; a list's gains come one by one.
+    Of the form whether it is still whole: 0 where the attributes spoilt it, which nothing can mend, else 1, which list and end can
+    still spoil. Of the others the part that is paid by then: inferred attributes stand when
+    the list begins; a list's gains come one by one.
 
     Args:
       attributed: the form is whole up to its list.

@@ -46,6 +46,8 @@ class ConversationsConfig:
     """Conversations from each."""
     turns: Annotated[int, Range("[1, 5]")] = 4
     """Turns of a conversation at most; 1 is single-turn reinforcement learning."""
+    draws: Annotated[int, Range("[1, 65_536]")] = 1
+    """Equal parts that a turn's replies are drawn in, one after the other: other draws, and less memory."""
     temperature: Annotated[float, Range("[0.01, 100]")] = 1.0
     """Divides the logits of policy and reference, in sampling and in learning."""
     learning_rate: Rate = 5e-5
@@ -67,6 +69,19 @@ class ConversationsConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.openings * self.group_size % self.draws:
+            raise ValueError(
+                f"--conversations.openings {self.openings} × --conversations.group-size {self.group_size} replies cannot be drawn in "
+                f"--conversations.draws {self.draws} equal parts"
+            )
+
+    def first_turns(self) -> "ConversationsConfig":
+        """The single-turn control: as many turns as these conversations have at most, each the first one of its own, and as many
+        rows at once.
+
+        Raises: ValueError naming the option, where that is more than an update may have.
+        """
+        return dataclasses.replace(self, turns=1, openings=self.openings * self.turns, draws=self.draws * self.turns)
 
 
 def speaker(recommender: Recommender, *, greedy: bool) -> Speak:
@@ -138,9 +153,15 @@ def train(
 
     def speak(params: Params, prompts: PromptBatch, key: Any) -> Rollout:
         """Replies of all rows, on the layout's devices, back on this one."""
-        placed = layout.batch(n_rows, lambda own: jax.tree.map(lambda leaf: np.asarray(leaf)[own], prompts))
-        with outside.inside():
-            return jax.block_until_ready(layout.fetch(draw(params, placed, layout.same(key))))
+        size, drawn = n_rows // config.draws, []
+        for number in range(config.draws):
+            begin = number * size
+            part = jax.tree.map(lambda leaf, begin=begin: np.asarray(leaf)[begin : begin + size], prompts)
+            placed = layout.batch(size, lambda own, part=part: jax.tree.map(lambda leaf: leaf[own], part))
+            own_key = key if config.draws == 1 else jax.random.fold_in(key, number)
+            with outside.inside():
+                drawn.append(jax.block_until_ready(layout.fetch(draw(params, placed, layout.same(own_key)))))
+        return drawn[0] if config.draws == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *drawn)
 
     def update(state: MultiTurnState, index: int) -> tuple[MultiTurnState, dict[str, Any]]:
         outside.start()

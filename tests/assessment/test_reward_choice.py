@@ -100,20 +100,20 @@ def test_a_judge_that_chooses_worse_is_not_followed(
             assert ("warning: its order" in "".join(capsys.readouterr())) == bool(reason)
             if reason:
                 with pytest.raises(
-                    GateError, match=r"none was started: see .*; a run with --reward.choice-gate warn goes on"
+                    GateError, match=r"none was started: see .*; a new --run-dir with --reward.choice-gate warn goes on"
                 ):
                     reward_choice.measure(run, setup, tiny.policy, proxy, **size, gate="stop")
             else:
                 assert reward_choice.measure(run, setup, tiny.policy, proxy, **size, gate="stop") == found
 
 
-def test_in_the_world_users_judge_the_first_choice() -> None:
-    def worth(name: str, value: float) -> Result:
-        return Result(f"choice_{name}/mean_utility", value, 4, "closed-loop", "world/test", (0.0, 1.0), (0,), "")
-
-    assert item_choice.falls_behind([worth("reward", 0.8), worth("policy", 0.7)]) == ""
-    said = item_choice.falls_behind([worth("reward", 0.7), worth("policy", 0.8)])
-    assert said == "its first choice is worth 0.700 to users, the policy's 0.800"
+@pytest.mark.parametrize(("value", "interval", "behind"), [(-0.1, (-0.2, -0.05), True), (-0.1, (-0.2, 0.01), False)])
+def test_in_the_world_users_judge_the_first_choice(value: float, interval: tuple[float, float], behind: bool) -> None:
+    name = "choice_reward-choice_policy/mean_utility"
+    said = item_choice.falls_behind([Result(name, value, 4, "closed-loop", "world/test", interval, (0,), "")])
+    assert said == (
+        "its first choice is worth less to users than the policy's: -0.100 [-0.200, -0.050]" if behind else ""
+    )
 
 
 def test_the_first_choice_is_the_best_fresh_item(setup: Setup, tiny: Tiny, proxy: Proxy) -> None:

@@ -158,8 +158,9 @@ def test_results_are_complete(finished: Path) -> None:
     assert {"popularity", "copy", "sft", "ppo", "ppo-sft", "reward_model"} <= {r.system for r in results}
     closed_loop = {r.system for r in results if r.name.endswith("/mean_utility")}
     known = {"random", "popularity", "logged", "oracle"}
-    of_reward = {"reward", "policy", "reward-policy", "choice_reward", "choice_policy"}
-    assert closed_loop == known | {"sft", "ppo", "ppo-sft", "choice_reward", "choice_policy"}
+    choices = {"choice_reward", "choice_policy", "choice_reward-choice_policy"}
+    of_reward = {"reward", "policy", "reward-policy", *choices}
+    assert closed_loop == known | {"sft", "ppo", "ppo-sft", *choices}
     for result in results:
         assert math.isfinite(result.value) and result.n > 0 and result.definition and result.split.startswith("world/")
         trained = result.system in {"sft", "ppo", "ppo-sft", "reward_model"} | of_reward

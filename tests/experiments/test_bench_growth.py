@@ -189,7 +189,12 @@ def test_the_command_writes_its_tables_and_its_figure(tmp_path: Path) -> None:
     )
     report = bench_growth.main(config)
     text = report.read_text(encoding="utf-8")
-    assert "Measured on: cpu." in text and "## Batch" in text and "## Dialogues" in text and "## Prompt" not in text
+    assert (
+        f"Measured on: {growth.device_kind()}." in text
+        and "## Batch" in text
+        and "## Dialogues" in text
+        and "## Prompt" not in text
+    )
     assert "![Cost over that of the smallest size](plots/growth.svg)" in text
     assert (tmp_path / "run/plots/growth.svg").stat().st_size > 10_000
     found = json.loads((tmp_path / "run/growth.json").read_text(encoding="utf-8"))

@@ -264,6 +264,9 @@ def test_turns_and_learning_of_smtpo_in_the_preset_paper(tmp_path: Path) -> None
     agent = make_agent(vocab, network, max_items=data.max_items, response_tokens=data.response_tokens)
     rows = talk.openings * talk.group_size
     n_rows = rows * talk.turns
+    # The single-turn control has as many rows in all, and draws no more of them at once.
+    first = talk.first_turns()
+    assert (first.openings * first.group_size, first.openings * first.group_size // first.draws) == (n_rows, rows)
     assert (rows, n_rows, data.context_tokens, data.response_tokens) == (256, 1280, 384, 96)
     params = {"trunk": trunk_of(network)}
     tokens = jnp.zeros((rows, 384), jnp.int32)

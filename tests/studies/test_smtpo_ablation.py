@@ -45,9 +45,7 @@ def test_a_variant_changes_one_thing(name: Any, monkeypatch: pytest.MonkeyPatch)
         "learnt", "run", "recommender", "imitation", f"multi_turn-{name}"
     )  # fmt: skip
     assert seeker == {"single_task": "language", "scored_by_trainer": "scoring"}.get(name, "training")
-    assert talk == (
-        dataclasses.replace(stages.conversations, turns=1) if name == "single_turn" else stages.conversations
-    )
+    assert talk == (stages.conversations.first_turns() if name == "single_turn" else stages.conversations)
     unpaid = {"no_format": (0.0, 1.0, 1.0), "no_recommendation": (1.0, 0.0, 1.0), "no_preference": (1.0, 1.0, 0.0)}
     weights = unpaid.get(name, (1.0, 1.0, 1.0))
     assert learner == dataclasses.replace(stages.learner, component_weights=weights)
