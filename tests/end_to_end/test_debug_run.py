@@ -23,6 +23,7 @@ import chat
 import store_lesson
 from chat_page import server
 from fingerprint import fingerprint
+from rlhf_jax.assessment import comparison
 from rlhf_jax.assessment.conversation import Conversation
 from rlhf_jax.assessment.finished_run import open_finished, stage_policy, stage_proxy
 from rlhf_jax.assessment.reply_tokens import credit_of, draw_replies
@@ -531,10 +532,13 @@ def test_runs_are_gathered_over_seeds(finished: Path, run_here: Callable[..., tu
     page = (tmp_path / "summary" / "report.md").read_text()
     assert "(plots/ppo.png)" in page and "No conversation was stored" not in page
     results = read_results(tmp_path / "summary")
-    # Each seed has a world of its own: only what its users lived through is gathered.
-    assert {r.protocol for r in results} == {"closed-loop", "held-out"}
+    # Each seed has a world of its own: what its users lived through is gathered; reward models are shown seed by seed.
+    assert {r.protocol for r in results} == {"closed-loop", "held-out", "choice"}
     alone = {(r.name, r.split.rpartition("-")[2]): r for r in read_results(finished) if r.protocol == "closed-loop"}
-    lived = [r for r in results if r.protocol == "closed-loop"]
+    of_rewards = [r for r in results if r.system in comparison.OF_THE_REWARD]
+    assert {"reward_model", "choice_reward-choice_policy"} <= {r.system for r in of_rewards}
+    assert {r.split.partition(":")[0] for r in of_rewards} == {"plain, seed 0", "plain, seed 1"}
+    lived = [r for r in results if r.protocol == "closed-loop" and r not in of_rewards]
     assert {r.system for r in lived} == {"sft", "ppo", "ppo-sft", "random", "popularity", "logged", "oracle"}
     for result in lived:
         assert result.seeds == (0, 1)

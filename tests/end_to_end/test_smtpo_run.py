@@ -172,7 +172,10 @@ def a_person_recommends(run_here: Callable[..., tuple[int, str]], run: Path) -> 
         (("debug", "--retriever.candidates", "1"), "--retriever.candidates 1 cannot fill a list of --data.max-items 2"),
         (("debug", "--learner.minibatches", "3"), "cannot be cut into --learner.minibatches 3"),
         (("debug", "--conversations.draws", "3"), "cannot be drawn in --conversations.draws 3 equal parts"),
-        (("debug", "--conversations.openings", "40000"), "--conversations.turns 2 openings of the single-turn control: "),
+        (
+            ("debug", "--conversations.openings", "40000"),
+            "--conversations.turns 2 openings of the single-turn control: ",
+        ),
         (("debug", "--transfer.dir", "nowhere"), "--transfer.dir nowhere: nowhere/movies_with_mentions.csv: the table"),
         (("debug", "--seeds", "1", "1"), "--seeds must name different seeds"),
         (("debug", "--data.response-tokens", "20"), "--data.response-tokens 20: --reasoning.attributes 4"),
