@@ -19,8 +19,8 @@ items are joined by title; `--single-tasks language target` measures seekers tha
 learns all. Both can be added to a finished run.
 
 The same command continues a run that was interrupted (exit code 75). Writes `report.md`, `results.json`, `metrics.jsonl`,
-checkpoints, and each system's conversations in `conversations/`. Measured so far: the preset `world` (docs/results/smtpo.md);
-`redial` and `paper` were not run to their end.
+checkpoints, and each system's conversations in `conversations/`. Measured: `world` (docs/results/smtpo.md) and `redial`
+(docs/results/smtpo_redial.md, one seed); `paper` was not run.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
@@ -193,7 +193,7 @@ PRESETS = {
         Config(run_dir=Path("runs/debug-smtpo"), **SETTINGS["debug"].fields),
     ),
     "redial": (
-        "real ReDial (--data.dir), small GPT-2 from scratch; hours on 2 CPU cores",
+        "real ReDial (--data.dir), small GPT-2 from scratch; an hour and a half a seed on one CPU core",
         Config(run_dir=Path("runs/smtpo-redial"), **SETTINGS["redial"].fields),
     ),
     "paper": (

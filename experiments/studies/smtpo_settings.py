@@ -152,6 +152,7 @@ REDIAL = Stages(
     # Words that thousands of items share are said; rarer ones would be people whom no seeker names.
     reasoning=ReasoningConfig(min_items=60),
     simulator=SimulatorConfig(epochs=2, buckets=(32, 128, 192, 256, 384, 512)),
+    conversations=ConversationsConfig(warmup_steps=5),
 )
 PAPER = Stages(
     data=DataConfig(
