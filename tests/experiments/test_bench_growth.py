@@ -195,7 +195,7 @@ def test_the_command_writes_its_tables_and_its_figure(tmp_path: Path) -> None:
         and "## Dialogues" in text
         and "## Prompt" not in text
     )
-    assert "![Cost over that of the smallest size](plots/growth.svg)" in text
+    assert "![Cost over that of the smallest size](plots/growth.png)" in text
     assert (tmp_path / "run/plots/growth.svg").stat().st_size > 10_000
     found = json.loads((tmp_path / "run/growth.json").read_text(encoding="utf-8"))
     assert [point["size"] for point in found["batch"]] == [4, 8] and len(found["dialogues"]) == 2
