@@ -6,8 +6,8 @@
 The stages are those of `ppo_redial.py`, in the simulated world, with metrics, checkpoints, evaluations, samples and the
 progress bar. Before every update the process is looked at: its memory, the bytes of all arrays that are alive, how many
 programs were compiled, and its CPU seconds (of all threads; on an accelerator by the clock), because other processes disturb
-the wall's clock. Those that share a core disturb CPU seconds too; so a fixed piece of work, the yardstick, is timed beside every update. The last tenth of the
-updates is compared with the second; the first one compiles.
+the wall's clock. Those that share a core disturb CPU seconds too; so a fixed piece of work, the yardstick, is timed beside
+every update. The last tenth of the updates is compared with the second; the first one compiles.
 
 Writes `endurance.json`, `report.md` and `plots/endurance.{svg,png}`.
 """

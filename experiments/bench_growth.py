@@ -9,7 +9,8 @@ dialogues.
 One axis at a time, all else as the base. Two kinds of numbers: *counted* in the compiled program (operations of its matmuls by
 phase, bytes of its temporaries), the same on every machine; and *measured*, CPU seconds of all threads and the peak of a
 process that does nothing else, or on an accelerator seconds by the clock and the peak of the device's memory. The last
-number of a column is the power with which it grows between the two largest sizes: 1 is linear. Devices are forced CPU devices that share out one batch; what is counted is the work of one of them.
+number of a column is the power with which it grows between the two largest sizes: 1 is linear. Devices are forced CPU devices
+that share out one batch; what is counted is the work of one of them.
 
 Writes `growth.json`, `report.md` and `plots/growth.{svg,png}`.
 """

@@ -84,7 +84,7 @@ def _study(
 FULL_AND_SINGLES = ("full", "engagement", "relevance", "sentiment")
 _RATED = ("redial", "uss", "crs-response-ratings")
 SIGNALS = Study("validate_signals", "signals", 3, _RATED, has_seeds=False, reads="")
-SMTPO = Study("smtpo_redial", "world", 35, has_seeds=False, takes_seeds=True)
+SMTPO = Study("smtpo_redial", "world", 42, has_seeds=False, takes_seeds=True)
 DPO4REC = Study(
     "dpo4rec_movielens",
     "movielens",

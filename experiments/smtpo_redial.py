@@ -185,7 +185,7 @@ def check_lengths(config: Config) -> None:
 
 PRESETS = {
     "world": (
-        "simulated world, small GPT-2; half an hour a seed on one CPU core",
+        "simulated world, small GPT-2; some forty minutes a seed on one CPU core (estimated)",
         Config(**SETTINGS["world"].fields),
     ),
     "debug": (
@@ -239,6 +239,9 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     joined = None if other is None else join(other, setup.corpus.items)
     rows = sft_rows(config.sft) | {
         "openings (--conversations.openings)": talk.openings,
+        "replies drawn at once (openings × --conversations.group-size // --conversations.draws)": talk.openings
+        * talk.group_size
+        // talk.draws,
         "turns (--reasoning.batch-size)": config.reasoning.batch_size,
     }
     for bucket in config.simulator.buckets:

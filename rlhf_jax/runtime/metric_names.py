@@ -127,7 +127,7 @@ REINFORCED: Group = {
     "learning_rate": Metric(
         "", "of the optimiser at the update's first step; refused and stopped steps do not advance its schedule"
     ),
-    "objective/score_raw": Metric("z", "α·engagement + β·relevance + γ·sentiment as the reward model gives it"),
+    "objective/score_raw": Metric("z", "weighted sum of the components as they are given, before they are normalised"),
     "objective/score_normalised": Metric("", "score as paid: running mean/std, clipped, missing <eos> priced in"),
     "objective/<component>_raw": Metric(
         "z",

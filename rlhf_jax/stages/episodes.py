@@ -237,9 +237,9 @@ def settled_before(
 ) -> Float32[np.ndarray, "R 3 S"]:
     """What tokens before each place alone decide of each of `COMPONENTS`; S = K + 2, see `places_of`.
 
-    Of the form whether it is still whole: 0 where the attributes spoilt it, which nothing can mend, else 1, which list and end can
-    still spoil. Of the others the part that is paid by then: inferred attributes stand when
-    the list begins; a list's gains come one by one.
+    Of the form whether it is still whole: 0 where the attributes spoilt it, which nothing can mend, else 1, which list and end
+    can still spoil. Of the others the part that is paid by then: inferred attributes stand when the list begins; a list's
+    gains come one by one.
 
     Args:
       attributed: the form is whole up to its list.
