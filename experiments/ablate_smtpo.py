@@ -31,7 +31,8 @@ from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.files import as_json
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, claim, enable_compilation_cache, open_run
-from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
+from rlhf_jax.stages import item_prior, iterated, multi_turn, reasoning, simulator, supervised
+from rlhf_jax.stages.iterated import IteratedConfig
 from rlhf_jax.stages.launch import check_data
 from rlhf_jax.stages.reasoning import Recommender, RetrievalViews, openings_of
 from rlhf_jax.stages.seeker import SeekerSimulator
@@ -59,6 +60,8 @@ class Config:
     """Of the simulated world, the same for all seeds."""
     variants: tuple[Variant, ...] = tuple(VARIANTS)
     """What stands beside `smtpo`."""
+    iterated: IteratedConfig = IteratedConfig()
+    """Numbers of the variant `iterated`; `--setting` gives all others."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -73,6 +76,7 @@ class Config:
         return stages.reading(self.data_dir / "redial") if self.setting == "redial" else stages
 
 
+SMALLEST = IteratedConfig(rounds=2, logged=4, held_out=0.25, steps=4, batch_size=4, evaluations=2, updates=2, states=4)
 PRESETS = {
     "world": ("simulated world, all variants", Config()),
     "redial": (
@@ -81,7 +85,7 @@ PRESETS = {
     ),
     "debug": (
         "all variants in a tiny world; minutes, for tests",
-        Config(run_dir=Path("runs/debug-ablation-smtpo"), setting="debug", seeds=(0,)),
+        Config(run_dir=Path("runs/debug-ablation-smtpo"), setting="debug", seeds=(0,), iterated=SMALLEST),
     ),
 }
 
@@ -112,7 +116,9 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     both, setup = imitate(run, setup, trunk, stages, views="both")
     # 4. Seekers that train, and the one that scores: trained in `assessment`, handed to a stage here and nowhere else.
     dialogues, attributes = training_half(setup.corpus.train), both.recommender.attributes
-    seekers: dict[Seeker, SeekerSimulator] = {"scoring": scoring_seeker(run, both.recommender, stages.simulator)}
+    scoring = scoring_seeker(run, both.recommender, stages.simulator, stages.sft)
+    seekers: dict[Seeker, SeekerSimulator] = {"scoring": scoring}
+    started = simulator.begin(run, setup, dialogues, stages.simulator, stages.sft, seed=seed)
     changes = {SMTPO: Change("all parts"), **{name: VARIANTS[name] for name in config.variants}}
     for name, learnt in (
         ("training", stages.simulator),
@@ -120,7 +126,9 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     ):
         if any(change.learns and change.seeker == name for change in changes.values()):
             stage = f"{simulator.STAGE}-{name}"
-            params = simulator.train(run, setup, dialogues, learnt, attributes=attributes, seed=seed, stage=stage)
+            params = simulator.train(
+                run, setup, dialogues, learnt, attributes=attributes, seed=seed, begun=started, stage=stage
+            )
             seekers[name] = SeekerSimulator(setup, params, learnt)
     openings = openings_of(setup.corpus.test)[: stages.assess.openings]
     for name, change in changes.items():
@@ -130,9 +138,9 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
                 run.path / change.views, {"views": change.views, "seed": seed}, trackers=(), wait=True
             ) as own:
                 begun, _ = imitate(own, setup, trunk, stages, views=change.views)
-                params = learn(begun, change, seekers, stages, name)
+                params = learn(begun, change, seekers, config, name)
         else:
-            params = learn(begun, change, seekers, stages, name)
+            params = learn(begun, change, seekers, config, name)
         # 6. Conversations with the seeker that scores, and in the world with its users.
         episodes.measure(
             run,
@@ -158,23 +166,30 @@ def imitate(
     if not setup.prior:
         setup = item_prior.add(run, setup, trunk, stages.prior)
     recommender = reasoning.make_recommender(
-        setup, attributes, retrieval, said=stages.reasoning.attributes, temperature=stages.conversations.temperature
+        setup,
+        attributes,
+        retrieval,
+        said=stages.reasoning.attributes,
+        listed_before=stages.reasoning.listed_before,
+        temperature=stages.conversations.temperature,
     )
     return Imitating(run, recommender, reasoning.train(run, recommender, trunk, stages.reasoning)), setup
 
 
 def learn(
-    begun: Imitating, change: Change, seekers: dict[Seeker, SeekerSimulator], stages: Stages, name: str
+    begun: Imitating, change: Change, seekers: dict[Seeker, SeekerSimulator], config: Config, name: str
 ) -> Params:
     """5. What a variant learns from conversations; imitation where it learns from none."""
     if not change.learns:
         return begun.sft
-    talk, learner = stages.conversations, stages.learner
+    talk, learner = config.stages.conversations, config.stages.learner
     if change.single_turn:
         talk = talk.first_turns()
     weights = smtpo_ablation.without(learner.component_weights, learner.component_names, change.unpaid)
     learner = dataclasses.replace(learner, component_weights=weights)
     seeker = seekers[change.seeker]
+    if change.iterated:
+        return iterated.train(begun.run, begun.recommender, seeker, begun.sft, talk, learner, config.iterated)
     return multi_turn.train(
         begun.run, begun.recommender, seeker, begun.sft, talk, learner, stage=f"{multi_turn.STAGE}-{name}"
     )
@@ -188,7 +203,7 @@ def main(config: Config) -> Path | None:
 
     def facts(seed: int) -> dict[str, Any]:
         del seed
-        rests_on = as_json(stages)
+        rests_on = as_json(stages) | {"iterated": as_json(config.iterated)}
         # Where the data lie changes no number; what they are is recorded beside it.
         del rests_on["data"]["dir"]
         return {"stages": rests_on}

@@ -119,6 +119,10 @@ def check_stages(config: Config) -> None:
         raise ValueError(
             "--conversations.trainable prior moves nothing: --prior.learner is none, the policy has no prior"
         )
+    if talk.prior_rate != 1.0 and config.prior.learner == "none":
+        raise ValueError(
+            f"--conversations.prior-rate {talk.prior_rate:g} is not read: --prior.learner is none, the policy has no prior"
+        )
     check_learning(config)
     check_lengths(config)
     if config.data.rl_share:
@@ -256,12 +260,18 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     setup = item_prior.add(run, setup, trunk, config.prior)
     # 3. The reasoning recommender, by imitation.
     recommender = reasoning.make_recommender(
-        setup, attributes, retrieval, said=config.reasoning.attributes, temperature=talk.temperature
+        setup,
+        attributes,
+        retrieval,
+        said=config.reasoning.attributes,
+        listed_before=config.reasoning.listed_before,
+        temperature=talk.temperature,
     )
     sft = reasoning.train(run, recommender, trunk, config.reasoning)
     # 4. The simulated seeker that trains, from one half of the training dialogues.
     dialogues = training_half(setup.corpus.train)
-    taught = simulator.train(run, setup, dialogues, config.simulator, attributes=attributes, seed=seed)
+    begun = simulator.begin(run, setup, dialogues, config.simulator, config.sft, seed=seed)
+    taught = simulator.train(run, setup, dialogues, config.simulator, attributes=attributes, seed=seed, begun=begun)
     seeker = SeekerSimulator(setup, taught, config.simulator)
     # 5. Reinforcement learning: on first turns alone, and on whole conversations.
     single = talk.first_turns()
@@ -270,11 +280,13 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
         for name, talks in {"single_turn": single, "smtpo": talk}.items()
     }
     # 6. Conversations with a seeker that no stage has met, and in the world with its users; seekers of one task beside it.
-    seekers = {"training": seeker, "scoring": scoring_seeker(run, recommender, config.simulator)}
+    seekers = {"training": seeker, "scoring": scoring_seeker(run, recommender, config.simulator, config.sft)}
     for task in config.single_tasks:
         alone = simulator.single_task(config.simulator, task)
         stage = f"{simulator.STAGE}-{task}"
-        learnt = simulator.train(run, setup, dialogues, alone, attributes=attributes, seed=seed, stage=stage)
+        learnt = simulator.train(
+            run, setup, dialogues, alone, attributes=attributes, seed=seed, begun=begun, stage=stage
+        )
         seekers[f"{task}_only"] = SeekerSimulator(setup, learnt, alone)
     found = episodes_report.measure_all(
         run,

@@ -26,6 +26,7 @@ Variant = Literal[
     "collaborative_view",
     "single_task",
     "scored_by_trainer",
+    "iterated",
 ]
 Seeker = Literal["training", "language", "scoring"]
 """Who answers while a policy learns: the seeker of all tasks, one that learnt to speak alone, the one that scores."""
@@ -41,6 +42,8 @@ class Change(NamedTuple):
     learns: bool = True
     """Whether there is reinforcement learning."""
     single_turn: bool = False
+    iterated: bool = False
+    """Learns one turn at a time, paid a forecast of all that comes (`stages/iterated.py`)."""
     unpaid: str | None = None
     """The component of the reward that is left out."""
     views: RetrievalViews = "both"
@@ -58,6 +61,10 @@ VARIANTS: Mapping[Variant, Change] = {
     "single_task": Change("the seeker that trains learnt its words alone", seeker="language"),
     "scored_by_trainer": Change(
         "trained against the very seeker that scores: no fair system, but what knowing it is worth", seeker="scoring"
+    ),
+    "iterated": Change(
+        "iterated PPO in the place of credit by turn: single turns, paid a learnt forecast of the whole return",
+        iterated=True,
     ),
 }
 

@@ -13,6 +13,7 @@ from rlhf_jax.stages import simulator
 from rlhf_jax.stages.reasoning import Recommender
 from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.simulator import SimulatorConfig
+from rlhf_jax.stages.supervised import SupervisedConfig
 
 
 def training_half(dialogues: Sequence[Dialogue]) -> tuple[Dialogue, ...]:
@@ -33,16 +34,18 @@ def scoring_seed(seed: int) -> int:
     return seed + 1_000_000
 
 
-def scoring_seeker(run: RunDirectory, recommender: Recommender, config: SimulatorConfig) -> SeekerSimulator:
-    """The seeker that scores: trained here, on the dialogues that the other one has not seen, with another seed."""
-    setup = recommender.setup
+def scoring_seeker(
+    run: RunDirectory, recommender: Recommender, config: SimulatorConfig, imitation: SupervisedConfig
+) -> SeekerSimulator:
+    """The seeker that scores: trained here, on the dialogues that the other one has not seen, with another seed.
+
+    Args:
+      imitation: what comes before, where `config.start` asks for it.
+    """
+    setup, stage = recommender.setup, f"{simulator.STAGE}-scoring"
+    own, seed = halves(setup.corpus.train)[1], scoring_seed(setup.seed)
+    begun = simulator.begin(run, setup, own, config, imitation, seed=seed, stage=stage)
     params = simulator.train(
-        run,
-        setup,
-        halves(setup.corpus.train)[1],
-        config,
-        attributes=recommender.attributes,
-        seed=scoring_seed(setup.seed),
-        stage=f"{simulator.STAGE}-scoring",
+        run, setup, own, config, attributes=recommender.attributes, seed=seed, begun=begun, stage=stage
     )
     return SeekerSimulator(setup, params, config)

@@ -83,7 +83,7 @@ def concordance_estimate(
     x, y, groups = x[known], y[known], groups[known]
     kept = [key for key, keep in zip(dialogues, known, strict=True) if keep]
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    per_group = [_pairs(x[rows], y[rows]) for rows in members]
+    per_group = [agreeing_pairs(x[rows], y[rows]) for rows in members]
     agree, pairs = np.array(per_group, float).reshape(-1, 2).T
     keys = [kept[rows[0]] for rows in members]
 
@@ -95,7 +95,7 @@ def concordance_estimate(
     return Estimate(compute(np.arange(len(members)), None), interval, int(pairs.sum()))
 
 
-def _pairs(x: Floats, y: Floats) -> tuple[float, float]:
+def agreeing_pairs(x: Floats, y: Floats) -> tuple[float, float]:
     """Agreeing pairs and pairs that differ in y."""
     rows, columns = np.triu_indices(len(x), 1)
     dy, dx = np.sign(y[rows] - y[columns]), np.sign(x[rows] - x[columns])

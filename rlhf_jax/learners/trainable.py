@@ -1,4 +1,4 @@
-"""Which parameters reinforcement learning moves; the others get no gradient, no moments and no step."""
+"""Which parameters reinforcement learning moves, and how far: the others get no gradient, no moments and no step."""
 
 import re
 from collections.abc import Mapping
@@ -56,3 +56,20 @@ def without_moments(optimizer: optax.GradientTransformation, trainable: Trainabl
     if trainable == "all":
         return optimizer
     return optax.masked(optimizer, lambda params: moves(params, trainable))
+
+
+def with_prior_rate(optimizer: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
+    """`optimizer` whose steps of the prior over items are `factor` times as long; itself where the factor is 1.
+
+    Adam moves a number by about its learning rate a step, whatever the gradient. A rate that is right for a network's
+    millions of small weights leaves the prior's few, which are of size 1, where they were.
+    """
+    if factor == 1.0:
+        return optimizer
+    return optax.chain(optimizer, optax.masked(optax.scale(factor), _of_the_prior))
+
+
+def _of_the_prior(params: Params) -> Params:
+    return jax.tree.map_with_path(
+        lambda path, _: "prior" in jax.tree_util.keystr(path, simple=True, separator="/").split("/"), params
+    )

@@ -275,6 +275,13 @@ WRITER: Group = {
         "nats", "negative log-likelihood per token of the teacher's texts about validation users"
     ),
 }
+VALUES: Group = {
+    "validation/explained": Metric("", "share of the variance of held-out turns' returns that the forecast foresaw"),
+    "validation/ordered": Metric(
+        "",
+        "of pairs of replies to one held-out opening with different returns, share in the same order by the forecast; ties half",
+    ),
+}
 RERANKER: Group = {
     "validation/ndcg@<k>": Metric("", "of validation users' lists, mean over lists and their texts"),
     "validation/read": Metric("", "NDCG@5 of these lists that is lost with another validation user's texts"),
@@ -306,6 +313,7 @@ STAGES: Mapping[str, tuple[Group, ...]] = {
     "reranker": (EVERY_STAGE, FITTED, RERANKER),
     "retriever": (EVERY_STAGE, FITTED, RETRIEVER),
     "simulator": (EVERY_STAGE, FITTED, SIMULATOR),
+    "value": (EVERY_STAGE, FITTED, VALUES),
 }
 """Which groups a kind of stage may log."""
 
@@ -389,6 +397,7 @@ def markdown() -> str:
         ("Texts about users", TEXTS),
         ("Writer", WRITER),
         ("Re-ranker of lists", RERANKER),
+        ("Forecast of returns (iterated PPO)", VALUES),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))

@@ -69,6 +69,14 @@ def compose(params: Params, knowledge: ItemKnowledge, first_item: int) -> Params
     return {**trunk, "wte": jnp.concatenate([wte[:first_item], items, wte[first_item + n_items :]])}
 
 
+def taken_apart(trunk: Params, knowledge: ItemKnowledge, first_item: int) -> Params:
+    """A plain GPT-2 tree whose item rows lack what `compose` adds while the features are 0: composed, it is the tree again."""
+    wte, n_items = trunk["wte"], knowledge.titles.shape[0]
+    shared = _mean_rows(wte, knowledge.titles) + _mean_rows(wte, knowledge.metadata)
+    items = wte[first_item : first_item + n_items] - shared
+    return {**trunk, "wte": jnp.concatenate([wte[:first_item], items, wte[first_item + n_items :]])}
+
+
 def _mean_rows(table: Float[Array, "V D"], rows: Int[Array, "I K"]) -> Float[Array, "I D"]:
     known = rows >= 0
     taken = (

@@ -9,11 +9,13 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rlhf_jax.data.batching import batch_indices
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
@@ -22,7 +24,7 @@ from rlhf_jax.learners import multi_turn
 from rlhf_jax.learners.multi_turn import Episodes, MultiTurnState
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.learners.optimizer import Adam, learning_rate_schedule, make_optimizer, steps_taken
-from rlhf_jax.learners.trainable import Trainable, held, without_moments
+from rlhf_jax.learners.trainable import Trainable, held, with_prior_rate, without_moments
 from rlhf_jax.ranges import Batch, Norm, Range, Rate, Size, Steps, check_numbers
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
@@ -52,6 +54,8 @@ class ConversationsConfig:
     """Divides the logits of policy and reference, in sampling and in learning."""
     learning_rate: Rate = 5e-5
     """Start of the linear schedule to 0."""
+    prior_rate: Annotated[float, Range("(0, 10_000]")] = 1.0
+    """Learning rate of the prior's weights over items, as a multiple of `learning_rate`."""
     warmup_steps: Annotated[int, Range("[0, 1_000_000]")] = 0
     """Optimiser steps until the start of the schedule."""
     max_grad_norm: Norm = 1.0
@@ -122,19 +126,7 @@ def train(
     if learner.ptx_coef > 0:
         # An order of its own: not the very turns that the policy has just learnt.
         human = Demonstrations(recommender, reasoned_turns(setup.corpus.train), seed=setup.seed + 1)
-    steps = config.updates * learner.epochs * learner.minibatches
-    schedule: Any = {
-        "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup_steps,
-        "total_steps": steps,
-        "schedule": "linear",
-    }
-    rate = learning_rate_schedule(**schedule)
-    next_rate = jax.jit(lambda opt_state: rate(steps_taken(opt_state)))
-    optimizer = without_moments(
-        make_optimizer(**schedule, max_grad_norm=config.max_grad_norm, adam=Adam(eps=config.adam_eps)),
-        config.trainable,
-    )
+    optimizer, next_rate = policy_optimizer(config, config.updates * learner.epochs * learner.minibatches)
     key = stream_key(jax.random.key(setup.seed), STAGE, 0)
     state = layout.place(multi_turn.init(params, optimizer, learner, key))
     outputs = layout.outputs(state)
@@ -214,6 +206,22 @@ def train(
         ),
     )
     return layout.fetch(kept(final))
+
+
+def policy_optimizer(
+    config: ConversationsConfig, steps: int
+) -> tuple[optax.GradientTransformation, Callable[[optax.OptState], jax.Array]]:
+    """Adam of so many steps over what moves, the prior at a rate of its own; and the rate of the next step, to be logged."""
+    schedule: Any = {
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "total_steps": steps,
+        "schedule": "linear",
+    }
+    rate = learning_rate_schedule(**schedule)
+    optimizer = make_optimizer(**schedule, max_grad_norm=config.max_grad_norm, adam=Adam(eps=config.adam_eps))
+    optimizer = with_prior_rate(without_moments(optimizer, config.trainable), config.prior_rate)
+    return optimizer, jax.jit(lambda opt_state: rate(steps_taken(opt_state)))
 
 
 def kept(state: MultiTurnState) -> Params:

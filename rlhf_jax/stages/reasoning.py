@@ -8,11 +8,15 @@ turn. What is imitated:
     list         these items, then the retriever's best candidates
     words        those of the human recommender
 
+A policy that lists ten items a turn reads lists of ten in its later turns, where humans name one item a message. So a share of the
+turns can be imitated as they would stand in the policy's own conversation: with such lists before them.
+
 Messages of dialogues whose seeker likes nothing more are not imitated: nobody knows what to list there.
 """
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -62,6 +66,8 @@ class ReasoningConfig:
     """Turns of a step."""
     attributes: Annotated[int, Range("[1, 100]")] = 4
     """Attributes that an imitated turn names at most."""
+    listed_before: Share = 0.0
+    """Share of the imitated turns before which the recommender's messages name full lists, as a policy's do (`with_lists`)."""
     min_items: Size = 5
     """Fewest items of the catalogue that share an attribute; rarer ones are neither said nor paid for."""
     learning_rate: Rate = 5e-4
@@ -157,6 +163,8 @@ class Recommender(NamedTuple):
     retrieval: Retrieval
     said: int = 4
     """Attributes that an imitated turn names at most."""
+    listed_before: float = 0.0
+    """Share of the imitated turns that have full lists before them."""
 
     @property
     def list_length(self) -> int:
@@ -226,12 +234,19 @@ def attributes_of(setup: Setup, config: ReasoningConfig) -> Attributes:
 
 
 def make_recommender(
-    setup: Setup, attributes: Attributes, retrieval: Retrieval, *, said: int = 4, temperature: float = 1.0
+    setup: Setup,
+    attributes: Attributes,
+    retrieval: Retrieval,
+    *,
+    said: int = 4,
+    listed_before: float = 0.0,
+    temperature: float = 1.0,
 ) -> Recommender:
     """A recommender that speaks the reasoning form beside the two usual ones.
 
     Args:
       said: attributes that an imitated turn names at most.
+      listed_before: share of the imitated turns that have full lists before them.
     Raises: ValueError naming the numbers, where fewer items are recalled than a list holds.
     """
     vocab, data = setup.vocab, setup.data
@@ -250,7 +265,7 @@ def make_recommender(
         openings=openings,
         once=data.items_once,
     )
-    return Recommender(setup._replace(agent=agent), attributes, retrieval, said)
+    return Recommender(setup._replace(agent=agent), attributes, retrieval, said, listed_before)
 
 
 class ReasonedTurn(NamedTuple):
@@ -325,19 +340,23 @@ class Demonstrations:
 
     def batch(self, step: int, size: int, own: slice = slice(None)) -> Rollout:
         """Rows `own` of batch `step`."""
-        rows = batch_indices(len(self.turns), seed=self._seed, step=step, batch_size=size)[own]
-        return self.of([self.turns[row] for row in rows])
+        rows = batch_indices(len(self.turns), seed=self._seed, step=step, batch_size=size)
+        draws = np.random.Generator(np.random.PCG64([self._seed, step, zlib.crc32(b"listed before")])).random(size)
+        listed = draws < self._recommender.listed_before
+        return self.of([self.turns[row] for row in rows[own]], listed[own].tolist())
 
-    def of(self, turns: Sequence[ReasonedTurn]) -> Rollout:
-        """These turns; what the seeker will like is among the candidates whatever the retriever says."""
+    def of(self, turns: Sequence[ReasonedTurn], listed_before: Sequence[bool] = ()) -> Rollout:
+        """These turns; what the seeker will like is among the candidates whatever the retriever says.
+
+        Args:
+          listed_before: before which of them the recommender's messages name full lists; none where nothing is given.
+        """
         setup = self._recommender.setup
         vocab, data, length = setup.vocab, setup.data, self._recommender.list_length
         liked = [[self._column[item] for item in turn.gold] for turn in turns]
         gold = [columns[:length] for columns in liked]
         prompts, scores = self._recommender.prompts(
-            [turn.dialogue.messages[: turn.index] for turn in turns],
-            [turn.dialogue.dialogue_id for turn in turns],
-            also=gold,
+            self._histories(turns, listed_before), [turn.dialogue.dialogue_id for turn in turns], also=gold
         )
         sequences = []
         candidates = np.asarray(prompts.candidates)
@@ -374,6 +393,50 @@ class Demonstrations:
             item_scores=prompts.item_scores,
             candidates=prompts.candidates,
         )
+
+    def _histories(self, turns: Sequence[ReasonedTurn], listed_before: Sequence[bool]) -> list[tuple[Message, ...]]:
+        """What was said before each turn. [N]"""
+        histories = [turn.dialogue.messages[: turn.index] for turn in turns]
+        chosen: list[int] = np.flatnonzero(listed_before).tolist()
+        if not chosen:
+            return histories
+        scorer, length = self._recommender.retrieval.scorer, self._recommender.list_length
+        numbers = [scorer.training.numbers.get(turns[row].dialogue.dialogue_id, -1) for row in chosen]
+        contexts = contexts_of([histories[row] for row in chosen], scorer.catalogue, own=numbers)
+        _, scores = self._recommender.retrieval.look_up(contexts)
+        for row, own in zip(chosen, scores, strict=True):
+            own[[self._column[item] for item in turns[row].gold]] = -np.inf
+            # As many as the lists of all its messages can hold, and no item that somebody named.
+            n = min(length * len(histories[row]), int(np.isfinite(own).sum()))
+            best = np.argsort(-own, kind="stable")[:n]
+            item_ids = self._recommender.setup.vocab.item_ids
+            histories[row] = with_lists(histories[row], [item_ids[column] for column in best], length)
+        return histories
+
+
+def with_lists(history: Sequence[Message], others: Sequence[int], length: int) -> tuple[Message, ...]:
+    """A history as if the recommender had listed `length` items in each of its messages, from the first that names one on.
+
+    Such a message keeps its words and its items; before them stand as many of `others` as the list lacks, in order, each
+    once in the history.
+
+    Args:
+      others: item ids that nobody has named, best first.
+
+    Examples:
+      >>> said = (Message("recommender", ("hello",), 0), Message("recommender", ("see", 7), 1), Message("seeker", (), 2))
+      >>> [message.parts for message in with_lists(said, (8, 9), 2)]
+      [('hello',), (8, 'see', 7), ()]
+    """
+    left, begun, told = list(others), False, []
+    for message in history:
+        begun |= message.role == "recommender" and bool(message.items)
+        if message.role == "recommender" and begun:
+            n = max(0, length - len(set(message.items)))
+            message = dataclasses.replace(message, parts=(*left[:n], *message.parts))
+            del left[:n]
+        told.append(message)
+    return tuple(told)
 
 
 def wanted_attributes(attributes: Attributes, columns: Sequence[int], n: int) -> list[int]:

@@ -34,8 +34,9 @@ from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage, stage_arrays
 from rlhf_jax.simulators.composed_feedback import Composer
+from rlhf_jax.stages import supervised
 from rlhf_jax.stages.agent import on_mesh
-from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
+from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge, taken_apart
 from rlhf_jax.stages.seeker_loss import TaskWeights, init_attributes, simulator_loss
 from rlhf_jax.stages.seeker_texts import (
     SeekerBatch,
@@ -47,6 +48,7 @@ from rlhf_jax.stages.seeker_texts import (
     seeker_texts,
 )
 from rlhf_jax.stages.setup import Setup
+from rlhf_jax.stages.supervised import SupervisedConfig
 
 STAGE = "simulator"
 Task = Literal["language", "attribute", "target"]
@@ -57,6 +59,9 @@ Task = Literal["language", "attribute", "target"]
 class SimulatorConfig:
     """How the user simulator learns, and how it speaks."""
 
+    start: Literal["drawn", "imitation"] = "drawn"
+    """Weights that are drawn (or given, `--model.weights`), or a network that has first imitated the same dialogues, both
+    speakers, by `--sft`: recommenders name many times more items than seekers say what they like."""
     language_weight: Weight = 1.0
     """Of a seeker's token; 0 is off."""
     attribute_weight: Weight = 0.1
@@ -139,6 +144,31 @@ def single_task(config: SimulatorConfig, task: Task) -> SimulatorConfig:
     return dataclasses.replace(config, **{f"{name}_weight": float(name == task) for name in get_args(Task)})
 
 
+def begin(
+    run: RunDirectory,
+    setup: Setup,
+    dialogues: Sequence[Dialogue],
+    config: SimulatorConfig,
+    imitation: SupervisedConfig,
+    *,
+    seed: int,
+    stage: str = STAGE,
+) -> Params | None:
+    """The network that `train` begins with, a plain GPT-2: where `config.start` asks for it, one that imitates the dialogues.
+
+    Args:
+      dialogues: those that the simulator may learn from.
+      imitation: how they are imitated.
+      seed: of parameters and batches.
+      stage: of the simulator; the checkpoints are those of `sft-STAGE`.
+    Returns: None where weights are drawn.
+    """
+    if config.start == "drawn":
+        return None
+    own = setup._replace(corpus=dataclasses.replace(setup.corpus, train=dialogues), seed=seed)
+    return supervised.train(run, own, imitation, stage=f"{supervised.STAGE}-{stage}")
+
+
 def train(
     run: RunDirectory,
     setup: Setup,
@@ -147,6 +177,7 @@ def train(
     *,
     attributes: Attributes,
     seed: int,
+    begun: Params | None = None,
     stage: str = STAGE,
 ) -> Params:
     """Runs the stage and returns {`trunk`, `attributes`}, the moving average with the lowest validation loss.
@@ -155,6 +186,7 @@ def train(
       dialogues: those that it may learn from.
       attributes: of the vocabulary's items, in its order.
       seed: of parameters and batches.
+      begun: what `begin` returned.
       stage: names the checkpoints; its kind is `simulator`.
     Returns: a tree that is whole, on one device; `trunk` is a plain GPT-2.
     Raises: RunError where the dialogues, or those of the validation split, have nothing to learn.
@@ -166,7 +198,9 @@ def train(
     knowledge, n_features = item_knowledge(vocab, setup.corpus, config)
     key, width = jax.random.key(seed), agent.network.n_embd
     trunk = setup.pretrained
-    if trunk is None:
+    if begun is not None:
+        trunk = taken_apart(begun, knowledge, agent.grammar.first_item)
+    elif trunk is None:
         trunk = gpt2.init(agent.network, stream_key(key, f"{STAGE}/init", 0))
     head = init_attributes(stream_key(key, f"{STAGE}/attributes", 0), width, attribute_rates(batches))
     # A checkpoint holds no empty array: without features one row stays unused.

@@ -158,10 +158,13 @@ def text_loss(
     )
 
 
-def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
+def train(run: RunDirectory, setup: Setup, config: SupervisedConfig, *, stage: str = STAGE) -> Params:
     """Runs the stage and returns a plain GPT-2 tree, the moving average with the lowest validation loss.
 
     It starts from `setup.pretrained`, or draws its weights; the tree returned is whole, on one device.
+
+    Args:
+      stage: names the checkpoints; its kind is `sft`.
     """
     corpus, vocab, agent, seed, layout = setup.corpus, setup.vocab, setup.agent, setup.seed, setup.layout
     imitated = dataclasses.replace(corpus, train=setup.training_parts()[0])
@@ -194,7 +197,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
 
     one_step = make_step(loss, optimizer, rate, average_decay=config.average_decay)
     state, known = layout.place(sft.init(params, optimizer, averaged=True)), layout.same(knowledge)
-    step = layout.together(layout.step(one_step, state), STAGE)
+    step = layout.together(layout.step(one_step, state), stage)
 
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         batch = own_rows(text_batch(*batches.batch(index)), layout)
@@ -216,11 +219,11 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig) -> Params:
         state,
         update,
         StagePlan(
-            STAGE,
+            stage,
             steps,
             save_every=max(1, per_epoch // config.saves_per_epoch),
             log_every=max(1, min(50, per_epoch // 10)),
-            on_eval=validation(setup, loss, known, config),
+            on_eval=validation(setup, loss, known, config, stage),
             eval_every=max(1, per_epoch // config.evaluations_per_epoch),
             draw_samples=None if drawer is None else draw_samples,
             best=Best("validation/loss", "min", config.patience),
@@ -311,7 +314,9 @@ def training_batches(
     )
 
 
-def validation(setup: Setup, loss: Callable[..., LossSums], knowledge: ItemKnowledge, config: SupervisedConfig) -> Any:
+def validation(
+    setup: Setup, loss: Callable[..., LossSums], knowledge: ItemKnowledge, config: SupervisedConfig, stage: str
+) -> Any:
     """An evaluation of the moving average on the first validation dialogues, in one fixed order."""
     corpus, vocab, grammar, layout = setup.corpus, setup.vocab, setup.agent.grammar, setup.layout
     dialogues = corpus.validation[: config.validation_dialogues]
@@ -329,7 +334,7 @@ def validation(setup: Setup, loss: Callable[..., LossSums], knowledge: ItemKnowl
         once=grammar.once,
     )
     judged = jax.jit(lambda params, batch, knowledge: loss(params, batch, None, knowledge=knowledge))
-    compiled = layout.together(judged, f"{STAGE}/validation")
+    compiled = layout.together(judged, f"{stage}/validation")
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
         del step

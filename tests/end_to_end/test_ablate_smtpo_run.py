@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax.reporting.run_report import read_results
 
 SCRIPT = "ablate_smtpo.py"
-VARIANTS = ("sft", "semantic_view", "scored_by_trainer")
+VARIANTS = ("sft", "semantic_view", "scored_by_trainer", "iterated")
 
 
 @pytest.mark.slow
@@ -29,6 +29,7 @@ def test_shared_stages_are_trained_once_and_what_is_lost_is_made_again(
     assert learnt == {
         *("sft", "retriever", "reasoning", "simulator-training", "simulator-scoring"),
         *("multi_turn-smtpo", "multi_turn-scored_by_trainer"),
+        *("value-iterated-0", "multi_turn-iterated-0", "value-iterated-1", "multi_turn-iterated-1"),
     }
     view = {path.name for path in (own / "semantic" / "checkpoints").iterdir()}
     assert view == {"retriever", "reasoning", "multi_turn-semantic_view"}

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_jax.interfaces import Params, PolicyOutput, Rollout
 from rlhf_jax.learners.optimizer import apply_or_skip, make_optimizer, steps_taken
-from rlhf_jax.learners.trainable import Trainable, held, without_moments
+from rlhf_jax.learners.trainable import Trainable, held, with_prior_rate, without_moments
 
 TREE = {
     "trunk": {
@@ -58,3 +58,17 @@ def test_only_what_is_trained_moves(trainable: Trainable, still: set[str]) -> No
     )
     np.testing.assert_allclose(result.gradient_norm, n_numbers**0.5, rtol=1e-6)
     assert int(steps_taken(result.opt_state)) == 1
+
+
+def test_the_prior_moves_by_its_own_rate_and_the_rest_as_without_it() -> None:
+    params = {"trunk": jnp.array([0.5, -1.0]), "prior": {"policy": jnp.float32(1.0), "scores": jnp.array([0.1, 0.2])}}
+    gradient = jax.tree.map(lambda leaf: 0.3 * jnp.sign(leaf), params)
+    plain = make_optimizer(learning_rate=1e-3, total_steps=9, max_grad_norm=1e9)
+    faster = with_prior_rate(without_moments(plain, "all"), 50.0)
+    assert with_prior_rate(plain, 1.0) is plain
+    usual, moved = (apply_or_skip(one, params, one.init(params), gradient, jnp.zeros(())) for one in (plain, faster))
+    np.testing.assert_array_equal(moved.params["trunk"], usual.params["trunk"])
+    # Adam's first step is rate · g / (|g| + ε): here 1e-3 / (1 + 1e-5 / .3), 50 times as long.
+    np.testing.assert_allclose(1.0 - moved.params["prior"]["policy"], 0.05 / (1 + 1e-5 / 0.3), rtol=1e-4)
+    np.testing.assert_allclose(params["prior"]["scores"] - moved.params["prior"]["scores"], 0.05, rtol=1e-3)
+    assert int(steps_taken(moved.opt_state)) == 1

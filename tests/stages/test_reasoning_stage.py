@@ -14,7 +14,14 @@ from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import reasoning
-from rlhf_jax.stages.reasoning import Demonstrations, ReasoningConfig, Recommender, openings_of, reasoned_turns
+from rlhf_jax.stages.reasoning import (
+    Demonstrations,
+    ReasoningConfig,
+    Recommender,
+    openings_of,
+    reasoned_turns,
+    with_lists,
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,70 @@ def test_attributes_that_are_imitated_are_those_of_all_gold(recommender: Recomme
         Demonstrations(recommender, [many], seed=0).of([many]).response_tokens[0],
     )
     assert said.attributes[shared] and set(said.items) == {columns[item] for item in without}
+
+
+def test_turns_can_be_imitated_after_full_lists(recommender: Recommender) -> None:
+    turns = reasoned_turns(recommender.setup.corpus.train)
+    later = [turn for turn in turns if turn.index == 3][:3]
+    vocab = recommender.setup.vocab
+
+    def item_tokens(prompt: np.ndarray) -> list[int]:
+        return [int(token) for token in prompt if vocab.is_item(int(token))]
+
+    usual = Demonstrations(recommender, later, seed=0).of(later)
+    told = Demonstrations(recommender, later, seed=0).of(later, [True, False, True])
+    for row, turn in enumerate(later):
+        before, after = item_tokens(usual.prompt_tokens[row]), item_tokens(told.prompt_tokens[row])
+        if row == 1:
+            assert after == before
+            continue
+        # One item was named by each speaker; the recommender's list has two now, and what is liked is still to come.
+        added = set(after) - set(before)
+        assert len(added) == 1 and set(before) < set(after)
+        gold = [vocab.item_token(item) for item in turn.gold]
+        assert not added & set(gold)
+        # By hand: the best of what nobody named and the seeker will not like.
+        history = turn.dialogue.messages[: turn.index]
+        _, scores = recommender.prompts([history], [turn.dialogue.dialogue_id])
+        left = {item: scores[0][vocab.item_index(item)] for item in vocab.item_ids if item not in turn.gold}
+        assert added == {vocab.item_token(max(left, key=left.__getitem__))}
+        column = vocab.item_index(vocab.item_id(added.pop()))
+        assert not np.asarray(told.candidates)[row, column], "what was listed is no candidate any more"
+        assert np.asarray(told.candidates)[row, [vocab.item_index(item) for item in turn.gold]].all()
+    np.testing.assert_array_equal(usual.response_tokens[1], told.response_tokens[1])
+
+
+def test_lists_fill_each_message_from_the_first_that_names_an_item() -> None:
+    said = (
+        Message("recommender", ("hello",), 0),
+        Message("seeker", (1,), 1),
+        Message("recommender", ("see ", 2, " and ", 3), 2),
+        Message("seeker", ("seen it",), 3),
+        Message("recommender", ("oh",), 4),
+    )
+    told = with_lists(said, [4, 5, 6], 3)
+    assert [message.parts for message in told] == [
+        ("hello",),
+        (1,),
+        (4, "see ", 2, " and ", 3),
+        ("seen it",),
+        # Fewer are left than the list lacks.
+        (5, 6, "oh"),
+    ]
+
+
+def test_the_share_after_lists_is_a_function_of_seed_and_step(recommender: Recommender) -> None:
+    turns = reasoned_turns(recommender.setup.corpus.train)
+    vocab, own = recommender.setup.vocab, recommender._replace(listed_before=0.5)
+
+    def items_of_batch(one: Recommender, step: int, rows: slice = slice(None)) -> np.ndarray:
+        tokens = np.asarray(Demonstrations(one, turns, seed=3).batch(step, 16, rows).prompt_tokens)
+        return np.array([sum(vocab.is_item(int(token)) for token in row) for row in tokens])
+
+    usual, told = items_of_batch(recommender, 0), items_of_batch(own, 0)
+    assert (told >= usual).all() and 0 < (told > usual).sum() < 16
+    np.testing.assert_array_equal(items_of_batch(own, 0, slice(8, 16)), told[8:])
+    assert (items_of_batch(recommender._replace(listed_before=1.0), 0) > usual).sum() > (told > usual).sum()
 
 
 @pytest.mark.parametrize("once", [False, True])

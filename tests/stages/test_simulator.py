@@ -41,6 +41,7 @@ from rlhf_jax.stages.seeker_texts import (
 )
 from rlhf_jax.stages.setup import DataConfig, Setup
 from rlhf_jax.stages.simulator import SimulatorConfig
+from rlhf_jax.stages.supervised import SupervisedConfig
 
 WISHES = ("scary", "funny", "sad", "slow")
 GENRES = ("horror", "comedy", "drama", "noir")
@@ -371,6 +372,33 @@ def test_it_learns_the_wish(setup: Setup, known: Attributes, tmp_path: Path) -> 
     assert found["simulator/attribute_f1"].value > 0.9 > found["popularity/attribute_f1"].value
     # `i take` and what was offered, `something` and one of four wishes: little is left to guess.
     assert found["simulator/perplexity"].value < 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("kept_programs")
+def test_it_begins_with_a_network_that_imitated_the_same_dialogues(
+    setup: Setup, known: Attributes, tmp_path: Path
+) -> None:
+    asked = dataclasses.replace(CONFIG, epochs=1, start="imitation", learning_rate=1e-9, warmup_steps=0)
+    imitation = SupervisedConfig(
+        epochs=2, description_epochs=0, max_tokens=40, buckets=(40,), tokens_per_batch=640, warmup_steps=1
+    )
+    half = setup.corpus.train[:6]
+    seen: list[str] = []
+
+    class Watched(tuple[Dialogue, ...]):
+        def __iter__(self) -> Iterator[Dialogue]:
+            seen.extend(one.dialogue_id for one in super().__iter__())
+            return super().__iter__()
+
+    with open_run(tmp_path / "run", asked, trackers=()) as run:
+        assert stage.begin(run, setup, half, CONFIG, imitation, seed=3) is None
+        begun = stage.begin(run, setup, Watched(half), asked, imitation, seed=3)
+        assert begun is not None and set(seen) == {one.dialogue_id for one in half}
+        assert {path.name for path in run.checkpoints.iterdir()} == {"sft-simulator"}
+        found = stage.train(run, setup, half, asked, attributes=known, seed=3, begun=begun)
+    # At a rate of next to nothing it ends where it begins: items composed of their titles' words again.
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), found["trunk"], begun)
 
 
 def test_attributes_begin_with_how_often_they_are_wanted(setup: Setup, known: Attributes) -> None:

@@ -10,7 +10,7 @@ from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.interfaces import Corpus, Item
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.models import gpt2
-from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
+from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge, taken_apart
 from rlhf_jax.stages.supervised import SupervisedConfig, TextBatch, TextWeights, text_batch, text_loss
 from rlhf_jax.stages.texts import TextBatches
 
@@ -52,6 +52,16 @@ def test_compose_without_titles_and_features_changes_nothing() -> None:
     tree = params(0)
     folded = compose(tree, knowledge([[], [], []], [[], [], []]), FIRST_ITEM)
     np.testing.assert_array_equal(folded["wte"], tree["trunk"]["wte"])
+
+
+def test_a_tree_taken_apart_is_composed_to_itself() -> None:
+    tree = params(2)
+    titles, features = [[0, 1, -1], [4, -1, -1], [-1, -1, -1]], [[1, -1], [0, 1], [-1, -1]]
+    known = knowledge(titles, features, metadata=[[2, 3], [-1, -1], [-1, -1]])
+    apart = taken_apart(tree["trunk"], known, FIRST_ITEM)
+    assert not np.allclose(apart["wte"], tree["trunk"]["wte"])
+    whole = compose({"trunk": apart, "item_features": jnp.zeros((2, WIDTH))}, known, FIRST_ITEM)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), whole, tree["trunk"])
 
 
 def test_item_knowledge_is_in_the_order_of_the_vocabulary(vocab: Vocabulary) -> None:

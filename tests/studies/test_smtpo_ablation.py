@@ -13,7 +13,7 @@ from rlhf_jax.assessment import episodes
 from rlhf_jax.evaluation.episodes import Measured
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import RunError, write_npz
-from rlhf_jax.stages import multi_turn
+from rlhf_jax.stages import iterated, multi_turn
 from studies import smtpo_ablation
 from studies.smtpo_ablation import SMTPO, VARIANTS, Change, Setting, Variant
 from studies.smtpo_settings import SETTINGS
@@ -31,12 +31,19 @@ def test_a_variant_changes_one_thing(name: Any, monkeypatch: pytest.MonkeyPatch)
         asked.append((run, recommender, seeker, params, talk, learner, stage))
         return "learnt"
 
+    def train_iterated(*given: Any) -> str:
+        *usual, numbers = given
+        assert numbers == config.iterated
+        return train(*usual, stage=f"multi_turn-{name}")
+
     monkeypatch.setattr(multi_turn, "train", train)
+    monkeypatch.setattr(iterated, "train", train_iterated)
+    config = ablate_smtpo.PRESETS["debug"][1]
     stages = SETTINGS["debug"]
     seekers: dict[Any, Any] = {"training": "training", "language": "language", "scoring": "scoring"}
     begun = Imitating("run", "recommender", "imitation")  # type: ignore[arg-type]
     change = VARIANTS.get(name, Change("all parts"))
-    learnt = ablate_smtpo.learn(begun, change, seekers, stages, name)
+    learnt = ablate_smtpo.learn(begun, change, seekers, config, name)
     if name == "sft":
         assert learnt == "imitation" and asked == []
         return
@@ -45,6 +52,7 @@ def test_a_variant_changes_one_thing(name: Any, monkeypatch: pytest.MonkeyPatch)
         "learnt", "run", "recommender", "imitation", f"multi_turn-{name}"
     )  # fmt: skip
     assert seeker == {"single_task": "language", "scored_by_trainer": "scoring"}.get(name, "training")
+    assert change.iterated == (name == "iterated")
     assert talk == (stages.conversations.first_turns() if name == "single_turn" else stages.conversations)
     unpaid = {"no_format": (0.0, 1.0, 1.0), "no_recommendation": (1.0, 0.0, 1.0), "no_preference": (1.0, 1.0, 0.0)}
     weights = unpaid.get(name, (1.0, 1.0, 1.0))

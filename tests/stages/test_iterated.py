@@ -1,0 +1,134 @@
+"""Iterated PPO: returns, the log of a round, what a forecast is worth, and that a killed run ends the same."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reasoned
+
+from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
+from rlhf_jax.models import gpt2
+from rlhf_jax.runtime.run import open_run
+from rlhf_jax.stages import iterated
+from rlhf_jax.stages.agent import policy_params
+from rlhf_jax.stages.episodes import converse
+from rlhf_jax.stages.iterated import IteratedConfig, Log
+from rlhf_jax.stages.multi_turn import ConversationsConfig
+from rlhf_jax.stages.reasoning import Recommender, openings_of
+
+TALK = ConversationsConfig(group_size=4, turns=2, learning_rate=2e-2, save_every=1)
+CONFIG = IteratedConfig(
+    rounds=2, logged=4, held_out=0.25, steps=6, batch_size=4, learning_rate=1e-2, evaluations=2, updates=2, states=2
+)
+WEIGHTS = (1.0, 2.0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def recommender() -> Recommender:
+    return reasoned.make()
+
+
+def test_a_return_is_what_is_paid_from_a_turn_on() -> None:
+    rng = np.random.Generator(np.random.PCG64(0))
+    rewards = rng.random((5, 3, 3))
+    running = np.arange(3) < rng.integers(1, 4, 5)[:, None]
+    found = iterated.returns_of_turns(rewards, running, WEIGHTS, 0.7)
+    for row in range(5):
+        for turn in range(3):
+            paid = [
+                0.7 ** (later - turn) * sum(w * r for w, r in zip(WEIGHTS, rewards[row, later], strict=True))
+                for later in range(turn, 3)
+                if running[row, later]
+            ]
+            np.testing.assert_allclose(found[row, turn], sum(paid) if running[row, turn] else 0.0, rtol=1e-6)
+
+
+def test_a_round_logs_the_turns_of_its_own_policy(recommender: Recommender) -> None:
+    params = {"trunk": gpt2.init(recommender.setup.network, jax.random.key(1))}
+    learner = MultiTurnConfig(component_weights=WEIGHTS, gamma=0.5)
+    one = iterated._Round(recommender, reasoned.Quiet(), params, (TALK, learner, CONFIG), 1)
+    log = one.log
+    assert log.opening.max() == 3 and log.first.sum() == 16
+    # By hand: the same conversations once more.
+    pool = openings_of(recommender.setup.corpus.train)
+    draw = jax.jit(recommender.setup.agent.sample)
+    order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0, 0]))).permutation(len(pool))
+    begun = [pool[row] for row in order[4:8] for _ in range(4)]
+    again = converse(recommender, draw, params, reasoned.Quiet(), begun, n_turns=2, key=one.key)
+    returns = iterated.returns_of_turns(again.rewards, again.running, WEIGHTS, 0.5)
+    np.testing.assert_array_equal(log.returns, np.concatenate([returns[:, 0], returns[again.running[:, 1], 1]]))
+    second = np.asarray(again.rollouts[1].response_tokens)[again.running[:, 1]]
+    np.testing.assert_array_equal(np.asarray(log.turns.response_tokens)[16:], second)
+    np.testing.assert_array_equal(log.opening[16:], np.flatnonzero(again.running[:, 1]) // 4)
+    learnt, held = one.parts
+    assert set(log.opening[learnt]) == {0, 1, 2} and set(log.opening[held]) == {3}
+
+
+def test_a_forecast_reads_window_and_reply_and_no_padding(recommender: Recommender) -> None:
+    network = recommender.setup.network
+    params = policy_params(gpt2.init(network, jax.random.key(2)), network.n_embd)
+    params["value"]["kernel"] = jnp.arange(network.n_embd, dtype=jnp.float32)
+    one = iterated._Round(recommender, reasoned.Quiet(), params, (TALK, MultiTurnConfig(), CONFIG), 0)
+    turns = one.log.part(np.arange(6))
+    found = one.values(params, np.arange(6), chunk=4)
+    for row in range(6):
+        kept = np.asarray(turns.prompt_mask[row]), np.asarray(turns.response_mask[row])
+        tokens = np.concatenate(
+            [np.asarray(turns.prompt_tokens[row])[kept[0]], np.asarray(turns.response_tokens[row])[kept[1]]]
+        )
+        hidden = gpt2.hidden_states(
+            network, params["trunk"], jnp.asarray(tokens)[None], jnp.ones((1, len(tokens)), bool)
+        )
+        np.testing.assert_allclose(found[row], hidden[0, -1] @ params["value"]["kernel"], rtol=2e-3, atol=2e-3)
+
+
+def test_what_a_forecast_is_worth() -> None:
+    returns = np.array([1.0, 2.0, 4.0, 0.0, 3.0], np.float32)
+    log = Log(
+        turns=None,  # pyright: ignore[reportArgumentType] - not read
+        returns=returns,
+        opening=np.array([0, 0, 0, 1, 1]),
+        first=np.array([True, True, True, True, False]),
+    )
+    rows, standard = np.arange(5), (returns - returns.mean()) / (returns.std() + 1e-6)
+    perfect = iterated.judged_values(standard, log, rows)
+    assert perfect["validation/explained"] == pytest.approx(1.0, abs=1e-5) and perfect["validation/ordered"] == 1.0
+    knows_nothing = iterated.judged_values(np.zeros(5, np.float32), log, rows)
+    assert knows_nothing["validation/explained"] == pytest.approx(0.0, abs=1e-6)
+    assert knows_nothing["validation/ordered"] == 0.5
+    # Of the three pairs of first replies to opening 0 one is turned around; opening 1 has no pair of first replies.
+    turned = iterated.judged_values(standard[[1, 0, 2, 3, 4]], log, rows)
+    assert turned["validation/ordered"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits_and_a_forecast_learns(recommender: Recommender, tmp_path: Path) -> None:
+    params = {"trunk": gpt2.init(recommender.setup.network, jax.random.key(1))}
+    learner = MultiTurnConfig()
+
+    def train(name: str, seekers: reasoned.Quiet) -> object:
+        with open_run(tmp_path / name, CONFIG, trackers=()) as run:
+            return iterated.train(run, recommender, seekers, params, TALK, learner, CONFIG)
+
+    whole = train("whole", reasoned.Quiet())
+    moved = jax.tree.map(lambda one, other: float(np.abs(one - other).max()), whole, params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+    class Deadly(reasoned.Quiet):
+        def say(self, *args: object) -> object:
+            # The log of the second round.
+            if len(self.heard) == 1:
+                raise KeyboardInterrupt
+            return super().say(*args)  # pyright: ignore[reportArgumentType]
+
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", Deadly())
+    jax.tree.map(np.testing.assert_array_equal, whole, train("killed", reasoned.Quiet()))
+
+
+@pytest.mark.parametrize("wrong", [{"held_out": 0.0}, {"held_out": 0.01, "logged": 8}])
+def test_a_log_without_a_part_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="leaves none to judge Q on"):
+        IteratedConfig(**wrong)  # pyright: ignore[reportArgumentType]
