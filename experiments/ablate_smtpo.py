@@ -170,7 +170,7 @@ def imitate(
         attributes,
         retrieval,
         said=stages.reasoning.attributes,
-        listed_before=stages.reasoning.listed_before,
+        told=reasoning.Told(stages.reasoning.listed_before, stages.conversations.turns - 1),
         temperature=stages.conversations.temperature,
     )
     return Imitating(run, recommender, reasoning.train(run, recommender, trunk, stages.reasoning)), setup

@@ -264,7 +264,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
         attributes,
         retrieval,
         said=config.reasoning.attributes,
-        listed_before=config.reasoning.listed_before,
+        told=reasoning.Told(config.reasoning.listed_before, talk.turns - 1),
         temperature=talk.temperature,
     )
     sft = reasoning.train(run, recommender, trunk, config.reasoning)

@@ -87,7 +87,7 @@ WORLD = Stages(
         candidates=20,
     ),
     # After 400 steps the validation loss is .78, after 1,200 .69: what is left would look like a gain of what comes next.
-    reasoning=ReasoningConfig(steps=1_200, listed_before=0.5),
+    reasoning=ReasoningConfig(steps=1_200),
     simulator=SimulatorConfig(max_tokens=256, buckets=(96, 160, 256), tokens_per_batch=2560, composed_share=0.2),
     # What pays is sparse: larger batches, credit by place and the moving average make the gradient less noisy.
     conversations=ConversationsConfig(openings=16, learning_rate=1e-4, warmup_steps=5),
@@ -153,7 +153,7 @@ REDIAL = Stages(
     ),
     # Words that thousands of items share are said; rarer ones would be people whom no seeker names.
     # Humans name one item a message: without such lists before it nobody has seen a second turn.
-    reasoning=ReasoningConfig(min_items=60, listed_before=0.5),
+    reasoning=ReasoningConfig(min_items=60, listed_before=0.7),
     simulator=SimulatorConfig(start="imitation", epochs=1, buckets=(32, 128, 192, 256, 384, 512)),
     conversations=ConversationsConfig(warmup_steps=5),
     learner=MultiTurnConfig(credit="place", average_decay=0.9),
@@ -170,7 +170,7 @@ PAPER = Stages(
     ),
     model=ModelConfig(weights="gpt2-medium", compute_dtype="bfloat16", remat=True),
     sft=SupervisedConfig(epochs=5, learning_rate=5e-5, tokens_per_batch=16_384, warmup_steps=500),
-    reasoning=ReasoningConfig(steps=2_000, batch_size=64, listed_before=0.5, learning_rate=5e-5, min_items=60),
+    reasoning=ReasoningConfig(steps=2_000, batch_size=64, listed_before=0.7, learning_rate=5e-5, min_items=60),
     simulator=SimulatorConfig(start="imitation", learning_rate=5e-5, tokens_per_batch=16_384, warmup_steps=500),
     conversations=ConversationsConfig(
         updates=300, openings=32, group_size=8, turns=5, learning_rate=3e-6, save_every=10

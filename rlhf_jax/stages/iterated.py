@@ -1,18 +1,21 @@
 """Iterated PPO: the other way to learn from conversations, one turn at a time.
 
-SMTPO credits a turn with what this very conversation was paid later. Here the later turns are forecast. In each round
+SMTPO credits a turn with what this very conversation was paid later. Here what comes is forecast. In each round
 
-    1. the policy of its beginning converses: N openings × G conversations, drawn; a turn's return is
-           R_k = Σ_{j ≥ k} γ^{j−k} Σ_c w_c r^c_j
-    2. a GPT-2 with a scalar head learns to tell it from window and reply:   min E (Q(s_k, y_k) − R_k)²
+    1. the policy of its beginning converses: N openings × G conversations, drawn; every turn has its credit A_k, as line 5d of
+       docs/algorithms/smtpo.md gives it
+    2. a GPT-2 with a scalar head learns to tell it from window and reply:   min E (Q(s_k, y_k) − A_k)²
     3. single-turn reinforcement learning in the states of these conversations: G replies to each, paid Q(s_k, y)
 
 If Q is right, step 3 is a step of policy improvement: better now, and afterwards as the old policy. What Q is worth is logged on
 openings that it did not learn from. Replies to one opening are compared by Q; where it orders them no better than chance
 (`validation/ordered` .5), step 3 learns noise.
 
+Not the plain return is forecast: a list with gold ends the conversation, and so forgoes what form and attributes of later turns would be
+paid. In the plain sum a hit is worth less than a miss.
+
 Source: Iterative PPO, arXiv:2511.21638, which reduces several turns to single-turn problems. Its single-turn learner has a value
-function, ours compares the replies of a group; rounds and sizes are our choice.
+function, ours compares the replies of a group; rounds, sizes and the credit that is forecast are our choice.
 """
 
 import dataclasses
@@ -25,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Key
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
+from rlhf_jax.equations.group import turn_advantages
 from rlhf_jax.equations.ppo import explained_variance
 from rlhf_jax.evaluation.association import agreeing_pairs
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
@@ -35,13 +39,15 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.multi_turn import Episodes, MultiTurnState
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.trainable import held
 from rlhf_jax.models import gpt2, heads
-from rlhf_jax.ranges import Batch, Rate, Share, Steps, check_numbers
+from rlhf_jax.ranges import Batch, Rate, Share, Steps, check_numbers, option
+from rlhf_jax.runtime.files import notice
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import copied, policy_params
 from rlhf_jax.stages.episodes import Seekers, converse
-from rlhf_jax.stages.multi_turn import ConversationsConfig, kept, policy_optimizer
+from rlhf_jax.stages.multi_turn import ConversationsConfig, greedy_success, kept, policy_optimizer
 from rlhf_jax.stages.reasoning import Recommender, openings_of
 
 STAGE = "multi_turn-iterated"
@@ -51,12 +57,13 @@ RETURN = "return"
 
 @dataclasses.dataclass(frozen=True)
 class IteratedConfig:
-    """How many rounds, and how large; all else is `--conversations` and `--learner`."""
+    """How many rounds, and how large. Group size, turns and rates are those of the conversations, clip, KL, epochs and average
+    those of the learner."""
 
     rounds: Steps = 4
     """Logs, forecasts and improvements."""
     logged: Batch = 64
-    """Openings of a round's log, with `--conversations.group-size` conversations each."""
+    """Openings of a round's log, with as many conversations each as a group has."""
     held_out: Share = 0.125
     """Share of these openings that Q is judged on and does not learn from."""
     steps: Steps = 200
@@ -72,13 +79,14 @@ class IteratedConfig:
     updates: Steps = 10
     """Of the policy in a round."""
     states: Batch = 64
-    """Logged windows that an update replies to, with `--conversations.group-size` replies each."""
+    """Logged windows that an update replies to, with as many replies each as a group has."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
         if not 0 < round(self.held_out * self.logged) < self.logged:
             raise ValueError(
-                f"held_out {self.held_out:g} of logged {self.logged} openings leaves none to judge Q on, or none to learn from"
+                f"{option(self, 'held_out')} {self.held_out:g} of {option(self, 'logged')} {self.logged} openings leaves none to judge Q on, "
+                "or none to learn from"
             )
 
 
@@ -87,8 +95,8 @@ class Log(NamedTuple):
 
     turns: Rollout
     """Windows, candidates and replies. [M]"""
-    returns: Float32[np.ndarray, " M"]
-    """R_k, reward units."""
+    credit: Float32[np.ndarray, " M"]
+    """A_k of line 5d."""
     opening: np.ndarray
     """Which of the log's openings; int [M]"""
     first: Bool[np.ndarray, " M"]
@@ -97,24 +105,6 @@ class Log(NamedTuple):
     def part(self, rows: np.ndarray) -> Rollout:
         """Some of the turns."""
         return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[rows]), self.turns)
-
-
-def returns_of_turns(
-    rewards: Float[np.ndarray, "R T C"], running: Bool[np.ndarray, "R T"], weights: tuple[float, ...], gamma: float
-) -> Float32[np.ndarray, "R T"]:
-    """R_k = Σ_{j ≥ k} γ^{j−k} Σ_c w_c r^c_j over the turns that were had; 0 after the end.
-
-    Examples:
-      >>> rewards, running = np.array([[[1.0], [4.0], [9.0]]]), np.array([[True, True, False]])
-      >>> returns_of_turns(rewards, running, (2.0,), 0.5).tolist()
-      [[6.0, 8.0, 0.0]]
-    """
-    paid = np.where(running, rewards @ np.array(weights), 0.0)
-    found = np.zeros(paid.shape)
-    after = np.zeros(len(paid))
-    for turn in reversed(range(paid.shape[1])):
-        after = found[:, turn] = paid[:, turn] + gamma * after
-    return found.astype(np.float32)
 
 
 def value(params: Params, turns: Rollout, *, network: gpt2.GPT2Config) -> Float[Array, " B"]:
@@ -128,11 +118,11 @@ def value(params: Params, turns: Rollout, *, network: gpt2.GPT2Config) -> Float[
 def value_loss(
     params: Params, batch: tuple[Rollout, Array], key: Key[Array, ""] | None, *, network: gpt2.GPT2Config
 ) -> LossSums:
-    """Σ (Q − R)², R standardised by the round's log."""
+    """Σ (Q − A)², A divided by its deviation in the round's log."""
     del key
-    turns, returns = batch
-    squares = jnp.square(value(params, turns, network=network) - returns)
-    return LossSums(loss=jnp.sum(squares), count=jnp.float32(len(returns)), parts={}, maxima={})
+    turns, credit = batch
+    squares = jnp.square(value(params, turns, network=network) - credit)
+    return LossSums(loss=jnp.sum(squares), count=jnp.float32(len(credit)), parts={}, maxima={})
 
 
 class _Round:
@@ -159,8 +149,19 @@ class _Round:
         chosen = batch_indices(len(pool), seed=setup.seed, step=self._number, batch_size=config.logged)
         begun = [pool[row] for row in chosen for _ in range(talk.group_size)]
         draw = setup.agent.compiled("drawn turn", lambda: jax.jit(setup.agent.sample))
-        found = converse(self._recommender, draw, self._params, self._seekers, begun, n_turns=talk.turns, key=self.key)
-        returns = returns_of_turns(found.rewards, found.running, learner.component_weights, learner.gamma)
+        key = stream_key(self.key, "talk", 0)
+        found = converse(self._recommender, draw, self._params, self._seekers, begun, n_turns=talk.turns, key=key)
+        notice(
+            f"{STAGE}-{self._number}: {len(begun)} conversations logged, success {found.success[:, -1].mean():.3f} as drawn"
+        )
+        shape = (config.logged, talk.group_size, talk.turns)
+        of_group = functools.partial(turn_advantages, gamma=learner.gamma, decoupled=learner.decoupled)
+        credit = jax.vmap(of_group, in_axes=(0, 0, None))(
+            jnp.asarray(found.rewards).reshape(*shape, -1),
+            jnp.asarray(found.running).reshape(shape),
+            jnp.array(learner.component_weights, jnp.float32),
+        )
+        credit = np.asarray(credit).reshape(found.running.shape)
         rows, turns = np.nonzero(found.running)
         stacked = [jax.tree.map(np.asarray, one) for one in found.rollouts]
         picked = [
@@ -170,22 +171,22 @@ class _Round:
         rows, turns = rows[order], turns[order]
         return Log(
             turns=jax.tree.map(lambda *leaves: np.concatenate(leaves), *picked),
-            returns=returns[rows, turns],
+            credit=credit[rows, turns],
             opening=rows // talk.group_size,
             first=turns == 0,
         )
 
     @functools.cached_property
-    def scale(self) -> tuple[float, float]:
-        """Mean and deviation of the log's returns."""
-        return float(self.log.returns.mean()), float(self.log.returns.std()) + 1e-6
+    def deviation(self) -> float:
+        """Of the log's credit."""
+        return float(self.log.credit.std()) + 1e-6
 
     @functools.cached_property
     def parts(self) -> tuple[np.ndarray, np.ndarray]:
         """Turns that Q learns from, and those of the last openings, that it is judged on."""
         _, _, config = self._settings
-        held = self.log.opening >= config.logged - round(config.held_out * config.logged)
-        return np.flatnonzero(~held), np.flatnonzero(held)
+        judged = self.log.opening >= config.logged - round(config.held_out * config.logged)
+        return np.flatnonzero(~judged), np.flatnonzero(judged)
 
     def forecast(self, run: RunDirectory, begin: Params) -> Params:
         """2. Q, from the trunk that the policy began with."""
@@ -210,13 +211,12 @@ class _Round:
         def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
             learnt, _ = self.parts
             chosen = learnt[batch_indices(len(learnt), seed=setup.seed, step=index, batch_size=config.batch_size)]
-            mean, deviation = self.scale
-            return step(state, (self.log.part(chosen), jnp.asarray((self.log.returns[chosen] - mean) / deviation)))
+            return step(state, (self.log.part(chosen), jnp.asarray(self.log.credit[chosen] / self.deviation)))
 
         def evaluate(state: TrainState, index: int) -> dict[str, float]:
             del index
-            _, held = self.parts
-            return judged_values(self.values(state.params, held), self.log, held)
+            _, rows = self.parts
+            return judged_values(self.values(state.params, rows), self.log, rows)
 
         every = max(1, config.steps // config.evaluations)
         final = run_stage(
@@ -257,13 +257,15 @@ class _Round:
         steps = config.updates * learner.epochs * learner.minibatches
         warmup = min(talk.warmup_steps, steps // 2)
         optimizer, next_rate = policy_optimizer(dataclasses.replace(talk, warmup_steps=warmup), steps)
-        learn = turn_learner.make_learn(policy=setup.agent.policy, optimizer=optimizer, config=single)
+        policy = held(setup.agent.policy, talk.trainable)
+        learn = turn_learner.make_learn(policy=policy, optimizer=optimizer, config=single)
         draw = setup.agent.compiled("drawn turn", lambda: jax.jit(setup.agent.sample))
         judge = setup.agent.compiled("value of turns", lambda: jax.jit(functools.partial(value, network=setup.network)))
-        state = turn_learner.init(self._params, optimizer, single, self.key)
+        state = turn_learner.init(self._params, optimizer, single, stream_key(self.key, "learner", 0))
+        evaluate = greedy_success(self._recommender, self._seekers, talk, key=self.key)
 
         def update(state: MultiTurnState, index: int) -> tuple[MultiTurnState, dict[str, Any]]:
-            n_turns = len(self.log.returns)
+            n_turns = len(self.log.credit)
             chosen = batch_indices(n_turns, seed=setup.seed, step=index, batch_size=config.states)
             states = self.log.part(np.repeat(chosen, talk.group_size))
             prompts = PromptBatch(
@@ -273,7 +275,7 @@ class _Round:
                 candidates=states.candidates,
             )
             start = {"learning_rate": next_rate(state.opt_state)}
-            rollout = draw(state.params, prompts, jax.random.fold_in(self.key, index + 1))
+            rollout = draw(state.params, prompts, stream_key(self.key, "replies", index))
             shape = (config.states, talk.group_size, 1)
             paid = jnp.concatenate([judge(forecast, part) for part in _in_parts(rollout, 128)])
             episodes = Episodes(rollout=rollout, rewards=paid.reshape(*shape, 1), running=jnp.ones(shape, bool))
@@ -290,7 +292,9 @@ class _Round:
                 save_every=talk.save_every,
                 log_every=1,
                 steps_per_update=learner.epochs * learner.minibatches,
-                advice="a lower --conversations.learning-rate",
+                advice="a lower learning rate",
+                on_eval=None if evaluate is None else lambda state, _: evaluate(kept(state)),
+                eval_every=None if evaluate is None else config.updates,
             ),
         )
         return kept(final)
@@ -299,17 +303,16 @@ class _Round:
 def judged_values(values: Float32[np.ndarray, " N"], log: Log, rows: np.ndarray) -> dict[str, float]:
     """What a forecast is worth on turns it did not learn from.
 
-    Returns: `validation/explained`, the share of the returns' variance that it foresaw; `validation/ordered`, of pairs of replies
-      to one opening with different returns the share that it puts in the same order, ties half; .5 where there is none.
+    Returns: `validation/explained`, the share of the credit's variance that it foresaw; `validation/ordered`, of pairs of replies
+      to one opening with different credit the share that it puts in the same order, ties half; .5 where there is none.
     """
-    returns, mean, deviation = log.returns[rows], log.returns.mean(), log.returns.std() + 1e-6
-    explained = explained_variance(
-        jnp.asarray(values * deviation + mean), jnp.asarray(returns), jnp.ones(len(rows), bool)
-    )
+    credit = log.credit[rows]
+    scale = log.credit.std() + 1e-6
+    explained = explained_variance(jnp.asarray(values * scale), jnp.asarray(credit), jnp.ones(len(rows), bool))
     agree = pairs = 0.0
     for opening in np.unique(log.opening[rows]):
         same = (log.opening[rows] == opening) & log.first[rows]
-        own = agreeing_pairs(values[same].astype(np.float64), returns[same].astype(np.float64))
+        own = agreeing_pairs(values[same].astype(np.float64), credit[same].astype(np.float64))
         agree, pairs = agree + own[0], pairs + own[1]
     return {"validation/explained": float(explained), "validation/ordered": agree / pairs if pairs else 0.5}
 
@@ -328,8 +331,8 @@ def train(
     Args:
       seekers: who answer between turns of the logs.
       params: the policy that begins and, frozen, the reference.
-      talk: group size, turns, rate, warm-up of each round.
-      learner: weights of the components, γ, clip, KL, epochs.
+      talk: group size, turns, rates, warm-up, what moves, and what validation reads; replies are drawn in one part.
+      learner: weights of the components, γ, clip, KL, epochs, average. Human turns (`ptx_coef`) are not mixed in.
     """
     reference = copied(params)
     for number in range(config.rounds):

@@ -180,16 +180,7 @@ def train(
             jax.block_until_ready(metrics)
         return state, {**metrics, **start, **signatures(turns), "seconds/outside_share": outside.share()}
 
-    held_out = openings_of(setup.corpus.validation)[: config.validation_openings]
-    greedy = speaker(recommender, greedy=True)
-
-    def evaluate(state: MultiTurnState, index: int) -> dict[str, float]:
-        del index
-        own = layout.fetch(kept(state))
-        found = converse(recommender, greedy, own, seekers, held_out, n_turns=config.turns, key=key)
-        success = found.success.mean(axis=0)
-        return {f"validation/success@{turn + 1}": float(share) for turn, share in enumerate(success)}
-
+    evaluate = greedy_success(recommender, seekers, config, key=key)
     final = run_stage(
         run,
         state,
@@ -201,11 +192,27 @@ def train(
             log_every=1,
             steps_per_update=learner.epochs * learner.minibatches,
             advice="a lower --conversations.learning-rate",
-            on_eval=evaluate if held_out else None,
-            eval_every=math.ceil(config.updates / config.evaluations) if held_out else None,
+            on_eval=None if evaluate is None else lambda state, _: evaluate(layout.fetch(kept(state))),
+            eval_every=None if evaluate is None else math.ceil(config.updates / config.evaluations),
         ),
     )
     return layout.fetch(kept(final))
+
+
+def greedy_success(
+    recommender: Recommender, seekers: Seekers, config: ConversationsConfig, *, key: jax.Array
+) -> Callable[[Params], dict[str, float]] | None:
+    """An evaluation: `validation/success@t` of a policy's greedy replies; None where validation has no opening."""
+    held_out = openings_of(recommender.setup.corpus.validation)[: config.validation_openings]
+    if not held_out:
+        return None
+    greedy = speaker(recommender, greedy=True)
+
+    def evaluate(params: Params) -> dict[str, float]:
+        found = converse(recommender, greedy, params, seekers, held_out, n_turns=config.turns, key=key)
+        return {f"validation/success@{turn + 1}": float(share) for turn, share in enumerate(found.success.mean(axis=0))}
+
+    return evaluate
 
 
 def policy_optimizer(

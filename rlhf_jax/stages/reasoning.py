@@ -67,7 +67,8 @@ class ReasoningConfig:
     attributes: Annotated[int, Range("[1, 100]")] = 4
     """Attributes that an imitated turn names at most."""
     listed_before: Share = 0.0
-    """Share of the imitated turns before which the recommender's messages name full lists, as a policy's do (`with_lists`)."""
+    """Chance of an imitated turn to stand after full lists, as a policy's own turns do (`with_lists`). Turns before which the
+    recommender named nothing stay as they are, and those whose gold such a list would hold: that conversation would be over."""
     min_items: Size = 5
     """Fewest items of the catalogue that share an attribute; rarer ones are neither said nor paid for."""
     learning_rate: Rate = 5e-4
@@ -153,6 +154,18 @@ def add_retriever(
     return setup._replace(scorer=scorer), Retrieval(scorer, towers, weights, config.candidates)
 
 
+class Told(NamedTuple):
+    """Which imitated turns stand after full lists."""
+
+    chance: float
+    """Of a turn, `ReasoningConfig.listed_before`."""
+    most: int
+    """Lists before it at most: a conversation of T turns has T − 1 before its last."""
+
+
+NOTHING_TOLD = Told(0.0, 1)
+
+
 class Recommender(NamedTuple):
     """A reasoning policy without its parameters: what it reads, and what its turns mean."""
 
@@ -163,8 +176,8 @@ class Recommender(NamedTuple):
     retrieval: Retrieval
     said: int = 4
     """Attributes that an imitated turn names at most."""
-    listed_before: float = 0.0
-    """Share of the imitated turns that have full lists before them."""
+    told: Told = NOTHING_TOLD
+    """Which imitated turns have full lists before them."""
 
     @property
     def list_length(self) -> int:
@@ -239,14 +252,14 @@ def make_recommender(
     retrieval: Retrieval,
     *,
     said: int = 4,
-    listed_before: float = 0.0,
+    told: Told = NOTHING_TOLD,
     temperature: float = 1.0,
 ) -> Recommender:
     """A recommender that speaks the reasoning form beside the two usual ones.
 
     Args:
       said: attributes that an imitated turn names at most.
-      listed_before: share of the imitated turns that have full lists before them.
+      told: which imitated turns have full lists before them.
     Raises: ValueError naming the numbers, where fewer items are recalled than a list holds.
     """
     vocab, data = setup.vocab, setup.data
@@ -265,7 +278,7 @@ def make_recommender(
         openings=openings,
         once=data.items_once,
     )
-    return Recommender(setup._replace(agent=agent), attributes, retrieval, said, listed_before)
+    return Recommender(setup._replace(agent=agent), attributes, retrieval, said, told)
 
 
 class ReasonedTurn(NamedTuple):
@@ -342,7 +355,7 @@ class Demonstrations:
         """Rows `own` of batch `step`."""
         rows = batch_indices(len(self.turns), seed=self._seed, step=step, batch_size=size)
         draws = np.random.Generator(np.random.PCG64([self._seed, step, zlib.crc32(b"listed before")])).random(size)
-        listed = draws < self._recommender.listed_before
+        listed = draws < self._recommender.told.chance
         return self.of([self.turns[row] for row in rows[own]], listed[own].tolist())
 
     def of(self, turns: Sequence[ReasonedTurn], listed_before: Sequence[bool] = ()) -> Rollout:
@@ -400,42 +413,57 @@ class Demonstrations:
         chosen: list[int] = np.flatnonzero(listed_before).tolist()
         if not chosen:
             return histories
-        scorer, length = self._recommender.retrieval.scorer, self._recommender.list_length
+        scorer, length, most = (
+            self._recommender.retrieval.scorer,
+            self._recommender.list_length,
+            self._recommender.told.most,
+        )
         numbers = [scorer.training.numbers.get(turns[row].dialogue.dialogue_id, -1) for row in chosen]
         contexts = contexts_of([histories[row] for row in chosen], scorer.catalogue, own=numbers)
         _, scores = self._recommender.retrieval.look_up(contexts)
+        item_ids = self._recommender.setup.vocab.item_ids
         for row, own in zip(chosen, scores, strict=True):
-            own[[self._column[item] for item in turns[row].gold]] = -np.inf
-            # As many as the lists of all its messages can hold, and no item that somebody named.
-            n = min(length * len(histories[row]), int(np.isfinite(own).sum()))
-            best = np.argsort(-own, kind="stable")[:n]
-            item_ids = self._recommender.setup.vocab.item_ids
-            histories[row] = with_lists(histories[row], [item_ids[column] for column in best], length)
+            # As many as such lists can hold, and no item that somebody named.
+            n = min(length * most, int(np.isfinite(own).sum()))
+            best = [item_ids[column] for column in np.argsort(-own, kind="stable")[:n]]
+            told = with_lists(histories[row], best, length, most)
+            listed = {item for message in told for item in message.items}
+            # A list that held what the seeker likes would have ended the conversation: such a turn is not told so. (Lists without
+            # it instead would teach that the best item which is left is the one.)
+            if not listed & set(turns[row].gold):
+                histories[row] = told
         return histories
 
 
-def with_lists(history: Sequence[Message], others: Sequence[int], length: int) -> tuple[Message, ...]:
-    """A history as if the recommender had listed `length` items in each of its messages, from the first that names one on.
+def with_lists(history: Sequence[Message], others: Sequence[int], length: int, most: int) -> tuple[Message, ...]:
+    """A history as if the recommender had listed `length` items in its turns, from the first that names one on.
 
-    Such a message keeps its words and its items; before them stand as many of `others` as the list lacks, in order, each
-    once in the history.
+    Of its turns the last `most` are told so; of messages in a row the first that says anything. It keeps its words and its
+    items; before them stand as many of `others` as the list lacks, in order, each once in the history.
 
     Args:
       others: item ids that nobody has named, best first.
 
     Examples:
       >>> said = (Message("recommender", ("hello",), 0), Message("recommender", ("see", 7), 1), Message("seeker", (), 2))
-      >>> [message.parts for message in with_lists(said, (8, 9), 2)]
+      >>> [message.parts for message in with_lists(said, (8, 9), 2, 3)]
       [('hello',), (8, 'see', 7), ()]
     """
-    left, begun, told = list(others), False, []
-    for message in history:
+    turns: list[int] = []
+    begun, speaker = False, ""
+    for place, message in enumerate(history):
+        if is_empty(message):
+            continue
         begun |= message.role == "recommender" and bool(message.items)
-        if message.role == "recommender" and begun:
-            n = max(0, length - len(set(message.items)))
-            message = dataclasses.replace(message, parts=(*left[:n], *message.parts))
-            del left[:n]
-        told.append(message)
+        if begun and message.role == "recommender" and speaker != "listed":
+            turns.append(place)
+        speaker = "listed" if begun and message.role == "recommender" else message.role
+    left, told = list(others), list(history)
+    for place in turns[-most:]:
+        message = history[place]
+        n = max(0, length - len(set(message.items)))
+        told[place] = dataclasses.replace(message, parts=(*left[:n], *message.parts))
+        del left[:n]
     return tuple(told)
 
 

@@ -164,7 +164,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig, *, stage: s
     It starts from `setup.pretrained`, or draws its weights; the tree returned is whole, on one device.
 
     Args:
-      stage: names the checkpoints; its kind is `sft`.
+      stage: names the checkpoints and the streams of random numbers; its kind is `sft`.
     """
     corpus, vocab, agent, seed, layout = setup.corpus, setup.vocab, setup.agent, setup.seed, setup.layout
     imitated = dataclasses.replace(corpus, train=setup.training_parts()[0])
@@ -173,7 +173,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig, *, stage: s
     key = jax.random.key(seed)
     trunk = setup.pretrained
     if trunk is None:
-        trunk = gpt2.init(agent.network, stream_key(key, "sft/init", 0))
+        trunk = gpt2.init(agent.network, stream_key(key, f"{stage}/init", 0))
     # A checkpoint holds no empty array: without features one row stays unused.
     params = {"trunk": trunk, "item_features": jnp.zeros((max(n_features, 1), agent.network.n_embd))}
     steps = batches.steps(config.epochs)
@@ -201,7 +201,7 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig, *, stage: s
 
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         batch = own_rows(text_batch(*batches.batch(index)), layout)
-        return step(state, batch, known, layout.same(stream_key(key, "sft/dropout", index)))
+        return step(state, batch, known, layout.same(stream_key(key, f"{stage}/dropout", index)))
 
     fold = jax.jit(compose, static_argnums=2)
 

@@ -1,5 +1,7 @@
 """Iterated PPO: returns, the log of a round, what a forecast is worth, and that a killed run ends the same."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 import reasoned
 
+from rlhf_jax.equations.group import turn_advantages
+from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.run import open_run
@@ -30,19 +34,27 @@ def recommender() -> Recommender:
     return reasoned.make()
 
 
-def test_a_return_is_what_is_paid_from_a_turn_on() -> None:
-    rng = np.random.Generator(np.random.PCG64(0))
-    rewards = rng.random((5, 3, 3))
-    running = np.arange(3) < rng.integers(1, 4, 5)[:, None]
-    found = iterated.returns_of_turns(rewards, running, WEIGHTS, 0.7)
-    for row in range(5):
-        for turn in range(3):
-            paid = [
-                0.7 ** (later - turn) * sum(w * r for w, r in zip(WEIGHTS, rewards[row, later], strict=True))
-                for later in range(turn, 3)
-                if running[row, later]
-            ]
-            np.testing.assert_allclose(found[row, turn], sum(paid) if running[row, turn] else 0.0, rtol=1e-6)
+def test_a_hit_that_ends_the_conversation_is_credited_above_a_miss_that_goes_on(recommender: Recommender) -> None:
+    openings = openings_of(recommender.setup.corpus.train)
+    pool = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0, 0]))).permutation(len(openings))[:4]
+    begun = [openings[row] for row in pool for _ in range(4)]
+    others = [next(item for item in (11, 12, 14, 16) if item not in one.gold) for one in begun]
+    first = [
+        (one.gold[0] if row % 2 == 0 else other, other)
+        for row, (one, other) in enumerate(zip(begun, others, strict=True))
+    ]
+    said = reasoned.Scripted(recommender, [first, [(other, other) for other in others]], "western")
+    one = iterated._Round(recommender, reasoned.Quiet(), None, (TALK, MultiTurnConfig(), CONFIG), 0)
+    recommender.setup.agent.programs["drawn turn"] = said
+    try:
+        log = one.log
+    finally:
+        del recommender.setup.agent.programs["drawn turn"]
+    hit = np.arange(16) % 2 == 0
+    assert log.first[:16].all() and len(log.credit) == 24
+    # A miss is paid for form and attributes twice. Summed as they are, the misses would be above.
+    assert log.credit[:16][hit].min() > log.credit[:16][~hit].max()
+    np.testing.assert_allclose(log.credit[:16].reshape(4, 4).sum(axis=1), 0.0, atol=1e-5)
 
 
 def test_a_round_logs_the_turns_of_its_own_policy(recommender: Recommender) -> None:
@@ -56,9 +68,15 @@ def test_a_round_logs_the_turns_of_its_own_policy(recommender: Recommender) -> N
     draw = jax.jit(recommender.setup.agent.sample)
     order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0, 0]))).permutation(len(pool))
     begun = [pool[row] for row in order[4:8] for _ in range(4)]
-    again = converse(recommender, draw, params, reasoned.Quiet(), begun, n_turns=2, key=one.key)
-    returns = iterated.returns_of_turns(again.rewards, again.running, WEIGHTS, 0.5)
-    np.testing.assert_array_equal(log.returns, np.concatenate([returns[:, 0], returns[again.running[:, 1], 1]]))
+    key = stream_key(one.key, "talk", 0)
+    again = converse(recommender, draw, params, reasoned.Quiet(), begun, n_turns=2, key=key)
+    for opening in range(4):
+        rows = slice(4 * opening, 4 * opening + 4)
+        running = jnp.asarray(again.running[rows])
+        credit = turn_advantages(jnp.asarray(again.rewards[rows]), running, jnp.array(WEIGHTS), gamma=0.5)
+        np.testing.assert_allclose(log.credit[rows], credit[:, 0], rtol=1e-5, atol=1e-6)
+        second = log.credit[16:][log.opening[16:] == opening]
+        np.testing.assert_allclose(second, credit[running[:, 1], 1], rtol=1e-5, atol=1e-6)
     second = np.asarray(again.rollouts[1].response_tokens)[again.running[:, 1]]
     np.testing.assert_array_equal(np.asarray(log.turns.response_tokens)[16:], second)
     np.testing.assert_array_equal(log.opening[16:], np.flatnonzero(again.running[:, 1]) // 4)
@@ -85,14 +103,14 @@ def test_a_forecast_reads_window_and_reply_and_no_padding(recommender: Recommend
 
 
 def test_what_a_forecast_is_worth() -> None:
-    returns = np.array([1.0, 2.0, 4.0, 0.0, 3.0], np.float32)
+    credit = np.array([1.0, 2.0, 4.0, 0.0, 3.0], np.float32) - 2.0
     log = Log(
         turns=None,  # pyright: ignore[reportArgumentType] - not read
-        returns=returns,
+        credit=credit,
         opening=np.array([0, 0, 0, 1, 1]),
         first=np.array([True, True, True, True, False]),
     )
-    rows, standard = np.arange(5), (returns - returns.mean()) / (returns.std() + 1e-6)
+    rows, standard = np.arange(5), credit / (credit.std() + 1e-6)
     perfect = iterated.judged_values(standard, log, rows)
     assert perfect["validation/explained"] == pytest.approx(1.0, abs=1e-5) and perfect["validation/ordered"] == 1.0
     knows_nothing = iterated.judged_values(np.zeros(5, np.float32), log, rows)
@@ -104,28 +122,45 @@ def test_what_a_forecast_is_worth() -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_bits_and_a_forecast_learns(recommender: Recommender, tmp_path: Path) -> None:
+def test_a_forecast_and_a_policy_learn_and_a_killed_run_ends_with_the_same_bits(
+    recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = {"trunk": gpt2.init(recommender.setup.network, jax.random.key(1))}
-    learner = MultiTurnConfig()
+    learner = MultiTurnConfig(kl_coef=0.0)
+    config = dataclasses.replace(CONFIG, steps=40, updates=4, states=8)
 
-    def train(name: str, seekers: reasoned.Quiet) -> object:
+    def train(name: str) -> object:
         with open_run(tmp_path / name, CONFIG, trackers=()) as run:
-            return iterated.train(run, recommender, seekers, params, TALK, learner, CONFIG)
+            return iterated.train(run, recommender, reasoned.Quiet(), params, TALK, learner, config)
 
-    whole = train("whole", reasoned.Quiet())
+    whole = train("whole")
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    for number in range(2):
+        fitted = [line["loss"] for line in lines if line["stage"] == f"value-iterated-{number}" and "loss" in line]
+        assert np.mean(fitted[-5:]) < 0.8 * np.mean(fitted[:3]), "the forecast fits its log"
+    paid = [
+        line["objective/return_raw"]
+        for line in lines
+        if line["stage"] == "multi_turn-iterated-0" and "objective/return_raw" in line
+    ]
+    assert paid[-1] > paid[0], "replies are drawn that the forecast pays more for"
     moved = jax.tree.map(lambda one, other: float(np.abs(one - other).max()), whole, params)
     assert max(jax.tree.leaves(moved)) > 1e-3
 
-    class Deadly(reasoned.Quiet):
-        def say(self, *args: object) -> object:
-            # The log of the second round.
-            if len(self.heard) == 1:
-                raise KeyboardInterrupt
-            return super().say(*args)  # pyright: ignore[reportArgumentType]
+    # Killed in the first round's improvement, whose log has to be made again.
+    made, calls = iterated.PromptBatch, []
 
+    def killed(**fields: object) -> object:
+        calls.append(fields)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return made(**fields)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(iterated, "PromptBatch", killed)
     with pytest.raises(KeyboardInterrupt):
-        train("killed", Deadly())
-    jax.tree.map(np.testing.assert_array_equal, whole, train("killed", reasoned.Quiet()))
+        train("killed")
+    monkeypatch.setattr(iterated, "PromptBatch", made)
+    jax.tree.map(np.testing.assert_array_equal, whole, train("killed"))
 
 
 @pytest.mark.parametrize("wrong", [{"held_out": 0.0}, {"held_out": 0.01, "logged": 8}])

@@ -16,8 +16,10 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import reasoning
 from rlhf_jax.stages.reasoning import (
     Demonstrations,
+    ReasonedTurn,
     ReasoningConfig,
     Recommender,
+    Told,
     openings_of,
     reasoned_turns,
     with_lists,
@@ -106,68 +108,82 @@ def test_attributes_that_are_imitated_are_those_of_all_gold(recommender: Recomme
     assert said.attributes[shared] and set(said.items) == {columns[item] for item in without}
 
 
+def liking_the_last(recommender: Recommender, turn: ReasonedTurn) -> ReasonedTurn:
+    """The same turn of who likes the item, not named yet, that the retriever ranks lowest."""
+    _, scores = recommender.prompts([turn.dialogue.messages[: turn.index]], [turn.dialogue.dialogue_id])
+    last = int(np.argmin(np.where(np.isfinite(scores[0]), scores[0], np.inf)))
+    return turn._replace(gold=(recommender.setup.vocab.item_ids[last],))
+
+
 def test_turns_can_be_imitated_after_full_lists(recommender: Recommender) -> None:
     turns = reasoned_turns(recommender.setup.corpus.train)
-    later = [turn for turn in turns if turn.index == 3][:3]
-    vocab = recommender.setup.vocab
+    vocab, kept_as_they_are, told_so = recommender.setup.vocab, 0, 0
 
     def item_tokens(prompt: np.ndarray) -> list[int]:
         return [int(token) for token in prompt if vocab.is_item(int(token))]
 
+    # The toy's retriever ranks what is liked highest: here every other seeker likes what it ranks lowest.
+    later = [turn for turn in turns if turn.index == 3]
+    later = [turn if row % 2 else liking_the_last(recommender, turn) for row, turn in enumerate(later)]
+    asked = [row != 2 for row in range(len(later))]
     usual = Demonstrations(recommender, later, seed=0).of(later)
-    told = Demonstrations(recommender, later, seed=0).of(later, [True, False, True])
+    told = Demonstrations(recommender, later, seed=0).of(later, asked)
     for row, turn in enumerate(later):
         before, after = item_tokens(usual.prompt_tokens[row]), item_tokens(told.prompt_tokens[row])
-        if row == 1:
+        # By hand: the one item that the recommender's list of two lacks is the best of what nobody named.
+        _, scores = recommender.prompts([turn.dialogue.messages[: turn.index]], [turn.dialogue.dialogue_id])
+        best = vocab.item_ids[int(np.argmax(scores[0]))]
+        if not asked[row] or best in turn.gold:
+            # Where the list would hold what the seeker likes, the conversation would be over.
             assert after == before
+            kept_as_they_are += asked[row]
             continue
-        # One item was named by each speaker; the recommender's list has two now, and what is liked is still to come.
-        added = set(after) - set(before)
-        assert len(added) == 1 and set(before) < set(after)
-        gold = [vocab.item_token(item) for item in turn.gold]
-        assert not added & set(gold)
-        # By hand: the best of what nobody named and the seeker will not like.
-        history = turn.dialogue.messages[: turn.index]
-        _, scores = recommender.prompts([history], [turn.dialogue.dialogue_id])
-        left = {item: scores[0][vocab.item_index(item)] for item in vocab.item_ids if item not in turn.gold}
-        assert added == {vocab.item_token(max(left, key=left.__getitem__))}
-        column = vocab.item_index(vocab.item_id(added.pop()))
-        assert not np.asarray(told.candidates)[row, column], "what was listed is no candidate any more"
+        told_so += 1
+        assert set(after) - set(before) == {vocab.item_token(best)} and set(before) < set(after)
+        assert not np.asarray(told.candidates)[row, vocab.item_index(best)], "what was listed is no candidate any more"
         assert np.asarray(told.candidates)[row, [vocab.item_index(item) for item in turn.gold]].all()
-    np.testing.assert_array_equal(usual.response_tokens[1], told.response_tokens[1])
+    assert kept_as_they_are and told_so
+    np.testing.assert_array_equal(usual.response_tokens[2], told.response_tokens[2])
 
 
-def test_lists_fill_each_message_from_the_first_that_names_an_item() -> None:
+def test_lists_fill_each_turn_from_the_first_that_names_an_item() -> None:
     said = (
         Message("recommender", ("hello",), 0),
         Message("seeker", (1,), 1),
         Message("recommender", ("see ", 2, " and ", 3), 2),
-        Message("seeker", ("seen it",), 3),
-        Message("recommender", ("oh",), 4),
+        Message("recommender", ("or not",), 3),
+        Message("seeker", ("seen it",), 4),
+        Message("recommender", (), 5),
+        Message("recommender", ("oh",), 6),
     )
-    told = with_lists(said, [4, 5, 6], 3)
-    assert [message.parts for message in told] == [
+    # Of messages in a row the first that says anything; fewer are left than the last list lacks.
+    filled: list[tuple[str | int, ...]] = [
         ("hello",),
         (1,),
         (4, "see ", 2, " and ", 3),
+        ("or not",),
         ("seen it",),
-        # Fewer are left than the list lacks.
+        (),
         (5, 6, "oh"),
     ]
+    assert [message.parts for message in with_lists(said, [4, 5, 6], 3, 3)] == filled
+    last_alone = [message.parts for message in with_lists(said, [4, 5, 6], 3, 1)]
+    assert last_alone == [*(message.parts for message in said[:-1]), (4, 5, 6, "oh")]
 
 
 def test_the_share_after_lists_is_a_function_of_seed_and_step(recommender: Recommender) -> None:
-    turns = reasoned_turns(recommender.setup.corpus.train)
-    vocab, own = recommender.setup.vocab, recommender._replace(listed_before=0.5)
+    turns = [liking_the_last(recommender, turn) for turn in reasoned_turns(recommender.setup.corpus.train)]
+    vocab, own = recommender.setup.vocab, recommender._replace(told=Told(0.5, 3))
 
     def items_of_batch(one: Recommender, step: int, rows: slice = slice(None)) -> np.ndarray:
-        tokens = np.asarray(Demonstrations(one, turns, seed=3).batch(step, 16, rows).prompt_tokens)
+        tokens = np.asarray(Demonstrations(one, turns, seed=3).batch(step, 64, rows).prompt_tokens)
         return np.array([sum(vocab.is_item(int(token)) for token in row) for row in tokens])
 
     usual, told = items_of_batch(recommender, 0), items_of_batch(own, 0)
-    assert (told >= usual).all() and 0 < (told > usual).sum() < 16
-    np.testing.assert_array_equal(items_of_batch(own, 0, slice(8, 16)), told[8:])
-    assert (items_of_batch(recommender._replace(listed_before=1.0), 0) > usual).sum() > (told > usual).sum()
+    assert (told >= usual).all() and 0 < (told > usual).sum() < 64
+    np.testing.assert_array_equal(items_of_batch(own, 0, slice(8, 16)), told[8:16])
+    always = items_of_batch(recommender._replace(told=Told(1.0, 3)), 0)
+    assert (always > usual).sum() > (told > usual).sum()
 
 
 @pytest.mark.parametrize("once", [False, True])
