@@ -8,7 +8,7 @@ Paper: SMTPO, arXiv:2604.03671; the parts are those of docs/algorithms/smtpo.md,
 
 DIR holds `redial/`. Imitation, retriever and seekers are trained once a seed; the two variants of the towers' views train
 retriever and form of their own. Every variant learns with the same budget and random numbers as `smtpo`; `single_turn` has T
-times the openings, one turn each. All (`studies/smtpo_ablation.py` names them) talk with the seeker that scores, in the world
+times the openings, one turn each, and `iterated` logs and replies of its own (`--iterated`), about as many in all. All (`studies/smtpo_ablation.py` names them) talk with the seeker that scores, in the world
 also with its users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
 knowing it is worth. The same command continues what was interrupted.
 
@@ -203,7 +203,7 @@ def main(config: Config) -> Path | None:
 
     def facts(seed: int) -> dict[str, Any]:
         del seed
-        rests_on = as_json(stages) | {"iterated": as_json(config.iterated)}
+        rests_on = as_json(stages)
         # Where the data lie changes no number; what they are is recorded beside it.
         del rests_on["data"]["dir"]
         return {"stages": rests_on}
@@ -220,7 +220,8 @@ def main(config: Config) -> Path | None:
         smtpo_ablation.Setting(
             stages.data.corpus_name,
             f"Every variant: {talk.updates} updates of {talk.openings} openings × {talk.group_size} conversations of at most "
-            f"{talk.turns} turns (`single_turn`: {talk.openings * talk.turns} openings, one turn each), from the same imitation.",
+            f"{talk.turns} turns (`single_turn`: {talk.openings * talk.turns} openings, one turn each{of_iterated(config)}), from the same "
+            "imitation.",
             talk.turns,
             users=stages.data.source == "world",
         ),
@@ -228,6 +229,17 @@ def main(config: Config) -> Path | None:
     )
     print(f"report: {report}")
     return report
+
+
+def of_iterated(config: Config) -> str:
+    """What the variant `iterated` was given, where it is asked for."""
+    if "iterated" not in config.variants:
+        return ""
+    own, size = config.iterated, config.stages.conversations.group_size
+    return (
+        f"; `iterated`: {own.rounds} rounds of {own.logged} × {size} conversations, {own.steps} steps of the forecast and {own.updates} "
+        f"updates of {own.states} × {size} replies"
+    )
 
 
 def command_line(arguments: list[str]) -> Config:

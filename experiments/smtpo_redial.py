@@ -86,8 +86,8 @@ class Config:
     assess: AssessConfig = AssessConfig()
     transfer: TransferConfig = TransferConfig()
     single_tasks: tuple[Task, ...] = ()
-    """Seekers that learn one task alone, measured beside those that learn all three; no policy meets them. Can be added to
-    a finished run."""
+    """Seekers that learn one task alone, after the same start, measured beside those that learn all three; no policy meets
+    them. Can be added to a finished run."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -189,7 +189,7 @@ def check_lengths(config: Config) -> None:
 
 PRESETS = {
     "world": (
-        "simulated world, small GPT-2; some forty minutes a seed on one CPU core (estimated)",
+        "simulated world, small GPT-2; some forty minutes a seed on one CPU core",
         Config(**SETTINGS["world"].fields),
     ),
     "debug": (

@@ -58,7 +58,7 @@ VARIANTS: Mapping[Variant, Change] = {
     "no_preference": Change("the inferred attributes are not paid for", unpaid="preference"),
     "semantic_view": Change("towers of the words alone beside the closed forms", views="semantic"),
     "collaborative_view": Change("towers of the items alone beside the closed forms", views="collaborative"),
-    "single_task": Change("the seeker that trains learnt its words alone", seeker="language"),
+    "single_task": Change("the seeker that trains learnt its words alone (after the same start)", seeker="language"),
     "scored_by_trainer": Change(
         "trained against the very seeker that scores: no fair system, but what knowing it is worth", seeker="scoring"
     ),

@@ -116,8 +116,11 @@ DEBUG = Stages(
         warmup_steps=2,
         candidates=8,
     ),
-    reasoning=ReasoningConfig(steps=6, batch_size=8, warmup_steps=2, evaluations=2, validation_turns=16),
+    reasoning=ReasoningConfig(
+        steps=6, batch_size=8, listed_before=0.5, warmup_steps=2, evaluations=2, validation_turns=16
+    ),
     simulator=SimulatorConfig(
+        start="imitation",
         epochs=1,
         description_epochs=0,
         max_tokens=128,

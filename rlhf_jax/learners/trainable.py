@@ -1,4 +1,4 @@
-"""Which parameters reinforcement learning moves, and how far: the others get no gradient, no moments and no step."""
+"""Which parameters reinforcement learning moves, and the prior at which rate. The others get no gradient, no moments, no step."""
 
 import re
 from collections.abc import Mapping

@@ -78,7 +78,7 @@ class IteratedConfig:
     """Of Q in a round, on what is held out; the best state is kept."""
     updates: Steps = 10
     """Of the policy in a round."""
-    states: Batch = 64
+    states: Batch = 24
     """Logged windows that an update replies to, with as many replies each as a group has."""
 
     def __post_init__(self) -> None:

@@ -5,7 +5,8 @@ like, and the items themselves. Gold are items that the seeker likes and that th
 They are asked for where a message begins, at `<seeker>` and at `<recommender>`: before either speaks.
 
 Once trained it reads no form and no target (`stages.seeker`): it sees messages alone. The words of hidden targets are no
-targets of training either.
+targets of these losses either. (A network that it begins with, `begin`, has imitated whole messages: what keeps an answer from
+naming what is hidden is the decoding.)
 Source: a simulator of these three tasks is named by arXiv:2604.03671 without formula; all weights here are our choice.
 """
 

@@ -28,6 +28,7 @@ def test_shared_stages_are_trained_once_and_what_is_lost_is_made_again(
     learnt = {path.name for path in (own / "checkpoints").iterdir()}
     assert learnt == {
         *("sft", "retriever", "reasoning", "simulator-training", "simulator-scoring"),
+        *("sft-simulator", "sft-simulator-scoring"),
         *("multi_turn-smtpo", "multi_turn-scored_by_trainer"),
         *("value-iterated-0", "multi_turn-iterated-0", "value-iterated-1", "multi_turn-iterated-1"),
     }
