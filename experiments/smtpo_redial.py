@@ -255,7 +255,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     attributes = reasoning.attributes_of(setup, config.reasoning)
     # 1. Imitation of whole dialogues.
     trunk = supervised.train(run, setup, config.sft)
-    # 2. The retriever, and what closed forms know of items inside the policy.
+    # 2. The retriever; and the prior of line 3, whose first weights are fitted here.
     setup, retrieval = reasoning.add_retriever(run, setup, config.retriever)
     setup = item_prior.add(run, setup, trunk, config.prior)
     # 3. The reasoning recommender, by imitation.

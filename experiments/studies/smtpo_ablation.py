@@ -43,7 +43,7 @@ class Change(NamedTuple):
     """Whether there is reinforcement learning."""
     single_turn: bool = False
     iterated: bool = False
-    """Learns one turn at a time, paid a forecast of all that comes (`stages/iterated.py`)."""
+    """Learns one turn at a time, paid a forecast of its credit (`stages/iterated.py`)."""
     unpaid: str | None = None
     """The component of the reward that is left out."""
     views: RetrievalViews = "both"
@@ -63,7 +63,7 @@ VARIANTS: Mapping[Variant, Change] = {
         "trained against the very seeker that scores: no fair system, but what knowing it is worth", seeker="scoring"
     ),
     "iterated": Change(
-        "iterated PPO in the place of credit by turn: single turns, paid a learnt forecast of the whole return",
+        "iterated PPO: single turns, paid a learnt forecast of their credit",
         iterated=True,
     ),
 }

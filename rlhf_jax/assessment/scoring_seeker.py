@@ -1,7 +1,7 @@
 """The simulated seeker that scores: no training stage may know it.
 
 It learns from another half of the training dialogues than the seeker that trains policies, with another seed. Whoever trains
-does not import this file; scripts hand the halves on.
+does not import this file; scripts call it and pass the result on.
 """
 
 import zlib
@@ -22,7 +22,7 @@ def training_half(dialogues: Sequence[Dialogue]) -> tuple[Dialogue, ...]:
 
 
 def halves(dialogues: Sequence[Dialogue]) -> tuple[tuple[Dialogue, ...], tuple[Dialogue, ...]]:
-    """Training dialogues for the seeker that trains and for the one that scores; a dialogue's half hangs on its id alone."""
+    """Training dialogues for the seeker that trains and for the one that scores; a dialogue's half depends only on its id."""
     parts: tuple[list[Dialogue], list[Dialogue]] = ([], [])
     for dialogue in dialogues:
         parts[zlib.crc32(f"seeker/{dialogue.dialogue_id}".encode()) % 2].append(dialogue)

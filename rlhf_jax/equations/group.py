@@ -111,13 +111,13 @@ def leave_one_out_advantages(scores: Float[Array, " G"]) -> Float[Array, " G"]:
 
 
 def turn_advantages(
-    rewards: Float[Array, "G N C"],
-    running: Bool[Array, "G N"],
+    rewards: Float[Array, "G T C"],
+    running: Bool[Array, "G T"],
     weights: Float[Array, " C"],
     *,
     gamma: float = 1.0,
     decoupled: bool = True,
-) -> Float[Array, "G N"]:
+) -> Float[Array, "G T"]:
     """Advantages of the turns of conversations that began alike, each turn against the mean of the group there.
 
         r̂_{g,k} = Σ_c w_c (r^c_{g,k} − mean_k)/(std_k + 1e-6)      decoupled: each component by itself, 0 where it is flat
@@ -132,13 +132,13 @@ def turn_advantages(
     4.1.3 (process supervision), without its division. Turns in the place of steps, and the baseline of returns, are ours.
 
     Args:
-      rewards: r^c, of C components, paid for a turn, each in units of its own; anything after the end. [G, N, C]
-      running: True on the turns that a conversation had, the first ones. [G, N]
+      rewards: r^c, of C components, paid for a turn, each in units of its own; anything after the end. [G, T, C]
+      running: True on the turns that a conversation had, the first ones. [G, T]
       weights: w_c. [C]
       gamma: discount per turn, in [0, 1].
       decoupled: normalise each component before it is weighted.
     Returns: A, weighted standard deviations, or reward units where not `decoupled`; one for all tokens of a turn; data, no
-      gradient is meant to flow. [G, N]
+      gradient is meant to flow. [G, T]
     Raises: AssertionError at trace time if the shapes do not fit.
     Examples:
       >>> rewards = jnp.array([[[1.0], [0.0]], [[0.0], [1.0]], [[4.0], [9.0]]])
@@ -165,13 +165,13 @@ def turn_advantages(
 
 
 def settled_advantages(
-    rewards: Float[Array, "G N C"],
-    settled: Float[Array, "G N C S"],
-    running: Bool[Array, "G N"],
+    rewards: Float[Array, "G T C"],
+    settled: Float[Array, "G T C S"],
+    running: Bool[Array, "G T"],
     weights: Float[Array, " C"],
     *,
     decoupled: bool = True,
-) -> Float[Array, "G N S"]:
+) -> Float[Array, "G T S"]:
     """What of a turn's advantage was settled before each of its places: no merit of the tokens from there on.
 
         D_{g,k}(s) = Σ_c w_c (d^c_{g,k}(s) − mean_k d^c(s)) / (std_k r^c + 1e-6)      decoupled; a flat component counts 0
@@ -180,19 +180,19 @@ def settled_advantages(
     d^c(s) is a number that tokens before place s alone decide, such as the part of r^c paid by then. A − D is then the credit of a token at
     place s, with A of `turn_advantages`. Given what came before, the token cannot move d, so E[∇log π · d] = 0: without
     `decoupled` the expected gradient is the same. With it only nearly: the token moves std_k, which holds its own reward.
-    The variance is less where d and what follows do not make up for each other. Means and deviations are over the
+    The variance is lower, unless a high d usually comes with a low rest. Means and deviations are over the
     conversations that run at turn k.
 
     Source: what a step earned before does not belong to it, Sutton et al. 2000 (policy gradient theorem); components and
     places of a turn are ours.
 
     Args:
-      rewards: r^c, as in `turn_advantages`. [G, N, C]
-      settled: d^c(s), each in the units of its component; anything after the end. [G, N, C, S]
-      running: True on the turns that a conversation had, the first ones. [G, N]
+      rewards: r^c, as in `turn_advantages`. [G, T, C]
+      settled: d^c(s), each in the units of its component; anything after the end. [G, T, C, S]
+      running: True on the turns that a conversation had, the first ones. [G, T]
       weights: w_c. [C]
       decoupled: divide by the component's deviation.
-    Returns: D, in the units of `turn_advantages`; data, no gradient is meant to flow. [G, N, S]
+    Returns: D, in the units of `turn_advantages`; data, no gradient is meant to flow. [G, T, S]
     Raises: AssertionError at trace time if the shapes do not fit.
     Examples:
       >>> rewards = jnp.array([[[1.0]], [[3.0]]])

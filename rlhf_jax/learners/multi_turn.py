@@ -1,5 +1,7 @@
 """GRPO on conversations: episodes that began alike, compared turn by turn; no value function.
 
+An episode is what the box of SMTPO calls a conversation.
+
 A turn is a row (docs/decisions/0011): state s_k, the window of what was said, is a prompt, and the reply a response. Of
 the steps 1–6 below, 1, 3 and 4 are line 5e of `docs/algorithms/smtpo.md`, 2 is 5d and 5 is 5f. Source: the kind of learner is that of
 SMTPO (arXiv:2604.03671), whose formulas are not public; components normalised by themselves are GDPO's (Liu et al. 2026,

@@ -18,7 +18,7 @@ class MultiTurnConfig(ClippedConfig):
     decoupled: bool = True
     """Normalise each component among the episodes of a group at the same turn (GDPO); off, components are summed as they
     are. On: a turn is not credited with the average pay
-    of later turns, only with what lies above or below it: see the lesson."""
+    of later turns, only with what lies above or below it: see lesson 12 (`notebooks/12_turns_on_a_bandit.py`)."""
     credit: Literal["turn", "place"] = "turn"
     """What a token answers for: its whole `turn` and what follows; or, from its `place` in the turn on, only what was not
     settled before it: what is said after the list did not choose the list. The expected gradient is the same without

@@ -276,10 +276,10 @@ WRITER: Group = {
     ),
 }
 VALUES: Group = {
-    "validation/explained": Metric("", "share of the variance of held-out turns' returns that the forecast foresaw"),
+    "validation/explained": Metric("", "share of the variance of held-out turns' credit that the forecast foresaw"),
     "validation/ordered": Metric(
         "",
-        "of pairs of replies to one held-out opening with different returns, share in the same order by the forecast; ties half",
+        "of pairs of replies to one held-out opening with different credit, share in the same order by the forecast; ties half",
     ),
 }
 RERANKER: Group = {
@@ -397,7 +397,7 @@ def markdown() -> str:
         ("Texts about users", TEXTS),
         ("Writer", WRITER),
         ("Re-ranker of lists", RERANKER),
-        ("Forecast of returns (iterated PPO)", VALUES),
+        ("Forecast of credit (iterated PPO)", VALUES),
     )
     for title, group in titles:
         stages = ", ".join(f"`{stage}`" for stage, groups in STAGES.items() if any(g is group for g in groups))

@@ -2,8 +2,8 @@
 
 SMTPO credits a turn with what this very conversation was paid later. Here what comes is forecast. In each round
 
-    1. the policy of its beginning converses: N openings × G conversations, drawn; every turn has its credit A_k, as line 5d of
-       docs/algorithms/smtpo.md gives it
+    1. the policy at its beginning converses: N openings × G conversations, drawn; every turn has its credit A_k, as line 5d of
+       docs/algorithms/smtpo.md gives it to a whole turn
     2. a GPT-2 with a scalar head learns to tell it from window and reply:   min E (Q(s_k, y_k) − A_k)²
     3. single-turn reinforcement learning in the states of these conversations: G replies to each, paid Q(s_k, y)
 
@@ -11,8 +11,8 @@ If Q is right, step 3 is a step of policy improvement: better now, and afterward
 openings that it did not learn from. Replies to one opening are compared by Q; where it orders them no better than chance
 (`validation/ordered` .5), step 3 learns noise.
 
-Not the plain return is forecast: a list with gold ends the conversation, and so forgoes what form and attributes of later turns would be
-paid. In the plain sum a hit is worth less than a miss.
+We do not forecast the plain return. A list with gold ends the conversation, so that later turns pay nothing more: in the plain sum a
+hit is worth less than a miss. Replies are compared within their group, by the first formula of 5d.
 
 Source: Iterative PPO, arXiv:2511.21638, which reduces several turns to single-turn problems. Its single-turn learner has a value
 function, ours compares the replies of a group; rounds, sizes and the credit that is forecast are our choice.
@@ -51,7 +51,7 @@ from rlhf_jax.stages.multi_turn import ConversationsConfig, greedy_success, kept
 from rlhf_jax.stages.reasoning import Recommender, openings_of
 
 STAGE = "multi_turn-iterated"
-RETURN = "return"
+FORECAST = "forecast"
 """What a single turn is paid: one component, Q."""
 
 
@@ -250,9 +250,9 @@ class _Round:
         """3. Replies in logged states, paid by the forecast; returns the policy's tree."""
         talk, learner, config = self._settings
         setup = self._recommender.setup
-        # One component, one turn: what is left of the settings is epochs, clip, KL and average.
+        # One component, one turn. What is left: epochs, clip, KL, average, and `decoupled`: Q less its mean, by its deviation in the group.
         single = dataclasses.replace(
-            learner, component_names=(RETURN,), component_weights=(1.0,), credit="turn", gamma=1.0, ptx_coef=0.0
+            learner, component_names=(FORECAST,), component_weights=(1.0,), credit="turn", gamma=1.0, ptx_coef=0.0
         )
         steps = config.updates * learner.epochs * learner.minibatches
         warmup = min(talk.warmup_steps, steps // 2)

@@ -3,6 +3,8 @@
 A step's candidates are shared by its rows: the targets of all rows (in-batch negatives), hard ones (items that co-mention
 ranks high for a row), and uniform draws. Each candidate counts once and is corrected for its chance to be drawn. What else the
 row's message names is no negative.
+
+Gold are here the fresh items of a row: those that its message names and nobody named before, liked or not.
 """
 
 import dataclasses
@@ -139,7 +141,7 @@ class Known(NamedTuple):
 
     items: ItemViews
     log_chance: Float[Array, " I"]
-    """log of the chance that each item is among the candidates of a step, log(1 − e^{−E}) for E expected draws."""
+    """log of the chance that each item is among the candidates of a step, log E_j of line 2b iv: E_j = 1 − e^{−n_j} for n_j expected draws."""
 
 
 def count_sources(corpus: Corpus, config: RetrieverConfig) -> Sources:
@@ -360,6 +362,8 @@ def recall(found: np.ndarray, gold: csr_array, k: int) -> float:
 
 def fuse(towers: DualView, parts: Mapping[str, Recommender], sources: Sources) -> mixture.FittedWeights:
     """What the towers and the closed forms weigh beside one another: greatest likelihood on the validation split.
+
+    Of scores that are standardised and no more, for `rank_retriever.py`. SMTPO fits in `reasoning.add_retriever`, with asinh.
 
     Args:
       parts: closed forms, fitted on the training split.
