@@ -121,7 +121,7 @@ PLANS: dict[str, tuple[Study, ...]] = {
         SMTPO,
         DPO4REC,
         DPO4REC._replace(preset="movielens-prm", options=()),
-        Study("ablate_smtpo", "world", 80),
+        Study("ablate_smtpo", "world", 100),
         _study("full", "ablate_reward", "redial", 30, ("redial", "uss")),
         _study("full", "cross_domain", "opendialkg", 38, ("opendialkg",)),
         _study("full", "reward_hacking", "hackable", 32),

@@ -170,12 +170,13 @@ def seeker_quality(recommender: Recommender, seekers: Mapping[str, SeekerSimulat
             counts=counts,
             attributes=recommender.attributes,
             threshold=threshold,
+            closed=recommender.retrieval.scorer if name == next(iter(seekers)) else None,
             split=f"{setup.data.corpus_name}/test",
             seeds=(setup.seed,),
         )
         for result in results:
             renamed = f"{name}_seeker" if result.system == "simulator" else result.system
-            if renamed != "popularity" or name == next(iter(seekers)):
+            if renamed not in simulator_quality.RIVALS or name == next(iter(seekers)):
                 found.append(Result(**{**vars(result), "name": f"{renamed}/{result.metric}"}))
     return found
 
@@ -278,9 +279,10 @@ def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
     for seed, one in found.items():
         # How good a seeker is differs from seed to seed; each is a row of its own.
         for result in one.seekers:
-            if result.system == "popularity" and seed != min(found):
+            rival = result.system in simulator_quality.RIVALS
+            if rival and seed != min(found):
                 continue
-            name = result.name if result.system == "popularity" else f"{result.system}_{seed}/{result.metric}"
+            name = result.name if rival else f"{result.system}_{seed}/{result.metric}"
             results.append(Result(**{**vars(result), "name": name}))
     moved = {seed: one.transfer for seed, one in found.items() if one.transfer is not None}
     return results + (other_corpus.results(moved) if moved else [])

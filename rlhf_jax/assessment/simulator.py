@@ -17,6 +17,9 @@ from rlhf_jax.evaluation.bootstrap import DialogueSums, by_dialogue
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Dialogue, Message, Params
 from rlhf_jax.models import gpt2
+from rlhf_jax.recommenders import mixture
+from rlhf_jax.recommenders.contexts import contexts_of
+from rlhf_jax.recommenders.scorer import ItemScorer
 from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.seeker_loss import language_nll
 from rlhf_jax.stages.seeker_texts import SeekerBatch, SeekerBatches, as_heard, asked_turns, named_in, seeker_texts
@@ -24,6 +27,8 @@ from rlhf_jax.stages.seeker_texts import SeekerBatch, SeekerBatches, as_heard, a
 BATCH = 64
 CUTOFFS = (1, 10, 50)
 PROTOCOL = "held-out"
+RIVALS = ("popularity", "closed_forms")
+"""What a simulator is compared with: one row each, whatever seeker or seed stands beside it."""
 
 
 class Asked(NamedTuple):
@@ -43,6 +48,8 @@ class SimulatorCases(NamedTuple):
     simulator: Mapping[str, DialogueSums]
     popularity: Mapping[str, DialogueSums]
     """Of who knows what is popular and nothing of the dialogue, on the same cases."""
+    closed_forms: Mapping[str, DialogueSums]
+    """Of the mixture of closed forms, which order items and know neither words nor attributes; empty without one."""
 
 
 def asked_of(simulator: SeekerSimulator, dialogues: Sequence[Dialogue]) -> Asked:
@@ -76,6 +83,7 @@ def cases(
     counts: Mapping[int, int],
     attributes: Attributes,
     threshold: float,
+    closed: ItemScorer | None = None,
     cutoffs: Sequence[int] = CUTOFFS,
 ) -> SimulatorCases:
     """Every metric of the simulator and of popularity on some dialogues.
@@ -84,6 +92,7 @@ def cases(
       counts: how often training dialogues suggest each item (`seeker_texts.suggestion_counts`).
       attributes: those the simulator was trained with.
       threshold: from `choose_threshold`.
+      closed: closed forms to stand beside it, mixed by the fixed weights: what can be known of items without learning.
     """
     asked = asked_of(simulator, dialogues)
     logprobs, probabilities = _in_batches(simulator, asked)
@@ -93,19 +102,21 @@ def cases(
     # What is popular, in the proportions of its popularity: the best guess at attributes that knows no dialogue.
     likely = (popular @ attributes.of_items) / max(popular.sum(), 1.0)
 
-    def judged(scores: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, DialogueSums]:
+    def ordered(scores: np.ndarray) -> dict[str, DialogueSums]:
         places, aucs = [], []
         for row, gold, named in zip(scores, asked.gold, asked.named, strict=True):
             places.append(simulator_quality.target_ranks(row, gold, named))
             aucs.append(simulator_quality.acceptance_auc(row, gold, named, ranks))
         pairs = [key for key, gold in zip(asked.dialogues, asked.gold, strict=True) for _ in gold]
         found = np.concatenate(places)
-        f1 = simulator_quality.attribute_f1(probabilities, wanted, threshold)
         return {
-            "attribute_f1": by_dialogue(f1, asked.dialogues),
             **{f"hr@{k}": by_dialogue((found <= k).astype(np.float64), pairs) for k in cutoffs},
             "auc": by_dialogue(np.concatenate(aucs), pairs),
         }
+
+    def judged(scores: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, DialogueSums]:
+        f1 = simulator_quality.attribute_f1(probabilities, wanted, threshold)
+        return {"attribute_f1": by_dialogue(f1, asked.dialogues), **ordered(scores)}
 
     always = np.broadcast_to(likely, probabilities.shape)
     return SimulatorCases(
@@ -116,6 +127,7 @@ def cases(
             # The threshold that suits it best on these very cases: what it is compared with must not win by a bad one.
             simulator_quality.best_threshold(always, wanted),
         ),
+        closed_forms={} if closed is None else ordered(_mixed(closed, asked)),
     )
 
 
@@ -126,13 +138,14 @@ def measure(
     counts: Mapping[int, int],
     attributes: Attributes,
     threshold: float,
+    closed: ItemScorer | None = None,
     split: str = "test",
     seeds: tuple[int, ...] = (),
 ) -> list[Result]:
-    """All numbers of one simulator and of popularity, with intervals over dialogues; see `cases`."""
-    found = cases(simulator, dialogues, counts=counts, attributes=attributes, threshold=threshold)
+    """All numbers of one simulator and of what it is compared with, with intervals over dialogues; see `cases`."""
+    found = cases(simulator, dialogues, counts=counts, attributes=attributes, threshold=threshold, closed=closed)
     results = []
-    for system, metrics in (("simulator", found.simulator), ("popularity", found.popularity)):
+    for system, metrics in found._asdict().items():
         for metric, sums in metrics.items():
             estimate = simulator_quality.perplexity(sums) if metric == "perplexity" else bootstrap.mean(sums)
             results.append(
@@ -209,6 +222,13 @@ def spoken_nll(simulator: SeekerSimulator, dialogues: Sequence[Dialogue]) -> Dia
 
 def _wanted(asked: Asked, attributes: Attributes) -> np.ndarray:
     return np.stack([attributes.of(gold) for gold in asked.gold])
+
+
+def _mixed(closed: ItemScorer, asked: Asked) -> np.ndarray:
+    """Scores of the mixture of closed forms at all moments. [N, I]"""
+    fitted = mixture.mix(closed.parts)
+    parts = [asked.histories[start : start + BATCH] for start in range(0, len(asked.histories), BATCH)]
+    return np.concatenate([mixture.scores(fitted, contexts_of(part, closed.catalogue)) for part in parts])
 
 
 def _in_batches(simulator: SeekerSimulator, asked: Asked) -> tuple[np.ndarray, np.ndarray]:

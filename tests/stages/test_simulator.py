@@ -19,6 +19,9 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message, Params
 from rlhf_jax.models import gpt2
+from rlhf_jax.recommenders import mixture
+from rlhf_jax.recommenders.contexts import contexts_of
+from rlhf_jax.recommenders.scorer import fit_scorer
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.composed_feedback import Composer
@@ -399,6 +402,28 @@ def test_it_begins_with_a_network_that_imitated_the_same_dialogues(
         found = stage.train(run, setup, half, asked, attributes=known, seed=3, begun=begun)
     # At a rate of next to nothing it ends where it begins: items composed of their titles' words again.
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), found["trunk"], begun)
+
+
+def test_closed_forms_stand_beside_it(setup: Setup, known: Attributes, params: Params) -> None:
+    simulator = SeekerSimulator(setup, params, CONFIG)
+    scorer = fit_scorer(setup.corpus, setup.vocab.item_ids)
+    numbers: dict[str, Any] = {"counts": suggestion_counts(setup.corpus.train), "attributes": known, "threshold": 0.5}
+    found = assessment.cases(simulator, setup.corpus.test, closed=scorer, **numbers)
+    assert set(found.closed_forms) == {"hr@1", "hr@10", "hr@50", "auc"}
+    # By hand: the sum of the fixed weights times z, ranked among what nobody has named.
+    asked = assessment.asked_of(simulator, setup.corpus.test)
+    hits = []
+    for history, gold, named in zip(asked.histories, asked.gold, asked.named, strict=True):
+        contexts = contexts_of([history], scorer.catalogue)
+        scores = sum(
+            weight * mixture.standardised(scorer.parts[name](contexts))[0] for name, weight in mixture.WEIGHTS.items()
+        )
+        scores = np.where(np.isin(np.arange(setup.vocab.n_items), named), -np.inf, scores)
+        hits += [(scores > scores[column]).sum() + (scores == scores[column]).sum() <= 1 for column in gold]
+    assert float(found.closed_forms["hr@1"].sums.sum()) == sum(hits)
+    assert assessment.cases(simulator, setup.corpus.test, **numbers).closed_forms == {}
+    names = {one.system for one in assessment.measure(simulator, setup.corpus.test, closed=scorer, **numbers)}
+    assert names == {"simulator", *assessment.RIVALS}
 
 
 def test_attributes_begin_with_how_often_they_are_wanted(setup: Setup, known: Attributes) -> None:
