@@ -41,7 +41,9 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     # Users answer whether they are read or not; a first reply reads their opening alone.
     firsts = {results["closed-loop", f"{name}/success@1"].value for name in ("smtpo", "smtpo_silent")}
     assert len(firsts) == 1 and ("closed-loop", "smtpo-smtpo_silent/mean_utility") in results
-    assert {"training_seeker_0", "scoring_seeker_0", "popularity", "closed_forms"} <= {one.system for one in results.values()}
+    assert {"training_seeker_0", "scoring_seeker_0", "popularity", "closed_forms"} <= {
+        one.system for one in results.values()
+    }
     lines = read_metrics(run / "seed-0" / "metrics.jsonl")
     talked = [line for line in lines if line["stage"] == "multi_turn-smtpo" and "talk/success" in line]
     assert len(talked) == 2 and all(line["talk/leaks_left"] == 0 and line["talk/repeated"] == 0 for line in talked)
