@@ -31,10 +31,11 @@ from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.files import as_json
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, claim, enable_compilation_cache, open_run
-from rlhf_jax.stages import item_prior, iterated, multi_turn, reasoning, simulator, supervised
+from rlhf_jax.stages import human_turns, item_prior, iterated, multi_turn, reasoning, simulator, supervised
+from rlhf_jax.stages.human_turns import openings_of
 from rlhf_jax.stages.iterated import IteratedConfig
 from rlhf_jax.stages.launch import check_data
-from rlhf_jax.stages.reasoning import Recommender, RetrievalViews, openings_of
+from rlhf_jax.stages.recommender import Recommender, RetrievalViews, Told, add_retriever, make_recommender
 from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import Setup, set_up
 from studies import common, smtpo_ablation
@@ -110,7 +111,7 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     check_data(setup.corpus)
     source = f"--data-dir {config.data_dir}" if config.setting == "redial" else f"--setting {config.setting}"
     turns = stages.conversations.turns
-    reasoning.check_liked(setup.corpus, max_items=stages.data.max_items, turns=turns, source=source)
+    human_turns.check_liked(setup.corpus, max_items=stages.data.max_items, turns=turns, source=source)
     # 1.–3. Imitation, retriever and reasoning form, shared; a retriever of one view has candidates and a form of its own.
     trunk = supervised.train(run, setup, stages.sft)
     both, setup = imitate(run, setup, trunk, stages, views="both")
@@ -162,15 +163,15 @@ def imitate(
 ) -> tuple[Imitating, Setup]:
     """2 retriever, prior, 3 reasoning form; and the setup that has the prior."""
     attributes = reasoning.attributes_of(setup, stages.reasoning)
-    setup, retrieval = reasoning.add_retriever(run, setup, stages.retriever, views=views)
+    setup, retrieval = add_retriever(run, setup, stages.retriever, views=views)
     if not setup.prior:
         setup = item_prior.add(run, setup, trunk, stages.prior)
-    recommender = reasoning.make_recommender(
+    recommender = make_recommender(
         setup,
         attributes,
         retrieval,
         said=stages.reasoning.attributes,
-        told=reasoning.Told(stages.reasoning.listed_before, stages.conversations.turns - 1),
+        told=Told(stages.reasoning.listed_before, stages.conversations.turns - 1),
         temperature=stages.conversations.temperature,
     )
     return Imitating(run, recommender, reasoning.train(run, recommender, trunk, stages.reasoning)), setup

@@ -41,12 +41,13 @@ from rlhf_jax.parallel.processes import ProcessConfig
 from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.interrupts import ends_without_the_others, exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
-from rlhf_jax.stages import item_prior, multi_turn, reasoning, simulator, supervised
+from rlhf_jax.stages import human_turns, item_prior, multi_turn, reasoning, simulator, supervised
 from rlhf_jax.stages.episodes import COMPONENTS
 from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.launch import check_data, devices, sft_rows
 from rlhf_jax.stages.multi_turn import ConversationsConfig
 from rlhf_jax.stages.reasoning import ReasoningConfig
+from rlhf_jax.stages.recommender import Told, add_retriever, make_recommender
 from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
@@ -239,7 +240,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     )
     check_data(setup.corpus)
     source = f"--data.source {config.data.source}" if config.data.dir is None else f"--data.dir {config.data.dir}"
-    reasoning.check_liked(setup.corpus, max_items=config.data.max_items, turns=talk.turns, source=source)
+    human_turns.check_liked(setup.corpus, max_items=config.data.max_items, turns=talk.turns, source=source)
     joined = None if other is None else join(other, setup.corpus.items)
     rows = sft_rows(config.sft) | {
         "openings (--conversations.openings)": talk.openings,
@@ -256,15 +257,15 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     # 1. Imitation of whole dialogues.
     trunk = supervised.train(run, setup, config.sft)
     # 2. The retriever; and the prior of line 3, whose first weights are fitted here.
-    setup, retrieval = reasoning.add_retriever(run, setup, config.retriever)
+    setup, retrieval = add_retriever(run, setup, config.retriever)
     setup = item_prior.add(run, setup, trunk, config.prior)
     # 3. The reasoning recommender, by imitation.
-    recommender = reasoning.make_recommender(
+    recommender = make_recommender(
         setup,
         attributes,
         retrieval,
         said=config.reasoning.attributes,
-        told=reasoning.Told(config.reasoning.listed_before, talk.turns - 1),
+        told=Told(config.reasoning.listed_before, talk.turns - 1),
         temperature=talk.temperature,
     )
     sft = reasoning.train(run, recommender, trunk, config.reasoning)

@@ -29,7 +29,8 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages import multi_turn, reasoning
 from rlhf_jax.stages.multi_turn import ConversationsConfig
-from rlhf_jax.stages.reasoning import ReasoningConfig, Retrieval
+from rlhf_jax.stages.reasoning import ReasoningConfig
+from rlhf_jax.stages.recommender import Retrieval, make_recommender
 from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
 from rlhf_jax.stages.simulator import SimulatorConfig
@@ -123,7 +124,7 @@ def run(talk: Talk, repeats: int) -> dict[str, float]:
         attributes = reasoning.attributes_of(setup, ReasoningConfig())
         scorer = fit_scorer(setup.corpus, setup.vocab.item_ids)
         retrieval = Retrieval(scorer, None, dict.fromkeys(scorer.parts, 1.0), talk.candidates)
-        recommender = reasoning.make_recommender(setup._replace(scorer=scorer), attributes, retrieval)
+        recommender = make_recommender(setup._replace(scorer=scorer), attributes, retrieval)
         trunk = jax.jit(lambda key: gpt2.init(setup.network, key))(jax.random.key(0))
         seeker = SeekerSimulator(setup, {"trunk": trunk}, SimulatorConfig())
         multi_turn.train(own, recommender, seeker, {"trunk": trunk}, talks, MultiTurnConfig(epochs=EPOCHS))

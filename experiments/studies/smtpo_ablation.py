@@ -12,7 +12,7 @@ from rlhf_jax.evaluation.results import Result, Split, difference_name
 from rlhf_jax.reporting import plots, result_tables
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import write_text
-from rlhf_jax.stages.reasoning import RetrievalViews
+from rlhf_jax.stages.recommender import RetrievalViews
 from studies import common, tables
 from studies.tables import Measure
 

@@ -21,7 +21,8 @@ from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.settings import from_json
 from rlhf_jax.stages import simulator
 from rlhf_jax.stages.agent import make_agent
-from rlhf_jax.stages.reasoning import ReasonedTurn, ReasoningConfig, attributes_of, openings_of
+from rlhf_jax.stages.human_turns import ReasonedTurn, openings_of
+from rlhf_jax.stages.reasoning import ReasoningConfig, attributes_of
 from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import ModelConfig, Setup, size_network
 from rlhf_jax.stages.simulator import SimulatorConfig

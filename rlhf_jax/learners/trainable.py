@@ -1,13 +1,14 @@
 """Which parameters reinforcement learning moves, and the prior at which rate. The others get no gradient, no moments, no step."""
 
 import re
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import optax
 
 from rlhf_jax.interfaces import Params, PolicyApply, PolicyOutput, Rollout
+from rlhf_jax.learners.optimizer import Adam, learning_rate_schedule, make_optimizer, steps_taken
 
 Trainable = Literal["all", "heads", "prior", "manners"]
 
@@ -56,6 +57,51 @@ def without_moments(optimizer: optax.GradientTransformation, trainable: Trainabl
     if trainable == "all":
         return optimizer
     return optax.masked(optimizer, lambda params: moves(params, trainable))
+
+
+@runtime_checkable
+class Descent(Protocol):
+    """What a stage's configuration says of its optimiser."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Start of the linear schedule to 0."""
+        ...
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimiser steps until the start of the schedule."""
+        ...
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Limit of the gradient's global norm."""
+        ...
+
+    @property
+    def adam_eps(self) -> float:
+        """ε of Adam."""
+        ...
+
+    @property
+    def trainable(self) -> Trainable:
+        """What moves."""
+        ...
+
+
+def policy_optimizer(
+    config: Descent, steps: int
+) -> tuple[optax.GradientTransformation, Callable[[optax.OptState], jax.Array]]:
+    """Adam of so many steps over what moves; and the learning rate of the next step by the optimiser's state, to be logged."""
+    schedule: Any = {
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "total_steps": steps,
+        "schedule": "linear",
+    }
+    rate = learning_rate_schedule(**schedule)
+    optimizer = make_optimizer(**schedule, max_grad_norm=config.max_grad_norm, adam=Adam(eps=config.adam_eps))
+    return without_moments(optimizer, config.trainable), jax.jit(lambda opt_state: rate(steps_taken(opt_state)))
 
 
 def with_prior_rate(optimizer: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:

@@ -17,9 +17,8 @@ from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import grpo, ppo
 from rlhf_jax.learners.grpo_config import GRPOConfig
-from rlhf_jax.learners.optimizer import Adam, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.learners.ppo_config import PPOConfig
-from rlhf_jax.learners.trainable import Trainable, held, without_moments
+from rlhf_jax.learners.trainable import Trainable, held, policy_optimizer
 from rlhf_jax.ranges import Batch, Norm, Range, Rate, Steps, Tokens, check_numbers, option
 from rlhf_jax.runtime.metrics import Sample
 from rlhf_jax.runtime.run import RunDirectory
@@ -129,18 +128,7 @@ def align(
             functools.partial(PromptBatches, batch_size=config.batch_size, seed=seed ^ zlib.crc32(b"demonstrations"))
         )
     steps = config.updates * learner_config.epochs * learner_config.minibatches
-    schedule: Any = {
-        "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup_steps,
-        "total_steps": steps,
-        "schedule": "linear",
-    }
-    rate = learning_rate_schedule(**schedule)
-    next_rate = jax.jit(lambda opt_state: rate(steps_taken(opt_state)))
-    optimizer = without_moments(
-        make_optimizer(**schedule, max_grad_norm=config.max_grad_norm, adam=Adam(eps=config.adam_eps)),
-        config.trainable,
-    )
+    optimizer, next_rate = policy_optimizer(config, steps)
     spread = on_mesh(agent, layout)
     reference_params = {"trunk": trunk, **setup.prior}
     kind = "grpo" if isinstance(learner_config, GRPOConfig) else STAGE

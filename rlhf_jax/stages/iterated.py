@@ -39,7 +39,7 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.multi_turn import Episodes, MultiTurnState
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
-from rlhf_jax.learners.trainable import held
+from rlhf_jax.learners.trainable import held, policy_optimizer, with_prior_rate
 from rlhf_jax.models import gpt2, heads
 from rlhf_jax.ranges import Batch, Rate, Share, Steps, check_numbers, option
 from rlhf_jax.runtime.files import notice
@@ -47,8 +47,9 @@ from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import copied, policy_params
 from rlhf_jax.stages.episodes import Seekers, converse
-from rlhf_jax.stages.multi_turn import ConversationsConfig, greedy_success, kept, policy_optimizer
-from rlhf_jax.stages.reasoning import Recommender, openings_of
+from rlhf_jax.stages.human_turns import openings_of
+from rlhf_jax.stages.multi_turn import ConversationsConfig, greedy_success, kept
+from rlhf_jax.stages.recommender import Recommender
 
 STAGE = "multi_turn-iterated"
 FORECAST = "forecast"
@@ -257,6 +258,7 @@ class _Round:
         steps = config.updates * learner.epochs * learner.minibatches
         warmup = min(talk.warmup_steps, steps // 2)
         optimizer, next_rate = policy_optimizer(dataclasses.replace(talk, warmup_steps=warmup), steps)
+        optimizer = with_prior_rate(optimizer, talk.prior_rate)
         policy = held(setup.agent.policy, talk.trainable)
         learn = turn_learner.make_learn(policy=policy, optimizer=optimizer, config=single)
         draw = setup.agent.compiled("drawn turn", lambda: jax.jit(setup.agent.sample))

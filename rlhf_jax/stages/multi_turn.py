@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from rlhf_jax.data.batching import batch_indices
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
@@ -23,15 +22,16 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import multi_turn
 from rlhf_jax.learners.multi_turn import Episodes, MultiTurnState
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
-from rlhf_jax.learners.optimizer import Adam, learning_rate_schedule, make_optimizer, steps_taken
-from rlhf_jax.learners.trainable import Trainable, held, with_prior_rate, without_moments
+from rlhf_jax.learners.trainable import Trainable, held, policy_optimizer, with_prior_rate
 from rlhf_jax.ranges import Batch, Norm, Range, Rate, Size, Steps, check_numbers
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages.agent import copied, on_mesh
 from rlhf_jax.stages.episodes import COMPONENTS, Seekers, Speak, Turns, converse
-from rlhf_jax.stages.reasoning import Demonstrations, Recommender, openings_of, reasoned_turns
+from rlhf_jax.stages.human_turns import openings_of, reasoned_turns
+from rlhf_jax.stages.reasoning import Demonstrations
+from rlhf_jax.stages.recommender import Recommender
 
 STAGE = "multi_turn"
 
@@ -127,6 +127,7 @@ def train(
         # An order of its own: not the very turns that the policy has just learnt.
         human = Demonstrations(recommender, reasoned_turns(setup.corpus.train), seed=setup.seed + 1)
     optimizer, next_rate = policy_optimizer(config, config.updates * learner.epochs * learner.minibatches)
+    optimizer = with_prior_rate(optimizer, config.prior_rate)
     key = stream_key(jax.random.key(setup.seed), STAGE, 0)
     state = layout.place(multi_turn.init(params, optimizer, learner, key))
     outputs = layout.outputs(state)
@@ -213,22 +214,6 @@ def greedy_success(
         return {f"validation/success@{turn + 1}": float(share) for turn, share in enumerate(found.success.mean(axis=0))}
 
     return evaluate
-
-
-def policy_optimizer(
-    config: ConversationsConfig, steps: int
-) -> tuple[optax.GradientTransformation, Callable[[optax.OptState], jax.Array]]:
-    """Adam of so many steps over what moves, the prior at a rate of its own; and the rate of the next step, to be logged."""
-    schedule: Any = {
-        "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup_steps,
-        "total_steps": steps,
-        "schedule": "linear",
-    }
-    rate = learning_rate_schedule(**schedule)
-    optimizer = make_optimizer(**schedule, max_grad_norm=config.max_grad_norm, adam=Adam(eps=config.adam_eps))
-    optimizer = with_prior_rate(without_moments(optimizer, config.trainable), config.prior_rate)
-    return optimizer, jax.jit(lambda opt_state: rate(steps_taken(opt_state)))
 
 
 def kept(state: MultiTurnState) -> Params:

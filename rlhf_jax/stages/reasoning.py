@@ -1,8 +1,6 @@
-"""The reasoning recommender of SMTPO: candidates of a turn, turns that a policy should learn to say, and that stage.
+"""The reasoning form of SMTPO by imitation: the turns that a policy should learn to say, and the stage that teaches them.
 
-A turn infers what the seeker wants, lists items from the turn's candidates, and speaks (`data/reasoning.py`). Candidates
-are what the retriever ranks highest among the items nobody has named in this conversation; they are found anew for every
-turn. What is imitated:
+What is imitated:
 
     attributes   what most of the items have that the seeker will still like, the commonest first
     list         these items, then the retriever's best candidates
@@ -17,43 +15,35 @@ Messages of dialogues whose seeker likes nothing more are not imitated: nobody k
 import dataclasses
 import functools
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Key
+from jaxtyping import Array, Key
 
 from rlhf_jax.data.attributes import Attributes, attributes
-from rlhf_jax.data.batching import batch_indices, pad_left, pad_right
-from rlhf_jax.data.reasoning import FRAME, Reasoned, read_reasoning, reasoning_tokens, sayable
-from rlhf_jax.data.windows import is_empty, prompt_tokens
-from rlhf_jax.decoding.grammar import Opening
-from rlhf_jax.feedback.recommendation import liked_from
-from rlhf_jax.interfaces import Corpus, Dialogue, Message, Params, PolicyApply, PromptBatch, Rollout
+from rlhf_jax.data.batching import batch_indices, pad_right
+from rlhf_jax.data.reasoning import FRAME, reasoning_tokens, sayable
+from rlhf_jax.data.windows import is_empty
+from rlhf_jax.interfaces import Message, Params, PolicyApply, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.minibatch import supervised_loss
 from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.ranges import Batch, Range, Rate, Share, Size, Steps, check_numbers
-from rlhf_jax.recommenders import dual_view, mixture
-from rlhf_jax.recommenders.contexts import Contexts, contexts_of
-from rlhf_jax.recommenders.dual_view import DualView
-from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
-from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
+from rlhf_jax.recommenders.contexts import contexts_of
+from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
-from rlhf_jax.stages import retriever
-from rlhf_jax.stages.agent import make_agent, on_mesh
-from rlhf_jax.stages.retriever import RetrieverConfig
+from rlhf_jax.stages.agent import on_mesh
+from rlhf_jax.stages.human_turns import ReasonedTurn, reasoned_turns
+from rlhf_jax.stages.recommender import Recommender
 from rlhf_jax.stages.setup import Setup
 
 STAGE = "reasoning"
-TOWERS = "towers"
-"""The trained retriever among the parts that recall."""
-RetrievalViews = Literal["both", "semantic", "collaborative", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,145 +76,6 @@ class ReasoningConfig:
         check_numbers(self)
 
 
-class Retrieval(NamedTuple):
-    """What is recalled for a turn: the n highest of Σ_k w_k z_k(i, s) among the items that nobody has named.
-
-    z are the closed forms', a training dialogue left out of its own, and the towers', which have learnt from all of them:
-    in training dialogues they recall more than they will elsewhere.
-    """
-
-    scorer: ItemScorer
-    """Gives z of the closed forms, and last −1 where an item was named."""
-    towers: DualView | None
-    """The trained retriever; None: the closed forms alone."""
-    weights: Mapping[str, float]
-    """w, by the scorer's parts and `towers`."""
-    n: int
-    """Candidates of a turn."""
-
-    def look_up(self, contexts: Contexts) -> tuple[Float32[np.ndarray, "N K I"], Float32[np.ndarray, "N I"]]:
-        """What the scorer says, for a policy's prior; and Σ_k w_k z_k, −∞ where an item was named. [N, K, I], [N, I]"""
-        known = self.scorer.item_scores(contexts)
-        found = np.einsum("k,nki->ni", np.array([self.weights[name] for name in self.scorer.parts]), known[:, :-1])
-        if self.towers is not None:
-            said = mixture.standardised(dual_view.scores(self.towers, contexts), "asinh")
-            found = found + self.weights[TOWERS] * said
-        return known, np.where(known[:, -1] < 0, -np.inf, found).astype(np.float32)
-
-    def candidates(self, scores: Float32[np.ndarray, "N I"]) -> Bool[np.ndarray, "N I"]:
-        """True for the n highest scores of each row; where so many were named that fewer are left, for all that are left.
-
-        Raises: RunError where every item was named: there is nothing to recommend.
-        """
-        n = min(self.n, scores.shape[1])
-        kept = np.zeros(scores.shape, bool)
-        np.put_along_axis(kept, np.argpartition(-scores, n - 1, axis=1)[:, :n], values=True, axis=1)
-        kept &= np.isfinite(scores)
-        if not kept.any(axis=1).all():
-            raise RunError(f"a conversation has named all {scores.shape[1]} items: there is nothing left to recommend")
-        return kept
-
-
-def add_retriever(
-    run: RunDirectory, setup: Setup, config: RetrieverConfig, *, views: RetrievalViews = "both"
-) -> tuple[Setup, Retrieval]:
-    """The stage `retriever` of a run, its weights beside the closed forms (`retrieval.json`), and the setup that has those.
-
-    Args:
-      views: of the towers; `none` leaves them out, and the closed forms recall alone.
-    Raises: ValueError if fewer items are recalled than a list holds.
-    """
-    if config.candidates < setup.data.max_items:
-        raise ValueError(
-            f"--retriever.candidates {config.candidates} cannot fill a list of --data.max-items {setup.data.max_items}"
-        )
-    sources = retriever.count_sources(setup.corpus, config)
-    scorer = fit_scorer(setup.corpus, setup.vocab.item_ids)
-    parts = dict(scorer.parts)
-    towers = None
-    if views != "none":
-        towers = retriever.train(run, sources, config, seed=setup.seed, view=views, layout=setup.layout)
-        parts |= {TOWERS: functools.partial(dual_view.scores, towers)}
-    stored = run.path / "retrieval.json"
-    if not stored.exists():
-        notice("weights of the retriever's parts, on the validation split")
-        found = mixture.fit_weights(parts, sources.validation, sources.gold, form="asinh")
-        write_json(stored, found._asdict())
-    weights = read_object(stored, "weights")["weights"]
-    return setup._replace(scorer=scorer), Retrieval(scorer, towers, weights, config.candidates)
-
-
-class Told(NamedTuple):
-    """Which imitated turns stand after full lists."""
-
-    chance: float
-    """Of a turn, `ReasoningConfig.listed_before`."""
-    most: int
-    """Lists before it at most: a conversation of T turns has T − 1 before its last."""
-
-
-NOTHING_TOLD = Told(0.0, 1)
-
-
-class Recommender(NamedTuple):
-    """A reasoning policy without its parameters: what it reads, and what its turns mean."""
-
-    setup: Setup
-    """Its agent speaks the reasoning form."""
-    attributes: Attributes
-    """A row an item, in the order of the policy's tokens."""
-    retrieval: Retrieval
-    said: int = 4
-    """Attributes that an imitated turn names at most."""
-    told: Told = NOTHING_TOLD
-    """Which imitated turns have full lists before them."""
-
-    @property
-    def list_length(self) -> int:
-        """Items of a well-formed list."""
-        return self.setup.agent.grammar.max_items
-
-    def prompts(
-        self,
-        histories: Sequence[Sequence[Message]],
-        dialogue_ids: Sequence[str] | None = None,
-        *,
-        also: Sequence[Sequence[int]] = (),
-    ) -> tuple[PromptBatch, Float32[np.ndarray, "N I"]]:
-        """Conversations so far as a policy reads them, with the turn's candidates; and the retriever's scores. [N, I]
-
-        Args:
-          histories: messages of each, oldest first. [N]
-          dialogue_ids: as `ItemScorer.of_histories`.
-          also: columns that are candidates whatever the retriever says, by row; none for a policy that is measured. [N]
-        """
-        data, vocab = self.setup.data, self.setup.vocab
-        sequences = [
-            prompt_tokens(vocab, history, window=data.window, context_tokens=data.context_tokens)
-            for history in histories
-        ]
-        tokens, mask = pad_left(sequences, data.context_tokens, vocab.pad)
-        scorer = self.retrieval.scorer
-        numbers = scorer.training.numbers
-        own = None if dialogue_ids is None else [numbers.get(one, -1) for one in dialogue_ids]
-        known, scores = self.retrieval.look_up(contexts_of(histories, scorer.catalogue, own=own))
-        kept = self.retrieval.candidates(scores)
-        for row, columns in enumerate(also):
-            kept[row, list(columns)] = True
-        prompts = PromptBatch(
-            tokens=jnp.asarray(tokens),
-            mask=jnp.asarray(mask),
-            item_scores=jnp.asarray(known) if self.setup.prior else None,
-            candidates=jnp.asarray(kept),
-        )
-        return prompts, scores
-
-    def read(self, rollout: Rollout) -> list[Reasoned]:
-        """The responses taken apart. [B]"""
-        rows = zip(np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask), strict=True)
-        return [read_reasoning(self.setup.vocab, self.attributes, row[kept].tolist()) for row, kept in rows]
-
-
 def attributes_of(setup: Setup, config: ReasoningConfig) -> Attributes:
     """Attributes of the policy's items that enough of them share; to be asked for before anything is trained.
 
@@ -244,104 +95,6 @@ def attributes_of(setup: Setup, config: ReasoningConfig) -> Attributes:
             f"{setup.data.max_items} and the form may take {needed}"
         )
     return found
-
-
-def make_recommender(
-    setup: Setup,
-    attributes: Attributes,
-    retrieval: Retrieval,
-    *,
-    said: int = 4,
-    told: Told = NOTHING_TOLD,
-    temperature: float = 1.0,
-) -> Recommender:
-    """A recommender that speaks the reasoning form beside the two usual ones.
-
-    Args:
-      said: attributes that an imitated turn names at most.
-      told: which imitated turns have full lists before them.
-    Raises: ValueError naming the numbers, where fewer items are recalled than a list holds.
-    """
-    vocab, data = setup.vocab, setup.data
-    if min(retrieval.n, vocab.n_items) < data.max_items:
-        raise ValueError(
-            f"--retriever.candidates {retrieval.n} of {vocab.n_items} items cannot fill a list of --data.max-items "
-            f"{data.max_items}"
-        )
-    openings = (Opening(vocab.rec, "list"), Opening(vocab.say, "words"), Opening(vocab.pref, "preferences"))
-    agent = make_agent(
-        vocab,
-        setup.agent.network,
-        max_items=data.max_items,
-        response_tokens=data.response_tokens,
-        temperature=temperature,
-        openings=openings,
-        once=data.items_once,
-    )
-    return Recommender(setup._replace(agent=agent), attributes, retrieval, said, told)
-
-
-class ReasonedTurn(NamedTuple):
-    """A recommender's message before which it is known what the seeker will still like."""
-
-    dialogue: Dialogue
-    index: int
-    """Place of the message."""
-    gold: tuple[int, ...]
-    """Item ids that the seeker likes and nobody has named, in the order in which they come."""
-
-
-def reasoned_turns(dialogues: Sequence[Dialogue]) -> list[ReasonedTurn]:
-    """The recommender's messages with items, after a context, of seekers who will like something new."""
-    found = []
-    for dialogue in dialogues:
-        has_context = False
-        for index, message in enumerate(dialogue.messages):
-            if has_context and message.role == "recommender" and message.items:
-                gold = liked_from(dialogue, index)
-                if gold:
-                    found.append(ReasonedTurn(dialogue, index, gold))
-            has_context = has_context or not is_empty(message)
-    return found
-
-
-def openings_of(dialogues: Sequence[Dialogue]) -> list[ReasonedTurn]:
-    """Where conversations begin: of each dialogue the first of its `reasoned_turns`, if the recommender named nothing before."""
-    first: dict[str, ReasonedTurn] = {}
-    for turn in reasoned_turns(dialogues):
-        before = turn.dialogue.messages[: turn.index]
-        if not any(message.role == "recommender" and message.items for message in before):
-            first.setdefault(turn.dialogue.dialogue_id, turn)
-    return list(first.values())
-
-
-def check_liked(corpus: Corpus, *, max_items: int, turns: int, source: str) -> None:
-    """Whether conversations can be learnt and judged on a corpus; to be asked before anything is trained.
-
-    Args:
-      max_items: length of a list.
-      turns: of a conversation at most, each of which names a list.
-      source: the option that named the corpus, with its value.
-    Raises: RunError naming the split of which no seeker is known to like what the recommender named first, or the numbers
-      of a catalogue that cannot fill a list.
-    """
-    splits, named = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}, 0
-    for name, dialogues in splits.items():
-        # Of the validation split turns are read, of the others also where conversations begin.
-        openings = openings_of(dialogues)
-        if not (reasoned_turns(dialogues) if name == "validation" else openings):
-            forms = sum(bool(dialogue.seeker_labels) for dialogue in dialogues)
-            raise RunError(
-                f"{source}: no seeker of the {len(dialogues)} {name} dialogues is known to like what the recommender named first "
-                f"({forms} of them have a seeker's form, `initiatorQuestions`): SMTPO learns from `liked` in these forms"
-            )
-        before = ({item for said in one.dialogue.messages[: one.index] for item in said.items} for one in openings)
-        named = max(named, max(map(len, before), default=0))
-    if len(corpus.items) <= named + turns * max_items:
-        raise RunError(
-            f"--data.max-items {max_items}, --conversations.turns {turns}: openings have named up to {named} items, and a catalogue of "
-            f"{len(corpus.items)} leaves nothing to choose from in the last turn ({source})"
-        )
 
 
 class Demonstrations:

@@ -363,7 +363,7 @@ def recall(found: np.ndarray, gold: csr_array, k: int) -> float:
 def fuse(towers: DualView, parts: Mapping[str, Recommender], sources: Sources) -> mixture.FittedWeights:
     """What the towers and the closed forms weigh beside one another: greatest likelihood on the validation split.
 
-    Of scores that are standardised and no more, for `rank_retriever.py`. SMTPO fits in `reasoning.add_retriever`, with asinh.
+    Of scores that are standardised and no more, for `rank_retriever.py`. SMTPO fits in `recommender.add_retriever`, with asinh.
 
     Args:
       parts: closed forms, fitted on the training split.

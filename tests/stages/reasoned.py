@@ -16,7 +16,7 @@ from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message, Para
 from rlhf_jax.models import gpt2
 from rlhf_jax.recommenders.scorer import fit_scorer
 from rlhf_jax.stages.agent import make_agent
-from rlhf_jax.stages.reasoning import Recommender, Retrieval, make_recommender
+from rlhf_jax.stages.recommender import Recommender, Retrieval, make_recommender
 from rlhf_jax.stages.seeker import Answers
 from rlhf_jax.stages.setup import DataConfig, Setup
 

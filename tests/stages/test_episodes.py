@@ -20,8 +20,9 @@ from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import multi_turn
 from rlhf_jax.stages.episodes import OtherSeekers, SilentSeekers, Turns, converse, places_of, settled_before
+from rlhf_jax.stages.human_turns import ReasonedTurn, openings_of
 from rlhf_jax.stages.multi_turn import ConversationsConfig
-from rlhf_jax.stages.reasoning import ReasonedTurn, Recommender, openings_of
+from rlhf_jax.stages.recommender import Recommender
 
 KEY = jax.random.key(0)
 

@@ -18,9 +18,10 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import iterated
 from rlhf_jax.stages.agent import policy_params
 from rlhf_jax.stages.episodes import converse
+from rlhf_jax.stages.human_turns import openings_of
 from rlhf_jax.stages.iterated import IteratedConfig, Log
 from rlhf_jax.stages.multi_turn import ConversationsConfig
-from rlhf_jax.stages.reasoning import Recommender, openings_of
+from rlhf_jax.stages.recommender import Recommender
 
 TALK = ConversationsConfig(group_size=4, turns=2, learning_rate=2e-2, save_every=1)
 CONFIG = IteratedConfig(

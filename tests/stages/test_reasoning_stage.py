@@ -13,17 +13,10 @@ from rlhf_jax.interfaces import Message
 from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages import reasoning
-from rlhf_jax.stages.reasoning import (
-    Demonstrations,
-    ReasonedTurn,
-    ReasoningConfig,
-    Recommender,
-    Told,
-    openings_of,
-    reasoned_turns,
-    with_lists,
-)
+from rlhf_jax.stages import human_turns, reasoning
+from rlhf_jax.stages.human_turns import ReasonedTurn, openings_of, reasoned_turns
+from rlhf_jax.stages.reasoning import Demonstrations, ReasoningConfig, with_lists
+from rlhf_jax.stages.recommender import Recommender, Told, make_recommender
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +38,18 @@ def test_turns_are_those_of_seekers_who_will_like_something_new() -> None:
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_corpus_without_labels_is_refused_before_training(recommender: Recommender, split: str) -> None:
     corpus = recommender.setup.corpus
-    reasoning.check_liked(corpus, max_items=2, turns=2, source="--data.dir here")
+    human_turns.check_liked(corpus, max_items=2, turns=2, source="--data.dir here")
     silent = tuple(map(reasoned.without_forms, getattr(corpus, split)))
     named = {"train": "training"}.get(split, split)
     expected = f"--data.dir here: no seeker of the {len(silent)} {named} dialogues .* \\(0 of them have a seeker's form"
     with pytest.raises(RunError, match=expected):
-        reasoning.check_liked(
+        human_turns.check_liked(
             dataclasses.replace(corpus, **{split: silent}), max_items=2, turns=2, source="--data.dir here"
         )
     # One item is named in every opening; three turns of two leave none of the six.
     expected = r"--data\.max-items 2, --conversations\.turns 3: openings have named up to 1 items, and a catalogue of 6 leaves nothing"
     with pytest.raises(RunError, match=expected):
-        reasoning.check_liked(corpus, max_items=2, turns=3, source="--data.dir here")
+        human_turns.check_liked(corpus, max_items=2, turns=3, source="--data.dir here")
 
 
 def test_candidates_are_the_best_of_what_nobody_has_named(recommender: Recommender) -> None:
@@ -192,7 +185,7 @@ def test_the_grammar_allows_what_is_imitated_also_where_items_are_named_once(
 ) -> None:
     setup = recommender.setup
     named_once = setup._replace(data=dataclasses.replace(setup.data, items_once=once))
-    own = reasoning.make_recommender(named_once, recommender.attributes, recommender.retrieval, said=recommender.said)
+    own = make_recommender(named_once, recommender.attributes, recommender.retrieval, said=recommender.said)
     turn = reasoned_turns(setup.corpus.train)[0]
     item = turn.gold[0]
     said = Message("recommender", (item, item), 99)
@@ -250,4 +243,4 @@ def test_what_cannot_be_is_refused(recommender: Recommender) -> None:
     with pytest.raises(
         ValueError, match="--retriever.candidates 1 of 6 items cannot fill a list of --data.max-items 2"
     ):
-        reasoning.make_recommender(setup, recommender.attributes, few)
+        make_recommender(setup, recommender.attributes, few)

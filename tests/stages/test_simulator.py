@@ -27,8 +27,8 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.composed_feedback import Composer
 from rlhf_jax.stages import simulator as stage
 from rlhf_jax.stages.agent import make_agent
+from rlhf_jax.stages.human_turns import openings_of
 from rlhf_jax.stages.items import ItemKnowledge
-from rlhf_jax.stages.reasoning import openings_of
 from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.seeker_loss import TaskWeights, init_attributes, simulator_loss
 from rlhf_jax.stages.seeker_texts import (
