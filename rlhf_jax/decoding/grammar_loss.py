@@ -42,6 +42,16 @@ class GrammarTargets:
     """Item tokens already listed when a `LIST` position chooses; −1 where there are fewer."""
 
 
+@chex.dataclass(frozen=True)
+class SoftTargets:
+    """What a teacher would say at the positions of `GrammarTargets.item_positions`: some items with their chances."""
+
+    items: Int[Array, "B M N"]
+    """Item tokens that nobody has listed in this turn; anything where the chance is 0."""
+    chances: Float[Array, "B M N"]
+    """q, which adds up to 1 where the teacher speaks and to 0 elsewhere."""
+
+
 def grammar_nll(
     hidden: Float[Array, "B S D"],
     table: Float[Array, "V D"],
@@ -50,31 +60,52 @@ def grammar_nll(
     *,
     most_logits: int = MOST_LOGITS,
 ) -> tuple[Float[Array, "B S"], Float[Array, "B M"]]:
-    """Negative log-likelihood of every target, nats; 0 where there is none.
+    """Word and item losses of `grammar_losses`, without a teacher."""
+    words, items, _ = grammar_losses(hidden, table, batch, grammar, None, most_logits=most_logits)
+    return words, items
+
+
+def grammar_losses(
+    hidden: Float[Array, "B S D"],
+    table: Float[Array, "V D"],
+    batch: GrammarTargets,
+    grammar: Grammar,
+    soft: SoftTargets | None,
+    *,
+    most_logits: int = MOST_LOGITS,
+) -> tuple[Float[Array, "B S"], Float[Array, "B M"], Float[Array, "B M"]]:
+    """Negative log-likelihood of every target, nats; 0 where there is none. And how far the items are from a teacher's.
 
         word positions:  log(Σ_{w permitted} e^{h·E_w} + Σ_{i listed} e^{h·E_i}) − h·E_target
         item positions:  log(Σ_{i not listed} e^{h·E_i} + [LIST, some listed] e^{h·E_<say>}) − h·E_target
+        teacher:         KL(q ‖ π) = Σ_i q_i (log q_i − log π_i),  π as at item positions
 
     Args:
       hidden: final hidden states; position t judges token t + 1. [B, S, D]
       table: tied embedding of all tokens. [V, D]
       batch: what to predict, where.
       grammar: the ids.
+      soft: q of the teacher; None where nobody teaches.
       most_logits: item logits in memory at once. Where all B·M·I are more, a few positions of every row are computed at a
         time, and again in the backward pass: the same softmax over the whole catalogue, for the memory of one piece.
-    Returns: word losses and item losses; gradients flow into both arguments. [B, S], [B, M]
+    Returns: word losses, item losses, and the teacher's divergence, 0 where it says nothing; gradients flow into hidden states and
+      table. [B, S], [B, M], [B, M]
     """
     words = _word_nll(hidden, table, batch, grammar)
     positions = batch.item_positions
     at_items = jnp.take_along_axis(hidden, positions[..., None], axis=1)
     targets = jnp.take_along_axis(batch.targets, positions, axis=1)
-    pieces = at_items, targets, batch.item_kinds, batch.item_listed
+    taught = () if soft is None else (soft.items, soft.chances)
+    pieces = at_items, targets, batch.item_kinds, batch.item_listed, *taught
     each = max(1, most_logits // max(len(hidden) * grammar.n_items, 1))
     judge = functools.partial(_item_nll, table, grammar=grammar)
-    return words, judge(*pieces) if each >= positions.shape[1] else _in_pieces(judge, each, pieces)
+    found = judge(*pieces) if each >= positions.shape[1] else _in_pieces(judge, each, pieces)
+    return words, *found
 
 
-def _in_pieces(judge: Callable[..., Array], each: int, arrays: tuple[Array, ...]) -> Float[Array, "B M"]:
+def _in_pieces(
+    judge: Callable[..., tuple[Array, Array]], each: int, arrays: tuple[Array, ...]
+) -> tuple[Float[Array, "B M"], Float[Array, "B M"]]:
     """`judge` on at most `each` of the positions at a time; what fills the last piece has no target."""
     rows, count = arrays[0].shape[:2]
     n_pieces = -(-count // each)
@@ -86,8 +117,9 @@ def _in_pieces(judge: Callable[..., Array], each: int, arrays: tuple[Array, ...]
         padded = jnp.pad(x, ((0, 0), (0, n_pieces * each - count)) + ((0, 0),) * (x.ndim - 2))
         return padded.reshape(rows, n_pieces, each, *x.shape[2:]).swapaxes(0, 1)
 
-    nll = jax.lax.map(jax.checkpoint(lambda piece: judge(*piece)), tuple(cut(x) for x in arrays))
-    return nll.swapaxes(0, 1).reshape(rows, -1)[:, :count]
+    found = jax.lax.map(jax.checkpoint(lambda piece: judge(*piece)), tuple(cut(x) for x in arrays))
+    nll, divergence = (one.swapaxes(0, 1).reshape(rows, -1)[:, :count] for one in found)
+    return nll, divergence
 
 
 def _target_logit(flat: Array, table: Array, targets: Array) -> Array:
@@ -119,8 +151,14 @@ def _word_nll(hidden: Array, table: Array, batch: GrammarTargets, grammar: Gramm
 
 
 def _item_nll(
-    table: Array, at_items: Array, targets: Array, item_kinds: Array, item_listed: Array, *, grammar: Grammar
-) -> Array:
+    table: Array,
+    at_items: Array,
+    targets: Array,
+    item_kinds: Array,
+    item_listed: Array,
+    *taught: Array,
+    grammar: Grammar,
+) -> tuple[Array, Array]:
     rows, width = targets.size, at_items.shape[-1]
     flat, kinds = at_items.reshape(rows, width), item_kinds.reshape(rows)
     some, in_list = kinds != NO_TARGET, kinds == LIST
@@ -135,4 +173,12 @@ def _item_nll(
     say = jnp.where(may_say, flat @ table[grammar.say], jnp.finfo(jnp.float32).min)
     normaliser = jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), say)
     nll = normaliser - _target_logit(flat, table, targets)
-    return jnp.where(some, nll, 0.0).reshape(item_kinds.shape)
+    nll = jnp.where(some, nll, 0.0).reshape(item_kinds.shape)
+    if not taught:
+        return nll, jnp.zeros_like(nll)
+    said, chances = (array.reshape(rows, -1) for array in taught)
+    theirs = jnp.take_along_axis(logits, jnp.maximum(said - grammar.first_item, 0), axis=1) - normaliser[:, None]
+    # 0 · log 0 is 0, and nothing is divided by a chance of 0 in the backward pass.
+    own = jnp.log(jnp.where(chances > 0, chances, 1.0))
+    divergence = jnp.sum(jnp.where(chances > 0, chances * (own - theirs), 0.0), axis=-1)
+    return nll, divergence.reshape(item_kinds.shape)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from scipy.sparse import csr_array
 
 from rlhf_jax.interfaces import Item
@@ -181,6 +181,38 @@ def scores(fitted: Mixture, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
 def weighted(weights: Float32[np.ndarray, " M"], found: Float32[np.ndarray, "n M I"]) -> Float32[np.ndarray, "n I"]:
     """Σ_m w_m f(z_m). [n, I]"""
     return np.matmul(weights[None, None, :], found)[:, 0]
+
+
+def likeliest(
+    parts: Mapping[str, Recommender], fitted: "FittedWeights", contexts: Contexts, n: int, *, form: Form = "z"
+) -> tuple[Int[np.ndarray, "N n"], Float32[np.ndarray, "N n"]]:
+    """The n items that a fitted mixture holds likeliest among those that a context has not named, and their chances.
+
+        p(i | s) = softmax_{i not in s}(a · asinh(v_i)),  of the n likeliest, divided by their sum
+
+    Args:
+      parts: as `fit_weights` was given.
+      n: cut to the items there are.
+    Returns: columns, likeliest first, of equal ones the lower column first; chances, 0 of items that are named, for whom fewer
+      than n are left. [N, n]
+    """
+    weights = np.array([fitted.weights[name] for name in parts], np.float32)
+    n = min(n, contexts.n_items)
+    columns = np.empty((len(contexts), n), np.int32)
+    chances = np.empty((len(contexts), n), np.float32)
+    size = max(1, BLOCK_ENTRIES // (4 * len(parts) * contexts.n_items))
+    for start in range(0, len(contexts), size):
+        part = contexts.part(start, start + size)
+        tail = np.arcsinh(weighted(weights, features(parts, part, form)).astype(np.float64))
+        tail[part.rows, part.items] = -np.inf
+        best = np.argsort(-tail, axis=1, kind="stable")[:, :n]
+        logits = fitted.sharpness * np.take_along_axis(tail, best, axis=1)
+        # Where everything is named nobody is likely: no chance at all, and no 0/0.
+        top = np.where(np.isfinite(logits[:, :1]), logits[:, :1], 0.0)
+        exp = np.exp(logits - top)
+        columns[start : start + size] = best
+        chances[start : start + size] = exp / np.maximum(exp.sum(axis=1, keepdims=True), 1e-300)
+    return columns, chances
 
 
 def fit_weights(

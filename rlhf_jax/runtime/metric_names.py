@@ -108,6 +108,7 @@ SUPERVISED: Group = {
     "item_nll": Metric("nats", "negative log-likelihood per learnt suggested item, unweighted, dropout on"),
     "fresh_item_nll": Metric("nats", "the same over suggested items that the dialogue has not named before"),
     "word_nll": Metric("nats", "the same over words and markers only"),
+    "teacher_kl": Metric("nats", "KL(q ‖ π) of a teacher's suggestions, at the first place of lists, dropout on"),
     "validation/loss": Metric("", "loss on the validation split, dropout off"),
     "validation/item_nll": Metric(
         "nats", "negative log-likelihood per suggested item of validation dialogues, dropout off"

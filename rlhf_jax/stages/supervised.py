@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.data.dialogue_store import StoredDialogues
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding.grammar import Grammar
-from rlhf_jax.decoding.grammar_loss import FIRST, LIST, NO_TARGET, SAY, GrammarTargets, grammar_nll
+from rlhf_jax.decoding.grammar_loss import FIRST, LIST, NO_TARGET, SAY, GrammarTargets, SoftTargets, grammar_losses
 from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
@@ -28,7 +28,7 @@ from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer, steps_taken
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import Layout
-from rlhf_jax.ranges import Cases, Epochs, Norm, Range, Rate, Share, Steps, Tokens, Weight, check_numbers, option
+from rlhf_jax.ranges import Cases, Epochs, Norm, Range, Rate, Share, Size, Steps, Tokens, Weight, check_numbers, option
 from rlhf_jax.runtime.metrics import Sample
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
@@ -37,6 +37,7 @@ from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge
 from rlhf_jax.stages.samples import reply_drawer
 from rlhf_jax.stages.setup import Setup
 from rlhf_jax.stages.stored_texts import stored_texts
+from rlhf_jax.stages.teacher import Lessons, make_teacher
 from rlhf_jax.stages.texts import EncodedTexts, TextBatches, description_texts, dialogue_texts
 
 STAGE = "sft"
@@ -62,6 +63,11 @@ class SupervisedConfig:
     """Features (genres, decade, people) an item's embedding is composed of at most; 0 is off."""
     item_weight: Weight = 3.0
     """Weight of an item token's loss; a word's is 1."""
+    teacher_weight: Weight = 0.0
+    """α of a teacher beside the human: at the first place of every list the loss is  weight · −log π(item) + item_weight · α ·
+    KL(q ‖ π), where q are the chances that the fitted mixture of closed-form recommenders gives; 0 is off (`stages/teacher.py`)."""
+    teacher_items: Size = 50
+    """Items that have a chance in q, the likeliest."""
     repeated_item_weight: Weight = 1.0
     """Factor on `item_weight` for a suggested item that the dialogue has named before; 0 teaches to suggest news."""
     max_tokens: Tokens = 512
@@ -110,6 +116,8 @@ class TextBatch:
     tokens: Int[Array, "B S"]
     mask: Bool[Array, "B S"]
     targets: GrammarTargets
+    soft: SoftTargets | None = None
+    """What a teacher would suggest; None without one."""
 
 
 class TextWeights(NamedTuple):
@@ -118,6 +126,7 @@ class TextWeights(NamedTuple):
     item: float
     repeated_item: float | Float[Array, ""]
     loss_on: str
+    teacher: float = 0.0
 
 
 def text_loss(
@@ -133,7 +142,7 @@ def text_loss(
     """Weighted likelihood of the texts under the grammar, as sums; `key` draws dropout."""
     trunk = compose(params, knowledge, grammar.first_item)
     hidden = gpt2.hidden_states(network, trunk, batch.tokens, batch.mask, dropout_key=key)
-    words, items = grammar_nll(hidden, trunk["wte"], batch.targets, grammar)
+    words, items, divergence = grammar_losses(hidden, trunk["wte"], batch.targets, grammar, batch.soft)
     kinds, item_kinds = batch.targets.kinds, batch.targets.item_kinds
     word_mask, item_mask = kinds != NO_TARGET, item_kinds != NO_TARGET
     if weights.loss_on == "recommender":
@@ -146,14 +155,20 @@ def text_loss(
     earlier = jnp.arange(batch.tokens.shape[1])[None, None] <= batch.targets.item_positions[..., None]
     repeated = suggested & jnp.any((batch.tokens[:, None] == targets[..., None]) & earlier, axis=-1)
     weight = jnp.where(repeated, weight * weights.repeated_item, weight)
+    loss = jnp.sum(jnp.where(word_mask, words, 0.0)) + jnp.sum(weight * items)
+    parts = {
+        "word_nll": sft.sum_and_count(words, word_mask),
+        "item_nll": sft.sum_and_count(items, suggested),
+        "fresh_item_nll": sft.sum_and_count(items, suggested & ~repeated),
+    }
+    if batch.soft is not None:
+        # It changes what is learnt, not how much a human's target counts: the divisor stays.
+        loss += weights.item * weights.teacher * jnp.sum(divergence)
+        parts["teacher_kl"] = sft.sum_and_count(divergence, batch.soft.chances.sum(axis=-1) > 0)
     return LossSums(
-        loss=jnp.sum(jnp.where(word_mask, words, 0.0)) + jnp.sum(weight * items),
+        loss=loss,
         count=jnp.sum(word_mask) + jnp.sum(weight),
-        parts={
-            "word_nll": sft.sum_and_count(words, word_mask),
-            "item_nll": sft.sum_and_count(items, suggested),
-            "fresh_item_nll": sft.sum_and_count(items, suggested & ~repeated),
-        },
+        parts=parts,
         maxima={},
     )
 
@@ -169,6 +184,10 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig, *, stage: s
     corpus, vocab, agent, seed, layout = setup.corpus, setup.vocab, setup.agent, setup.seed, setup.layout
     imitated = dataclasses.replace(corpus, train=setup.training_parts()[0])
     batches = training_batches(imitated, vocab, agent.grammar, config, seed)
+    lessons = None
+    if config.teacher_weight:
+        teacher = make_teacher(run.path / f"{stage}-teacher.npz", imitated, vocab, config.teacher_items)
+        lessons = Lessons(teacher, batches)
     knowledge, n_features = item_knowledge(vocab, corpus, config)
     key = jax.random.key(seed)
     trunk = setup.pretrained
@@ -200,7 +219,9 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig, *, stage: s
     step = layout.together(layout.step(one_step, state), stage)
 
     def update(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
-        batch = own_rows(text_batch(*batches.batch(index)), layout)
+        tokens, mask, targets = batches.batch(index)
+        soft = None if lessons is None else lessons.of(index, tokens, targets)
+        batch = own_rows(text_batch(tokens, mask, targets, soft), layout)
         return step(state, batch, known, layout.same(stream_key(key, f"{stage}/dropout", index)))
 
     fold = jax.jit(compose, static_argnums=2)
@@ -273,7 +294,7 @@ def make_loss(agent: Agent, config: SupervisedConfig, layout: Layout) -> Callabl
         text_loss,
         network=agent.network,
         grammar=agent.grammar,
-        weights=TextWeights(config.item_weight, config.repeated_item_weight, config.loss_on),
+        weights=TextWeights(config.item_weight, config.repeated_item_weight, config.loss_on, config.teacher_weight),
     )
     return layout.loss(loss, whole_table=True)
 
@@ -286,9 +307,11 @@ def own_rows(batch: TextBatch, layout: Layout) -> TextBatch:
     )
 
 
-def text_batch(tokens: np.ndarray, mask: np.ndarray, targets: GrammarTargets) -> TextBatch:
+def text_batch(
+    tokens: np.ndarray, mask: np.ndarray, targets: GrammarTargets, soft: SoftTargets | None = None
+) -> TextBatch:
     """A packed batch as the loss reads it."""
-    return TextBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), targets=targets)
+    return TextBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), targets=targets, soft=soft)
 
 
 def training_batches(

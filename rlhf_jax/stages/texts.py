@@ -244,6 +244,11 @@ class TextBatches:
         epoch, place = divmod(later, without)
         return self.description_epochs + epoch, place
 
+    def members(self, step: int) -> tuple[int, ...]:
+        """Numbers of the texts of batch `step`, row by row; rows behind them are padding."""
+        epoch, place = self.place(step)
+        return self.plan(epoch)[place][1]
+
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray, GrammarTargets]:
         """Tokens [B, S], mask [B, S] and targets of batch `step`, counted over all epochs."""
         epoch, place = self.place(step)

@@ -10,9 +10,12 @@ from rlhf_jax.decoding.grammar import Grammar, allowed_along
 from rlhf_jax.decoding.grammar_loss import (
     FREE_ITEM,
     FREE_WORD,
+    LIST,
     NO_TARGET,
     SAY,
     GrammarTargets,
+    SoftTargets,
+    grammar_losses,
     grammar_nll,
 )
 from rlhf_jax.equations.logprobs import token_logprobs
@@ -109,6 +112,46 @@ def test_items_in_pieces_are_the_same_softmax(vocab: Vocabulary, grammar: Gramma
     whole, pieces = (jax.value_and_grad(total, argnums=(0, 1))(hidden, table, most) for most in (2**20, most_logits))
     for one, other in zip(jax.tree.leaves(pieces), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("most_logits", [6 * 4 * 2, 2**20])
+def test_a_teachers_divergence_is_that_of_two_distributions(vocab: Vocabulary, grammar: Grammar, most_logits: int):
+    found = responses(vocab)
+    tokens, targets = packed(vocab, [[vocab.recommender, *response] for response in found], 26)
+    rng = np.random.default_rng(4)
+    hidden = jnp.asarray(rng.normal(size=(len(found), 26, 16)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(vocab.size, 16)), jnp.float32)
+    positions = np.asarray(targets.item_positions)
+    begins = (np.asarray(targets.item_kinds) == LIST) & (np.take_along_axis(tokens, positions, 1) == vocab.rec)
+    assert begins.sum() == 3
+    said = rng.permuted(np.tile(np.arange(6), (*positions.shape, 1)), axis=-1)[..., :4]
+    chances = rng.dirichlet(np.ones(4), positions.shape) * begins[..., None]
+    chances[0, 0] = [0.5, 0.5, 0.0, 0.0]
+    soft = SoftTargets(items=jnp.asarray(vocab.first_item + said), chances=jnp.asarray(chances, jnp.float32))
+
+    def losses(hidden: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return grammar_losses(hidden, table, targets, grammar, soft, most_logits=most_logits)
+
+    words, items, divergence = losses(hidden)
+    for one, other in zip((words, items), grammar_nll(hidden, table, targets, grammar), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    for row, place in np.ndindex(*positions.shape):
+        if not begins[row, place]:
+            assert float(divergence[row, place]) == 0.0
+            continue
+        logits = np.asarray(table, np.float64)[vocab.first_item :][:6] @ np.asarray(hidden[row, positions[row, place]])
+        own = np.exp(logits) / np.exp(logits).sum()
+        q = np.zeros(6)
+        q[said[row, place]] = chances[row, place]
+        expected = sum(p * np.log(p / own[item]) for item, p in enumerate(q) if p > 0)
+        np.testing.assert_allclose(divergence[row, place], expected, rtol=2e-5)
+    # Where all is certain, it is the likelihood of the one; the gradient is finite, also through chances of 0.
+    sure = jnp.asarray(np.array([1.0, 0.0, 0.0, 0.0], np.float32) * begins[..., None])
+    first = jnp.asarray(np.take_along_axis(np.asarray(targets.targets), positions, 1))
+    certain = SoftTargets(items=jnp.asarray(soft.items).at[..., 0].set(first), chances=sure)
+    _, items, divergence = grammar_losses(hidden, table, targets, grammar, certain, most_logits=most_logits)
+    np.testing.assert_allclose(divergence, jnp.where(begins, items, 0.0), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(np.asarray(jax.grad(lambda hidden: losses(hidden)[2].sum())(hidden))).all()
 
 
 def test_pieces_are_as_equal_as_can_be(vocab: Vocabulary, grammar: Grammar):

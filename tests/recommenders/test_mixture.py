@@ -141,3 +141,26 @@ def test_bad_input_is_named() -> None:
         fit(csr_array(training.fresh.shape))
     with pytest.raises(ValueError, match="start for bm25"):
         fit(training.fresh, start={"bm25": 1.0})
+
+
+def test_the_likeliest_items_are_those_of_the_fitted_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    n, n_items = 5, 9
+    raw = rng.normal(size=(2, n, n_items))
+    raw[:, 3] = 1.0  # nobody knows anything: all alike
+    parts = {"a": table(raw[0]), "b": table(raw[1])}
+    named = {0: [2, 4, 2], 2: list(range(7)), 4: list(range(9))}
+    fitted = mixture.FittedWeights({"b": 0.4, "a": 1.3}, 2.5, 0.0, 1)
+    # One context at a time, as large catalogues have it.
+    monkeypatch.setattr(mixture, "BLOCK_ENTRIES", 4 * 2 * n_items)
+    columns, chances = mixture.likeliest(parts, fitted, numbered(n, n_items, named), 4)
+    for row in range(n):
+        v = 1.3 * standardised(raw[0, row]) + 0.4 * standardised(raw[1, row])
+        left = [item for item in range(n_items) if item not in named.get(row, [])]
+        best = sorted(left, key=lambda item: (-float(v[item]), item))[:4]
+        odds = [math.exp(2.5 * math.asinh(float(v[item]))) for item in best]
+        assert columns[row, : len(best)].tolist() == best
+        assert chances[row, : len(best)] == pytest.approx([one / sum(odds) for one in odds], rel=1e-4)
+        assert not chances[row, len(best) :].any()
+    # More than there are: all of them.
+    assert mixture.likeliest(parts, fitted, numbered(n, n_items), 50)[0].shape == (n, n_items)

@@ -15,12 +15,13 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import training_texts
 from rlhf_jax.decoding.grammar import Grammar
 from rlhf_jax.interfaces import Corpus
-from rlhf_jax.runtime.files import notice
+from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
 from rlhf_jax.stages import stored_texts
 from rlhf_jax.stages.setup import DataConfig
 from rlhf_jax.stages.supervised import SupervisedConfig, training_batches
+from rlhf_jax.stages.teacher import make_teacher
 from rlhf_jax.stages.texts import TextBatches
 from scale import growth
 
@@ -187,3 +188,9 @@ def test_redial_is_the_same_from_disk_and_memory(data_dir: Path, tmp_path: Path)
     for step in range(0, one.steps(3), 7):
         for left, right in zip(arrays(one, step), arrays(other, step), strict=True):
             np.testing.assert_array_equal(left, right)
+
+
+def test_a_teacher_reads_dialogues_in_memory_alone(streamed: Corpus, tmp_path: Path) -> None:
+    vocab = Vocabulary.train(["hello"], tuple(streamed.items), WORDS)
+    with pytest.raises(RunError, match=r"--sft\.teacher-weight reads all training dialogues at once: .* --data\.store"):
+        make_teacher(tmp_path / "teacher.npz", streamed, vocab, 4)
