@@ -14,8 +14,8 @@ test split, in conversation with a *scoring* seeker that learnt from other dialo
 answers of somebody else's seeker, `…_silent` none. `first_list` goes down the retriever's order of the opening and listens to
 nobody. In the world, its true users answer as well: nobody trained on them.
 
-`--transfer.dir DIR` measures everything on another corpus as well (docs/howto/your_own_dialogues.md has the format), whose
-items are joined by title; `--single-tasks language target` measures seekers that learn one task alone beside the one that
+`--transfer.dir DIR` measures everything on another corpus as well (docs/howto/your_own_dialogues.md has the format; OpenDialKG
+with `--transfer.source opendialkg`), whose items are joined by title; `--single-tasks language target` measures seekers that learn one task alone beside the one that
 learns all. Both can be added to a finished run.
 
 The same command continues a run that was interrupted (exit code 75). Writes `report.md`, `results.json`, `metrics.jsonl`,

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from rlhf_jax.assessment import assess
 from rlhf_jax.assessment import simulator as simulator_quality
 from rlhf_jax.assessment.assess import Assessment
 from rlhf_jax.data.catalogue import split_title
-from rlhf_jax.data.redial import read_redial
+from rlhf_jax.data.sources import SOURCES, WORLD, SourceName, read_corpus
 from rlhf_jax.data.windows import RankingRow, ranking_rows
 from rlhf_jax.evaluation import ranking
 from rlhf_jax.evaluation.ranking import RankTable
@@ -46,7 +46,12 @@ class TransferConfig:
     """Another corpus, on which everything that was trained is measured."""
 
     dir: Path | None = None
-    """Folder in the format of docs/howto/your_own_dialogues.md; None: no other corpus. Can be added to a finished run."""
+    """Folder in the format of docs/howto/your_own_dialogues.md, or in OpenDialKG's; None: no other corpus. Can be added to a
+    finished run."""
+    source: SourceName = "redial"
+    """Format of its files, as `--data.source`."""
+    domain: Literal["both", "movie", "book"] = "both"
+    """Which of OpenDialKG's dialogues."""
     name: str | None = None
     """What reports and splits call it; None takes the folder's name."""
     dialogues: Cases = 1_000
@@ -54,10 +59,24 @@ class TransferConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.source == WORLD:
+            raise ValueError("--transfer.source world names no files: those of a world are in the format redial")
+        if self.domain != "both" and not SOURCES[self.source].has_domains:
+            raise ValueError(f"--transfer.domain {self.domain} is OpenDialKG's; --transfer.source is {self.source}")
         if self.name is not None and (self.dir is None or not self.name or "/" in self.name):
             raise ValueError(
                 f"--transfer.name {self.name!r} names a corpus of --transfer.dir {self.dir}, without a slash"
             )
+
+
+class _Whole(NamedTuple):
+    """A corpus of which everything is read, and nothing bad is passed over."""
+
+    source: str
+    domain: Literal["both", "movie", "book"]
+    train_domain: Literal["both", "movie", "book"] = "both"
+    on_bad_line: Literal["error", "skip"] = "error"
+    max_dialogues: int | None = None
 
 
 class OtherCorpus(NamedTuple):
@@ -86,10 +105,11 @@ def read_other(config: TransferConfig, *, own_name: str) -> OtherCorpus | None:
             f"--transfer.dir {config.dir} is called {name}, as the corpus trained on: give it a --transfer.name"
         )
     try:
-        corpus = read_redial(config.dir)
+        corpus = read_corpus(config.dir, _Whole(config.source, config.domain))
     except (FileNotFoundError, ValueError) as error:
         raise RunError(f"--transfer.dir {config.dir}: {error}") from error
-    read = json.dumps([corpus.provenance["files"], config.dialogues], sort_keys=True)
+    chosen = [] if config.source == "redial" else [config.source, config.domain]
+    read = json.dumps([corpus.provenance["files"], config.dialogues, *chosen], sort_keys=True)
     digest = hashlib.sha256(read.encode()).hexdigest()[:12]
     dialogues = corpus.test[: config.dialogues]
     return OtherCorpus(config.dir, name, digest, dialogues, corpus.items)
