@@ -153,7 +153,7 @@ def test_films_of_opendialkg_are_found_in_redials_catalogue(data_dir: Path) -> N
     )
     assert found is not None and whole is not None
     assert len(found.dialogues) == 485 < len(whole.dialogues) and found.digest != whole.digest
-    items = read_redial(data_dir / "redial", max_dialogues=1).items
+    items = read_redial(data_dir / "redial").items
     joined = join(found, items)
     assert (joined.n_items, joined.n_shared, joined.n_cases, joined.n_known) == (512, 287, 665, 389)
     titles = {items[item].title for dialogue in joined.dialogues for said in dialogue.messages for item in said.items}
