@@ -226,7 +226,7 @@ def _wanted(asked: Asked, attributes: Attributes) -> np.ndarray:
 
 def _mixed(closed: ItemScorer, asked: Asked) -> np.ndarray:
     """Scores of the mixture of closed forms at all moments. [N, I]"""
-    fitted = mixture.mix(closed.parts)
+    fitted = mixture.mix({name: closed.parts[name] for name in mixture.WEIGHTS})
     parts = [asked.histories[start : start + BATCH] for start in range(0, len(asked.histories), BATCH)]
     return np.concatenate([mixture.scores(fitted, contexts_of(part, closed.catalogue)) for part in parts])
 

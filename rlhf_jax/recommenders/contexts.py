@@ -36,6 +36,8 @@ class Catalogue(NamedTuple):
     """Order of the columns. [I]"""
     titles: Mapping[int, str] = {}
     """What stands for an item in a text; items without a title leave no words."""
+    openings: bool = False
+    """Whether contexts bring along how their conversations opened (`opening_of`)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class Contexts:
     """Number of the training dialogue a context is from, −1 if from none."""
     asked: Sequence[str] = ()
     """The seeker's last words alone, items left out; empty where contexts were made without them."""
+    openings: "Contexts | None" = None
+    """What was said before the recommender named anything, context by context; None where contexts were made without. [N]"""
 
     def __len__(self) -> int:
         return len(self.own)
@@ -72,6 +76,7 @@ class Contexts:
             self.texts[start:stop],
             self.own[start:stop],
             self.asked[start:stop],
+            None if self.openings is None else self.openings.part(start, stop),
         )
 
     def chosen(self, rows: Sequence[int] | Int[np.ndarray, " K"]) -> "Contexts":
@@ -86,11 +91,13 @@ class Contexts:
             tuple(self.texts[row] for row in rows),
             self.own[rows],
             tuple(self.asked[row] for row in rows) if self.asked else (),
+            None if self.openings is None else self.openings.chosen(rows),
         )
 
     def left_in(self) -> "Contexts":
         """The same contexts as if from no training dialogue: nothing is left out."""
-        return dataclasses.replace(self, own=np.full(len(self), -1, np.int32))
+        opened = None if self.openings is None else self.openings.left_in()
+        return dataclasses.replace(self, own=np.full(len(self), -1, np.int32), openings=opened)
 
     @property
     def rows(self) -> Int[np.ndarray, " M"]:
@@ -182,7 +189,22 @@ def contexts_of(
         tuple(last_words(history, catalogue.titles) for history in histories),
         np.full(len(histories), -1, np.int32) if own is None else np.array(own, np.int32),
         tuple(last_words([one for one in history if one.role == "seeker"], {}) for history in histories),
+        contexts_of(list(map(opening_of, histories)), catalogue._replace(openings=False), own=own)
+        if catalogue.openings
+        else None,
     )
+
+
+def opening_of(history: Sequence[Message]) -> Sequence[Message]:
+    """What was said before the recommender named an item; all of it where it has named none.
+
+    Examples:
+      >>> said = (Message("seeker", ("I liked ", 7), 0), Message("recommender", ("see ", 9), 1), Message("seeker", ("no",), 2))
+      >>> [message.parts for message in opening_of(said)]
+      [('I liked ', 7)]
+    """
+    named = (place for place, message in enumerate(history) if message.role == "recommender" and message.items)
+    return history[: next(named, len(history))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -245,6 +267,7 @@ def read_training(dialogues: Sequence[Dialogue], catalogue: Catalogue) -> Traini
     Raises: ValueError without dialogues or items, or if two have the same id.
     """
     columns, stored = columns_of(catalogue.item_ids), isinstance(dialogues, StoredDialogues)
+    plain = catalogue._replace(openings=False)
     numbers: dict[str, int] = {}
     mentioned, named, fresh = _Lists(columns), _Lists(columns), _Lists(columns)
     places: list[np.ndarray] = []
@@ -260,7 +283,7 @@ def read_training(dialogues: Sequence[Dialogue], catalogue: Catalogue) -> Traini
         found = [(place[row.dialogue.dialogue_id], row.message_index) for row in rows]
         places.append(np.array(found, np.int32).reshape(-1, 2))
         if not stored:
-            parts.append(row_contexts(rows, catalogue, numbers=place))
+            parts.append(row_contexts(rows, plain, numbers=place))
     if not numbers:
         raise ValueError("a training split without dialogues")
     if len(numbers) != len(dialogues):

@@ -20,7 +20,7 @@ from rlhf_jax.data.windows import prompt_tokens
 from rlhf_jax.decoding.grammar import Opening
 from rlhf_jax.interfaces import Message, PromptBatch, Rollout
 from rlhf_jax.recommenders import dual_view, mixture
-from rlhf_jax.recommenders.contexts import Contexts, contexts_of
+from rlhf_jax.recommenders.contexts import Contexts, contexts_of, row_contexts
 from rlhf_jax.recommenders.dual_view import DualView
 from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
 from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
@@ -75,12 +75,18 @@ class Retrieval(NamedTuple):
 
 
 def add_retriever(
-    run: RunDirectory, setup: Setup, config: RetrieverConfig, *, views: RetrievalViews = "both"
+    run: RunDirectory,
+    setup: Setup,
+    config: RetrieverConfig,
+    *,
+    views: RetrievalViews = "both",
+    forms: Sequence[str] = tuple(mixture.WEIGHTS),
 ) -> tuple[Setup, Retrieval]:
     """The stage `retriever` of a run, its weights beside the closed forms (`retrieval.json`), and the setup that has those.
 
     Args:
       views: of the towers; `none` leaves them out, and the closed forms recall alone.
+      forms: the closed forms, as `mixture.fit_parts` knows them.
     Raises: ValueError if fewer items are recalled than a list holds.
     """
     if config.candidates < setup.data.max_items:
@@ -88,7 +94,7 @@ def add_retriever(
             f"--retriever.candidates {config.candidates} cannot fill a list of --data.max-items {setup.data.max_items}"
         )
     sources = retriever.count_sources(setup.corpus, config)
-    scorer = fit_scorer(setup.corpus, setup.vocab.item_ids)
+    scorer = fit_scorer(setup.corpus, setup.vocab.item_ids, forms)
     parts = dict(scorer.parts)
     towers = None
     if views != "none":
@@ -97,7 +103,8 @@ def add_retriever(
     stored = run.path / "retrieval.json"
     if not stored.exists():
         notice("weights of the retriever's parts, on the validation split")
-        found = mixture.fit_weights(parts, sources.validation, sources.gold, form="asinh")
+        contexts = row_contexts(retriever.fresh_rows(setup.corpus.validation), scorer.catalogue)
+        found = mixture.fit_weights(parts, contexts, sources.gold, form="asinh")
         write_json(stored, found._asdict())
     weights = read_object(stored, "weights")["weights"]
     return setup._replace(scorer=scorer), Retrieval(scorer, towers, weights, config.candidates)
