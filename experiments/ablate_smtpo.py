@@ -163,7 +163,7 @@ def imitate(
 ) -> tuple[Imitating, Setup]:
     """2 retriever, prior, 3 reasoning form; and the setup that has the prior."""
     attributes = reasoning.attributes_of(setup, stages.reasoning)
-    setup, retrieval = add_retriever(run, setup, stages.retriever, views=views, forms=stages.prior.parts)
+    setup, retrieval = add_retriever(run, setup, stages.retriever, views=views)
     if not setup.prior:
         setup = item_prior.add(run, setup, trunk, stages.prior)
     recommender = make_recommender(

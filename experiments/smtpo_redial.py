@@ -39,7 +39,6 @@ from rlhf_jax.parallel import processes
 from rlhf_jax.parallel.mesh import MeshConfig
 from rlhf_jax.parallel.processes import ProcessConfig
 from rlhf_jax.ranges import Seed, check_numbers
-from rlhf_jax.recommenders import mixture
 from rlhf_jax.runtime.interrupts import ends_without_the_others, exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
 from rlhf_jax.stages import human_turns, item_prior, multi_turn, reasoning, simulator, supervised
@@ -135,11 +134,12 @@ def check_stages(config: Config) -> None:
         raise ValueError(
             f"--retriever.candidates {config.retriever.candidates} cannot fill a list of --data.max-items {config.data.max_items}"
         )
-    if tuple(part for part in config.prior.parts if part != mixture.OPENING) != PriorConfig().parts:
+    if config.prior.parts != PriorConfig().parts:
         raise ValueError(
-            f"--prior.parts {' '.join(config.prior.parts)}: the prior reads what the retriever reads, all six closed forms, and "
-            f"{mixture.OPENING} where it is named after them"
+            f"--prior.parts {' '.join(config.prior.parts)}: the prior reads what the retriever reads, all six closed forms"
         )
+    if config.retriever.in_prior and config.prior.learner == "none":
+        raise ValueError("--retriever.in-prior is not read: --prior.learner is none, the policy has no prior")
 
 
 def check_learning(config: Config) -> None:
@@ -259,7 +259,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
     # 1. Imitation of whole dialogues.
     trunk = supervised.train(run, setup, config.sft)
     # 2. The retriever; and the prior of line 3, whose first weights are fitted here.
-    setup, retrieval = add_retriever(run, setup, config.retriever, forms=config.prior.parts)
+    setup, retrieval = add_retriever(run, setup, config.retriever)
     setup = item_prior.add(run, setup, trunk, config.prior)
     # 3. The reasoning recommender, by imitation.
     recommender = make_recommender(

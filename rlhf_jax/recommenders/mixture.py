@@ -72,9 +72,7 @@ class FittedWeights(NamedTuple):
     """Gold items."""
 
 
-OPENING = "opening"
-"""The mixture with the fixed weights, of what was said before the recommender named anything: an order that later turns keep."""
-NAMES = (*WEIGHTS, "context_knn_titles", *(f"stated_{kind}" for kind in stated.KINDS), OPENING)
+NAMES = (*WEIGHTS, "context_knn_titles", *(f"stated_{kind}" for kind in stated.KINDS))
 """All that `fit_parts` knows."""
 
 
@@ -99,9 +97,8 @@ def fit_parts(
     Args:
       training: the training split.
       items: what is known about the catalogue.
-      names: which, in this order: those of `WEIGHTS`; `context_knn_titles`, which compares titles too; `stated_genre`,
-        `stated_person`, `stated_decade`, what the seeker asked for; and `opening`, which reads contexts of a catalogue with
-        `openings` alone.
+      names: which, in this order: those of `WEIGHTS`; `context_knn_titles`, which compares titles too; and `stated_genre`,
+        `stated_person`, `stated_decade`, what the seeker asked for.
       numbers: of the forms; other data may want others.
     Raises: ValueError for another name.
     """
@@ -124,17 +121,7 @@ def fit_parts(
         },
     }
     check_names(names)
-    made = {name: fits[name]() for name in names if name != OPENING}
-    if OPENING in names:
-        fixed = mix({name: made[name] if name in made else fits[name]() for name in WEIGHTS})
-        made[OPENING] = partial(_of_openings, fixed)
-    return {name: made[name] for name in names}
-
-
-def _of_openings(fixed: "Mixture", contexts: Contexts) -> Float32[np.ndarray, "N I"]:
-    if contexts.openings is None:
-        raise ValueError(f"{OPENING}: these contexts were made without their openings (Catalogue.openings)")
-    return scores(fixed, contexts.openings)
+    return {name: fits[name]() for name in names}
 
 
 def mix(parts: Mapping[str, Recommender], weights: Mapping[str, float] = WEIGHTS, *, form: Form = "z") -> Mixture:

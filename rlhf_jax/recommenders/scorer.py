@@ -68,6 +68,6 @@ def fit_scorer(corpus: Corpus, item_ids: Sequence[int], names: Sequence[str] = t
       names: as `mixture.fit_parts` knows them.
     """
     titles = {item_id: item.title for item_id, item in corpus.items.items()}
-    catalogue = Catalogue(tuple(item_ids), titles, openings=mixture.OPENING in names)
+    catalogue = Catalogue(tuple(item_ids), titles)
     training = read_training(corpus.train, catalogue)
     return ItemScorer(mixture.fit_parts(training, corpus.items, names), catalogue, training)

@@ -173,7 +173,7 @@ class Demonstrations:
         )
         numbers = [scorer.training.numbers.get(turns[row].dialogue.dialogue_id, -1) for row in chosen]
         contexts = contexts_of([histories[row] for row in chosen], scorer.catalogue, own=numbers)
-        _, scores = self._recommender.retrieval.look_up(contexts)
+        _, scores = self._recommender.retrieval.look_up(contexts, scorer)
         item_ids = self._recommender.setup.vocab.item_ids
         for row, own in zip(chosen, scores, strict=True):
             # As many as such lists can hold, and no item that somebody named.

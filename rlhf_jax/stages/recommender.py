@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
 
 from rlhf_jax.data.attributes import Attributes
 from rlhf_jax.data.batching import pad_left
@@ -20,7 +20,7 @@ from rlhf_jax.data.windows import prompt_tokens
 from rlhf_jax.decoding.grammar import Opening
 from rlhf_jax.interfaces import Message, PromptBatch, Rollout
 from rlhf_jax.recommenders import dual_view, mixture
-from rlhf_jax.recommenders.contexts import Contexts, contexts_of, row_contexts
+from rlhf_jax.recommenders.contexts import Contexts, contexts_of
 from rlhf_jax.recommenders.dual_view import DualView
 from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
 from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
@@ -32,6 +32,8 @@ from rlhf_jax.stages.setup import Setup
 
 TOWERS = "towers"
 """The trained retriever among the parts that recall."""
+RETRIEVED, OPENING = "retriever", "opening"
+"""What a prior may be told of them: the retriever's order of the conversation, and that of its opening."""
 RetrievalViews = Literal["both", "semantic", "collaborative", "none"]
 
 
@@ -51,14 +53,28 @@ class Retrieval(NamedTuple):
     n: int
     """Candidates of a turn."""
 
-    def look_up(self, contexts: Contexts) -> tuple[Float32[np.ndarray, "N K I"], Float32[np.ndarray, "N I"]]:
-        """What the scorer says, for a policy's prior; and Σ_k w_k z_k, −∞ where an item was named. [N, K, I], [N, I]"""
-        known = self.scorer.item_scores(contexts)
-        found = np.einsum("k,nki->ni", np.array([self.weights[name] for name in self.scorer.parts]), known[:, :-1])
-        if self.towers is not None:
-            said = mixture.standardised(dual_view.scores(self.towers, contexts), "asinh")
-            found = found + self.weights[TOWERS] * said
+    def look_up(
+        self, contexts: Contexts, told: ItemScorer
+    ) -> tuple[Float32[np.ndarray, "N K I"], Float32[np.ndarray, "N I"]]:
+        """What a policy's prior is told; and Σ_k w_k z_k, −∞ where an item was named. [N, K, I], [N, I]
+
+        Args:
+          told: this retrieval's scorer, or that with more behind it (`telling_its_order`).
+        """
+        known = told.item_scores(contexts)
+        found = self._summed(known[:, : len(self.scorer.parts)], contexts)
         return known, np.where(known[:, -1] < 0, -np.inf, found).astype(np.float32)
+
+    def recalled(self, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
+        """Σ_k w_k z_k, also of items that were named. [N, I]"""
+        return self._summed(mixture.features(self.scorer.parts, contexts, form="asinh"), contexts).astype(np.float32)
+
+    def _summed(self, said: Float32[np.ndarray, "N K I"], contexts: Contexts) -> Float[np.ndarray, "N I"]:
+        found = np.einsum("k,nki->ni", np.array([self.weights[name] for name in self.scorer.parts]), said)
+        if self.towers is not None:
+            towers = mixture.standardised(dual_view.scores(self.towers, contexts), "asinh")
+            found = found + self.weights[TOWERS] * towers
+        return found
 
     def candidates(self, scores: Float32[np.ndarray, "N I"]) -> Bool[np.ndarray, "N I"]:
         """True for the n highest scores of each row; where so many were named that fewer are left, for all that are left.
@@ -75,18 +91,12 @@ class Retrieval(NamedTuple):
 
 
 def add_retriever(
-    run: RunDirectory,
-    setup: Setup,
-    config: RetrieverConfig,
-    *,
-    views: RetrievalViews = "both",
-    forms: Sequence[str] = tuple(mixture.WEIGHTS),
+    run: RunDirectory, setup: Setup, config: RetrieverConfig, *, views: RetrievalViews = "both"
 ) -> tuple[Setup, Retrieval]:
     """The stage `retriever` of a run, its weights beside the closed forms (`retrieval.json`), and the setup that has those.
 
     Args:
       views: of the towers; `none` leaves them out, and the closed forms recall alone.
-      forms: the closed forms, as `mixture.fit_parts` knows them.
     Raises: ValueError if fewer items are recalled than a list holds.
     """
     if config.candidates < setup.data.max_items:
@@ -94,7 +104,7 @@ def add_retriever(
             f"--retriever.candidates {config.candidates} cannot fill a list of --data.max-items {setup.data.max_items}"
         )
     sources = retriever.count_sources(setup.corpus, config)
-    scorer = fit_scorer(setup.corpus, setup.vocab.item_ids, forms)
+    scorer = fit_scorer(setup.corpus, setup.vocab.item_ids)
     parts = dict(scorer.parts)
     towers = None
     if views != "none":
@@ -103,11 +113,29 @@ def add_retriever(
     stored = run.path / "retrieval.json"
     if not stored.exists():
         notice("weights of the retriever's parts, on the validation split")
-        contexts = row_contexts(retriever.fresh_rows(setup.corpus.validation), scorer.catalogue)
-        found = mixture.fit_weights(parts, contexts, sources.gold, form="asinh")
+        found = mixture.fit_weights(parts, sources.validation, sources.gold, form="asinh")
         write_json(stored, found._asdict())
     weights = read_object(stored, "weights")["weights"]
-    return setup._replace(scorer=scorer), Retrieval(scorer, towers, weights, config.candidates)
+    found = Retrieval(scorer, towers, weights, config.candidates)
+    return setup._replace(scorer=telling_its_order(found) if config.in_prior else scorer), found
+
+
+def telling_its_order(retrieval: Retrieval) -> ItemScorer:
+    """The closed forms and, after them, what the retriever says of the conversation so far, and what it said of its opening.
+
+    In a first turn the two are one. What they are worth apart, a policy can learn from later turns alone.
+    """
+
+    def of_openings(contexts: Contexts) -> Float32[np.ndarray, "N I"]:
+        if contexts.openings is None:
+            raise ValueError(f"{OPENING}: these contexts were made without their openings (Catalogue.openings)")
+        return retrieval.recalled(contexts.openings)
+
+    scorer = retrieval.scorer
+    return scorer._replace(
+        parts={**scorer.parts, RETRIEVED: retrieval.recalled, OPENING: of_openings},
+        catalogue=scorer.catalogue._replace(openings=True),
+    )
 
 
 class Told(NamedTuple):
@@ -163,7 +191,8 @@ class Recommender(NamedTuple):
         scorer = self.retrieval.scorer
         numbers = scorer.training.numbers
         own = None if dialogue_ids is None else [numbers.get(one, -1) for one in dialogue_ids]
-        known, scores = self.retrieval.look_up(contexts_of(histories, scorer.catalogue, own=own))
+        told = scorer if self.setup.scorer is None else self.setup.scorer
+        known, scores = self.retrieval.look_up(contexts_of(histories, told.catalogue, own=own), told)
         kept = self.retrieval.candidates(scores)
         for row, columns in enumerate(also):
             kept[row, list(columns)] = True

@@ -100,6 +100,9 @@ class RetrieverConfig:
     """Evaluations without a higher recall after which the stage stops; None never stops early."""
     candidates: Size = 100
     """Items recalled for a turn; recall at this number chooses the state that is kept."""
+    in_prior: bool = False
+    """Whether the policy's prior is told, beside the closed forms, the retriever's order of the conversation so far and that of its
+    opening. Both are one in first turns; what listening is worth, the prior can learn from later turns."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

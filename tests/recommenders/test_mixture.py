@@ -12,15 +12,7 @@ from toy_training import CATALOGUE, ITEM_IDS, ITEMS, random_dialogues, toy_train
 
 from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.recommenders import contexts, mixture
-from rlhf_jax.recommenders.contexts import (
-    Contexts,
-    Recommender,
-    contexts_of,
-    counts,
-    opening_of,
-    read_training,
-    row_contexts,
-)
+from rlhf_jax.recommenders.contexts import Contexts, Recommender, counts, read_training, row_contexts
 from rlhf_jax.recommenders.mixture import WEIGHTS, fit_parts, fit_weights, mix, standardised
 
 
@@ -172,26 +164,3 @@ def test_the_likeliest_items_are_those_of_the_fitted_distribution(monkeypatch: p
         assert not chances[row, len(best) :].any()
     # More than there are: all of them.
     assert mixture.likeliest(parts, fitted, numbered(n, n_items), 50)[0].shape == (n, n_items)
-
-
-def test_the_order_of_the_opening_is_kept_whatever_is_said_later() -> None:
-    dialogues, training = toy_training(3)
-    opening = CATALOGUE._replace(openings=True)
-    rows = [row for row in ranking_rows(dialogues[:12])]
-    before = [opening_of(row.dialogue.messages[: row.message_index]) for row in rows]
-    # Some rows come after a suggestion, so that what is left out is not nothing.
-    assert any(len(one) < row.message_index for one, row in zip(before, rows, strict=True))
-    parts = fit_parts(training, ITEMS, (*WEIGHTS, mixture.OPENING))
-    assert list(parts) == [*WEIGHTS, mixture.OPENING]
-    found = parts[mixture.OPENING](row_contexts(rows, opening, numbers=training.numbers))
-    own = [training.numbers[row.dialogue.dialogue_id] for row in rows]
-    fixed = mix(fit_parts(training, ITEMS))
-    np.testing.assert_allclose(found, mixture.scores(fixed, contexts_of(before, CATALOGUE, own=own)), atol=1e-5)
-    # Parts, some rows, and rows as if from no dialogue bring their openings along.
-    whole = row_contexts(rows, opening, numbers=training.numbers)
-    np.testing.assert_allclose(parts[mixture.OPENING](whole.part(2, 5)), found[2:5], atol=1e-5)
-    np.testing.assert_allclose(parts[mixture.OPENING](whole.chosen([4, 1])), found[[4, 1]], atol=1e-5)
-    left = mixture.scores(fixed, contexts_of(before, CATALOGUE))
-    np.testing.assert_allclose(parts[mixture.OPENING](whole.left_in()), left, atol=1e-5)
-    with pytest.raises(ValueError, match="opening: these contexts were made without their openings"):
-        parts[mixture.OPENING](row_contexts(rows, CATALOGUE))
