@@ -95,6 +95,10 @@ def test_a_corpus_without_labels_is_refused_at_the_start(
         (("--learner.component-names", "a", "b", "c"), "must be format recommendation preference: got a b c"),
         (("--data.rl-share", "0.3"), "--data.rl-share 0.3 is not read"),
         (("--conversations.prior-rate", "9", "--prior.learner", "none"), "--conversations.prior-rate 9 is not read"),
+        (
+            ("--retriever.in-prior", "--prior.learner", "none"),
+            "--retriever.in-prior is not read: --prior.learner is none",
+        ),
         (("--conversations.warmup-steps", "9"), "--conversations.warmup-steps 9 leaves no step after it"),
         (
             ("--data.world.n-items", "20", "--data.max-items", "8", "--conversations.turns", "3"),

@@ -11,12 +11,14 @@ import reasoned
 from rlhf_jax.data.reasoning import read_reasoning
 from rlhf_jax.interfaces import Message
 from rlhf_jax.models import gpt2
+from rlhf_jax.recommenders import mixture
+from rlhf_jax.recommenders.contexts import contexts_of
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import human_turns, reasoning
 from rlhf_jax.stages.human_turns import ReasonedTurn, openings_of, reasoned_turns
 from rlhf_jax.stages.reasoning import Demonstrations, ReasoningConfig, with_lists
-from rlhf_jax.stages.recommender import Recommender, Told, make_recommender
+from rlhf_jax.stages.recommender import Recommender, Told, make_recommender, telling_its_order
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +246,36 @@ def test_what_cannot_be_is_refused(recommender: Recommender) -> None:
         ValueError, match="--retriever.candidates 1 of 6 items cannot fill a list of --data.max-items 2"
     ):
         make_recommender(setup, recommender.attributes, few)
+
+
+def test_the_prior_can_be_told_the_retrievers_order(recommender: Recommender) -> None:
+    retrieval = recommender.retrieval
+    told = telling_its_order(retrieval)
+    assert told.names == (*retrieval.scorer.names[:-1], "retriever", "opening", "named")
+    own = recommender._replace(setup=recommender.setup._replace(scorer=told, prior={"prior": {}}))
+    before = (Message("seeker", ("hello ", 11), 0),)
+    later = (*before, Message("recommender", (13,), 1), Message("seeker", ("hello ", 15), 2))
+    prompts, scores = own.prompts([before, later])
+    known = np.asarray(prompts.item_scores)
+    assert known.shape == (2, len(told.names), 6)
+    # What was known before, and the candidates, stay as they were.
+    _, expected = recommender.prompts([before, later])
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    catalogue = retrieval.scorer.catalogue
+    plain = retrieval.scorer.item_scores(contexts_of([before, later], catalogue))
+    np.testing.assert_allclose(known[:, [*range(len(told.names) - 3), -1]], plain, rtol=1e-5, atol=1e-6)
+    # In a first turn both orders are one; in a later one the opening's is that of before.
+    recalled = mixture.standardised(retrieval.recalled(contexts_of([before, later], catalogue)), "asinh")
+    np.testing.assert_allclose(known[:, -3], recalled, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(known[:, -2], recalled[[0, 0]], rtol=1e-4, atol=1e-5)
+    assert np.abs(known[1, -3] - known[1, -2]).max() > 0.1
+    # Contexts bring their openings along wherever they go.
+    contexts = contexts_of([before, later, later, before], told.catalogue, own=[0, 1, 2, 3])
+    of_openings = told.parts["opening"]
+    whole = of_openings(contexts)
+    for some, rows in ((contexts.part(1, 3), [1, 2]), (contexts.chosen([3, 0]), [3, 0])):
+        np.testing.assert_allclose(of_openings(some), whole[rows], rtol=1e-5, atol=1e-6)
+    left = retrieval.recalled(contexts_of([before] * 4, catalogue))
+    np.testing.assert_allclose(of_openings(contexts.left_in()), left, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="opening: these contexts were made without their openings"):
+        of_openings(contexts_of([before], catalogue))
