@@ -220,7 +220,7 @@ def results_of(some: Finished, cases: Mapping[str, Mapping[int, Assessment]], co
     seeds = sorted(next(iter(cases.values())))
     setup = Setup(some.data, some.corpus, some.vocab, some.agent, seeds[0])
     results: list[Result] = []
-    for name, outcome in comparison.baseline_assessments(setup, config.assess).items():
+    for name, outcome in comparison.popularity_and_copy(setup, config.assess).items():
         results += ranking.ranking_results(name, outcome.tables, split=split)
     tables = {name: {seed: one.ranking.tables for seed, one in of.items()} for name, of in cases.items()}
     # It needs no training, so that one of its equal runs is enough.

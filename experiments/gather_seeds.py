@@ -5,7 +5,7 @@
 Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. Everything is read from what the runs stored
 case by case; no policy is measured again. Runs in the simulated world each have a world of their own: there the closed
 loop is gathered, beside recommenders that need no training, and ranking and text stay in each run's report. On real data
-popularity, copy and the constant reply are the same for all seeds and stand beside; the dialogues are read again for SR
+popularity, copy, mixture and the constant reply are the same for all seeds and stand beside; the dialogues are read again for SR
 and RDL (ReDial) and for the ranking split by what the context names of the item (OpenDialKG). Writes `results.json`,
 `report.md`, `report.html`, `plots/differences` (PPO − SFT with intervals), `plots/study` (proxy, truth, KL by run) and `plots/ppo` (all
 diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
@@ -177,7 +177,7 @@ def on_real_data(name: str, runs: Mapping[int, Path], split: str) -> list[Result
     folder = next(iter(runs.values()))
     rows, items = ranked_rows(name, folder)
     systems = read_assessments(name, runs, rows)
-    untrained = [result for result in read_results(folder) if result.system in ("popularity", "copy")]
+    untrained = [result for result in read_results(folder) if result.system in ("popularity", "copy", "mixture")]
     found = comparison.results(systems, {}, split=split, compared=COMPARED)
     found += [dataclasses.replace(result, split=split) for result in untrained]
     if rows and source_of(folder) == "opendialkg":

@@ -47,7 +47,7 @@ VARIANTS: Mapping[Variant, Reward] = {
 """The seven subsets with the change of sentiment, and all three with its level."""
 SINGLES = ("engagement", "relevance", "sentiment")
 SFT = "sft"
-BASELINES = ("popularity", "copy")
+BASELINES = ("popularity", "copy", "mixture")
 """Untrained; they rank and say nothing."""
 
 RECOMMENDING = (

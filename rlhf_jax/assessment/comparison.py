@@ -1,6 +1,7 @@
 """Systems side by side: entries of `results.json`, conversations for the report, a table for the terminal."""
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,9 @@ from rlhf_jax.evaluation.named_items import split_by_naming
 from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.results import Result, Sides, Split
 from rlhf_jax.interfaces import Dialogue, Item, Message, Params
+from rlhf_jax.recommenders import mixture
+from rlhf_jax.recommenders.contexts import row_contexts, score_chunks
+from rlhf_jax.recommenders.scorer import fit_scorer
 from rlhf_jax.reporting import result_tables
 from rlhf_jax.reporting.contents import Conversation
 from rlhf_jax.stages.contexts import Windows
@@ -157,11 +161,25 @@ def _each(runs: Mapping[int, Any], part: Callable[[Any], Any]) -> dict[int, Any]
 
 
 def baseline_assessments(setup: Setup, config: AssessmentConfig) -> dict[str, RankingOutcome]:
-    """Popularity and copy, which stand in every ranking table; counted in all training dialogues, validation included."""
-    rows = test_rows(setup, config)
+    """Popularity, copy and the mixture of closed forms with its fixed weights, which stand in every ranking table.
+
+    The mixture is counted on the training split alone.
+    """
+    rows, item_ids = test_rows(setup, config), setup.vocab.item_ids
+    scorer = setup.scorer
+    if scorer is None or not mixture.WEIGHTS.keys() <= scorer.parts.keys():
+        scorer = fit_scorer(setup.corpus, item_ids)
+    fixed = mixture.mix({name: scorer.parts[name] for name in mixture.WEIGHTS})
+    chunks = score_chunks(functools.partial(mixture.scores, fixed), row_contexts(rows, scorer.catalogue))
+    return {**popularity_and_copy(setup, config), "mixture": ranking.rank_rows(rows, chunks, item_ids)}
+
+
+def popularity_and_copy(setup: Setup, config: AssessmentConfig) -> dict[str, RankingOutcome]:
+    """What needs nothing but counts, of all training dialogues, validation included."""
+    rows, item_ids = test_rows(setup, config), setup.vocab.item_ids
     counts = baselines.mention_counts(itertools.chain(setup.corpus.train, setup.corpus.validation))
     return {
-        name: ranking.rank_rows(rows, scores(rows, setup.vocab.item_ids, counts), setup.vocab.item_ids)
+        name: ranking.rank_rows(rows, scores(rows, item_ids, counts), item_ids)
         for name, scores in (("popularity", baselines.popularity_scores), ("copy", baselines.copy_scores))
     }
 

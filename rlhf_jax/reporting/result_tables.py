@@ -5,7 +5,19 @@ from collections.abc import Mapping, Sequence
 from rlhf_jax.evaluation.results import Result, shown_system
 from rlhf_jax.recommenders.mixture import FittedWeights
 
-SYSTEM_ORDER = ("human", "constant", "random", "popularity", "copy", "logged", "oracle", "sft", "ppo", "grpo")
+SYSTEM_ORDER = (
+    "human",
+    "constant",
+    "random",
+    "popularity",
+    "copy",
+    "mixture",
+    "logged",
+    "oracle",
+    "sft",
+    "ppo",
+    "grpo",
+)
 """Columns come in this order; other systems follow in order of appearance, differences last."""
 
 

@@ -134,6 +134,7 @@ def test_every_metric_of_the_table_is_logged(finished: Path) -> None:
     # What a way is measured by in `reward_hacking.py` alone, and what options that are off would log.
     measured = {
         "policy/ptx_loss",
+        "teacher_kl",
         "objective/flat_group_share",
         "text/bleu4",
         "text/bleu4_one_hot",
@@ -156,7 +157,7 @@ def test_results_are_complete(finished: Path) -> None:
         "choice",
         "held-out",  # 40 items: no 99 negatives
     }
-    assert {"popularity", "copy", "sft", "ppo", "ppo-sft", "reward_model"} <= {r.system for r in results}
+    assert {"popularity", "copy", "mixture", "sft", "ppo", "ppo-sft", "reward_model"} <= {r.system for r in results}
     closed_loop = {r.system for r in results if r.name.endswith("/mean_utility")}
     known = {"random", "popularity", "logged", "oracle"}
     choices = {"choice_reward", "choice_policy", "choice_reward-choice_policy"}

@@ -45,7 +45,9 @@ def test_debug_runs_from_data_to_report(run_here: Callable[..., tuple[int, str]]
     assert code == 0, output
     assert f"report: {run / 'report.md'}" in output
     results = read_results(run)
-    assert {"popularity", "copy", "sft", "ppo", "ppo-sft", "reward_model"} <= {result.system for result in results}
+    assert {"popularity", "copy", "mixture", "sft", "ppo", "ppo-sft", "reward_model"} <= {
+        result.system for result in results
+    }
     assert all(math.isfinite(result.value) and result.split.startswith("opendialkg/") for result in results)
     # Everyone names a title and gets others: most suggestions are new words to the context, some repeat its title.
     cases = {result.protocol: result.n for result in results if result.system == "ppo" and result.metric == "hr@5"}

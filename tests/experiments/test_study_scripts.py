@@ -48,7 +48,7 @@ def by_name(results: list[Result]) -> dict[tuple[str, str, str], Result]:
 def test_the_ablation_measures_every_system_and_pair(ablation: ablate_reward.Config) -> None:
     results = read_results(ablation.run_dir)
     assert {r.system for r in results} == {
-        *("popularity", "copy"),
+        *("popularity", "copy", "mixture"),
         *("sft", "best_of_2", "full", "engagement"),
         *("best_of_2-sft", "full-sft", "engagement-sft"),
         *("full-best_of_2", "engagement-best_of_2", "full-engagement"),
@@ -115,7 +115,7 @@ def test_the_ablation_ranks_without_a_model_too(ablation: ablate_reward.Config) 
     """Popularity and copy, beside the models where those rank and nowhere else."""
     report = (ablation.run_dir / "report.md").read_text()
     recommending, rest = report.split("## Satisfaction and text")
-    assert [recommending.count(f"| {name} |") for name in ("popularity", "copy")] == [1, 1]
+    assert [recommending.count(f"| {name} |") for name in ("popularity", "copy", "mixture")] == [1, 1, 1]
     assert "| popularity |" not in rest
     found = by_name(read_results(ablation.run_dir))
     # `fresh` asks for items not named before; copying can list these only behind all that were named.
