@@ -164,8 +164,9 @@ def imitate(
     """2 retriever, prior, 3 reasoning form; and the setup that has the prior."""
     attributes = reasoning.attributes_of(setup, stages.reasoning)
     setup, retrieval = add_retriever(run, setup, stages.retriever, views=views)
-    if not setup.prior:
-        setup = item_prior.add(run, setup, trunk, stages.prior)
+    if not setup.prior or stages.retriever.in_prior:
+        # Told another retriever's order, it has other weights.
+        setup = item_prior.add(run, setup._replace(prior={}), trunk, stages.prior)
     recommender = make_recommender(
         setup,
         attributes,

@@ -115,6 +115,8 @@ class Config:
             raise ValueError(f"--seeds must name different seeds: got {self.seeds}")
         if self.retriever.titles:
             raise ValueError("--retriever.titles changes nothing here: the words are read both ways")
+        if self.retriever.in_prior:
+            raise ValueError("--retriever.in-prior changes nothing here: there is no policy")
 
 
 WORLD_CONFIG = Config(

@@ -44,7 +44,7 @@ from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache
 from rlhf_jax.stages import human_turns, item_prior, multi_turn, reasoning, simulator, supervised
 from rlhf_jax.stages.episodes import COMPONENTS
 from rlhf_jax.stages.item_prior import PriorConfig
-from rlhf_jax.stages.launch import check_data, devices, sft_rows
+from rlhf_jax.stages.launch import check_data, check_teacher, devices, sft_rows
 from rlhf_jax.stages.multi_turn import ConversationsConfig
 from rlhf_jax.stages.reasoning import ReasoningConfig
 from rlhf_jax.stages.recommender import Told, add_retriever, make_recommender
@@ -126,6 +126,7 @@ def check_stages(config: Config) -> None:
         )
     check_learning(config)
     check_lengths(config)
+    check_teacher(config.sft, config.data)
     if config.data.rl_share:
         raise ValueError(
             f"--data.rl-share {config.data.rl_share} is not read: SMTPO imitates, and converses over, all training dialogues"

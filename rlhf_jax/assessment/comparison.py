@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.assessment.assess import Assessment, AssessmentConfig, greedy_responses, test_rows, text_turns
+from rlhf_jax.data.dialogue_store import StoredDialogues
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.windows import RankingRow
 from rlhf_jax.evaluation import baselines, closed_loop, ranking, text, user_centric
@@ -22,6 +23,7 @@ from rlhf_jax.recommenders.contexts import row_contexts, score_chunks
 from rlhf_jax.recommenders.scorer import fit_scorer
 from rlhf_jax.reporting import result_tables
 from rlhf_jax.reporting.contents import Conversation
+from rlhf_jax.runtime.files import notice
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import Setup
 
@@ -32,6 +34,8 @@ OF_THE_REWARD = (
 """Systems whose entries say how well a reward model predicts, and which items it would choose (`assessment.reward_choice`)."""
 LEFT_TO_THE_REPORT = ("constant", "random", "logged", "oracle", *OF_THE_REWARD)
 """Systems that the terminal's table has no room for."""
+MOST_ITEMS = 20_000
+"""Of a catalogue whose mixture of closed forms is counted for a report."""
 
 
 def results(
@@ -163,9 +167,13 @@ def _each(runs: Mapping[int, Any], part: Callable[[Any], Any]) -> dict[int, Any]
 def baseline_assessments(setup: Setup, config: AssessmentConfig) -> dict[str, RankingOutcome]:
     """Popularity, copy and the mixture of closed forms with its fixed weights, which stand in every ranking table.
 
-    The mixture is counted on the training split alone.
+    The mixture is counted on the training split alone. A notice says where it is left out: of dialogues on disk, and of catalogues
+    above `MOST_ITEMS`, it takes minutes and gigabytes (docs/recommenders.md).
     """
     rows, item_ids = test_rows(setup, config), setup.vocab.item_ids
+    if isinstance(setup.corpus.train, StoredDialogues) or len(item_ids) > MOST_ITEMS:
+        notice("the report has no row of the mixture of closed forms: experiments/rank_closed_forms.py ranks it")
+        return popularity_and_copy(setup, config)
     scorer = setup.scorer
     if scorer is None or not mixture.WEIGHTS.keys() <= scorer.parts.keys():
         scorer = fit_scorer(setup.corpus, item_ids)

@@ -59,6 +59,10 @@ class TransferConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if self.dir is None and (self.source, self.domain) != ("redial", "both"):
+            raise ValueError(
+                f"--transfer.source {self.source} and --transfer.domain {self.domain} are not read: there is no --transfer.dir"
+            )
         if self.source == WORLD:
             raise ValueError("--transfer.source world names no files: those of a world are in the format redial")
         if self.domain != "both" and not SOURCES[self.source].has_domains:

@@ -1,7 +1,7 @@
 """The prior of a policy's item head: its weights by reinforcement learning, or by likelihood, on dialogues nobody imitated.
 
 The trunk stays as imitation left it. What it and the recommenders say of every item is computed once for each context of
-the validation split, which no supervised gradient has seen; a handful of weights are learnt on it in seconds. One share
+the validation split, which no supervised gradient has seen (a teacher's seven numbers have, `stages/teacher.py`); a handful of weights are learnt on it in seconds. One share
 of these dialogues is held out and only measured. The reward of GRPO is implicit: the items that the human recommender
 names at this place or later in the dialogue, and that nobody had named before. No form is read.
 """
@@ -131,21 +131,25 @@ def add(run: RunDirectory, setup: Setup, trunk: Params, config: PriorConfig) -> 
     setup = with_scorer(setup, config)
     stored = run.path / FILE
     if stored.exists():
-        return setup._replace(prior={prior.NAME: stored_prior(stored)})
+        return setup._replace(prior={prior.NAME: stored_prior(stored, names=("policy", *scorer_of(setup).names))})
     found = train(run, setup, look_up_validation(setup, {"trunk": trunk}, config), config)
     write_json(stored, found._asdict())
     return setup._replace(prior={prior.NAME: found.params()})
 
 
-def stored_prior(path: Path) -> Params:
+def stored_prior(path: Path, *, names: Sequence[str] = ()) -> Params:
     """The weights in a run's `prior.json`.
 
-    Raises: RunError naming the file and the field that is not as it was written.
+    Args:
+      names: of the weights, where they are known; those of the file must be the same.
+    Raises: RunError naming the file and the field that is not as it was written, or not of these names.
     """
     weights = read_object(path, "weights")["weights"]
     numbers = list(weights.values()) if isinstance(weights, dict) else []
     if len(numbers) < 2 or not all(isinstance(one, float) for one in numbers):
         raise RunError(f"{path}: 'weights' must be numbers by name, policy first: got {weights!r}")
+    if names and tuple(weights) != tuple(names):
+        raise RunError(f"{path}: weights of {', '.join(weights)}, where the policy reads {', '.join(names)}")
     return as_params(np.array(numbers))
 
 

@@ -134,6 +134,7 @@ def check_stages(config: Pipeline) -> None:
         )
     if model.weights is None:
         check_lengths(config, model.n_positions, f"--model.n-positions {model.n_positions}")
+    check_teacher(config.sft, config.data)
     prompts_of(align.batch_size, learner.group_size)
     if isinstance(learner, GRPOConfig):
         learner.check_parts(align.batch_size, "--align.batch-size")
@@ -144,6 +145,14 @@ def check_stages(config: Pipeline) -> None:
     idle = "ppo" if name == "grpo" else "grpo"
     if idle in config.profile:
         raise ValueError(f"--profile {idle} traces nothing: --algorithm is {name}")
+
+
+def check_teacher(sft: SupervisedConfig, data: DataConfig) -> None:
+    """Raises ValueError where a teacher is asked for of dialogues that lie on disk."""
+    if sft.teacher_weight and data.store is not None:
+        raise ValueError(
+            f"--sft.teacher-weight {sft.teacher_weight:g} reads all training dialogues at once: leave it out, or --data.store"
+        )
 
 
 def check_lengths(config: Pipeline, n_positions: int, named: str) -> None:

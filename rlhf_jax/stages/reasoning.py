@@ -27,7 +27,8 @@ from rlhf_jax.data.attributes import Attributes, attributes
 from rlhf_jax.data.batching import batch_indices, pad_right
 from rlhf_jax.data.reasoning import FRAME, reasoning_tokens, sayable
 from rlhf_jax.data.windows import is_empty
-from rlhf_jax.interfaces import Message, Params, PolicyApply, Rollout
+from rlhf_jax.decoding import prior
+from rlhf_jax.interfaces import Message, Params, PolicyApply, PolicyOutput, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
@@ -40,7 +41,7 @@ from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import on_mesh
 from rlhf_jax.stages.human_turns import ReasonedTurn, reasoned_turns
-from rlhf_jax.stages.recommender import Recommender
+from rlhf_jax.stages.recommender import RETRIEVED, Recommender
 from rlhf_jax.stages.setup import Setup
 
 STAGE = "reasoning"
@@ -251,6 +252,9 @@ def train(run: RunDirectory, recommender: Recommender, trunk: Params, config: Re
     }
     optimizer, rate = make_optimizer(**schedule, weight_decay=config.weight_decay), learning_rate_schedule(**schedule)
     key = stream_key(jax.random.key(setup.seed), STAGE, 0)
+    if setup.scorer is not None and RETRIEVED in setup.scorer.parts:
+        # Behind gold, lists are imitated in the retriever's own order: its weight would rise by construction.
+        policy = without_prior_gradient(policy)
     loss = functools.partial(turn_loss, policy=policy)
 
     def one_step(state: TrainState, batch: Rollout, key: Key[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
@@ -294,6 +298,15 @@ def train(run: RunDirectory, recommender: Recommender, trunk: Params, config: Re
         ),
     )
     return layout.fetch(final.params)
+
+
+def without_prior_gradient(policy: PolicyApply) -> PolicyApply:
+    """`policy` through which no gradient reaches the weights of its prior."""
+
+    def apply(params: Params, rollout: Rollout) -> PolicyOutput:
+        return policy(params | {prior.NAME: jax.lax.stop_gradient(params[prior.NAME])}, rollout)
+
+    return apply
 
 
 def turn_loss(params: Params, batch: Rollout, key: Key[Array, ""] | None, *, policy: PolicyApply) -> LossSums:

@@ -59,11 +59,15 @@ class Retrieval(NamedTuple):
         """What a policy's prior is told; and Σ_k w_k z_k, −∞ where an item was named. [N, K, I], [N, I]
 
         Args:
-          told: this retrieval's scorer, or that with more behind it (`telling_its_order`).
+          told: this retrieval's scorer, or `telling_its_order` of it: then nothing is counted twice.
         """
-        known = told.item_scores(contexts)
-        found = self._summed(known[:, : len(self.scorer.parts)], contexts)
-        return known, np.where(known[:, -1] < 0, -np.inf, found).astype(np.float32)
+        plain = self.scorer.item_scores(contexts)
+        found = self._summed(plain[:, :-1], contexts)
+        known = plain
+        if told is not self.scorer:
+            order = mixture.standardised(found, "asinh"), mixture.standardised(of_openings(self, contexts), "asinh")
+            known = np.concatenate([plain[:, :-1], np.stack(order, axis=1), plain[:, -1:]], axis=1)
+        return known, np.where(plain[:, -1] < 0, -np.inf, found).astype(np.float32)
 
     def recalled(self, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
         """Σ_k w_k z_k, also of items that were named. [N, I]"""
@@ -125,17 +129,21 @@ def telling_its_order(retrieval: Retrieval) -> ItemScorer:
 
     In a first turn the two are one. What they are worth apart, a policy can learn from later turns alone.
     """
-
-    def of_openings(contexts: Contexts) -> Float32[np.ndarray, "N I"]:
-        if contexts.openings is None:
-            raise ValueError(f"{OPENING}: these contexts were made without their openings (Catalogue.openings)")
-        return retrieval.recalled(contexts.openings)
-
     scorer = retrieval.scorer
     return scorer._replace(
-        parts={**scorer.parts, RETRIEVED: retrieval.recalled, OPENING: of_openings},
+        parts={**scorer.parts, RETRIEVED: retrieval.recalled, OPENING: functools.partial(of_openings, retrieval)},
         catalogue=scorer.catalogue._replace(openings=True),
     )
+
+
+def of_openings(retrieval: Retrieval, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
+    """What the retriever says of what came before the recommender named anything. [N, I]
+
+    Raises: ValueError where contexts were made without it.
+    """
+    if contexts.openings is None:
+        raise ValueError(f"{OPENING}: these contexts were made without their openings (Catalogue.openings)")
+    return retrieval.recalled(contexts.openings)
 
 
 class Told(NamedTuple):

@@ -159,7 +159,7 @@ def begin(
 
     Args:
       dialogues: those that the simulator may learn from.
-      imitation: how they are imitated.
+      imitation: how they are imitated; without a teacher, whatever it says: who judges a policy must not have its teacher.
       seed: of parameters and batches.
       stage: of the simulator; the checkpoints are those of `sft-STAGE`.
     Returns: None where weights are drawn.
@@ -167,7 +167,8 @@ def begin(
     if config.start == "drawn":
         return None
     own = setup._replace(corpus=dataclasses.replace(setup.corpus, train=dialogues), seed=seed)
-    return supervised.train(run, own, imitation, stage=f"{supervised.STAGE}-{stage}")
+    untaught = dataclasses.replace(imitation, teacher_weight=0.0)
+    return supervised.train(run, own, untaught, stage=f"{supervised.STAGE}-{stage}")
 
 
 def train(

@@ -102,6 +102,10 @@ class SupervisedConfig:
                 f"{option(self, 'buckets')} {self.buckets} must rise and the last must hold {option(self, 'max_tokens')} "
                 f"{self.max_tokens}"
             )
+        if self.teacher_weight and not self.item_weight:
+            raise ValueError(
+                f"{option(self, 'teacher_weight')} {self.teacher_weight:g} teaches nothing: {option(self, 'item_weight')} is 0"
+            )
         if self.tokens_per_batch < self.buckets[-1]:
             raise ValueError(
                 f"{option(self, 'tokens_per_batch')} {self.tokens_per_batch} does not hold one text of the longest of "

@@ -1,8 +1,8 @@
 """A teacher for imitation: what the mixture of closed-form recommenders would suggest at the place of every list.
 
-Imitation sees one item where a human named one, though many would have done. The mixture (`recommenders/mixture.py`), fitted
+Imitation sees one item where a human named one, though many would have done. The mixture (`recommenders/mixture.py`), counted
 on the same dialogues, knows which: its likeliest items are given to the policy as soft targets, without what the dialogue itself
-says later (leave-own-dialogue-out). So knowledge of closed forms goes into the network, and no prior has to bring it along.
+says later (leave-own-dialogue-out). Seven numbers, its weights and its sharpness, are fitted on the validation split. So knowledge of closed forms goes into the network, and no prior has to bring it along.
 Source: distillation, Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
 """
 
