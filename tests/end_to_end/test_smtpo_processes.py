@@ -56,6 +56,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_SECONDS)
 def test_two_processes_are_one(repository: Path, tmp_path: Path, program_cache: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
