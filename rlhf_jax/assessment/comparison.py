@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.assessment.assess import Assessment, AssessmentConfig, greedy_responses, test_rows, text_turns
-from rlhf_jax.data.dialogue_store import StoredDialogues
 from rlhf_jax.data.items import spelled_titles
 from rlhf_jax.data.windows import RankingRow
 from rlhf_jax.evaluation import baselines, closed_loop, ranking, text, user_centric
@@ -34,8 +33,8 @@ OF_THE_REWARD = (
 """Systems whose entries say how well a reward model predicts, and which items it would choose (`assessment.reward_choice`)."""
 LEFT_TO_THE_REPORT = ("constant", "random", "logged", "oracle", *OF_THE_REWARD)
 """Systems that the terminal's table has no room for."""
-MOST_ITEMS = 20_000
-"""Of a catalogue whose mixture of closed forms is counted for a report."""
+MOST_DIALOGUES, MOST_ITEMS = 100_000, 20_000
+"""Training dialogues and items of which the mixture of closed forms is counted for a report."""
 
 
 def results(
@@ -167,11 +166,11 @@ def _each(runs: Mapping[int, Any], part: Callable[[Any], Any]) -> dict[int, Any]
 def baseline_assessments(setup: Setup, config: AssessmentConfig) -> dict[str, RankingOutcome]:
     """Popularity, copy and the mixture of closed forms with its fixed weights, which stand in every ranking table.
 
-    The mixture is counted on the training split alone. A notice says where it is left out: of dialogues on disk, and of catalogues
-    above `MOST_ITEMS`, it takes minutes and gigabytes (docs/recommenders.md).
+    The mixture is counted on the training split alone. A notice says where it is left out: above `MOST_DIALOGUES` or `MOST_ITEMS` it
+    takes minutes and gigabytes (docs/recommenders.md).
     """
     rows, item_ids = test_rows(setup, config), setup.vocab.item_ids
-    if isinstance(setup.corpus.train, StoredDialogues) or len(item_ids) > MOST_ITEMS:
+    if len(setup.corpus.train) > MOST_DIALOGUES or len(item_ids) > MOST_ITEMS:
         notice("the report has no row of the mixture of closed forms: experiments/rank_closed_forms.py ranks it")
         return popularity_and_copy(setup, config)
     scorer = setup.scorer
