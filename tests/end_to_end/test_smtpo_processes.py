@@ -17,7 +17,7 @@ from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.metrics import read_metrics
 
 LIMIT_SECONDS = 900
-STAGES = ("sft", "retriever", "reasoning", "simulator-training", "multi_turn-single_turn", "multi_turn-smtpo")
+STAGES = ("sft", "retriever", "reasoning", "sft-simulator", "simulator", "multi_turn-single_turn", "multi_turn-smtpo")
 CLOCKS = ("seconds_per_update", "seconds/outside_share")
 
 
