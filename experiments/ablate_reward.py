@@ -12,11 +12,12 @@ Paper: IUF-RLHF, arXiv:2508.05289, whose ordering is: full reward above each sig
 
 DIR holds `redial/`, `uss/`, `opendialkg/`. Stages 0–2 are taken from `RUNS/foundations`, and laid there if absent. Each
 variant is PPO from the same imitation with the same budget: seven subsets of engagement, relevance and sentiment shift
-with equal weights, and all three with the level of sentiment. Beside them stand SFT and best-of-n by the full reward.
+with equal weights, all three with the level of sentiment, and two controls that know nothing of items: `suggests` pays 1 for
+any suggestion, `noise` a number drawn for the reply. Beside them stand SFT and best-of-n by the full reward.
 The same command continues what was interrupted.
 
 Hardware: one CPU core; per seed, without the foundation (13 minutes for `world`, as many or fewer for the quick sizes), `world`
-takes 20 minutes, `world-quick` 7, `redial-quick` 10, `opendialkg-quick` 2, `redial` 30 (its foundation 36), `opendialkg` 5 (13).
+takes 25 minutes, `world-quick` 9, `redial-quick` 12, `opendialkg-quick` 2, `redial` 37 (its foundation 36), `opendialkg` 5 (13).
 Expected: docs/results/ablation_world.md, ablation_redial.md; all of OpenDialKG with one seed, the others with three. The judge was fitted on ReDial and is used there alone.
 """
 
@@ -135,8 +136,17 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     # 3. PPO on every variant of the reward, from the same start with the same budget.
     for variant in config.variants:
         reward = VARIANTS[variant]
-        paid = base.proxy(reward.sentiment)._replace(weights=reward.weights)
-        policy = alignment.align(run, setup, base.trunk, paid, setting.align, setting.ppo, stage=f"ppo-{variant}")
+        proxy = base.proxy(reward.sentiment)._replace(weights=reward.weights)
+        policy = alignment.align(
+            run,
+            setup,
+            base.trunk,
+            proxy,
+            setting.align,
+            setting.ppo,
+            paid=reward.control,
+            stage=f"ppo-{variant}",
+        )
         measure(variant, policy)
     # 4. Best-of-n by the full reward: what it buys without learning.
     moments = best_of_n.reward_moments(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rlhf_jax.evaluation.results import Result, difference_name
+from rlhf_jax.feedback.controls import ControlName
 from rlhf_jax.reporting import gates, plots
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import read_list, write_text
@@ -22,6 +23,8 @@ Variant = Literal[
     "engagement_sentiment",
     "relevance_sentiment",
     "level",
+    "suggests",
+    "noise",
 ]
 
 
@@ -32,6 +35,8 @@ class Reward(NamedTuple):
     """α, β, γ of engagement, relevance, sentiment; they sum to 1."""
     sentiment: Sentiment
     """Form of the sentiment signal its reward model was trained on."""
+    control: ControlName | None = None
+    """What pays in the place of the reward model, whose weights then say nothing."""
 
 
 VARIANTS: Mapping[Variant, Reward] = {
@@ -43,9 +48,13 @@ VARIANTS: Mapping[Variant, Reward] = {
     "engagement_sentiment": Reward((0.5, 0.0, 0.5), "shift"),
     "relevance_sentiment": Reward((0.0, 0.5, 0.5), "shift"),
     "level": Reward(EQUAL, "level"),
+    "suggests": Reward(EQUAL, "shift", "suggests"),
+    "noise": Reward(EQUAL, "shift", "noise"),
 }
-"""The seven subsets with the change of sentiment, and all three with its level."""
+"""The seven subsets with the change of sentiment, all three with its level, and two controls that know nothing of items."""
 SINGLES = ("engagement", "relevance", "sentiment")
+CONTROLS: tuple[ControlName, ...] = ("suggests", "noise")
+CONTROL_NAMES: Mapping[ControlName, str] = {"suggests": "a reward for suggesting anything", "noise": "a reward of noise"}
 SFT = "sft"
 BASELINES = ("popularity", "copy", "mixture")
 """Untrained; they rank and say nothing."""
@@ -98,7 +107,7 @@ class Comparison(NamedTuple):
     @property
     def pairs(self) -> dict[str, list[tuple[str, str]]]:
         """Heading to the (a, b) whose differences a − b stand under it."""
-        others = [other for other in (*SINGLES, "level") if other in self.variants]
+        others = [other for other in (*SINGLES, "level", *CONTROLS) if other in self.variants]
         return {
             "Against SFT": [(name, SFT) for name in (self.best, *self.variants)],
             f"Against {self.best}": [(name, self.best) for name in self.variants],
@@ -128,6 +137,11 @@ def verdicts(found: Sequence[Result], compared: Comparison, split: str) -> list[
     lines += [
         _verdict(f"full reward above {name} alone", found, difference_name("full", name), better, split)
         for name in SINGLES
+        if name in compared.variants
+    ]
+    lines += [
+        _verdict(f"full reward above {CONTROL_NAMES[name]}", found, difference_name("full", name), better, split)
+        for name in CONTROLS
         if name in compared.variants
     ]
     lines.append(
@@ -188,7 +202,7 @@ def write_report(
     against_sft = (compared.best, *compared.variants)
     plots.save(tables.forest(found, against_sft, SFT, drawn, split), run_dir / "plots", "ablation")
     entries = common.seed_entries(run_dir, seeds)
-    shown = [name for name in ("full", *SINGLES, "level") if name in compared.variants] or compared.variants
+    shown = [name for name in ("full", *SINGLES, "level", *CONTROLS) if name in compared.variants] or compared.variants
     page = common.diagnostics({name: (f"ppo-{name}", entries) for name in shown})
     plots.save(page, run_dir / "plots", "ppo")
     notes = read_list(common.seed_folder(run_dir, seeds[0]) / "notes.json")

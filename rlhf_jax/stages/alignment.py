@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf_jax.evaluation.text import repetition
 from rlhf_jax.feedback.components import COMPONENTS
+from rlhf_jax.feedback.controls import ControlName, control
 from rlhf_jax.interfaces import Params, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import grpo, ppo
@@ -91,6 +92,7 @@ def align(
     learner_config: PPOConfig | GRPOConfig,
     *,
     truth: Probe | None = None,
+    paid: ControlName | None = None,
     stage: str | None = None,
 ) -> Params:
     """Runs the stage and returns the aligned policy's tree.
@@ -102,13 +104,15 @@ def align(
       learner_config: its type says which learner runs.
       truth: a measurement the policy is not trained on, taken before the first update and then at most
         `config.evaluations` times, the last time at the end.
+      paid: a control that pays in the place of R_φ (`feedback/controls.py`); R_φ still scores the replies of `--samples`.
       stage: names the checkpoints and the lines of `metrics.jsonl`, `ppo` or `grpo` by default; a run with several PPO
         stages names each.
     """
     agent, seed, layout = setup.agent, setup.seed, setup.layout
-    learner_config = dataclasses.replace(learner_config, component_weights=proxy.weights)
+    weights, names = (proxy.weights, proxy.names) if paid is None else ((1.0,), (paid,))
+    learner_config = dataclasses.replace(learner_config, component_weights=weights)
     if learner_config.component_names == COMPONENTS:
-        learner_config = dataclasses.replace(learner_config, component_names=proxy.names)
+        learner_config = dataclasses.replace(learner_config, component_names=names)
     grouped = learner_config.group_size
     n_prompts = prompts_of(config.batch_size, grouped)
     imitated, contexts = setup.training_parts()
@@ -135,10 +139,13 @@ def align(
     together = learner_config.rows_together if isinstance(learner_config, GRPOConfig) else 1
     stage = stage or kind
     key = stream_key(jax.random.key(seed), kind, 0)
+    score = spread.score
+    if paid is not None:
+        score = layout.by_row(control(paid, first_item=setup.vocab.first_item, n_items=setup.vocab.n_items))
     callables: Any = {
         "sample": spread.sample if grouped == 1 else spread.sample_groups(grouped),
         "policy": held(spread.judge_groups(together), config.trainable),
-        "score": spread.score,
+        "score": score,
         "optimizer": optimizer,
     }
     if isinstance(learner_config, GRPOConfig):

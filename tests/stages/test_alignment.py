@@ -163,3 +163,25 @@ def test_a_prior_goes_along_and_may_be_all_that_moves(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["policy/first_ratio_max_deviation"] < 1e-4 and abs(lines[0]["objective/kl_k1"]) < 1e-4
     assert lines[-1]["policy/sampler_mismatch"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "learner", [pytest.param(PPOConfig(kl_coef=0.1), marks=pytest.mark.slow), GRPOConfig(group_size=4)]
+)
+def test_a_control_pays_in_the_place_of_the_reward_model(
+    setup: Setup, tiny: Tiny, tmp_path: Path, learner: PPOConfig | GRPOConfig
+) -> None:
+    """What is paid is the share of replies that hold an item; another reward model changes no bit of what is learnt."""
+    config = AlignmentConfig(updates=2, batch_size=8, learning_rate=1e-3)
+    policies = []
+    for number, model in enumerate((tiny.reward_model, jax.tree.map(lambda leaf: leaf + 1, tiny.reward_model))):
+        with open_run(tmp_path / str(number), {}, trackers=()) as run:
+            proxy = Proxy(model, (0.5, 0.25, 0.25))
+            policies.append(
+                alignment.align(run, setup, tiny.reference["trunk"], proxy, config, learner, paid="suggests")
+            )
+    jax.tree.map(np.testing.assert_array_equal, *policies)
+    lines = [json.loads(line) for line in (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["objective/score_raw"] == pytest.approx(line["text/item_share"], abs=1e-6)
+    assert 0 < lines[0]["text/item_share"] < 1, "all replies alike would not tell the control from a constant"

@@ -79,10 +79,12 @@ def test_claims_of_the_ablation() -> None:
 
 
 def test_variants_are_all_subsets_with_equal_weights() -> None:
-    shifts = [reward.weights for reward in VARIANTS.values() if reward.sentiment == "shift"]
+    rewards = {name: reward for name, reward in VARIANTS.items() if reward.control is None}
+    assert set(VARIANTS) - set(rewards) == set(reward_ablation.CONTROLS)
+    shifts = [reward.weights for reward in rewards.values() if reward.sentiment == "shift"]
     subsets = {tuple(weight > 0 for weight in weights) for weights in shifts}
     assert len(shifts) == len(subsets) == 7
-    for name, (weights, _) in VARIANTS.items():
+    for name, (weights, _, _) in rewards.items():
         assert sum(weights) == pytest.approx(1)
         assert len({weight for weight in weights if weight > 0}) == 1, name
         if name not in ("full", "level"):
