@@ -136,17 +136,8 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     # 3. PPO on every variant of the reward, from the same start with the same budget.
     for variant in config.variants:
         reward = VARIANTS[variant]
-        proxy = base.proxy(reward.sentiment)._replace(weights=reward.weights)
-        policy = alignment.align(
-            run,
-            setup,
-            base.trunk,
-            proxy,
-            setting.align,
-            setting.ppo,
-            paid=reward.control,
-            stage=f"ppo-{variant}",
-        )
+        paid = reward.control or base.proxy(reward.sentiment)._replace(weights=reward.weights)
+        policy = alignment.align(run, setup, base.trunk, paid, setting.align, setting.ppo, stage=f"ppo-{variant}")
         measure(variant, policy)
     # 4. Best-of-n by the full reward: what it buys without learning.
     moments = best_of_n.reward_moments(

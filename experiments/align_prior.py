@@ -2,12 +2,15 @@
 
     python experiments/align_prior.py runs/redial-0 runs/redial-1 runs/redial-2     # one run of ppo_redial.py a seed
     python experiments/align_prior.py runs/demo                                     # or one alone
+    python experiments/align_prior.py runs/redial-0 … --judge-data DIR              # ReDial: greedy replies are judged too
 
 The runs need their supervised policy and nothing more. Six closed-form recommenders are counted on the training split; the
 policy's item head reads them with one weight each, beside a weight of its own word and a price of repeating what was named
 (`decoding/prior.py`). These numbers are learnt on 60 % of the validation dialogues, which no supervised gradient saw: by GRPO
 on lists of ten (`learners/list_grpo.py`), paid by the NDCG of what the human names from there on, and by likelihood, its
 cheapest rival. The other 40 % are measured alone; the test split is ranked once, at the end.
+
+DIR holds `uss/` and `redial/`, from which the judge of people's satisfaction is fitted.
 
 Systems: `popularity`, `copy`; `mixture` (the recommenders without a policy, fixed weights); `sft`; `sft_filtered` (told by
 hand not to suggest what was named); `likelihood` and `grpo`. Writes `results.json`, `weights.json`, `report.md`, and the cases
@@ -30,16 +33,20 @@ from command_line import options, start
 from rlhf_jax.assessment import assess, comparison
 from rlhf_jax.assessment.assess import Assessment, AssessmentConfig
 from rlhf_jax.assessment.finished_run import Finished, open_finished, stage_policy
+from rlhf_jax.assessment.satisfaction import check_unread, judge_titles, uss_judge
 from rlhf_jax.data.batching import wrapped_batches
+from rlhf_jax.data.windows import response_message
 from rlhf_jax.decoding import prior
-from rlhf_jax.evaluation import ranking, text
+from rlhf_jax.evaluation import bootstrap, ranking, text
+from rlhf_jax.evaluation.bootstrap import DialogueSums
 from rlhf_jax.evaluation.ranking import RankingOutcome
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import DIFFERENCE, Result, Split, difference_name
+from rlhf_jax.evaluation.satisfaction_judge import SatisfactionJudge
 from rlhf_jax.interfaces import Params
 from rlhf_jax.recommenders import mixture
 from rlhf_jax.reporting.result_tables import markdown_table, protocol_tables
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import RunError, write_json, write_text
+from rlhf_jax.runtime.files import RunError, read_npz, write_json, write_npz, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory, open_run
@@ -48,6 +55,8 @@ from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.item_prior import Fitted, PriorConfig
 from rlhf_jax.stages.setup import Setup
 
+VOLATILE = ("run_dir", "judge_data")
+"""May change where a run goes on: a judge may come later."""
 LEARNT = ("likelihood", "grpo")
 SPEAKING = ("sft", "grpo")
 """Systems whose greedy replies are compared with the human's."""
@@ -73,6 +82,8 @@ class Config:
     """The numbers of GRPO; both learners are run, so that `--prior.learner` stays as it is."""
     assess: AssessmentConfig = AssessmentConfig(text_turns=1000)
     """Size of the evaluation."""
+    judge_data: Path | None = None
+    """Holds `uss/` and `redial/`: greedy replies are judged as well. For policies of ReDial; None: nobody judges."""
 
     def __post_init__(self) -> None:
         if not self.policy_runs:
@@ -93,9 +104,11 @@ def main(config: Config) -> Path:
     """1 policies, 2 counts, 3 weights, 4 ranks and replies, 5 table."""
     # 1. Policies.
     runs = by_seed([open_finished(path) for path in config.policy_runs])
-    with exits_on_signals(), open_run(config.folder, config, trackers=()) as run:
+    with exits_on_signals(), open_run(config.folder, config, trackers=(), volatile=VOLATILE) as run:
         some = next(iter(runs.values()))
         run.record(data=some.corpus.provenance)
+        judge = judge_of(some, config)
+        judged: dict[str, dict[int, DialogueSums]] = {}
         fitted: dict[int, dict[str, Fitted]] = {}
         cases: dict[str, dict[int, Assessment]] = {}
         scorer = None
@@ -122,15 +135,37 @@ def main(config: Config) -> Path:
             # 4. Ranks and replies, on the test split.
             for name, assessed in measure(run, setup, sft, fitted[seed], config).items():
                 cases.setdefault(name, {})[seed] = assessed
+            if judge is not None:
+                for name in SPEAKING:
+                    policy = policies_of(setup, sft, fitted[seed])[name]
+                    judged.setdefault(name, {})[seed] = judge_replies(run, setup, policy, judge, config, name=name)
         write_json(run.path / "weights.json", as_stored(fitted))
         # 5. Table.
         results = results_of(some, cases, config)
+        if judged:
+            results += judged_results(judged, split=f"{some.data.corpus_name}/test")
         write_results(run.path, results)
         report = run.path / "report.md"
         write_text(report, report_text(results, fitted))
         print(report_text([one for one in results if one.protocol == "fresh"], fitted))
         print(f"report: {report}")
         return report
+
+
+def judge_of(some: Finished, config: Config) -> SatisfactionJudge | None:
+    """The judge of people's satisfaction, where one was asked for; before anything is learnt.
+
+    Raises: RunError for policies of other data than ReDial, which the judge was fitted on.
+    """
+    if config.judge_data is None:
+        return None
+    if some.data.source != "redial":
+        raise RunError(
+            f"--judge-data {config.judge_data}: the judge was fitted on ReDial, and {some.path} is of {some.data.source}"
+        )
+    judge, _ = uss_judge(config.judge_data, config.folder.parent / "judge")
+    check_unread(judge, some.corpus.test)
+    return judge
 
 
 def by_seed(runs: list[Finished]) -> dict[int, Finished]:
@@ -178,6 +213,46 @@ def measure(
             turns = assess.answer(setup, policies[name], config.assess, name=f"{name}, seed {setup.seed}: answers")
         assess.save(folder / f"{name}.npz", Assessment(outcome, turns, {}))
     return {name: assess.load(folder / f"{name}.npz") for name in (*policies, "mixture")}
+
+
+def judge_replies(
+    run: RunDirectory, setup: Setup, policy: Params, judge: SatisfactionJudge, config: Config, *, name: str
+) -> DialogueSums:
+    """What the judge says of the greedy replies that `measure` compares with the human's; once a run, seed and policy."""
+    stored = run.path / f"seed-{setup.seed}" / "assessments" / f"{name}-judged.npz"
+    if not stored.exists():
+        windows = Windows.of(setup, setup.corpus.test[: config.assess.test_dialogues])
+        turns = assess.text_turns(windows, config.assess.text_turns)
+        said = assess.greedy_responses(
+            setup.agent,
+            policy,
+            windows,
+            turns,
+            config.assess.batch_size,
+            name=f"{name}, seed {setup.seed}: replies for the judge",
+        )
+        histories = [windows.dialogues[dialogue].messages[:index] for dialogue, index in turns]
+        replies = [response_message(setup.vocab, response) for response in said]
+        scores = judge(histories, replies, judge_titles(setup.corpus.items))
+        dialogues = np.array([windows.dialogues[dialogue].dialogue_id for dialogue, _ in turns], np.str_)
+        write_npz(stored, {"scores": np.asarray(scores, np.float64), "dialogues": dialogues})
+    arrays = read_npz(stored)
+    return bootstrap.by_dialogue(arrays["scores"], arrays["dialogues"].tolist())
+
+
+def judged_results(judged: Mapping[str, Mapping[int, DialogueSums]], *, split: str) -> list[Result]:
+    """The judge's scores of greedy replies by system, and GRPO's minus imitation's."""
+    seeds = tuple(sorted(judged[SPEAKING[0]]))
+    what = "held-out judge's satisfaction with a greedy reply, 1 to 5, mean over replies"
+    sides = {name: [of[seed] for seed in seeds] for name, of in judged.items()}
+    found = {f"{name}/judge": (bootstrap.mean_over_seeds(own), what) for name, own in sides.items()}
+    pair = difference_name("grpo", "sft")
+    found[f"{pair}/judge"] = (bootstrap.difference_over_seeds(sides["grpo"], sides["sft"]), f"{DIFFERENCE}: {what}")
+    at = str(Split.parse(split).drawn("greedy"))
+    return [
+        Result(name, one.value, one.n // len(seeds), "text", at, one.interval, seeds, definition, one.std)
+        for name, (one, definition) in found.items()
+    ]
 
 
 def ranked(

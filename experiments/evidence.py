@@ -60,6 +60,8 @@ class Study(NamedTuple):
     """What is set on top of the preset."""
     reads_foundations: bool = False
     """Whether the one job is told the folders of all seeds' foundations, in the place of a preset, and reads them."""
+    judged: bool = False
+    """Whether the one job is told where the data of the judge of satisfaction lie, which it reads from."""
 
     @property
     def name(self) -> str:
@@ -108,11 +110,12 @@ PRIOR = Study(
     "align_prior",
     "redial",
     5,
-    ("redial",),
+    ("redial", "uss"),
     foundation=("redial", "full"),
     has_seeds=False,
     takes_seeds=True,
     reads_foundations=True,
+    judged=True,
 )
 # Long ones first, so that no core waits alone.
 PLANS: dict[str, tuple[Study, ...]] = {
@@ -134,7 +137,9 @@ PLANS: dict[str, tuple[Study, ...]] = {
         _study("full", "ablate_reward", "opendialkg", 4, ("opendialkg",)),
         LIVE,
         PRIOR,
-        PRIOR._replace(preset="opendialkg", minutes=3, needs=("opendialkg",), foundation=("opendialkg", "full")),
+        PRIOR._replace(
+            preset="opendialkg", minutes=3, needs=("opendialkg",), foundation=("opendialkg", "full"), judged=False
+        ),
         SIGNALS,
     ),
     # What the paper's first claims rest on, with no more variants than they need: imitation, full reward and single signals;
@@ -160,6 +165,7 @@ PLANS: dict[str, tuple[Study, ...]] = {
             minutes=1,
             needs=(),
             foundation=("world", "debug"),
+            judged=False,
             options=("--prior.updates", "20", "--prior.held-out", "0", "--assess.text-turns", "4"),
         ),
         LIVE._replace(
@@ -256,6 +262,8 @@ def study_command(
         command += ["--seeds", *map(str, config.seeds)]
     if study.reads is not None:
         command += ["--data.dir", str(config.data_dir / study.reads)]
+    if study.judged:
+        command += ["--judge-data", str(config.data_dir)]
     if study.foundation is not None and not study.reads_foundations:
         command += ["--runs", str(config.runs)]
     return (*command, *study.options)

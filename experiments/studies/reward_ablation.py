@@ -54,7 +54,10 @@ VARIANTS: Mapping[Variant, Reward] = {
 """The seven subsets with the change of sentiment, all three with its level, and two controls that know nothing of items."""
 SINGLES = ("engagement", "relevance", "sentiment")
 CONTROLS: tuple[ControlName, ...] = ("suggests", "noise")
-CONTROL_NAMES: Mapping[ControlName, str] = {"suggests": "a reward for suggesting anything", "noise": "a reward of noise"}
+CONTROL_NAMES: Mapping[ControlName, str] = {
+    "suggests": "a reward for suggesting anything",
+    "noise": "a reward of noise",
+}
 SFT = "sft"
 BASELINES = ("popularity", "copy", "mixture")
 """Untrained; they rank and say nothing."""

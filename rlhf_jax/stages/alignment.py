@@ -87,12 +87,11 @@ def align(
     run: RunDirectory,
     setup: Setup,
     trunk: Params,
-    proxy: Proxy,
+    proxy: Proxy | ControlName,
     config: AlignmentConfig,
     learner_config: PPOConfig | GRPOConfig,
     *,
     truth: Probe | None = None,
-    paid: ControlName | None = None,
     stage: str | None = None,
 ) -> Params:
     """Runs the stage and returns the aligned policy's tree.
@@ -100,16 +99,15 @@ def align(
     Args:
       trunk: supervised GPT-2: the policy's start and, frozen, the reference.
       proxy: R_φ and what its components weigh, whatever weights `learner_config` names; also their names, where it leaves
-        them at the default.
+        them at the default. Or a control that pays in its place (`feedback/controls.py`).
       learner_config: its type says which learner runs.
       truth: a measurement the policy is not trained on, taken before the first update and then at most
         `config.evaluations` times, the last time at the end.
-      paid: a control that pays in the place of R_φ (`feedback/controls.py`); R_φ still scores the replies of `--samples`.
       stage: names the checkpoints and the lines of `metrics.jsonl`, `ppo` or `grpo` by default; a run with several PPO
         stages names each.
     """
     agent, seed, layout = setup.agent, setup.seed, setup.layout
-    weights, names = (proxy.weights, proxy.names) if paid is None else ((1.0,), (paid,))
+    weights, names = ((1.0,), (proxy,)) if isinstance(proxy, str) else (proxy.weights, proxy.names)
     learner_config = dataclasses.replace(learner_config, component_weights=weights)
     if learner_config.component_names == COMPONENTS:
         learner_config = dataclasses.replace(learner_config, component_names=names)
@@ -139,9 +137,11 @@ def align(
     together = learner_config.rows_together if isinstance(learner_config, GRPOConfig) else 1
     stage = stage or kind
     key = stream_key(jax.random.key(seed), kind, 0)
-    score = spread.score
-    if paid is not None:
-        score = layout.by_row(control(paid, first_item=setup.vocab.first_item, n_items=setup.vocab.n_items))
+    score, reward_model = spread.score, {}
+    if isinstance(proxy, str):
+        score = layout.by_row(control(proxy, first_item=setup.vocab.first_item, n_items=setup.vocab.n_items))
+    else:
+        reward_model = proxy.model
     callables: Any = {
         "sample": spread.sample if grouped == 1 else spread.sample_groups(grouped),
         "policy": held(spread.judge_groups(together), config.trainable),
@@ -159,7 +159,7 @@ def align(
         outputs = layout.outputs(start_state)
         iteration = ppo.make_ppo_iteration(**callables, config=learner_config, out_shardings=outputs)
     iterate = layout.together(iteration, STAGE)
-    reference, scorer = layout.place(copied(reference_params)), layout.place(proxy.model)
+    reference, scorer = layout.place(copied(reference_params)), layout.place(reward_model)
 
     def update(state: RLState, index: int) -> tuple[RLState, dict[str, Any]]:
         tokens, mask = dealt.batch(index)
@@ -187,7 +187,7 @@ def align(
     def evaluate(state: RLState, index: int) -> Mapping[str, float]:
         return truth(layout.fetch(kept(state)), index) if truth is not None else {}
 
-    drawer = reply_drawer(setup, run.samples, proxy)
+    drawer = reply_drawer(setup, run.samples, None if isinstance(proxy, str) else proxy)
 
     def draw_samples(state: RLState) -> list[Sample]:
         return [] if drawer is None else drawer(layout.fetch(kept(state)))

@@ -171,17 +171,12 @@ def test_a_prior_goes_along_and_may_be_all_that_moves(
 def test_a_control_pays_in_the_place_of_the_reward_model(
     setup: Setup, tiny: Tiny, tmp_path: Path, learner: PPOConfig | GRPOConfig
 ) -> None:
-    """What is paid is the share of replies that hold an item; another reward model changes no bit of what is learnt."""
+    """What is paid is the share of replies that hold an item."""
     config = AlignmentConfig(updates=2, batch_size=8, learning_rate=1e-3)
-    policies = []
-    for number, model in enumerate((tiny.reward_model, jax.tree.map(lambda leaf: leaf + 1, tiny.reward_model))):
-        with open_run(tmp_path / str(number), {}, trackers=()) as run:
-            proxy = Proxy(model, (0.5, 0.25, 0.25))
-            policies.append(
-                alignment.align(run, setup, tiny.reference["trunk"], proxy, config, learner, paid="suggests")
-            )
-    jax.tree.map(np.testing.assert_array_equal, *policies)
-    lines = [json.loads(line) for line in (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()]
+    with open_run(tmp_path / "run", {}, trackers=(), samples=2) as run:
+        policy = alignment.align(run, setup, tiny.reference["trunk"], "suggests", config, learner)
+    assert not np.array_equal(policy["trunk"]["wte"], tiny.reference["trunk"]["wte"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         assert line["objective/score_raw"] == pytest.approx(line["text/item_share"], abs=1e-6)
     assert 0 < lines[0]["text/item_share"] < 1, "all replies alike would not tell the control from a constant"
