@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.decoding.grammar_loss import FREE_ITEM, FREE_WORD, GrammarTargets
 from rlhf_jax.learners import sft
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer
+from rlhf_jax.learners.optimizer import TrainState, falling_by_cosine
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import OneDevice
 from rlhf_jax.runtime.allocator import keep_memory
@@ -75,9 +74,7 @@ def make(size: Imitation) -> Step:
     )
     network, config = size_network(model, vocab), SupervisedConfig()
     agent = make_agent(vocab, network, max_items=5, response_tokens=16)
-    schedule: Mapping[str, Any] = {"learning_rate": 1e-6, "warmup_steps": 10, "total_steps": 10**4}
-    optimizer = make_optimizer(**schedule, schedule="cosine", weight_decay=config.weight_decay)
-    rate: optax.Schedule = learning_rate_schedule(**schedule, schedule="cosine")
+    rate, optimizer = falling_by_cosine(1e-6, warmup_steps=10, total_steps=10**4, weight_decay=config.weight_decay)
     layout = OneDevice()
     step = make_step(make_loss(agent, config, layout), optimizer, rate, average_decay=config.average_decay)
     generator = np.random.default_rng(0)

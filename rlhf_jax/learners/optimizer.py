@@ -246,3 +246,32 @@ def falling_to_zero(learning_rate: float, total_steps: int) -> tuple[optax.Sched
     form: Schedule = "linear"
     rate = learning_rate_schedule(learning_rate=learning_rate, warmup_steps=0, total_steps=total_steps, schedule=form)
     return rate, make_optimizer(learning_rate=learning_rate, total_steps=total_steps, schedule=form)
+
+
+def falling_by_cosine(
+    learning_rate: float,
+    *,
+    warmup_steps: int,
+    total_steps: int,
+    weight_decay: float,
+    max_grad_norm: float = 1.0,
+    adam: Adam = ADAM,
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The schedule that rises to `learning_rate` and falls by a cosine to 0, to be logged, and the AdamW that follows it.
+
+    Args: as `make_optimizer`; a warm-up longer than half of all steps is cut to that.
+    """
+    warmup, form = min(warmup_steps, total_steps // 2), "cosine"
+    rate = learning_rate_schedule(
+        learning_rate=learning_rate, warmup_steps=warmup, total_steps=total_steps, schedule=form
+    )
+    optimizer = make_optimizer(
+        learning_rate=learning_rate,
+        warmup_steps=warmup,
+        total_steps=total_steps,
+        schedule=form,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        adam=adam,
+    )
+    return rate, optimizer

@@ -38,7 +38,7 @@ from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.multi_turn import Episodes, MultiTurnState
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import TrainState, falling_by_cosine, steps_taken
 from rlhf_jax.learners.trainable import held, policy_optimizer, with_prior_rate
 from rlhf_jax.models import gpt2, heads
 from rlhf_jax.ranges import Batch, Rate, Share, Steps, check_numbers, option
@@ -193,14 +193,12 @@ class _Round:
         """2. Q, from the trunk that the policy began with."""
         _, _, config = self._settings
         setup = self._recommender.setup
-        schedule: Any = {
-            "learning_rate": config.learning_rate,
-            "warmup_steps": min(20, config.steps // 2),
-            "total_steps": config.steps,
-            "schedule": "cosine",
-        }
-        rate = learning_rate_schedule(**schedule)
-        optimizer = make_optimizer(**schedule, weight_decay=config.weight_decay)
+        rate, optimizer = falling_by_cosine(
+            config.learning_rate,
+            warmup_steps=20,
+            total_steps=config.steps,
+            weight_decay=config.weight_decay,
+        )
         loss = functools.partial(value_loss, network=setup.network)
 
         @functools.partial(jax.jit, donate_argnums=0)

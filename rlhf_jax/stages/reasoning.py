@@ -33,7 +33,7 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.learners.minibatch import supervised_loss
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import TrainState, falling_by_cosine, steps_taken
 from rlhf_jax.ranges import Batch, Range, Rate, Share, Size, Steps, check_numbers
 from rlhf_jax.recommenders.contexts import contexts_of
 from rlhf_jax.runtime.files import RunError
@@ -244,13 +244,12 @@ def train(run: RunDirectory, recommender: Recommender, trunk: Params, config: Re
             "the seekers' forms"
         )
     learnt, checked = (Demonstrations(recommender, turns, seed=setup.seed) for turns in parts)
-    schedule: Any = {
-        "learning_rate": config.learning_rate,
-        "warmup_steps": min(config.warmup_steps, config.steps // 2),
-        "total_steps": config.steps,
-        "schedule": "cosine",
-    }
-    optimizer, rate = make_optimizer(**schedule, weight_decay=config.weight_decay), learning_rate_schedule(**schedule)
+    rate, optimizer = falling_by_cosine(
+        config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        total_steps=config.steps,
+        weight_decay=config.weight_decay,
+    )
     key = stream_key(jax.random.key(setup.seed), STAGE, 0)
     if setup.scorer is not None and RETRIEVED in setup.scorer.parts:
         # Behind gold, lists are imitated in the retriever's own order: its weight would rise by construction.

@@ -23,7 +23,7 @@ from rlhf_jax.interfaces import Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
-from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import Adam, TrainState, falling_by_cosine, steps_taken
 from rlhf_jax.models import rerankers
 from rlhf_jax.models.rerankers import ItemTable, ListInputs, RerankerConfig
 from rlhf_jax.ranges import Batch, Epochs, Range, Rate, Share, Size, check_numbers, option
@@ -227,15 +227,14 @@ def train(
     params = rerankers.init(sizes, stream_key(key, f"{STAGE}/init", 0), items, learnt.counts.shape[2])
     per_epoch = max(1, len(kept) // config.batch_size)
     steps = config.epochs * per_epoch
-    schedule: Any = {
-        "learning_rate": config.learning_rate,
-        "warmup_steps": 0,
-        "total_steps": steps,
-        "schedule": "cosine",
-    }
     # Gradients of a mean over lists are small beside the 1e-5 of PPO's Adam.
-    optimizer = make_optimizer(**schedule, weight_decay=config.weight_decay, adam=Adam(eps=1e-8))
-    rate = learning_rate_schedule(**schedule)
+    rate, optimizer = falling_by_cosine(
+        config.learning_rate,
+        warmup_steps=0,
+        total_steps=steps,
+        weight_decay=config.weight_decay,
+        adam=Adam(eps=1e-8),
+    )
     one_list = LOSSES[config.loss]
 
     def loss(params: Params, batch: tuple[ListInputs, Array], key: Key[Array, ""], items: ItemTable) -> LossSums:

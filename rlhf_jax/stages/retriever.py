@@ -29,7 +29,7 @@ from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import TrainState, falling_by_cosine, steps_taken
 from rlhf_jax.models import retriever
 from rlhf_jax.models.retriever import DialogueViews, ItemViews, RetrieverNetwork, View
 from rlhf_jax.parallel.partition import ONE_DEVICE, Layout
@@ -212,14 +212,12 @@ def train(
     pairs = Pairs(sources, config, seed)
     key = jax.random.key(seed)
     steps = max(1, config.epochs * pairs.n // config.batch_size)
-    schedule: Any = {
-        "learning_rate": config.learning_rate,
-        "warmup_steps": min(config.warmup_steps, steps // 2),
-        "total_steps": steps,
-        "schedule": "cosine",
-    }
-    rate = learning_rate_schedule(**schedule)
-    optimizer = make_optimizer(**schedule, weight_decay=config.weight_decay)
+    rate, optimizer = falling_by_cosine(
+        config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        total_steps=steps,
+        weight_decay=config.weight_decay,
+    )
     popular = np.log1p(np.asarray(training.fresh.sum(0), np.float64))
     params = retriever.init(network, stream_key(key, f"{STAGE}/init", 0), jnp.asarray(popular, jnp.float32))
 

@@ -4,7 +4,6 @@ The gate: R_φ must correlate with held-out weak labels above 0.6 (Pearson), eac
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -28,7 +27,7 @@ from rlhf_jax.feedback.weak_labels import LabelTable, WeakLabeller, fit_weak_lab
 from rlhf_jax.interfaces import Corpus, Dialogue, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import reward_model
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import TrainState, falling_by_cosine, steps_taken
 from rlhf_jax.learners.reward_model import RewardBatch
 from rlhf_jax.ranges import Batch, Cases, Epochs, Range, Rate, Share, Steps, check_numbers
 from rlhf_jax.runtime.files import DamagedFileError, RunError, check_npz, notice, write_json, write_npz
@@ -234,21 +233,12 @@ def train(
     params = reward_params(trunk, agent.network.n_embd, stream_key(key, "reward_model/init", 0), len(names))
     per_epoch = -(-len(training) // config.batch_size)
     steps = per_epoch * config.epochs
-    schedule = functools.partial(
-        learning_rate_schedule,
-        learning_rate=config.learning_rate,
+    rate, optimizer = falling_by_cosine(
+        config.learning_rate,
         warmup_steps=min(50, steps // 4),
         total_steps=steps,
-        schedule="cosine",
-    )
-    optimizer = make_optimizer(
-        learning_rate=config.learning_rate,
-        warmup_steps=min(50, steps // 4),
-        total_steps=steps,
-        schedule="cosine",
         weight_decay=config.weight_decay,
     )
-    rate = schedule()
 
     spread = on_mesh(agent, layout)
 

@@ -25,7 +25,7 @@ from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
-from rlhf_jax.learners.optimizer import Adam, TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import Adam, TrainState, falling_by_cosine, steps_taken
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import Layout
 from rlhf_jax.ranges import Cases, Epochs, Norm, Range, Rate, Share, Size, Steps, Tokens, Weight, check_numbers, option
@@ -200,18 +200,10 @@ def train(run: RunDirectory, setup: Setup, config: SupervisedConfig, *, stage: s
     # A checkpoint holds no empty array: without features one row stays unused.
     params = {"trunk": trunk, "item_features": jnp.zeros((max(n_features, 1), agent.network.n_embd))}
     steps = batches.steps(config.epochs)
-    rate = functools.partial(
-        learning_rate_schedule,
-        learning_rate=config.learning_rate,
-        warmup_steps=min(config.warmup_steps, steps // 2),
+    rate, optimizer = falling_by_cosine(
+        config.learning_rate,
+        warmup_steps=config.warmup_steps,
         total_steps=steps,
-        schedule="cosine",
-    )()
-    optimizer = make_optimizer(
-        learning_rate=config.learning_rate,
-        warmup_steps=min(config.warmup_steps, steps // 2),
-        total_steps=steps,
-        schedule="cosine",
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         adam=Adam(b2=0.98),

@@ -21,7 +21,7 @@ from rlhf_jax.interfaces import Params, PolicyApply, PromptBatch, Rollout
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
-from rlhf_jax.learners.optimizer import TrainState, learning_rate_schedule, make_optimizer, steps_taken
+from rlhf_jax.learners.optimizer import TrainState, falling_by_cosine, steps_taken
 from rlhf_jax.models import gpt2
 from rlhf_jax.ranges import Batch, Range, Rate, Share, Steps, check_numbers
 from rlhf_jax.runtime.files import read_npz, write_npz
@@ -70,13 +70,12 @@ def train(run: RunDirectory, setup: PreferenceSetup, config: WriterConfig) -> Pa
     writer, key = setup.writer, jax.random.key(setup.seed)
     trunk = gpt2.init(writer.network, stream_key(key, f"{STAGE}/init", 0))
     params = {"trunk": with_item_words(setup, trunk)}
-    schedule: Any = {
-        "learning_rate": config.learning_rate,
-        "warmup_steps": min(config.warmup_steps, config.steps // 2),
-        "total_steps": config.steps,
-        "schedule": "cosine",
-    }
-    optimizer, rate = make_optimizer(**schedule, weight_decay=config.weight_decay), learning_rate_schedule(**schedule)
+    rate, optimizer = falling_by_cosine(
+        config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        total_steps=config.steps,
+        weight_decay=config.weight_decay,
+    )
     layout = setup.layout
     loss = layout.loss(functools.partial(text_loss, policy=writer.on_mesh(layout).policy), whole_table=True)
 

@@ -10,6 +10,7 @@ from rlhf_jax.learners.optimizer import (
     Adam,
     apply_or_skip,
     clip_by_global_norm,
+    falling_by_cosine,
     learning_rate_schedule,
     make_optimizer,
     scale_by_adam_tf,
@@ -151,3 +152,28 @@ def test_wrong_numbers_are_named(wrong: dict[str, object], message: str) -> None
     # A wrong name is a TypeError here: the tests check annotations before the function does.
     with pytest.raises((ValueError, TypeError), match=message):
         make_optimizer(**(ROUND | wrong))
+
+
+def test_a_cosine_that_is_logged_is_the_one_that_is_followed() -> None:
+    """Rates against the closed form, and steps of a plain gradient against Adam's by NumPy at those rates."""
+    peak, warmup, total, eps = 0.1, 3, 10, 1e-5
+    rate, optimizer = falling_by_cosine(peak, warmup_steps=warmup, total_steps=total, weight_decay=0.0)
+    ramp = [peak * (step + 1) / (warmup + 1) for step in range(warmup)]
+    fall = [peak * (1 + np.cos(np.pi * step / (total - warmup))) / 2 for step in range(total - warmup)]
+    expected = np.array(ramp + fall)
+    np.testing.assert_allclose([float(rate(step)) for step in range(total)], expected, rtol=1e-6)
+    params, gradient = {"x": jnp.float32(1.0)}, {"x": jnp.float32(0.5)}
+    state, x = optimizer.init(params), 1.0
+    for step in range(total):
+        assert int(steps_taken(state)) == step
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        # Of a gradient that is always g, both moments without their bias are g and g².
+        x -= expected[step] * 0.5 / (0.5 + eps)
+        np.testing.assert_allclose(float(params["x"]), x, rtol=1e-5)
+
+
+def test_a_warm_up_that_is_too_long_is_half_of_all_steps() -> None:
+    rate, _ = falling_by_cosine(1.0, warmup_steps=50, total_steps=10, weight_decay=0.0)
+    other, _ = falling_by_cosine(1.0, warmup_steps=5, total_steps=10, weight_decay=0.0)
+    assert [float(rate(step)) for step in range(10)] == [float(other(step)) for step in range(10)]
