@@ -14,9 +14,9 @@ DIR holds `redial/`, `uss/`, `opendialkg/`. Stages 0–2 are taken from `RUNS/fo
 variant is PPO from the same imitation with the same budget: seven subsets of engagement, relevance and sentiment shift
 with equal weights, all three with the level of sentiment, and two controls that know nothing of items: `suggests` pays 1 for
 any suggestion, `noise` a number drawn for the reply. Beside them stand SFT and best-of-n by the full reward.
-The same command continues what was interrupted.
+The same command continues what was interrupted; a run that was begun with other variants (eight, before the controls came) with its own `--variants`.
 
-Hardware: one CPU core; per seed, without the foundation (13 minutes for `world`, as many or fewer for the quick sizes), `world`
+Hardware: one CPU core; per seed (estimated from eight of the ten variants), without the foundation (13 minutes for `world`, as many or fewer for the quick sizes), `world`
 takes 25 minutes, `world-quick` 9, `redial-quick` 12, `opendialkg-quick` 2, `redial` 37 (its foundation 36), `opendialkg` 5 (13).
 Expected: docs/results/ablation_world.md, ablation_redial.md; all of OpenDialKG with one seed, the others with three. The judge was fitted on ReDial and is used there alone.
 """
@@ -102,8 +102,8 @@ PRESETS = {
     "opendialkg": ("OpenDialKG (--data-dir): full reward", _preset("opendialkg", "full", ("full",))),
     "opendialkg-quick": ("part of OpenDialKG: full reward", _preset("opendialkg", "quick", ("full",))),
     "debug": (
-        "two variants in a tiny world; a minute or two, for tests",
-        dataclasses.replace(_preset("world", "debug", ("full", "engagement")), seeds=(0,), best_of=2),
+        "three variants in a tiny world; a minute or two, for tests",
+        dataclasses.replace(_preset("world", "debug", ("full", "engagement", "suggests")), seeds=(0,), best_of=2),
     ),
 }
 

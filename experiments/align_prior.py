@@ -30,23 +30,21 @@ import numpy as np
 import tyro
 
 from command_line import options, start
-from rlhf_jax.assessment import assess, comparison
+from rlhf_jax.assessment import assess, comparison, judged
 from rlhf_jax.assessment.assess import Assessment, AssessmentConfig
 from rlhf_jax.assessment.finished_run import Finished, open_finished, stage_policy
-from rlhf_jax.assessment.satisfaction import check_unread, judge_titles, uss_judge
+from rlhf_jax.assessment.satisfaction import check_unread, uss_judge
 from rlhf_jax.data.batching import wrapped_batches
-from rlhf_jax.data.windows import response_message
 from rlhf_jax.decoding import prior
-from rlhf_jax.evaluation import bootstrap, ranking, text
-from rlhf_jax.evaluation.bootstrap import DialogueSums
+from rlhf_jax.evaluation import ranking, text
 from rlhf_jax.evaluation.ranking import RankingOutcome
-from rlhf_jax.evaluation.results import DIFFERENCE, Result, Split, difference_name
+from rlhf_jax.evaluation.results import Result
 from rlhf_jax.evaluation.satisfaction_judge import SatisfactionJudge
 from rlhf_jax.interfaces import Params
 from rlhf_jax.recommenders import mixture
 from rlhf_jax.reporting.result_tables import markdown_table, protocol_tables
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import RunError, read_npz, write_json, write_npz, write_text
+from rlhf_jax.runtime.files import RunError, write_json, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory, open_run
@@ -55,7 +53,7 @@ from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.item_prior import Fitted, PriorConfig
 from rlhf_jax.stages.setup import Setup
 
-VOLATILE = ("run_dir", "judge_data")
+VOLATILE = ("run_dir", "runs", "judge_data")
 """May change where a run goes on: a judge may come later."""
 LEARNT = ("likelihood", "grpo")
 SPEAKING = ("sft", "grpo")
@@ -83,7 +81,10 @@ class Config:
     assess: AssessmentConfig = AssessmentConfig(text_turns=1000)
     """Size of the evaluation."""
     judge_data: Path | None = None
-    """Holds `uss/` and `redial/`: greedy replies are judged as well. For policies of ReDial; None: nobody judges."""
+    """Holds `uss/` and `redial/`: greedy replies are judged as well. For policies of ReDial; None: nobody judges what was not
+    judged before."""
+    runs: Path = Path("runs")
+    """Where the judge is kept, under `judge/`, as by the other studies. Not read without `judge_data`."""
 
     def __post_init__(self) -> None:
         if not self.policy_runs:
@@ -107,8 +108,7 @@ def main(config: Config) -> Path:
     with exits_on_signals(), open_run(config.folder, config, trackers=(), volatile=VOLATILE) as run:
         some = next(iter(runs.values()))
         run.record(data=some.corpus.provenance)
-        judge = judge_of(some, config)
-        judged: dict[str, dict[int, DialogueSums]] = {}
+        judge = judge_of(run, some, config)
         fitted: dict[int, dict[str, Fitted]] = {}
         cases: dict[str, dict[int, Assessment]] = {}
         scorer = None
@@ -136,14 +136,11 @@ def main(config: Config) -> Path:
             for name, assessed in measure(run, setup, sft, fitted[seed], config).items():
                 cases.setdefault(name, {})[seed] = assessed
             if judge is not None:
-                for name in SPEAKING:
-                    policy = policies_of(setup, sft, fitted[seed])[name]
-                    judged.setdefault(name, {})[seed] = judge_replies(run, setup, policy, judge, config, name=name)
+                judge_replies(run, setup, policies_of(setup, sft, fitted[seed]), judge, config)
         write_json(run.path / "weights.json", as_stored(fitted))
         # 5. Table.
         results = results_of(some, cases, config)
-        if judged:
-            results += judged_results(judged, split=f"{some.data.corpus_name}/test")
+        results += judged_results(run, list(runs), split=f"{some.data.corpus_name}/test")
         write_results(run.path, results)
         report = run.path / "report.md"
         write_text(report, report_text(results, fitted))
@@ -152,10 +149,10 @@ def main(config: Config) -> Path:
         return report
 
 
-def judge_of(some: Finished, config: Config) -> SatisfactionJudge | None:
+def judge_of(run: RunDirectory, some: Finished, config: Config) -> SatisfactionJudge | None:
     """The judge of people's satisfaction, where one was asked for; before anything is learnt.
 
-    Raises: RunError for policies of other data than ReDial, which the judge was fitted on.
+    Raises: RunError for policies of other data than ReDial, which the judge was fitted on, and where another judge judged here.
     """
     if config.judge_data is None:
         return None
@@ -163,7 +160,8 @@ def judge_of(some: Finished, config: Config) -> SatisfactionJudge | None:
         raise RunError(
             f"--judge-data {config.judge_data}: the judge was fitted on ReDial, and {some.path} is of {some.data.source}"
         )
-    judge, _ = uss_judge(config.judge_data, config.folder.parent / "judge")
+    judge, fitted = uss_judge(config.judge_data, config.runs / "judge")
+    run.record(judge=fitted["provenance"])
     check_unread(judge, some.corpus.test)
     return judge
 
@@ -200,7 +198,7 @@ def measure(
     run: RunDirectory, setup: Setup, sft: Params, fitted: Mapping[str, Fitted], config: Config
 ) -> dict[str, Assessment]:
     """Every system case by case, once a run and seed."""
-    folder = run.path / f"seed-{setup.seed}" / "assessments"
+    folder = assessments(run, setup.seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = assess.test_rows(setup, config.assess)
     policies = policies_of(setup, sft, fitted)
@@ -216,43 +214,28 @@ def measure(
 
 
 def judge_replies(
-    run: RunDirectory, setup: Setup, policy: Params, judge: SatisfactionJudge, config: Config, *, name: str
-) -> DialogueSums:
-    """What the judge says of the greedy replies that `measure` compares with the human's; once a run, seed and policy."""
-    stored = run.path / f"seed-{setup.seed}" / "assessments" / f"{name}-judged.npz"
-    if not stored.exists():
-        windows = Windows.of(setup, setup.corpus.test[: config.assess.test_dialogues])
-        turns = assess.text_turns(windows, config.assess.text_turns)
-        said = assess.greedy_responses(
-            setup.agent,
-            policy,
-            windows,
-            turns,
-            config.assess.batch_size,
-            name=f"{name}, seed {setup.seed}: replies for the judge",
-        )
-        histories = [windows.dialogues[dialogue].messages[:index] for dialogue, index in turns]
-        replies = [response_message(setup.vocab, response) for response in said]
-        scores = judge(histories, replies, judge_titles(setup.corpus.items))
-        dialogues = np.array([windows.dialogues[dialogue].dialogue_id for dialogue, _ in turns], np.str_)
-        write_npz(stored, {"scores": np.asarray(scores, np.float64), "dialogues": dialogues})
-    arrays = read_npz(stored)
-    return bootstrap.by_dialogue(arrays["scores"], arrays["dialogues"].tolist())
+    run: RunDirectory, setup: Setup, policies: Mapping[str, Params], judge: SatisfactionJudge, config: Config
+) -> None:
+    """The judge's scores of the greedy replies of `SPEAKING`, once a run and seed."""
+    for name in SPEAKING:
+        stored = judged.judged_file(assessments(run, setup.seed), name)
+        if not stored.exists():
+            what = f"{name}, seed {setup.seed}: replies for the judge"
+            judged.judge_greedy(stored, setup, policies[name], judge, config.assess, name=what)
 
 
-def judged_results(judged: Mapping[str, Mapping[int, DialogueSums]], *, split: str) -> list[Result]:
-    """The judge's scores of greedy replies by system, and GRPO's minus imitation's."""
-    seeds = tuple(sorted(judged[SPEAKING[0]]))
-    what = "held-out judge's satisfaction with a greedy reply, 1 to 5, mean over replies"
-    sides = {name: [of[seed] for seed in seeds] for name, of in judged.items()}
-    found = {f"{name}/judge": (bootstrap.mean_over_seeds(own), what) for name, own in sides.items()}
-    pair = difference_name("grpo", "sft")
-    found[f"{pair}/judge"] = (bootstrap.difference_over_seeds(sides["grpo"], sides["sft"]), f"{DIFFERENCE}: {what}")
-    at = str(Split.parse(split).drawn("greedy"))
-    return [
-        Result(name, one.value, one.n // len(seeds), "text", at, one.interval, seeds, definition, one.std)
-        for name, (one, definition) in found.items()
-    ]
+def judged_results(run: RunDirectory, seeds: list[int], *, split: str) -> list[Result]:
+    """What the judge said here, today or earlier; nothing where a seed was not judged."""
+    files = {name: {seed: judged.judged_file(assessments(run, seed), name) for seed in seeds} for name in SPEAKING}
+    if not all(path.exists() for of in files.values() for path in of.values()):
+        return []
+    scores = {name: {seed: judged.load(path) for seed, path in of.items()} for name, of in files.items()}
+    return judged.results(scores, [("grpo", "sft")], split=split)
+
+
+def assessments(run: RunDirectory, seed: int) -> Path:
+    """Where the cases of a seed lie."""
+    return run.path / f"seed-{seed}" / "assessments"
 
 
 def ranked(

@@ -61,7 +61,7 @@ class Study(NamedTuple):
     reads_foundations: bool = False
     """Whether the one job is told the folders of all seeds' foundations, in the place of a preset, and reads them."""
     judged: bool = False
-    """Whether the one job is told where the data of the judge of satisfaction lie, which it reads from."""
+    """Whether replies are judged where the judge of satisfaction finds its data, `uss/` beside `redial/`."""
 
     @property
     def name(self) -> str:
@@ -110,7 +110,7 @@ PRIOR = Study(
     "align_prior",
     "redial",
     5,
-    ("redial", "uss"),
+    ("redial",),
     foundation=("redial", "full"),
     has_seeds=False,
     takes_seeds=True,
@@ -125,11 +125,11 @@ PLANS: dict[str, tuple[Study, ...]] = {
         DPO4REC,
         DPO4REC._replace(preset="movielens-prm", options=()),
         Study("ablate_smtpo", "world", 100),
-        _study("full", "ablate_reward", "redial", 30, ("redial", "uss")),
+        _study("full", "ablate_reward", "redial", 37, ("redial", "uss")),
         _study("full", "cross_domain", "opendialkg", 38, ("opendialkg",)),
         _study("full", "reward_hacking", "hackable", 32),
         _study("full", "sweep_window", "world", 30, options=("--windows", "2", "6", "10")),
-        _study("full", "ablate_reward", "world", 21),
+        _study("full", "ablate_reward", "world", 25),
         _study("full", "sweep_window", "redial", 17, ("redial",), ("--windows", "2", "6", "10")),
         _study("full", "reward_hacking", "redial", 27, ("redial", "uss")),
         _study("full", "validate_reward", "redial", 8, ("redial", "uss")),
@@ -262,8 +262,8 @@ def study_command(
         command += ["--seeds", *map(str, config.seeds)]
     if study.reads is not None:
         command += ["--data.dir", str(config.data_dir / study.reads)]
-    if study.judged:
-        command += ["--judge-data", str(config.data_dir)]
+    if study.judged and (config.data_dir / "uss").is_dir():
+        command += ["--judge-data", str(config.data_dir), "--runs", str(config.runs)]
     if study.foundation is not None and not study.reads_foundations:
         command += ["--runs", str(config.runs)]
     return (*command, *study.options)

@@ -132,7 +132,7 @@ def results(run_dir: Path, seeds: Sequence[int], compared: Comparison, *, split:
 
 
 def verdicts(found: Sequence[Result], compared: Comparison, split: str) -> list[str]:
-    """One line a claim of the paper: what its own measures say, then on how many others it is shown, with all numbers."""
+    """One line a claim of the paper, and one a rival of ours: what its own measures say, then on how many others it is shown, with all numbers."""
     if "full" not in compared.variants:
         return ["Verdict: the full reward was not among the variants, so none of the claims was tested."]
     better = (*RECOMMENDING, *SATISFACTION)
@@ -239,6 +239,8 @@ def write_report(
 
 
 def _reading(compared: Comparison, same_test: bool) -> str:
+    names = [f"`{name}` is paid {CONTROL_NAMES[name]}" for name in CONTROLS if name in compared.variants]
+    controls = f" {', '.join(names)}, in the place of a reward model." if names else ""
     own = "" if same_test else " Every seed has a world, and so test dialogues and users, of its own."
     return (
         "Intervals are 95 % bootstrap intervals over seeds and dialogues (or users), paired where systems are compared; "
@@ -246,4 +248,5 @@ def _reading(compared: Comparison, same_test: bool) -> str:
         f"`sampled` and `listed` judge sampled replies, the same contexts and random numbers for all.{own} "
         f"{compared.best} ranks as SFT does, because its choice begins after the ranking: it is compared on replies alone; "
         f"its KL is at most log n − (n − 1)/n = {compared.kl_bound:.2f} nats a reply. The proxy is the full reward for every system."
+        f"{controls}"
     )

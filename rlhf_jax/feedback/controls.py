@@ -1,12 +1,13 @@
-"""Rewards that know nothing of items: what a policy becomes under them, learning by itself makes of it.
+"""Rewards that know nothing of items: what a policy becomes under them is the work of learning, not of knowledge.
 
     suggests(x, y) = 1 where the response y holds an item, whichever; else 0
-    noise(x, y)    = z(hash(x, y)), a standard normal number that hangs on the tokens of prompt and response, and on nothing else
+    noise(x, y)    = z(hash(xy)), a standard normal number that hangs on the tokens of prompt x and response y behind it, and on
+                     nothing else
 
-A reward model that helps must do better than the first, and one that harms must do worse than the second. They stand in
-the place of R_φ in training (`stages/alignment.py`); everybody is measured by the same R_φ.
+What a policy gains or loses under R_φ can be laid to R_φ only as far as these two do not do the same. They stand in its place in
+training (`stages/alignment.py`); everybody is measured by the same R_φ.
 
-Source: that policies gain under rewards without meaning, and that this must be measured beside any gain, is shown by Shao et
+Source: that some policies gain under rewards without meaning, and that this must be measured beside any gain, is shown by Shao et
 al. 2025, arXiv:2506.10947. The hash is FNV-1a (Fowler, Noll and Vo 1991, 32 bits) over tokens.
 """
 

@@ -132,7 +132,7 @@ REINFORCED: Group = {
     "objective/score_normalised": Metric("", "score as paid: running mean/std, clipped, missing <eos> priced in"),
     "objective/<component>_raw": Metric(
         "z",
-        "one component of the reward model's output; of a turn's reward, in its own unit, where episodes are learnt from",
+        "one component of the reward model's output; in its own unit of a turn's reward, where episodes are learnt from, and of a control's",
     ),
     "objective/<component>_normalised": Metric("", "the same after its running mean/std"),
     "objective/<component>_reward_correlation": Metric(

@@ -109,7 +109,7 @@ def align(
     agent, seed, layout = setup.agent, setup.seed, setup.layout
     weights, names = ((1.0,), (proxy,)) if isinstance(proxy, str) else (proxy.weights, proxy.names)
     learner_config = dataclasses.replace(learner_config, component_weights=weights)
-    if learner_config.component_names == COMPONENTS:
+    if isinstance(proxy, str) or learner_config.component_names == COMPONENTS:
         learner_config = dataclasses.replace(learner_config, component_names=names)
     grouped = learner_config.group_size
     n_prompts = prompts_of(config.batch_size, grouped)

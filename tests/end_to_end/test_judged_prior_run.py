@@ -1,5 +1,6 @@
 """A prior that is learnt on real dialogues, with the judge of people's satisfaction beside it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def test_greedy_replies_are_judged_and_a_judge_may_come_later(
     unjudged = {one.name: one for one in read_results(out)}
     assert not any(name.endswith("/judge") for name in unjudged)
     before = {path: path.stat().st_mtime_ns for path in (out / "seed-0" / "assessments").glob("*.npz")}
-    code, output = run_here(*command, "--judge-data", str(data_dir))
+    judged = ("--judge-data", str(data_dir), "--runs", str(tmp_path))
+    code, output = run_here(*command, *judged)
     assert code == 0, output
     # What was measured before stands, to the bit and unmeasured again.
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -38,6 +40,18 @@ def test_greedy_replies_are_judged_and_a_judge_may_come_later(
         assert len(values) == 40 and ((values > 1) & (values < 5)).all() and np.ptp(values) > 0
         assert found[f"{name}/judge"].value == pytest.approx(values.mean())
     difference = found["grpo-sft/judge"]
-    assert difference.is_difference and difference.split == "redial/test-greedy"
+    assert difference.is_difference and difference.split == found["grpo-sft/bleu4"].split
     assert difference.value == pytest.approx((scores["grpo"] - scores["sft"]).mean())
     assert "judge" in (out / "report.md").read_text()
+    # What was judged stays in the results where nobody is asked again, and another judge is refused.
+    code, output = run_here(*command)
+    assert code == 0 and {one.name: one for one in read_results(out)} == found
+    facts = json.loads((out / "config.json").read_text())
+    facts["judge"]["version"] -= 1
+    facts.pop("crc32", None)
+    (out / "config.json").write_text(json.dumps(facts))
+    code, output = run_here(*command, *judged)
+    assert code == 1 and "judge" in output and "Traceback" not in output
+    (out / "seed-0" / "assessments" / "sft-judged.npz").write_bytes(b"")
+    code, output = run_here(*command)
+    assert code == 1 and "sft-judged.npz" in output and "Traceback" not in output

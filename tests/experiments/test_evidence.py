@@ -162,6 +162,8 @@ def test_plans_name_presets_that_exist_and_what_they_start_from(plan: str, tmp_p
             assert study.foundation is not None and not study.has_seeds
             below = [evidence.foundation_folder(tmp_path / "runs", *study.foundation, seed) for seed in (0, 1)]
             assert chosen.policy_runs == tuple(below)
+            # The judge's data are not there: nobody judges, and the study is done all the same.
+            assert getattr(chosen, "judge_data", None) is None
             continue
         if study.takes_seeds:
             assert chosen.seeds == (0, 1) and not study.has_seeds
@@ -169,3 +171,15 @@ def test_plans_name_presets_that_exist_and_what_they_start_from(plan: str, tmp_p
             assert chosen.data.dir == tmp_path / "data" / study.reads
         if study.foundation is not None:
             assert (chosen.setting, chosen.size) == study.foundation and chosen.runs == tmp_path / "runs"
+
+
+def test_replies_are_judged_where_the_judge_has_its_data(tmp_path: Path) -> None:
+    """The studies of ReDial's prior alone; a foundation of other data has no judge."""
+    (tmp_path / "data" / "uss").mkdir(parents=True)
+    judged = {}
+    for study in PLANS["evidence"]:
+        if study.script == "align_prior":
+            command = evidence.study_command(study, config(tmp_path))
+            chosen = importlib.import_module(study.script).command_line([*command[2:]])
+            judged[study.preset] = chosen.judge_data, chosen.runs
+    assert judged == {"redial": (tmp_path / "data", tmp_path / "runs"), "opendialkg": (None, Path("runs"))}

@@ -49,9 +49,9 @@ def test_the_ablation_measures_every_system_and_pair(ablation: ablate_reward.Con
     results = read_results(ablation.run_dir)
     assert {r.system for r in results} == {
         *("popularity", "copy", "mixture"),
-        *("sft", "best_of_2", "full", "engagement"),
-        *("best_of_2-sft", "full-sft", "engagement-sft"),
-        *("full-best_of_2", "engagement-best_of_2", "full-engagement"),
+        *("sft", "best_of_2", "full", "engagement", "suggests"),
+        *("best_of_2-sft", "full-sft", "engagement-sft", "suggests-sft"),
+        *("full-best_of_2", "engagement-best_of_2", "suggests-best_of_2", "full-engagement", "full-suggests"),
     }
     assert all(math.isfinite(result.value) and result.seeds == (0,) for result in results)
     found = by_name(results)
@@ -60,8 +60,9 @@ def test_the_ablation_measures_every_system_and_pair(ablation: ablate_reward.Con
     report = (ablation.run_dir / "report.md").read_text()
     assert f"log n − (n − 1)/n = {kl_bound(2):.2f} nats" in report
     assert "## Reward models" in report and "| shift |" in report
+    assert "`suggests` is paid a reward for suggesting anything, in the place of a reward model." in report
     assert found["sft/kl", "sampled", "-sampled"].value == pytest.approx(0, abs=1e-4)
-    for name in ("sft", "full", "engagement"):
+    for name in ("sft", "full", "engagement", "suggests"):
         for metric, protocol, place in (
             ("hr@5", "fresh", ""),
             ("bleu4", "text", ""),
@@ -87,8 +88,11 @@ def test_best_of_n_earns_more_than_its_first_draw(ablation: ablate_reward.Config
 @pytest.mark.slow
 def test_every_variant_is_paid_by_its_own_signals(ablation: ablate_reward.Config) -> None:
     entries = read_metrics(ablation.run_dir / "seed-0" / "metrics.jsonl")
-    assert {entry["stage"] for entry in entries} == {"ppo-full", "ppo-engagement"}
+    assert {entry["stage"] for entry in entries} == {"ppo-full", "ppo-engagement", "ppo-suggests"}
     for entry in entries:
+        if entry["stage"] == "ppo-suggests":
+            assert entry["objective/score_raw"] == pytest.approx(entry["text/item_share"], abs=1e-6)
+            continue
         parts = [entry[f"objective/{name}_raw"] for name in ("engagement", "relevance", "sentiment")]
         paid = np.mean(parts) if entry["stage"] == "ppo-full" else parts[0]
         assert entry["objective/score_raw"] == pytest.approx(paid, abs=1e-4)
@@ -102,6 +106,7 @@ def test_the_ablations_report_ends_with_verdicts(ablation: ablate_reward.Config)
     assert claims == [
         "- Verdict, full reward above SFT",
         "- Verdict, full reward above engagement alone",
+        "- Verdict, full reward above a reward for suggesting anything",
         "- Verdict, full reward above best_of_2",
         "- Verdict, BLEU-4 does not fall under the full reward",
     ]

@@ -179,4 +179,6 @@ def test_a_control_pays_in_the_place_of_the_reward_model(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         assert line["objective/score_raw"] == pytest.approx(line["text/item_share"], abs=1e-6)
+    said = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert said and not any(line["scores"] for line in said), "no reward model, no score"
     assert 0 < lines[0]["text/item_share"] < 1, "all replies alike would not tell the control from a constant"

@@ -70,6 +70,12 @@ def test_claims_of_the_ablation() -> None:
     assert lines[3].startswith(
         "Verdict, BLEU-4 does not fall under the full reward: does not hold. BLEU-4, greedy lower, -1.00"
     )
+    more = [*found, difference("full-noise/hr@5", -0.1, (-0.15, -0.05))]
+    compared = Comparison(("full", "engagement", "noise"), "best_of_8", 1.2)
+    assert reward_ablation.verdicts(more, compared, "toy/test")[2].startswith(
+        "Verdict, full reward above a reward of noise: by the paper's measures shown on 0, the opposite on 1 of 1: HR@5"
+    )
+    assert ("full", "noise") in compared.pairs["Full reward against others"]
     unharmed = reward_ablation.verdicts([found[3]], Comparison(("full",), "best_of_8", 1.2), "toy/test")
     assert "does not fall under the full reward: no fall shown. BLEU-4, sampled no difference shown" in unharmed[-1]
     assert (
