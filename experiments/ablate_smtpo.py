@@ -27,6 +27,7 @@ from command_line import preset_and_options, start
 from rlhf_jax.assessment import episodes, episodes_report
 from rlhf_jax.assessment.scoring_seeker import scoring_seeker, training_half
 from rlhf_jax.interfaces import Params
+from rlhf_jax.models.retriever import View
 from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.files import as_json
 from rlhf_jax.runtime.interrupts import exits_on_signals
@@ -35,7 +36,7 @@ from rlhf_jax.stages import human_turns, item_prior, iterated, multi_turn, reaso
 from rlhf_jax.stages.human_turns import openings_of
 from rlhf_jax.stages.iterated import IteratedConfig
 from rlhf_jax.stages.launch import check_data
-from rlhf_jax.stages.recommender import Recommender, RetrievalViews, Told, add_retriever, make_recommender
+from rlhf_jax.stages.recommender import Recommender, Told, add_retriever, make_recommender
 from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import Setup, set_up
 from studies import common, smtpo_ablation
@@ -114,7 +115,7 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     human_turns.check_liked(setup.corpus, max_items=stages.data.max_items, turns=turns, source=source)
     # 1.–3. Imitation, retriever and reasoning form, shared; a retriever of one view has candidates and a form of its own.
     trunk = supervised.train(run, setup, stages.sft)
-    both, setup = imitate(run, setup, trunk, stages, views="both")
+    both, setup = imitate(run, setup, trunk, stages, view="both")
     # 4. Seekers that train, and the one that scores: trained in `assessment`, handed to a stage here and nowhere else.
     dialogues, attributes = training_half(setup.corpus.train), both.recommender.attributes
     scoring = scoring_seeker(run, both.recommender, stages.simulator, stages.sft)
@@ -134,11 +135,9 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
     openings = openings_of(setup.corpus.test)[: stages.assess.openings]
     for name, change in changes.items():
         begun = both
-        if change.views != "both":
-            with open_run(
-                run.path / change.views, {"views": change.views, "seed": seed}, trackers=(), wait=True
-            ) as own:
-                begun, _ = imitate(own, setup, trunk, stages, views=change.views)
+        if change.view != "both":
+            with open_run(run.path / change.view, {"views": change.view, "seed": seed}, trackers=(), wait=True) as own:
+                begun, _ = imitate(own, setup, trunk, stages, view=change.view)
                 params = learn(begun, change, seekers, config, name)
         else:
             params = learn(begun, change, seekers, config, name)
@@ -158,12 +157,10 @@ def one_seed(config: Config, run: RunDirectory, seed: int) -> None:
             )
 
 
-def imitate(
-    run: RunDirectory, setup: Setup, trunk: Params, stages: Stages, *, views: RetrievalViews
-) -> tuple[Imitating, Setup]:
+def imitate(run: RunDirectory, setup: Setup, trunk: Params, stages: Stages, *, view: View) -> tuple[Imitating, Setup]:
     """2 retriever, prior, 3 reasoning form; and the setup that has the prior."""
     attributes = reasoning.attributes_of(setup, stages.reasoning)
-    setup, retrieval = add_retriever(run, setup, stages.retriever, views=views)
+    setup, retrieval = add_retriever(run, setup, stages.retriever, view=view)
     if not setup.prior or stages.retriever.in_prior:
         # Told another retriever's order, it has other weights.
         setup = item_prior.add(run, setup._replace(prior={}), trunk, stages.prior)

@@ -9,10 +9,10 @@ from rlhf_jax.assessment import episodes, episodes_report
 from rlhf_jax.evaluation import closed_loop
 from rlhf_jax.evaluation import episodes as results_of
 from rlhf_jax.evaluation.results import Result, Split, difference_name
+from rlhf_jax.models.retriever import View
 from rlhf_jax.reporting import plots, result_tables
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.files import write_text
-from rlhf_jax.stages.recommender import RetrievalViews
 from studies import common, tables
 from studies.tables import Measure
 
@@ -46,7 +46,7 @@ class Change(NamedTuple):
     """Learns one turn at a time, paid a forecast of its credit (`stages/iterated.py`)."""
     unpaid: str | None = None
     """The component of the reward that is left out."""
-    views: RetrievalViews = "both"
+    view: View = "both"
     seeker: Seeker = "training"
 
 
@@ -56,8 +56,8 @@ VARIANTS: Mapping[Variant, Change] = {
     "no_format": Change("the format is not paid for", unpaid="format"),
     "no_recommendation": Change("the list is not paid for", unpaid="recommendation"),
     "no_preference": Change("the inferred attributes are not paid for", unpaid="preference"),
-    "semantic_view": Change("towers of the words alone beside the closed forms", views="semantic"),
-    "collaborative_view": Change("towers of the items alone beside the closed forms", views="collaborative"),
+    "semantic_view": Change("towers of the words alone beside the closed forms", view="semantic"),
+    "collaborative_view": Change("towers of the items alone beside the closed forms", view="collaborative"),
     "single_task": Change("the seeker that trains learnt its words alone (after the same start)", seeker="language"),
     "scored_by_trainer": Change(
         "trained against the very seeker that scores: no fair system, but what knowing it is worth", seeker="scoring"

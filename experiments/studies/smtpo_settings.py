@@ -133,6 +133,7 @@ DEBUG = Stages(
     conversations=ConversationsConfig(
         updates=2, openings=2, group_size=4, turns=2, save_every=1, evaluations=2, validation_openings=8
     ),
+    learner=MultiTurnConfig(credit="place", average_decay=0.9),
     assess=AssessConfig(openings=8, users=16),
 )
 REDIAL = Stages(

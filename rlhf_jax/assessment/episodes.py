@@ -45,7 +45,7 @@ def measure(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         found = talk(name, recommender, params, seekers, openings, n_turns=n_turns)
-        write_npz(path, {key: np.asarray(value) for key, value in found._asdict().items()})
+        write_npz(path, {key: np.asarray(value) for key, value in found._asdict().items() if value is not None})
     return stored(run.path, name)
 
 
@@ -136,6 +136,8 @@ def talk(
         recalled=np.concatenate([part.gold_recalled for part in parts]),
         attributes=np.concatenate([part.attributes_said for part in parts]),
         repeated=np.concatenate([part.repeated for part in parts]),
+        echoed=np.concatenate([part.echoed for part in parts]),
+        leaked=np.concatenate([np.stack([part.answers, part.leaks, part.leaks_left], axis=1) for part in parts]),
     )
 
 
@@ -156,7 +158,7 @@ def spoken(messages: Sequence[Message], titles: Mapping[int, str]) -> list[list[
 
 
 def first_rows(turns: Turns, n: int) -> Turns:
-    """The first n conversations. Counts of leaks, replies and their places stay those of all."""
+    """The first n conversations. Replies and their places stay those of all."""
     return turns._replace(
         **{
             name: getattr(turns, name)[:n]
@@ -167,6 +169,10 @@ def first_rows(turns: Turns, n: int) -> Turns:
                 "gold_recalled",
                 "attributes_said",
                 "repeated",
+                "echoed",
+                "answers",
+                "leaks",
+                "leaks_left",
                 "histories",
             )
         }

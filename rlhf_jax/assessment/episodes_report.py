@@ -42,6 +42,8 @@ SHOWN = (
     "ndcg",
     "preference_f1",
     "format",
+    "echoed",
+    "leaks",
 )
 WORLD_SHOWN = (
     "mean_utility",

@@ -41,6 +41,9 @@ DEFINITIONS = {
     "recalled": "share of conversations whose first turn has a liked item among its candidates",
     "attributes": "attributes said in a turn, mean over the turns of a conversation",
     "repeated": "share of turns that list an item named before",
+    "echoed": "share of turns whose words are those of an earlier reply of the conversation",
+    "leaks_drawn": "answers of a conversation that named what the seeker likes and nobody had named, as they were drawn",
+    "leaks": "answers of a conversation that still did when they were heard",
 }
 BY_TURN = {
     "success": "share of conversations in which a list holds a liked item within {} turns",
@@ -70,11 +73,16 @@ class Measured(NamedTuple):
     """Attributes said."""
     repeated: Bool[np.ndarray, "N T"]
     """The list holds an item that was named before."""
+    echoed: Bool[np.ndarray, "N T"] | None = None
+    """The words are those of an earlier reply; None where nothing is said, or an older version measured."""
+    leaked: Int[np.ndarray, "N 3"] | None = None
+    """Answers; those that named something hidden as they were drawn; those that still did when they were heard. None as above."""
 
 
 def first_turn(measured: Measured) -> Measured:
     """The same conversations, ended after their first turn."""
-    own = measured._asdict()
+    own = {name: value for name, value in measured._asdict().items() if value is not None}
+    own.pop("leaked", None)  # Nobody answers a first turn that is the last.
     return Measured(**{name: own[name] if name == "conversations" else own[name][:, :1] for name in own})
 
 
@@ -114,6 +122,10 @@ def sums(measured: Measured, *, list_cutoffs: Sequence[int] = (1, 5, 10)) -> dic
         "attributes": np.where(measured.running, measured.attributes, 0).sum(axis=1) / turns,
         "repeated": (measured.repeated & measured.running).sum(axis=1) / turns,
     }
+    if measured.echoed is not None:
+        whole["echoed"] = (measured.echoed & measured.running).sum(axis=1) / turns
+    if measured.leaked is not None:
+        whole["leaks_drawn"], whole["leaks"] = measured.leaked[:, 1], measured.leaked[:, 2]
     found = {
         name: bootstrap.by_dialogue(values.astype(float), measured.conversations) for name, values in whole.items()
     }

@@ -201,7 +201,13 @@ TURNS: Group = {
     "talk/form_without_content": Metric(
         "", "share of turns in the whole form that list nothing liked and infer nothing true: format bought alone"
     ),
-    "talk/repeated": Metric("", "share of turns that list an item named before"),
+    "talk/stuffed": Metric(
+        "", "share of turns that say more attributes than an imitated turn may: one of them will be right"
+    ),
+    "talk/repeated": Metric("", "share of turns that list an item named before; the candidates forbid it"),
+    "talk/echoed": Metric(
+        "", "share of turns whose words were those of an earlier reply of the conversation: the same question again"
+    ),
     "talk/leaks": Metric("answers", "that would have given a hidden item away as they were drawn, of an update"),
     "talk/leaks_left": Metric("answers", "that still did when they were heard"),
     "validation/success@<k>": Metric(

@@ -75,7 +75,7 @@ class SilentSeekers:
     ) -> Answers:
         """See `Seekers`; everyone says the same nothing."""
         del blocked, key
-        return Answers([Message("seeker", NOTHING_LEFT, 0) for _ in histories], 0, 0)
+        return Answers.innocent([Message("seeker", NOTHING_LEFT, 0) for _ in histories])
 
 
 class Turns(NamedTuple):
@@ -98,10 +98,14 @@ class Turns(NamedTuple):
     attributes_said: Int32[np.ndarray, "R T"]
     """How many."""
     repeated: Bool[np.ndarray, "R T"]
-    """Whether the list holds an item that was named before."""
-    leaks: int
-    """Answers that named something hidden as they were drawn."""
-    leaks_left: int
+    """Whether the list holds an item that was named before, which the candidates forbid."""
+    echoed: Bool[np.ndarray, "R T"]
+    """Whether the reply's words, items left out, are those of an earlier reply of this conversation: the same question again."""
+    answers: Int32[np.ndarray, " R"]
+    """How many the conversation had, before its last turn."""
+    leaks: Int32[np.ndarray, " R"]
+    """Those of them that named something hidden as they were drawn."""
+    leaks_left: Int32[np.ndarray, " R"]
     """Those that still did when they were heard."""
     histories: tuple[tuple[Message, ...], ...]
     """What was said. [R]"""
@@ -150,15 +154,17 @@ def converse(
         gold_recalled=np.zeros(shape, bool),
         attributes_said=np.zeros(shape, np.int32),
         repeated=np.zeros(shape, bool),
-        leaks=0,
-        leaks_left=0,
+        echoed=np.zeros(shape, bool),
+        answers=np.zeros(n, np.int32),
+        leaks=np.zeros(n, np.int32),
+        leaks_left=np.zeros(n, np.int32),
         histories=(),
     )
     rollouts: list[Rollout] = []
     places: list[Int32[np.ndarray, "R length"]] = []
     ended: dict[int, tuple[Message, ...]] = {}
     running: Bool[np.ndarray, " R"] = np.ones(n, bool)
-    leaks = leaks_left = 0
+    worded: list[set[str]] = [set() for _ in openings]
     for turn in range(n_turns):
         # 1.–2. Ended conversations stay in the batch, so that one program serves all turns.
         prompts, scores = recommender.prompts(histories, ids)
@@ -192,6 +198,10 @@ def converse(
         running = running & ~hit.any(axis=1)
         tokens, mask = np.asarray(rollout.response_tokens), np.asarray(rollout.response_mask)
         messages = [response_message(vocab, row[own].tolist()) for row, own in zip(tokens, mask, strict=True)]
+        words = [_words(message) for message in messages]
+        found.echoed[:, turn] = found.running[:, turn] & [one in said for one, said in zip(words, worded, strict=True)]
+        for said, one in zip(worded, words, strict=True):
+            said |= {one} - {""}
         histories = [(*history, message) for history, message in zip(histories, messages, strict=True)]
         for row in np.flatnonzero(~running):
             ended.setdefault(int(row), histories[row])
@@ -203,13 +213,16 @@ def converse(
             for row, goes_on in zip(gold, running, strict=True)
         ]
         answers = seekers.say(histories, blocked, jax.random.fold_in(key, 2 * turn + 1))
-        leaks += answers.leaks
-        leaks_left += answers.leaks_left
+        found.answers[:] += running
+        found.leaks[:] += answers.leaks & running
+        found.leaks_left[:] += answers.leaks_left & running
         histories = [(*history, message) for history, message in zip(histories, answers.messages, strict=True)]
     said_in_all = tuple(ended.get(row, history) for row, history in enumerate(histories))
-    return found._replace(
-        rollouts=tuple(rollouts), places=tuple(places), leaks=leaks, leaks_left=leaks_left, histories=said_in_all
-    )
+    return found._replace(rollouts=tuple(rollouts), places=tuple(places), histories=said_in_all)
+
+
+def _words(message: Message) -> str:
+    return " ".join("".join(part if isinstance(part, str) else " " for part in message.parts).lower().split())
 
 
 def places_of(

@@ -179,7 +179,12 @@ def train(
         with outside.inside():
             state, metrics = learn(state, placed, *fixed)
             jax.block_until_ready(metrics)
-        return state, {**metrics, **start, **signatures(turns), "seconds/outside_share": outside.share()}
+        return state, {
+            **metrics,
+            **start,
+            **signatures(turns, recommender.said),
+            "seconds/outside_share": outside.share(),
+        }
 
     evaluate = greedy_success(recommender, seekers, config, key=key)
     final = run_stage(
@@ -250,8 +255,12 @@ def place_rows(episodes: Episodes, layout: Any) -> Episodes:
     return Episodes(rollout=rollout, rewards=rewards, running=running, settled=settled, places=places)
 
 
-def signatures(turns: Turns) -> dict[str, float]:
-    """Signs that a reward is bought, not earned, over turns that were had."""
+def signatures(turns: Turns, most: int) -> dict[str, float]:
+    """Signs that a reward is bought, not earned, over turns that were had.
+
+    Args:
+      most: attributes that an imitated turn says at most; who says more lists what might be wanted.
+    """
     had = turns.running
     formed, listed, said = (turns.rewards[..., place][had] for place in range(len(COMPONENTS)))
     return {
@@ -259,9 +268,11 @@ def signatures(turns: Turns) -> dict[str, float]:
         "talk/recalled": float(turns.gold_recalled[had].mean()),
         "talk/attributes": float(turns.attributes_said[had].mean()),
         "talk/form_without_content": float(((formed > 0) & (listed == 0) & (said == 0)).mean()),
+        "talk/stuffed": float((turns.attributes_said[had] > most).mean()),
         "talk/repeated": float(turns.repeated[had].mean()),
-        "talk/leaks": float(turns.leaks),
-        "talk/leaks_left": float(turns.leaks_left),
+        "talk/echoed": float(turns.echoed[had].mean()),
+        "talk/leaks": float(turns.leaks.sum()),
+        "talk/leaks_left": float(turns.leaks_left.sum()),
     }
 
 

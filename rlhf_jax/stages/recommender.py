@@ -7,7 +7,7 @@ turn.
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,7 @@ from rlhf_jax.data.reasoning import Reasoned, read_reasoning
 from rlhf_jax.data.windows import prompt_tokens
 from rlhf_jax.decoding.grammar import Opening
 from rlhf_jax.interfaces import Message, PromptBatch, Rollout
+from rlhf_jax.models.retriever import View
 from rlhf_jax.recommenders import dual_view, mixture
 from rlhf_jax.recommenders.contexts import Contexts, contexts_of
 from rlhf_jax.recommenders.dual_view import DualView
@@ -34,7 +35,6 @@ TOWERS = "towers"
 """The trained retriever among the parts that recall."""
 RETRIEVED, OPENING = "retriever", "opening"
 """What a prior may be told of them: the retriever's order of the conversation, and that of its opening."""
-RetrievalViews = Literal["both", "semantic", "collaborative", "none"]
 
 
 class Retrieval(NamedTuple):
@@ -47,7 +47,7 @@ class Retrieval(NamedTuple):
     scorer: ItemScorer
     """Gives z of the closed forms, and last −1 where an item was named."""
     towers: DualView | None
-    """The trained retriever; None: the closed forms alone."""
+    """The trained retriever; None: the closed forms recall alone."""
     weights: Mapping[str, float]
     """w, by the scorer's parts and `towers`."""
     n: int
@@ -95,12 +95,12 @@ class Retrieval(NamedTuple):
 
 
 def add_retriever(
-    run: RunDirectory, setup: Setup, config: RetrieverConfig, *, views: RetrievalViews = "both"
+    run: RunDirectory, setup: Setup, config: RetrieverConfig, *, view: View = "both"
 ) -> tuple[Setup, Retrieval]:
     """The stage `retriever` of a run, its weights beside the closed forms (`retrieval.json`), and the setup that has those.
 
     Args:
-      views: of the towers; `none` leaves them out, and the closed forms recall alone.
+      view: what the towers read.
     Raises: ValueError if fewer items are recalled than a list holds.
     """
     if config.candidates < setup.data.max_items:
@@ -109,11 +109,8 @@ def add_retriever(
         )
     sources = retriever.count_sources(setup.corpus, config)
     scorer = fit_scorer(setup.corpus, setup.vocab.item_ids)
-    parts = dict(scorer.parts)
-    towers = None
-    if views != "none":
-        towers = retriever.train(run, sources, config, seed=setup.seed, view=views, layout=setup.layout)
-        parts |= {TOWERS: functools.partial(dual_view.scores, towers)}
+    towers = retriever.train(run, sources, config, seed=setup.seed, view=view, layout=setup.layout)
+    parts = {**scorer.parts, TOWERS: functools.partial(dual_view.scores, towers)}
     stored = run.path / "retrieval.json"
     if not stored.exists():
         notice("weights of the retriever's parts, on the validation split")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from rlhf_jax.data.batching import pad_left
 from rlhf_jax.data.spelled_titles import SpelledTitles
@@ -36,10 +36,17 @@ class Answers(NamedTuple):
     """What simulated seekers say."""
 
     messages: list[Message]
-    leaks: int
-    """Messages that named a hidden item as they were drawn."""
-    leaks_left: int
-    """Those that still do: none."""
+    """[N]"""
+    leaks: Bool[np.ndarray, " N"]
+    """Whether a message named a hidden item as it was drawn."""
+    leaks_left: Bool[np.ndarray, " N"]
+    """Whether it still does: none."""
+
+    @classmethod
+    def innocent(cls, messages: list[Message]) -> "Answers":
+        """Messages that cannot name anything."""
+        no = np.zeros(len(messages), bool)
+        return cls(messages, no, no)
 
 
 class Expected(NamedTuple):
@@ -104,7 +111,7 @@ class SeekerSimulator:
         if len(histories) != len(blocked):
             raise ValueError(f"{len(histories)} histories and {len(blocked)} sets of hidden items")
         if not histories:
-            return Answers([], 0, 0)
+            return Answers.innocent([])
         vocab, config = self.setup.vocab, self.config
         speak = self.setup.agent.compiled(
             ("seeker", config.response_tokens, config.temperature),
@@ -121,12 +128,12 @@ class SeekerSimulator:
         allowed = jnp.asarray(allowed[rows])
         tokens = np.asarray(speak(self.params["trunk"], self._prompts(histories, vocab.seeker), allowed, key))
         said = [spoken_parts(vocab, row.tolist()) for row in tokens[: len(histories)]]
-        messages, leaks, left = [], 0, 0
-        for parts, hidden in zip(said, blocked, strict=True):
-            kept = self.titles.without(parts, hidden) or NOTHING_LEFT
-            leaks, left = leaks + self.titles.tells(parts, hidden), left + self.titles.tells(kept, hidden)
-            messages.append(Message("seeker", kept, 0))
-        return Answers(messages, leaks, left)
+        kept = [self.titles.without(parts, hidden) or NOTHING_LEFT for parts, hidden in zip(said, blocked, strict=True)]
+        drawn, heard = (
+            np.array([self.titles.tells(parts, hidden) for parts, hidden in zip(all_parts, blocked, strict=True)], bool)
+            for all_parts in (said, kept)
+        )
+        return Answers([Message("seeker", parts, 0) for parts in kept], drawn, heard)
 
     def item_logprobs(self, histories: Sequence[Sequence[Message]]) -> np.ndarray:
         """log p of every item being what the seeker will like, before the recommender speaks.

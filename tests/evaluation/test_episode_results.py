@@ -45,6 +45,20 @@ def test_success_by_hand() -> None:
     assert (late["hr@1"], late["hr@5"], late["hr@10"]) == pytest.approx((0, 0, 1 / 3))
 
 
+def test_leaks_and_echoes_are_results_where_they_were_measured() -> None:
+    assert not {"leaks", "leaks_drawn", "echoed"} & episodes.sums(ONE).keys()
+    echoed = np.zeros(ONE.running.shape, bool)
+    echoed[2, 1:] = True
+    # The second conversation is over after its first turn: what follows there counts nowhere.
+    echoed[1, 1:] = True
+    whole = ONE._replace(echoed=echoed, leaked=np.array([[1, 0, 0], [0, 0, 0], [2, 2, 1]]))
+    found = {name: one.mean for name, one in episodes.sums(whole).items()}
+    assert found["echoed"] == pytest.approx((2 / 3) / 3)
+    assert (found["leaks_drawn"], found["leaks"]) == pytest.approx((2 / 3, 1 / 3))
+    first = episodes.sums(episodes.first_turn(whole))
+    assert first["echoed"].mean == 0 and "leaks" not in first
+
+
 def test_differences_are_of_the_same_conversations() -> None:
     found = episodes.differences("a-b", {0: ONE}, {0: OTHER}, protocol="scoring-seeker", split="world/test")
     values = {one.metric: one.value for one in found}

@@ -60,8 +60,15 @@ def make() -> Recommender:
 class Scripted:
     """A policy that says prescribed lists; remembers what it was asked."""
 
-    def __init__(self, recommender: Recommender, lists: Sequence[Sequence[tuple[int, ...]]], said: str) -> None:
-        self._recommender, self._lists, self._said = recommender, lists, said
+    def __init__(
+        self,
+        recommender: Recommender,
+        lists: Sequence[Sequence[tuple[int, ...]]],
+        said: str,
+        words: Sequence[str] = (),
+    ) -> None:
+        """`words` follow the lists, the same ones for all; a turn each."""
+        self._recommender, self._lists, self._said, self._words = recommender, lists, said, words
         self.asked: list[PromptBatch] = []
 
     def __call__(self, params: Params, prompts: PromptBatch, key: Any) -> Rollout:
@@ -69,9 +76,10 @@ class Scripted:
         del params, key
         vocab, known = self._recommender.setup.vocab, self._recommender.attributes
         rows = self._lists[len(self.asked)]
+        words = vocab.encode_text(self._words[len(self.asked)]) if self._words else []
         self.asked.append(prompts)
         place = [known.words.index(self._said)]
-        sequences = [reasoning_tokens(vocab, known, place, row, [], max_tokens=24) for row in rows]
+        sequences = [reasoning_tokens(vocab, known, place, row, words, max_tokens=24) for row in rows]
         tokens, mask = pad_right(sequences, 24, vocab.pad)
         return Rollout(
             prompt_tokens=prompts.tokens,
@@ -96,7 +104,7 @@ class Quiet:
         """See `Seekers`."""
         del key
         self.heard.append((list(histories), list(blocked)))
-        return Answers([Message("seeker", ("hello again",), 0) for _ in histories], 0, 0)
+        return Answers.innocent([Message("seeker", ("hello again",), 0) for _ in histories])
 
 
 def without_forms(dialogue: Dialogue) -> Dialogue:

@@ -21,8 +21,9 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import multi_turn
 from rlhf_jax.stages.episodes import OtherSeekers, SilentSeekers, Turns, converse, places_of, settled_before
 from rlhf_jax.stages.human_turns import ReasonedTurn, openings_of
-from rlhf_jax.stages.multi_turn import ConversationsConfig
+from rlhf_jax.stages.multi_turn import ConversationsConfig, signatures
 from rlhf_jax.stages.recommender import Recommender
+from rlhf_jax.stages.seeker import Answers
 
 KEY = jax.random.key(0)
 
@@ -125,6 +126,46 @@ def test_an_item_that_was_named_is_a_repetition(said: tuple[Turns, reasoned.Scri
     assert said[0].repeated.tolist() == [[False, False, False], [False, False, True]]
 
 
+def test_the_same_words_again_are_an_echo(recommender: Recommender, openings: list[ReasonedTurn]) -> None:
+    policy = reasoned.Scripted(recommender, LISTS, "western", ("try this one", "hello there", " try this  one"))
+    turns = converse(recommender, policy, None, reasoned.Quiet(), openings, n_turns=3, key=KEY)
+    # What the seekers say is nobody's echo, and the first conversation is over after its first turn.
+    assert turns.echoed.tolist() == [[False, False, False], [False, False, True]]
+
+
+def test_leaks_are_counted_while_a_conversation_runs(recommender: Recommender, openings: list[ReasonedTurn]) -> None:
+    class Telling(reasoned.Quiet):
+        def say(self, *args: Any) -> Answers:
+            quiet = super().say(*args)
+            drawn = np.array([True, len(self.heard) == 2])
+            return quiet._replace(leaks=drawn, leaks_left=drawn & [False, True])
+
+    turns = converse(
+        recommender, reasoned.Scripted(recommender, LISTS, "western"), None, Telling(), openings, n_turns=3, key=KEY
+    )
+    # The first seeker is recommended what it likes at once: what it says afterwards is no answer.
+    assert (turns.answers.tolist(), turns.leaks.tolist(), turns.leaks_left.tolist()) == ([0, 2], [0, 1], [0, 1])
+
+
+def test_silence_is_no_echo(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
+    assert not said[0].echoed.any()
+
+
+def test_signs_of_a_bought_reward_by_hand(said: tuple[Turns, reasoned.Scripted, reasoned.Quiet]) -> None:
+    turns = said[0]
+    shape = turns.running.shape
+    assert turns.running.tolist() == [[True, False, False], [True, True, True]]
+    bought = turns._replace(
+        rewards=np.zeros((*shape, 3), np.float32) + np.array([1, 0, 0], np.float32),
+        attributes_said=np.array([[5, 9, 9], [4, 2, 1]], np.int32),
+        echoed=np.array([[False, True, True], [False, True, False]]),
+    )
+    found = signatures(bought, 4)
+    assert found["talk/form_without_content"] == 1.0 and found["talk/attributes"] == 3.0
+    # Turns that were not had count nowhere: of four, one says more than four attributes, and one repeats its words.
+    assert (found["talk/stuffed"], found["talk/echoed"], found["talk/repeated"]) == (0.25, 0.25, 0.25)
+
+
 def test_seekers_hear_the_conversation_and_what_to_hide(
     said: tuple[Turns, reasoned.Scripted, reasoned.Quiet],
 ) -> None:
@@ -220,12 +261,14 @@ CONFIG = ConversationsConfig(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "learner", [MultiTurnConfig(), MultiTurnConfig(credit="place", average_decay=0.9)], ids=["turn", "place, average"]
+)
 def test_a_killed_run_ends_with_the_same_bits(
-    recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recommender: Recommender, tmp_path: Path, learner: MultiTurnConfig
 ) -> None:
     """Killed in the middle of an update, between two turns: the update is played again from its beginning."""
     params = {"trunk": gpt2.init(recommender.setup.network, jax.random.key(1))}
-    learner = MultiTurnConfig()
     with open_run(tmp_path / "whole", CONFIG, trackers=()) as run:
         whole = multi_turn.train(run, recommender, reasoned.Quiet(), params, CONFIG, learner)
     moved = jax.tree.map(lambda one, other: float(np.abs(one - other).max()), whole, params)

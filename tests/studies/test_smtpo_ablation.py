@@ -57,7 +57,7 @@ def test_a_variant_changes_one_thing(name: Any, monkeypatch: pytest.MonkeyPatch)
     unpaid = {"no_format": (0.0, 1.0, 1.0), "no_recommendation": (1.0, 0.0, 1.0), "no_preference": (1.0, 1.0, 0.0)}
     weights = unpaid.get(name, (1.0, 1.0, 1.0))
     assert learner == dataclasses.replace(stages.learner, component_weights=weights)
-    assert change.views == {"semantic_view": "semantic", "collaborative_view": "collaborative"}.get(name, "both")
+    assert change.view == {"semantic_view": "semantic", "collaborative_view": "collaborative"}.get(name, "both")
 
 
 def store(run_dir: Path, system: str, seed: int, found: list[bool], utility: float) -> None:
@@ -75,7 +75,7 @@ def store(run_dir: Path, system: str, seed: int, found: list[bool], utility: flo
     )
     folder = run_dir / f"seed-{seed}" / episodes.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {key: np.asarray(value) for key, value in measured._asdict().items()}
+    arrays = {key: np.asarray(value) for key, value in measured._asdict().items() if value is not None}
     write_npz(folder / f"{system}-{smtpo_ablation.PROTOCOL}.npz", arrays)
     users = {"mean_utility": np.linspace(0, 1, N) * 0.1 + utility, "success@2": hits.astype(float)}
     write_npz(folder / f"{system}-world.npz", users)
