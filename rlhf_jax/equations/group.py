@@ -122,7 +122,7 @@ def turn_advantages(
 
         r̂_{g,k} = Σ_c w_c (r^c_{g,k} − mean_k)/(std_k + 1e-6)      decoupled: each component by itself, 0 where it is flat
         r̂_{g,k} = Σ_c w_c r^c_{g,k}                                else
-        G_{g,k} = Σ_{j≥k} γ^{j−k} r̂_{g,j},     A_{g,k} = G_{g,k} − mean_k G
+        R_{g,k} = Σ_{j≥k} γ^{j−k} r̂_{g,j},     A_{g,k} = R_{g,k} − mean_k R
 
     Means and deviations at turn k are over the conversations that still run there: one that has ended leaves them, it is no
     zero. A is exactly 0 where all that run at k have one return, and after the end.
@@ -174,11 +174,11 @@ def settled_advantages(
 ) -> Float[Array, "G T S"]:
     """What of a turn's advantage was settled before each of its places: no merit of the tokens from there on.
 
-        D_{g,k}(s) = Σ_c w_c (d^c_{g,k}(s) − mean_k d^c(s)) / (std_k r^c + 1e-6)      decoupled; a flat component counts 0
-        D_{g,k}(s) = Σ_c w_c (d^c_{g,k}(s) − mean_k d^c(s))                            else
+        D_{g,k}(p) = Σ_c w_c (d^c_{g,k}(p) − mean_k d^c(p)) / (std_k r^c + 1e-6)      decoupled; a flat component counts 0
+        D_{g,k}(p) = Σ_c w_c (d^c_{g,k}(p) − mean_k d^c(p))                            else
 
-    d^c(s) is a number that tokens before place s alone decide, such as the part of r^c paid by then. A − D is then the credit of a token at
-    place s, with A of `turn_advantages`. Given what came before, the token cannot move d, so E[∇log π · d] = 0: without
+    d^c(p) is a number that tokens before place p alone decide, such as the part of r^c paid by then. A − D is then the credit of a token at
+    place p, with A of `turn_advantages`. Given what came before, the token cannot move d, so E[∇log π · d] = 0: without
     `decoupled` the expected gradient is the same. With it only nearly: the token moves std_k, which holds its own reward.
     The variance is lower, unless a high d usually comes with a low rest. Means and deviations are over the
     conversations that run at turn k.
@@ -188,7 +188,7 @@ def settled_advantages(
 
     Args:
       rewards: r^c, as in `turn_advantages`. [G, T, C]
-      settled: d^c(s), each in the units of its component; anything after the end. [G, T, C, S]
+      settled: d^c(p), each in the units of its component; anything after the end. [G, T, C, S]
       running: True on the turns that a conversation had, the first ones. [G, T]
       weights: w_c. [C]
       decoupled: divide by the component's deviation.

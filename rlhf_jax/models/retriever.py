@@ -1,10 +1,10 @@
 """A dual-view retriever: one vector for a dialogue, one for an item, each from a semantic and a collaborative view.
 
-    item       e_i = LN(W_s s_i + W_c c_i + r_i)          s: words about it; c: who names it with what; r: its own row
-    dialogue   h = LN(q_s + q_c + MLP[q_s; q_c; a_s; a_c])
-               q_s from the words said, q_c = Σ_k w_k e_{i_k} over the items named, w_k falling with age k
-               a_s: q_s asks the items named; a_c: q_c asks the items named and the words   (cross-attention)
-    score      ℓ(i | s) = g · h·e_i / √D + b_i
+    item       u_i = LN(W_s s_i + W_c c_i + r_i)          s: words about it; c: who names it with what; r: its own row
+    dialogue   h = LN(q_s + q_c + MLP(LN[q_s; q_c; a_s; a_c]))
+               q_s from the words said, q_c = Σ_k w_k u_{i_k} over the items named, w_k falling with age k
+               a_s: q_s attends to the items named; a_c: q_c to the items named and the words   (cross-attention)
+    score      ℓ(i | s) = g · h·u_i / √D + b_i
 
 Two views joined by cross-attention are what arXiv:2604.03671 says of its retriever; everything else is ours. Either
 view can be left out, which leaves the other alone. Float32 throughout; a tree of Flax Linen.
