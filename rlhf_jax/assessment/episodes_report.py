@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.assessment import episodes, other_corpus
+from rlhf_jax.assessment import episodes, other_corpus, static_ranking
 from rlhf_jax.assessment import simulator as simulator_quality
 from rlhf_jax.assessment.episodes import ReasoningResponder, spoken
 from rlhf_jax.assessment.other_corpus import Transferred
@@ -74,6 +74,8 @@ class Found(NamedTuple):
     """The same where the system reads nothing that they answer."""
     seekers: Sequence[Result]
     """How good the simulated seekers are."""
+    ranked: static_ranking.Tables
+    """The retriever and every system on logged messages of the test split."""
     transfer: Transferred | None = None
     """The same systems on another corpus."""
 
@@ -123,7 +125,14 @@ def measure_all(
         for deaf in (False, True)
     )
     store_examples(run, recommender, policies, seekers["scoring"], openings[:EXAMPLES], n_turns=n_turns)
-    return Found(talks, heard, unheard, seeker_quality(recommender, seekers))
+    ranked = static_ranking.rank_all(
+        run.path / "ranking",
+        recommender,
+        policies,
+        recommender.setup.corpus.test,
+        corpus=recommender.setup.data.corpus_name,
+    )
+    return Found(talks, heard, unheard, seeker_quality(recommender, seekers), ranked)
 
 
 def world_users(
@@ -231,9 +240,10 @@ def write(run: RunDirectory, found: Mapping[int, Found], *, corpus: str, n_turns
     ]
     moved = found[min(found)].transfer
     about = {} if moved is None else {f"{moved.joined.name}/test": moved.joined.note}
+    abouts = {**PROTOCOLS, static_ranking.PROTOCOL: static_ranking.ABOUT}
     for (split, protocol), own in by_protocol(results).items():
         shown = WORLD_SHOWN if protocol == closed_loop.PROTOCOL else SHOWN
-        parts += [f"## {split}, {protocol}", about.get(split, PROTOCOLS.get(protocol, "")), table(own, shown)]
+        parts += [f"## {split}, {protocol}", about.get(split, abouts.get(protocol, "")), table(own, shown)]
     parts.append(
         plots.image(
             plots.save(training(run, sorted(found)), folder, "training"), "Learning from conversations, first seed."
@@ -287,6 +297,7 @@ def gathered(found: Mapping[int, Found], *, corpus: str) -> list[Result]:
                 continue
             name = result.name if rival else f"{result.system}_{seed}/{result.metric}"
             results.append(Result(**{**vars(result), "name": name}))
+    results += static_ranking.results({seed: one.ranked for seed, one in found.items()}, split=split)
     moved = {seed: one.transfer for seed, one in found.items() if one.transfer is not None}
     return results + (other_corpus.results(moved) if moved else [])
 
@@ -312,6 +323,7 @@ def headline(results: Sequence[Result], n_turns: int) -> list[str]:
         ("blind-seeker", within, learnt, f"success within {n_turns} turns, hearing somebody else's answers"),
         (closed_loop.PROTOCOL, "mean_utility", (*learnt, *answers), "true utility, users of the world"),
         (closed_loop.PROTOCOL, within, learnt, "accepted by users of the world"),
+        (static_ranking.PROTOCOL, "ndcg@10", learnt, "NDCG@10 of logged messages"),
     ):
         for name in names:
             one = found.get((protocol, f"{name}/{metric}"))

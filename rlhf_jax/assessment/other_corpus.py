@@ -7,22 +7,15 @@ not ranked; how many there are stands beside every number.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jax
-import numpy as np
-from jaxtyping import Float32
-
-from rlhf_jax.assessment import assess
 from rlhf_jax.assessment import simulator as simulator_quality
-from rlhf_jax.assessment.assess import Assessment
+from rlhf_jax.assessment import static_ranking
 from rlhf_jax.data.catalogue import split_title
 from rlhf_jax.data.sources import SOURCES, WORLD, SourceName, read_corpus
-from rlhf_jax.data.windows import RankingRow, ranking_rows
-from rlhf_jax.evaluation import ranking
-from rlhf_jax.evaluation.ranking import RankTable
+from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Dialogue, Item, Message, Params
 from rlhf_jax.ranges import Cases, check_numbers
@@ -33,12 +26,6 @@ from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.seeker_texts import asked_turns, suggestion_counts
 
 FOLDER = "transfer"
-BATCH = 64
-"""Contexts at once: one program for any number of them."""
-RETRIEVER = "retriever"
-"""What recalls candidates, as a system of its own."""
-PROTOCOL = "fresh"
-METRICS = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +187,8 @@ class Transferred(NamedTuple):
     """What was measured on the other corpus with one training seed."""
 
     joined: Joined
-    tables: Mapping[str, Mapping[str, RankTable]]
-    """System to protocol to ranks: the retriever, then the policies."""
+    tables: static_ranking.Tables
+    """The retriever, then the policies."""
     seekers: Sequence[Result]
     """How well simulated seekers know these; empty where the corpus has no forms."""
 
@@ -214,44 +201,15 @@ def measure(
     seekers: Mapping[str, SeekerSimulator],
 ) -> Transferred:
     """Ranks of the retriever and of every policy among its candidates, and the quality of the seekers; ranks once a run."""
-    systems: dict[str, Params | None] = {RETRIEVER: None, **policies}
-    tables = {name: _tables(run, name, joined, recommender, params) for name, params in systems.items()}
+    tables = static_ranking.rank_all(
+        run.path / FOLDER,
+        recommender,
+        policies,
+        joined.dialogues,
+        corpus=joined.name,
+        suffix=f"-{joined.digest}",
+    )
     return Transferred(joined, tables, _seekers(joined, recommender, seekers))
-
-
-def _tables(
-    run: RunDirectory, name: str, joined: Joined, recommender: Recommender, params: Params | None
-) -> Mapping[str, RankTable]:
-    path = run.path / FOLDER / f"{name}-{joined.digest}.npz"
-    rows = [row for row in ranking_rows(joined.dialogues) if row.fresh_gold]
-    if not path.exists():
-        notice(f"{name}: ranking {len(rows)} messages of {joined.name}")
-        outcome = ranking.rank_rows(
-            rows, scores(recommender, params, rows), recommender.setup.vocab.item_ids, protocols=(PROTOCOL,)
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        assess.save(path, Assessment(outcome, [], {}))
-    return assess.load(path, rows).ranking.tables
-
-
-def scores(
-    recommender: Recommender, params: Params | None, rows: Sequence[RankingRow]
-) -> Iterator[Float32[np.ndarray, "N I"]]:
-    """Scores of all items before each row; −inf for what was named, and for a policy where an item is no candidate.
-
-    Args:
-      params: the policy's, whose first place of the list is asked for; None: the retriever alone.
-    """
-    agent = recommender.setup.agent
-    compiled = agent.compiled("score_items", lambda: jax.jit(agent.score_items))
-    for start in range(0, len(rows), BATCH):
-        own = rows[start : start + BATCH]
-        filled = [own[place % len(own)] for place in range(BATCH)]
-        prompts, recalled = recommender.prompts([row.dialogue.messages[: row.message_index] for row in filled])
-        if params is not None:
-            found = np.asarray(compiled(params, prompts), np.float32)
-            recalled = np.where(np.asarray(prompts.candidates), found, -np.inf)
-        yield recalled[: len(own)].astype(np.float32)
 
 
 def _seekers(joined: Joined, recommender: Recommender, seekers: Mapping[str, SeekerSimulator]) -> list[Result]:
@@ -280,15 +238,7 @@ def _seekers(joined: Joined, recommender: Recommender, seekers: Mapping[str, See
 
 
 def results(found: Mapping[int, Transferred]) -> list[Result]:
-    """Entries of `results.json` from all training seeds: every system, and every policy against those before it."""
-    first = found[min(found)]
-    split = f"{first.joined.name}/test"
-    runs = {name: {seed: one.tables[name] for seed, one in found.items()} for name in first.tables}
-    entries: list[Result] = []
-    for name, own in runs.items():
-        entries += ranking.ranking_results(name, own, split=split, metrics=METRICS)
-    names = list(runs)
-    for place, a in enumerate(names):
-        for b in names[:place]:
-            entries += ranking.difference_results(f"{a}-{b}", runs[a], runs[b], split=split, metrics=METRICS)
+    """Entries of `results.json` from all training seeds: ranks of every system, and how well seekers know these people."""
+    name = found[min(found)].joined.name
+    entries = static_ranking.results({seed: one.tables for seed, one in found.items()}, split=f"{name}/test")
     return entries + [result for one in found.values() for result in one.seekers]

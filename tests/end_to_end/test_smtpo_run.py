@@ -44,6 +44,16 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     assert {"training_seeker_0", "scoring_seeker_0", "popularity", "closed_forms"} <= {
         one.system for one in results.values()
     }
+    # Logged messages of its own test split are ranked as well.
+    for system in ("retriever", "sft", "smtpo", "smtpo-sft"):
+        assert results["fresh", f"{system}/ndcg@10"].split == "world/test"
+    for system in ("sft", "smtpo"):
+        assert (
+            results["scoring-seeker", f"{system}/leaks"].value
+            == 0
+            <= results["scoring-seeker", f"{system}/leaks_drawn"].value
+        )
+        assert 0 <= results["scoring-seeker", f"{system}/echoed"].value <= 1
     lines = read_metrics(run / "seed-0" / "metrics.jsonl")
     talked = [line for line in lines if line["stage"] == "multi_turn-smtpo" and "talk/success" in line]
     assert len(talked) == 2 and all(line["talk/leaks_left"] == 0 and line["talk/repeated"] == 0 for line in talked)
@@ -51,7 +61,12 @@ def test_debug_talks_and_reports(run_here: Callable[..., tuple[int, str]], tmp_p
     assert "## Conversations" in report and "](plots/success." in report
     before = (run / "results.json").read_bytes()
     code, output = run_here(SCRIPT, "debug", "--run-dir", str(run))
-    assert code == 0 and "conversations:" not in output and (run / "results.json").read_bytes() == before
+    assert (
+        code == 0
+        and "conversations:" not in output
+        and "ranking" not in output
+        and (run / "results.json").read_bytes() == before
+    )
     other_dialogues_are_ranked(run_here, run)
     a_person_recommends(run_here, run)
     another_vocabulary_is_refused(run_here, run)
@@ -126,7 +141,7 @@ def other_dialogues_are_ranked(run_here: Callable[..., tuple[int, str]], run: Pa
     # No policy is trained anew for it.
     new = {path.name for path in (run / "seed-0" / "checkpoints").iterdir()} - trained
     assert new == {"simulator-language", "simulator-target"}
-    assert code == 0 and "smtpo: ranking" in output and "conversations:" not in output, output
+    assert code == 0 and "ranking theirs: retriever, sft" in output and "conversations:" not in output, output
     results = {(one.split, one.name): one for one in read_results(run)}
     for system in ("retriever", "sft", "smtpo", "smtpo-retriever"):
         assert results["theirs/test", f"{system}/hr@10"].seeds == (0,)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import reasoned
 
-from rlhf_jax.assessment import other_corpus
-from rlhf_jax.assessment.other_corpus import RETRIEVER, OtherCorpus, TransferConfig, join, read_other
+from rlhf_jax.assessment import other_corpus, static_ranking
+from rlhf_jax.assessment.other_corpus import OtherCorpus, TransferConfig, join, read_other
+from rlhf_jax.assessment.static_ranking import RETRIEVER
 from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.interfaces import Item
 from rlhf_jax.models import gpt2
@@ -87,13 +88,13 @@ def test_ranks_are_those_of_the_scores(tmp_path: Path) -> None:
         again = other_corpus.measure(run, joined, recommender, {"sft": {}}, {})
     rows = [row for row in ranking_rows(joined.dialogues) if row.fresh_gold]
     assert [row.fresh_gold for row in rows] == [(15,), (15,)]
-    (by_policy,) = other_corpus.scores(recommender, params, rows)
-    (recalled,) = other_corpus.scores(recommender, None, rows)
+    scores = static_ranking.scores(recommender, {RETRIEVER: None, "sft": params}, rows)
+    recalled, by_policy = scores[RETRIEVER], scores["sft"]
     # Three of six items are candidates, and nothing else has a score; what was named has none at all.
     assert np.isfinite(by_policy).sum(axis=1).tolist() == [3, 3] and np.isneginf(recalled[:, 0]).all()
     column = setup.vocab.item_index(15)
-    for name, scores in ((RETRIEVER, recalled), ("sft", by_policy)):
-        ranks = [int((row >= row[column]).sum()) for row in scores]
+    for name, own in scores.items():
+        ranks = [int((row >= row[column]).sum()) for row in own]
         assert found.tables[name]["fresh"].ranks.tolist() == ranks == again.tables[name]["fresh"].ranks.tolist()
     entries = {one.name: one for one in other_corpus.results({0: found})}
     assert {one.split for one in entries.values()} == {"theirs/test"}
@@ -155,3 +156,26 @@ def test_films_of_opendialkg_are_found_in_redials_catalogue(data_dir: Path) -> N
     assert (joined.n_items, joined.n_shared, joined.n_cases, joined.n_known) == (512, 288, 665, 390)
     named = {titles[item] for dialogue in joined.dialogues for said in dialogue.messages for item in said.items}
     assert len(named) == 288
+
+
+def test_a_system_that_is_ranked_is_not_ranked_again_and_a_new_one_joins_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contexts of more than one batch, whose last is filled up; each system's ranks are those that it has alone."""
+    recommender = reasoned.make()
+    one, other = ({"trunk": gpt2.init(recommender.setup.network, jax.random.key(seed))} for seed in (0, 1))
+    dialogues = recommender.setup.corpus.test
+    monkeypatch.setattr(static_ranking, "BATCH", 8)
+    first = static_ranking.rank_all(tmp_path, recommender, {"a": one}, dialogues, corpus="toy")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(before) == 2
+    both = static_ranking.rank_all(tmp_path, recommender, {"a": {}, "b": other}, dialogues, corpus="toy")
+    assert {path: path.stat().st_mtime_ns for path in before} == before and list(both) == [RETRIEVER, "a", "b"]
+    rows = [row for row in ranking_rows(dialogues) if row.fresh_gold]
+    assert len(rows) % 8 and len(rows) > 8
+    for name, params in ((RETRIEVER, None), ("a", one), ("b", other)):
+        scores = static_ranking.scores(recommender, {name: params}, rows)[name]
+        columns = [[recommender.setup.vocab.item_index(item) for item in row.fresh_gold] for row in rows]
+        ranks = [int((row >= row[column]).sum()) for row, own in zip(scores, columns, strict=True) for column in own]
+        assert both[name]["fresh"].ranks.tolist() == ranks
+    assert first[RETRIEVER]["fresh"].ranks.tolist() == both[RETRIEVER]["fresh"].ranks.tolist()
