@@ -122,7 +122,7 @@ def turn_advantages(
 
         r̂_{g,k} = Σ_c w_c (r^c_{g,k} − mean_k)/(std_k + 1e-6)      decoupled: each component by itself, 0 where it is flat
         r̂_{g,k} = Σ_c w_c r^c_{g,k}                                else
-        R_{g,k} = Σ_{j≥k} γ^{j−k} r̂_{g,j},     A_{g,k} = R_{g,k} − mean_k R
+        G_{g,k} = Σ_{j≥k} γ^{j−k} r̂_{g,j},     A_{g,k} = G_{g,k} − mean_k G
 
     Means and deviations at turn k are over the conversations that still run there: one that has ended leaves them, it is no
     zero. A is exactly 0 where all that run at k have one return, and after the end.
