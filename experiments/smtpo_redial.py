@@ -20,7 +20,7 @@ learns all. Both can be added to a finished run.
 
 The same command continues a run that was interrupted (exit code 75). Writes `report.md`, `results.json`, `metrics.jsonl`,
 checkpoints, and each system's conversations in `conversations/`. Measured: `world` (docs/results/smtpo.md) and `redial`
-(docs/results/smtpo_redial.md, one seed); `paper` was not run.
+(docs/results/smtpo_redial.md); `paper` was not run.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
