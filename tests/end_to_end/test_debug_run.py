@@ -273,7 +273,7 @@ def test_a_prior_is_learnt_and_ranked(finished: Path, run_here: Callable[..., tu
     assert "## Greedy replies beside the human's" in (out / "report.md").read_text()
     code, output = run_here("align_prior.py", str(finished), str(finished), "--run-dir", str(tmp_path / "twice"))
     assert code == 1 and "seed 0 is that of" in output and "Traceback" not in output
-    code, output = run_here("align_prior.py", str(finished), "--run-dir", str(out), "--judge-data", "nowhere")
+    code, output = run_here("align_prior.py", str(finished), "--run-dir", str(out), *options, "--judge-data", "nowhere")
     assert code == 1 and "--judge-data nowhere: the judge was fitted on ReDial" in output and "Traceback" not in output
 
 
