@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
+from rlhf_jax.data.turns import spell
 from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import response_message
 from rlhf_jax.feedback.recommendation import preference_reward, recommendation_gains
@@ -222,7 +223,7 @@ def converse(
 
 
 def _words(message: Message) -> str:
-    return " ".join("".join(part if isinstance(part, str) else " " for part in message.parts).lower().split())
+    return spell(message.parts, placeholder="").lower()
 
 
 def places_of(
