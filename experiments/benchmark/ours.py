@@ -87,7 +87,7 @@ class Ours:
         self.first_call: dict[str, float] = {}
         network, rules = network_config(workload, compute_dtype, **options), grammar(workload)
         config = ppo_config(workload)
-        policy, score = make_policy_apply(network, rules), make_score(network)
+        policy, score = make_policy_apply(network, rules), make_score(network, rules)
         self.states = states or States(workload, networks)
         optimizer = self.states.optimizer
         self.reference = {"trunk": networks.policy}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from rlhf_jax.data.sources import WORLD, read_corpus
 from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.decoding import prior
+from rlhf_jax.decoding import prior, suggested
 from rlhf_jax.feedback.components import weights_of
 from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.learners.ppo_config import PPOConfig
@@ -179,6 +179,11 @@ def stage_proxy(run: Finished) -> Proxy | None:
     """The run's reward model with the weights PPO gives its components; None where the run has not come so far."""
     if not run.has_proxy:
         return None
-    names = from_json(RewardConfig, run.config["reward"], "config.reward").components
+    config = from_json(RewardConfig, run.config["reward"], "config.reward")
+    names, model = config.components, stage_arrays(run.path, reward.STAGE)["average"]
     weights = from_json(PPOConfig, run.config["ppo"], "config.ppo").component_weights
-    return Proxy(stage_arrays(run.path, reward.STAGE)["average"], weights_of(names, weights), names)
+    if config.reads_policy:
+        # It is not stored a second time: what is read is imitation, with its prior.
+        read = stage_policy(run, item_prior.STAGE if has_prior(run.config) else supervised.STAGE)
+        model |= {suggested.NAME: {name: part for name, part in read.items() if name != "value"}}
+    return Proxy(model, weights_of(names, weights), names)

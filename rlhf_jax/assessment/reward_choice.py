@@ -138,7 +138,7 @@ def _judged(setup: Setup, proxy: Proxy, prompts: PromptBatch, columns: Sequence[
     compiled = setup.agent.compiled(("choice of items", proxy.weights), lambda: jax.jit(score))
     tokens = jnp.asarray(replies)
     groups = ResponseGroups(
-        prompts=PromptBatch(tokens=prompts.tokens, mask=prompts.mask),
+        prompts=prompts,
         response_tokens=tokens,
         response_mask=jnp.ones(tokens.shape, bool),
     )

@@ -1,7 +1,7 @@
 """GPT-2 as the callables that learners take: draws responses, judges them, scores them.
 
 Parameters are trees with fixed names: `trunk` (GPT-2), `value` (value head) for a policy; `trunk`, `reward` (reward
-heads) for a reward model. A reference policy needs the trunk alone. A policy may have a `critic`: a second GPT-2 that
+heads) for a reward model, which may have a `policy` that it reads (`decoding.suggested`). A reference policy needs the trunk alone. A policy may have a `critic`: a second GPT-2 that
 the value head reads instead of the trunk; and a `prior` over the items of its lists (`decoding.prior`).
 """
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax.decoding import prior, wide
+from rlhf_jax.decoding import prior, suggested, wide
 from rlhf_jax.decoding.grammar import WHOLE, Along, Grammar, GrammarState, allowed_at, among, read_along
 from rlhf_jax.decoding.sampler import Decoding, Reweigh, sample_with_cache
 from rlhf_jax.equations.logprobs import entropy, token_logprobs
@@ -112,8 +112,8 @@ def make_decode(
             row_ids=row_ids,
             head=head,
         )
-        if prior.NAME in params:
-            rollout = dataclasses.replace(rollout, item_scores=prompts.item_scores)
+        # Whether this policy reads them or not: a reward model may.
+        rollout = dataclasses.replace(rollout, item_scores=prompts.item_scores)
         if not with_values:
             return rollout
         return dataclasses.replace(rollout, values=jnp.where(rollout.response_mask, values, 0.0))
@@ -341,16 +341,18 @@ def in_chunks(
     return logprobs, entropies
 
 
-def make_score_replies(config: GPT2Config) -> Callable[[Params, ResponseGroups], Array]:
+def make_score_replies(
+    config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0
+) -> Callable[[Params, ResponseGroups], Array]:
     """What `make_score` says of N replies to each prompt, which is read once where the attention is masked. [B, N, C]"""
-    row_by_row = make_score(config)
+    row_by_row = make_score(config, grammar, temperature=temperature)
 
     def score(params: Params, groups: ResponseGroups) -> Float[Array, "B N C"]:
         n_prompts, n_replies, length = groups.response_tokens.shape
         rows = n_prompts * n_replies
+        prompts = jax.tree.map(lambda leaf: jnp.repeat(leaf, n_replies, axis=0), groups.prompts)
         tokens, mask = groups.response_tokens.reshape(rows, length), groups.response_mask.reshape(rows, length)
         if config.attention != "masked":
-            prompts = jax.tree.map(lambda leaf: jnp.repeat(leaf, n_replies, axis=0), groups.prompts)
             said = Rollout(
                 prompt_tokens=prompts.tokens,
                 prompt_mask=prompts.mask,
@@ -358,6 +360,7 @@ def make_score_replies(config: GPT2Config) -> Callable[[Params, ResponseGroups],
                 response_mask=mask,
                 logprobs=jnp.zeros(tokens.shape, jnp.float32),
                 finished=jnp.ones(rows, bool),
+                item_scores=prompts.item_scores,
             )
             return row_by_row(params, said).reshape(n_prompts, n_replies, -1)
         # One column more, so that the last token is read too: column t is what is known after t tokens.
@@ -368,19 +371,33 @@ def make_score_replies(config: GPT2Config) -> Callable[[Params, ResponseGroups],
         )
         hidden = group_hidden(config, params["trunk"], wider)
         last = jnp.take_along_axis(hidden, mask.sum(axis=1)[:, None, None], axis=1)[:, 0]
-        return heads.reward_components(params["reward"], last).reshape(n_prompts, n_replies, -1)
+        read = None
+        if suggested.NAME in params:
+            judge = make_group_policy(config, grammar, temperature=temperature)
+            logprobs = judge.logprobs(params[suggested.NAME], groups).reshape(rows, length)
+            named = suggested.named_before(prompts.tokens, prompts.mask, tokens)
+            read = suggested.summed(grammar, logprobs, tokens, mask, named)
+        return heads.reward_components(params["reward"], last, read).reshape(n_prompts, n_replies, -1)
 
     return score
 
 
-def make_score(config: GPT2Config) -> Score:
-    """Reward components at the last real token of each response."""
+def make_score(config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0) -> Score:
+    """Reward components at the last real token of each response.
+
+    A tree with a `policy` reads what that says of the listed items (`decoding.suggested`), by a pass of its own.
+
+    Args:
+      temperature: of that policy, as it speaks.
+    """
+    read_policy = suggested.make_suggested(grammar, make_policy_apply(config, grammar, temperature=temperature))
 
     def score(params: Params, rollout: Rollout) -> Float[Array, "B C"]:
         tokens = jnp.concatenate([rollout.prompt_tokens, rollout.response_tokens], axis=1)
         mask = jnp.concatenate([rollout.prompt_mask, rollout.response_mask], axis=1)
         prompt = rollout.prompt_tokens.shape[1]
         hidden = gpt2.hidden_states(config, params["trunk"], tokens, mask, from_position=prompt)
-        return heads.reward_components(params["reward"], heads.last_token_hidden(hidden, rollout.response_mask))
+        read = read_policy(params[suggested.NAME], rollout) if suggested.NAME in params else None
+        return heads.reward_components(params["reward"], heads.last_token_hidden(hidden, rollout.response_mask), read)
 
     return score

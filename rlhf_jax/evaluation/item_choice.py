@@ -22,7 +22,7 @@ from rlhf_jax.evaluation.ranking import metric_values
 from rlhf_jax.evaluation.results import DIFFERENCE, Result, difference_name
 
 PROTOCOL = "choice"
-METRICS = ("hr@1", "hr@5", "ndcg@10")
+METRICS = ("hr@1", "hr@5", "ndcg@5", "ndcg@10")
 JUDGE, POLICY = "reward", "policy"
 """Whose order of the same items it is."""
 FIRST_CHOICE = "choice_"

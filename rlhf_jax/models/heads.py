@@ -23,16 +23,36 @@ def value(head: Params, hidden: Float[Array, "... D"]) -> Float[Array, "..."]:
     return product + head["bias"]
 
 
-def init_reward_heads(key: Key[Array, ""], width: int, n: int) -> Params:
-    """`n` reward heads, kernel N(0, 1/√(D+1)) by standard deviation, bias 0 (Stiennon et al. 2020, appendix B)."""
+def init_reward_heads(key: Key[Array, ""], width: int, n: int, *, n_read: int = 0) -> Params:
+    """`n` reward heads, kernel N(0, 1/√(D+1)) by standard deviation, bias 0 (Stiennon et al. 2020, appendix B).
+
+    Args:
+      n_read: numbers that they read beside the hidden state, with weights `read` of 0; 0: no such weights.
+    """
     scale = (width + 1) ** -0.5
-    return {"kernel": scale * jax.random.normal(key, (width, n), jnp.float32), "bias": jnp.zeros(n, jnp.float32)}
+    kernel = scale * jax.random.normal(key, (width, n), jnp.float32)
+    read = {"read": jnp.zeros((n_read, n), jnp.float32)} if n_read else {}
+    return {"kernel": kernel, "bias": jnp.zeros(n, jnp.float32), **read}
 
 
-def reward_components(heads: Params, hidden_last: Float[Array, "B D"]) -> Float[Array, "B C"]:
-    """One score per component from the hidden state of the last real token, in the units of the labels. [B, C]"""
+def reward_components(
+    heads: Params, hidden_last: Float[Array, "B D"], read: Float[Array, "B F"] | None = None
+) -> Float[Array, "B C"]:
+    """One score per component from the hidden state of the last real token, in the units of the labels. [B, C]
+
+        R = h·W + b + f·V
+
+    Args:
+      read: f, for heads that have weights V (`read`) for it.
+    Raises: ValueError where one of the two is there without the other.
+    """
+    if ("read" in heads) != (read is not None):
+        raise ValueError("the reward heads have weights for further numbers, or are given some, and not both")
     product = jnp.dot(hidden_last.astype(jnp.float32), heads["kernel"], precision=jax.lax.Precision.HIGHEST)
-    return product + heads["bias"][None, :]
+    product = product + heads["bias"][None, :]
+    if read is None:
+        return product
+    return product + jnp.dot(read.astype(jnp.float32), heads["read"], precision=jax.lax.Precision.HIGHEST)
 
 
 def last_token_hidden(hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> Float[Array, "B D"]:

@@ -28,6 +28,7 @@ STORED: Rules = (
     (r"item_features$", P(None, "fsdp")),
     # Vectors and heads are a thousandth of the bytes; cut, each would cost a collective of its own.
     (r"(^|/)(value|reward|attributes)/kernel$", P()),
+    (r"(^|/)reward/read$", P()),
     (r"(bias|scale)$", P()),
     (r"(^|/)prior/(policy|scores|manners)$", P()),
     # What a learner's state holds besides: counters, the key, running moments.

@@ -1,6 +1,7 @@
 """One network and one grammar behind all the callables that stages need.
 
-Parameter trees, as `decoding.policy` names them: a policy is {`trunk`, `value`}, a reward model {`trunk`, `reward`}.
+Parameter trees, as `decoding.policy` names them: a policy is {`trunk`, `value`}, a reward model {`trunk`, `reward`} and, where
+it reads one, a `policy`.
 """
 
 import dataclasses
@@ -32,10 +33,16 @@ from rlhf_jax.parallel.partition import Layout, OneDevice
 
 @runtime_checkable
 class ScoreTokens(Protocol):
-    """Reward components at the last real token; `key` draws dropout while the reward model is trained."""
+    """Reward components at the last real token; `key` draws dropout while the reward model is trained, `read` is what it reads
+    of a policy (`decoding.suggested`), where it does."""
 
     def __call__(
-        self, params: Params, tokens: Int[Array, "B S"], mask: Bool[Array, "B S"], key: Key[Array, ""] | None
+        self,
+        params: Params,
+        tokens: Int[Array, "B S"],
+        mask: Bool[Array, "B S"],
+        key: Key[Array, ""] | None,
+        read: Float[Array, "B F"] | None = None,
     ) -> Float[Array, "B C"]: ...
 
 
@@ -118,8 +125,9 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
     network = dataclasses.replace(agent.network, qkv_groups=layout.tensor)
     spread = _agent(network, agent.grammar, agent.response_tokens, agent.temperature)
 
-    def score_rows(params: Params, inputs: tuple[Array, Array], key: Array | None) -> Array:
-        return spread.score_tokens(params, *inputs, key)
+    def score_rows(params: Params, inputs: tuple[Array, Array, Array | None], key: Array | None) -> Array:
+        tokens, mask, read = inputs
+        return spread.score_tokens(params, tokens, mask, key, read)
 
     by_row = layout.by_row(score_rows)
     grouped = spread.group_policy
@@ -130,7 +138,7 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
         sample_rows=layout.by_row(spread.sample_rows),
         greedy=layout.by_row(spread.greedy),
         score=layout.by_row(spread.score),
-        score_tokens=lambda params, tokens, mask, key: by_row(params, (tokens, mask), key),
+        score_tokens=lambda params, tokens, mask, key, read=None: by_row(params, (tokens, mask, read), key),
         score_items=layout.by_row(spread.score_items),
         score_replies=layout.by_row(spread.score_replies),
         sample_groups=lambda size: layout.by_row(spread.sample_groups(size)),
@@ -140,9 +148,9 @@ def on_mesh(agent: Agent, layout: Layout) -> Agent:
 
 
 def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, temperature: float) -> Agent:
-    def score_tokens(params: Params, tokens: Array, mask: Array, key: Array | None) -> Array:
+    def score_tokens(params: Params, tokens: Array, mask: Array, key: Array | None, read: Array | None = None) -> Array:
         hidden = gpt2.hidden_states(network, params["trunk"], tokens, mask, dropout_key=key)
-        return heads.reward_components(params["reward"], heads.last_token_hidden(hidden, mask))
+        return heads.reward_components(params["reward"], heads.last_token_hidden(hidden, mask), read)
 
     def score_items(params: Params, prompts: PromptBatch) -> Array:
         rec = jnp.full((prompts.tokens.shape[0], 1), grammar.rec, prompts.tokens.dtype)
@@ -173,10 +181,10 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         sample=make_sample(network, grammar, max_tokens=response_tokens, temperature=temperature),
         sample_rows=make_decode(network, grammar, Decoding(response_tokens, temperature)),
         greedy=make_decode(network, grammar, Decoding(response_tokens, temperature=0.0, rollout_for_learning=False)),
-        score=make_score(network),
+        score=make_score(network, grammar, temperature=temperature),
         score_tokens=score_tokens,
         score_items=score_items,
-        score_replies=make_score_replies(network),
+        score_replies=make_score_replies(network, grammar, temperature=temperature),
         sample_groups=lambda size: make_sample(
             network, grammar, max_tokens=response_tokens, temperature=temperature, group_size=size
         ),
@@ -198,9 +206,11 @@ def policy_params(trunk: Params, width: int) -> Params:
     return {"trunk": trunk, "value": value}
 
 
-def reward_params(trunk: Params, width: int, key: Key[Array, ""], n_components: int = len(COMPONENTS)) -> Params:
-    """A reward model on a trained trunk, one head per component."""
-    return {"trunk": trunk, "reward": heads.init_reward_heads(key, width, n_components)}
+def reward_params(
+    trunk: Params, width: int, key: Key[Array, ""], n_components: int = len(COMPONENTS), *, n_read: int = 0
+) -> Params:
+    """A reward model on a trained trunk, one head per component, which reads `n_read` numbers beside it."""
+    return {"trunk": trunk, "reward": heads.init_reward_heads(key, width, n_components, n_read=n_read)}
 
 
 def copied(params: Params) -> Params:

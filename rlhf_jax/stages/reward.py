@@ -4,7 +4,7 @@ The gate: R_φ must correlate with held-out weak labels above 0.6 (Pearson), eac
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from jaxtyping import Array, Key
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
 from rlhf_jax.data.dialogue_store import evenly
 from rlhf_jax.data.turns import answered_turns
+from rlhf_jax.decoding import suggested
 from rlhf_jax.evaluation import bootstrap
 from rlhf_jax.evaluation.association import pearson
 from rlhf_jax.evaluation.results import Result
@@ -24,7 +25,7 @@ from rlhf_jax.feedback.components import COMPONENTS, check_names, weights_of
 from rlhf_jax.feedback.labelling import LabelOptions
 from rlhf_jax.feedback.signals import check_signals
 from rlhf_jax.feedback.weak_labels import LabelTable, WeakLabeller, fit_weak_labels, weighted_sum
-from rlhf_jax.interfaces import Corpus, Dialogue, Params
+from rlhf_jax.interfaces import Corpus, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import reward_model
 from rlhf_jax.learners.optimizer import TrainState, falling_by_cosine, steps_taken
@@ -35,7 +36,7 @@ from rlhf_jax.runtime.metric_names import kind
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, NonFiniteError, StagePlan, run_stage
 from rlhf_jax.stages.agent import on_mesh, reward_params
-from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.labelled_turns import LabelledTurns, labelled_turns
 from rlhf_jax.stages.setup import Setup
 
 STAGE = "reward_model"
@@ -54,6 +55,9 @@ class RewardConfig:
     function: tuple[str, ...] = ()
     """Rewards of your own, `package.module:name`: each is one more component, called by its name. `--ppo.component-weights`
     then has a number for each; left as they are, all weigh the same. See docs/howto/your_own_reward.md."""
+    reads_policy: bool = False
+    """Whether R_φ reads, beside its own trunk, what imitation says of the items that a reply lists (`decoding/suggested.py`); it then
+    keeps the rows of items that imitation composed, as they are."""
     epochs: Epochs = 3
     """Passes over the labelled turns."""
     max_dialogues: Cases = 50_000
@@ -89,38 +93,6 @@ class RewardConfig:
     def components(self) -> tuple[str, ...]:
         """Names of the reward's components: signals of the package, then functions from outside."""
         return (*self.labels.signals, *(custom.parse(text).name for text in self.function))
-
-
-class LabelledTurns:
-    """Tokens of labelled turns (prompt and response in one row) with their z-scored labels."""
-
-    def __init__(self, windows: Windows, table: LabelTable, rows: np.ndarray) -> None:
-        turns = [(int(table.dialogue_indices[row]), int(table.message_indices[row])) for row in rows]
-        self._sides = windows.prompts_of(turns), windows.responses_of(turns)
-        self.labels = table.z[rows].astype(np.float32)
-        self.label_mask = table.mask[rows]
-        self.dialogues = table.dialogue_ids[rows].tolist()
-        self.names = table.names
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, rows: np.ndarray) -> RewardBatch:
-        """The given turns as the learner reads them."""
-        tokens, mask = (
-            np.concatenate(pair, axis=1) for pair in zip(*(side.take(rows) for side in self._sides), strict=True)
-        )
-        return RewardBatch(
-            inputs=(jnp.asarray(tokens), jnp.asarray(mask)),
-            labels=jnp.asarray(self.labels[rows]),
-            label_mask=jnp.asarray(self.label_mask[rows]),
-        )
-
-    def correlations(
-        self, predicted: np.ndarray, weights: tuple[float, ...], rows: np.ndarray | slice = slice(None)
-    ) -> dict[str, float]:
-        """`correlations` of predictions with the labels of some turns."""
-        return correlations(predicted[rows], self.labels[rows], self.label_mask[rows], weights, self.names)
 
 
 def label(
@@ -222,15 +194,24 @@ def train(
     agent, seed, layout = setup.agent, setup.seed, setup.layout
     corpus = labelled(setup.corpus, config)
     train_table, held_out_table, _ = label(run, corpus, config, folder_name=labels_folder(stage))
-    training = _turns(setup, corpus.train, train_table, config.max_turns)
-    held_out = _turns(setup, corpus.validation, held_out_table, config.validation_turns)
+    # Frozen: what R_φ may know of items is what imitation knew.
+    read = {"trunk": trunk, **setup.prior} if config.reads_policy else None
+    training = labelled_turns(setup, corpus.train, train_table, config.max_turns, read=read)
+    held_out = labelled_turns(setup, corpus.validation, held_out_table, config.validation_turns, read=read)
     for kind_of, turns in (("training", training), ("validation", held_out)):
         if not len(turns):
             raise RunError(
                 f"stage {stage}: no {kind_of} dialogue has a turn with a context and a reaction to it: more dialogues are needed"
             )
     key = jax.random.key(seed)
-    params = reward_params(trunk, agent.network.n_embd, stream_key(key, "reward_model/init", 0), len(names))
+    params = reward_params(
+        trunk,
+        agent.network.n_embd,
+        stream_key(key, "reward_model/init", 0),
+        len(names),
+        n_read=0 if read is None else suggested.N_NUMBERS,
+    )
+    items = slice(setup.vocab.first_item, setup.vocab.first_item + setup.vocab.n_items) if config.reads_policy else None
     per_epoch = -(-len(training) // config.batch_size)
     steps = per_epoch * config.epochs
     rate, optimizer = falling_by_cosine(
@@ -243,15 +224,17 @@ def train(
     spread = on_mesh(agent, layout)
 
     def score(params: Params, inputs: Any, key: Key[Array, ""]) -> Array:
-        tokens, mask = inputs
-        return spread.score_tokens(params, tokens, mask, key)
+        tokens, mask, numbers = inputs
+        return spread.score_tokens(holding(params, items), tokens, mask, key, numbers)
 
     state = layout.place(reward_model.init(params, optimizer, averaged=True))
 
     def learn(state: TrainState, batch: RewardBatch, key: Key[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
         used = jnp.asarray(rate(steps_taken(state.opt_state)))
-        state, metrics = reward_model.update(state, batch, key, score_fn=score, optimizer=optimizer, names=names)
-        return state, metrics | {"learning_rate": used}
+        after, metrics = reward_model.update(state, batch, key, score_fn=score, optimizer=optimizer, names=names)
+        # Without a gradient, weight decay would shrink them all the same.
+        kept = {name: with_rows_of(getattr(after, name), getattr(state, name), items) for name in ("params", "average")}
+        return dataclasses.replace(after, **kept), metrics | {"learning_rate": used}
 
     step = layout.together(layout.step(learn, state), STAGE)
 
@@ -260,11 +243,15 @@ def train(
         batch = layout.batch(len(rows), lambda own: training.batch(rows[own]))
         return step(state, batch, layout.same(stream_key(key, "reward_model/dropout", index)))
 
-    predict = jax.jit(lambda params, inputs: agent.score_tokens(params, inputs[0], inputs[1], None))
+    def predicted_of(params: Params, inputs: Any) -> Array:
+        tokens, mask, numbers = inputs
+        return agent.score_tokens(params, tokens, mask, None, numbers)
+
+    predict = jax.jit(predicted_of)
 
     def evaluate(state: TrainState, index: int) -> Mapping[str, float]:
         del index
-        report = held_out.correlations(_predictions(predict, layout.fetch(state.average), held_out), weights)
+        report = judged(_predictions(predict, layout.fetch(state.average), held_out), held_out, weights)
         return {f"validation/{_metric(name)}": value for name, value in report.items()}
 
     final = run_stage(
@@ -295,23 +282,25 @@ def train(
         "interval": _intervals(predicted, held_out, weights),
         "unmeasured": unmeasured(predicted, held_out.labels, held_out.label_mask, weights, names),
     }
-    found = held_out.correlations(predicted, weights)
-    return Proxy(trained, weights, names), check_gate(run.path / f"{stage}.json", found, report, config, weights)
+    found = judged(predicted, held_out, weights)
+    model = trained if read is None else trained | {suggested.NAME: read}
+    return Proxy(model, weights, names), check_gate(run.path / f"{stage}.json", found, report, config, weights)
 
 
-def _turns(setup: Setup, dialogues: Sequence[Dialogue], table: LabelTable, limit: int | None) -> LabelledTurns:
-    windows = Windows.of(setup, dialogues)
-    return LabelledTurns(windows, table, drawn_rows(table, windows, limit, setup.seed))
+def holding(params: Params, items: slice | None) -> Params:
+    """The tree, the given rows of its token table without a gradient."""
+    if items is None:
+        return params
+    table: Array = params["trunk"]["wte"]
+    return {**params, "trunk": {**params["trunk"], "wte": table.at[items].set(jax.lax.stop_gradient(table[items]))}}
 
 
-def drawn_rows(table: LabelTable, windows: Windows, limit: int | None, seed: int) -> np.ndarray:
-    """Rows of a label table that the stage uses: turns with a context, at most `limit`, drawn with the seed. [N]"""
-    wanted = set(windows.turns())
-    places = zip(table.dialogue_indices.tolist(), table.message_indices.tolist(), strict=True)
-    rows = np.array([row for row, place in enumerate(places) if place in wanted], np.int64)
-    if limit is None or len(rows) <= limit:
-        return rows
-    return np.sort(np.random.Generator(np.random.PCG64([seed, 2])).choice(rows, limit, replace=False))
+def with_rows_of(params: Params, before: Params, items: slice | None) -> Params:
+    """The tree, the given rows of its token table as they were before."""
+    if items is None:
+        return params
+    table: Array = params["trunk"]["wte"]
+    return {**params, "trunk": {**params["trunk"], "wte": table.at[items].set(before["trunk"]["wte"][items])}}
 
 
 def _predictions(predict: Any, params: Params, turns: LabelledTurns, batch_size: int = 128) -> np.ndarray:
@@ -321,6 +310,13 @@ def _predictions(predict: Any, params: Params, turns: LabelledTurns, batch_size:
 
 def _metric(name: str) -> str:
     return "pearson" if name == "reward" else f"pearson_{name}"
+
+
+def judged(
+    predicted: np.ndarray, turns: LabelledTurns, weights: tuple[float, ...], rows: np.ndarray | slice = slice(None)
+) -> dict[str, float]:
+    """`correlations` of predictions with the labels of some turns."""
+    return correlations(predicted[rows], turns.labels[rows], turns.label_mask[rows], weights, turns.names)
 
 
 def correlations(
@@ -384,7 +380,7 @@ def _intervals(
     """95 % bootstrap intervals of `correlations`, resampling dialogues."""
 
     def compute(name: str) -> Any:
-        return lambda cases, _: turns.correlations(predicted, weights, cases)[name]
+        return lambda cases, _: judged(predicted, turns, weights, cases)[name]
 
     return {
         name: bootstrap.statistic(turns.dialogues, compute(name), replicates=200) for name in ("reward", *turns.names)

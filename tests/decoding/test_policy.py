@@ -68,7 +68,7 @@ def test_values_and_entropy_stand_before_each_token(params: dict, rollout: Rollo
     assert (np.asarray(judged.entropy[:, 0]) <= np.log(2) + 1e-6).all()
     last = jnp.sum(rollout.response_mask, axis=1) + PROMPT - 1
     expected = heads.reward_components(params["reward"], hidden[jnp.arange(BATCH), last])
-    np.testing.assert_allclose(jax.jit(policy.make_score(CONFIG))(params, rollout), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(policy.make_score(CONFIG, GRAMMAR))(params, rollout), expected, atol=1e-5)
 
 
 def test_a_group_reads_its_prompt_once_and_answers_as_single_rows_would(params: dict, prompts: PromptBatch) -> None:
@@ -111,8 +111,8 @@ def test_replies_to_one_prompt_are_scored_as_rows_of_their_own(
 ) -> None:
     config = dataclasses.replace(CONFIG, attention=attention, attention_dropout=False)
     groups, rows = by_threes(prompts, rollout)
-    found = jax.jit(policy.make_score_replies(config))(params, groups)
-    expected = jax.jit(policy.make_score(CONFIG))(params, rows).reshape(BATCH, 3, 3)
+    found = jax.jit(policy.make_score_replies(config, GRAMMAR))(params, groups)
+    expected = jax.jit(policy.make_score(CONFIG, GRAMMAR))(params, rows).reshape(BATCH, 3, 3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert float(jnp.ptp(expected, axis=1).min()) > 1e-3
 

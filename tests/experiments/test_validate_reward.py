@@ -11,8 +11,8 @@ import validate_reward
 from rlhf_jax.assessment import satisfaction
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import RunError, read_json
-from rlhf_jax.stages import reward
 from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.labelled_turns import drawn_rows, labelled_turns
 from studies.evidence_page import verdict_lines
 from studies.foundation import lay
 from studies.reward_validation import measure as reward_study
@@ -69,9 +69,9 @@ def test_cases_are_those_of_the_foundation(world: Path) -> None:
     training, held_out = reward_study.read_labels(foundation, "shift")
     for split, limit in ((training, 30), (training, None), (held_out, 10)):
         # The turns `reward.train` draws are the turns the study takes for R_φ's.
-        taken = reward._turns(foundation.setup, split.dialogues, split.table, limit)
+        taken = labelled_turns(foundation.setup, split.dialogues, split.table, limit)
         windows = Windows(foundation.setup.vocab, split.dialogues, foundation.setup.data)
-        rows = reward.drawn_rows(split.table, windows, limit, foundation.setup.seed)
+        rows = drawn_rows(split.table, windows, limit, foundation.setup.seed)
         assert split.table.dialogue_ids[rows].tolist() == taken.dialogues
         np.testing.assert_array_equal(split.table.z[rows].astype(np.float32), taken.labels)
     folder = world / "study" / "seed-0" / "cases"

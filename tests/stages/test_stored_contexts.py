@@ -19,7 +19,8 @@ from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.contexts import Encoded, PromptBatches, Windows
-from rlhf_jax.stages.reward import LabelledTurns, RewardConfig
+from rlhf_jax.stages.labelled_turns import LabelledTurns, drawn_rows
+from rlhf_jax.stages.reward import RewardConfig
 from rlhf_jax.stages.setup import DataConfig
 from scale import growth
 
@@ -100,7 +101,7 @@ def test_labelled_turns_are_those_of_memory(whole: Corpus, stored: Corpus, vocab
         assert len(part.validation) == min(most // 10, len(whole.validation))
         table = fit_weak_labels(part.train, part.items)(part.train)
         windows = Windows(vocab, part.train, DATA)
-        turns = LabelledTurns(windows, table, reward.drawn_rows(table, windows, 30, seed=2))
+        turns = LabelledTurns(windows, table, drawn_rows(table, windows, 30, seed=2))
         found.append((part, table, turns.batch(np.array([5, 1, 29]))))
     (one, table, batch), (other, stored_table, stored_batch) = found
     assert tuple(one.train) == tuple(other.train)

@@ -33,6 +33,7 @@ from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.world_dialogues import logged_dialogues
 from rlhf_jax.stages import reward
 from rlhf_jax.stages.contexts import Windows
+from rlhf_jax.stages.labelled_turns import drawn_rows
 from rlhf_jax.stages.reward import Proxy
 from studies.foundation import EQUAL, Foundation, Sentiment
 from studies.reward_validation.cases import MetUsers, ScoredTurns
@@ -124,9 +125,7 @@ def read_labels(foundation: Foundation, form: Sentiment) -> tuple[_LabelledSplit
         if not path.exists():
             raise RunError(f"{path} is missing: the foundation was laid without labels of the sentiment {form}")
         table = LabelTable.load(path)
-        rows = reward.drawn_rows(
-            table, Windows(foundation.setup.vocab, dialogues, config.data), limit, foundation.setup.seed
-        )
+        rows = drawn_rows(table, Windows(foundation.setup.vocab, dialogues, config.data), limit, foundation.setup.seed)
         found.append(_LabelledSplit(dialogues, table, rows))
     return found[0], found[1]
 
@@ -227,7 +226,7 @@ def _true_utility(
     logged = logged_dialogues(foundation.setup.data.world, foundation.setup.world_seed, "train")
     utilities = {entry.dialogue.dialogue_id: entry.utilities for entry in logged}
     windows = Windows(foundation.setup.vocab, held_out.dialogues, foundation.setup.data)
-    rows = reward.drawn_rows(held_out.table, windows, None, foundation.setup.seed)
+    rows = drawn_rows(held_out.table, windows, None, foundation.setup.seed)
     places, ids = held_out.places(rows), held_out.table.dialogue_ids[rows]
     worth = [utilities[str(name)][index] for name, (_, index) in zip(ids, places, strict=True)]
     suggests = [bool(held_out.dialogues[number].messages[index].items) for number, index in places]
