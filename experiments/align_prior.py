@@ -10,9 +10,12 @@ policy's item head reads them with one weight each, beside a weight of its own w
 on lists of ten (`learners/list_grpo.py`), paid by the NDCG of what the human names from there on, and by likelihood, its
 cheapest rival. The other 40 % are measured alone; the test split is ranked once, at the end.
 
+With `--reads-retriever` they read one part more, the towers of a dual-view retriever (SMTPO's, `stages/retriever.py`) that is
+trained for each seed on the training split; `retriever` is then what it and the closed forms rank without a policy.
+
 DIR holds `uss/` and `redial/`, from which the judge of people's satisfaction is fitted.
 
-Systems: `popularity`, `copy`; `mixture` (the recommenders without a policy, fixed weights); `sft`; `sft_filtered` (told by
+Systems: `popularity`, `copy`; `mixture` (the closed forms without a policy, fixed weights); `sft`; `sft_filtered` (told by
 hand not to suggest what was named); `likelihood` and `grpo`. Writes `results.json`, `weights.json`, `report.md`, and the cases
 of every system and seed in `seed-S/assessments/`. Hardware: two CPU cores; minutes a run.
 """
@@ -28,6 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from jaxtyping import Float32
 
 from command_line import options, start
 from rlhf_jax.assessment import assess, comparison, judged
@@ -42,20 +46,25 @@ from rlhf_jax.evaluation.results import Result
 from rlhf_jax.evaluation.satisfaction_judge import SatisfactionJudge
 from rlhf_jax.interfaces import Params
 from rlhf_jax.recommenders import mixture
+from rlhf_jax.recommenders.scorer import ItemScorer
 from rlhf_jax.reporting.result_tables import markdown_table, protocol_tables
 from rlhf_jax.reporting.run_report import write_results
-from rlhf_jax.runtime.files import RunError, write_json, write_text
+from rlhf_jax.runtime.files import RunError, as_json, write_json, write_text
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages import item_prior
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.item_prior import Fitted, PriorConfig
+from rlhf_jax.stages.recommender import TOWERS, Retrieval, add_retriever, telling_towers
+from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.setup import Setup
 
 VOLATILE = ("run_dir", "runs", "judge_data")
 """May change where a run goes on: a judge may come later."""
 LEARNT = ("likelihood", "grpo")
+ALONE = "retriever"
+"""What is recalled without a policy."""
 SPEAKING = ("sft", "grpo")
 """Systems whose greedy replies are compared with the human's."""
 PAIRS = (
@@ -65,7 +74,10 @@ PAIRS = (
     ("grpo", "likelihood"),
     ("likelihood", "sft"),
     ("sft_filtered", "sft"),
+    ("grpo", ALONE),
+    (ALONE, "mixture"),
 )
+"""Of those that are there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +90,10 @@ class Config:
     """Where results, table and cases go; None is `POLICY_RUN-prior` beside the first."""
     prior: PriorConfig = PriorConfig(learner="grpo")
     """The numbers of GRPO; both learners are run, so that `--prior.learner` stays as it is."""
+    reads_retriever: bool = False
+    """Whether the prior reads a trained retriever beside the closed forms."""
+    retriever: RetrieverConfig = RetrieverConfig()
+    """How that learns."""
     assess: AssessmentConfig = AssessmentConfig(text_turns=1000)
     """Size of the evaluation."""
     judge_data: Path | None = None
@@ -92,6 +108,14 @@ class Config:
         if self.prior.learner != "grpo":
             raise ValueError(
                 f"--prior.learner {self.prior.learner} changes nothing here: GRPO and likelihood are both run"
+            )
+        if not self.reads_retriever and self.retriever != RetrieverConfig():
+            raise ValueError("--retriever.* is not read: there is no --reads-retriever")
+        if self.retriever.in_prior:
+            raise ValueError("--retriever.in-prior is of conversations: here --reads-retriever tells the prior of it")
+        if self.reads_retriever and self.prior.parts != PriorConfig().parts:
+            raise ValueError(
+                f"--prior.parts {' '.join(self.prior.parts)}: a retriever stands beside all six closed forms"
             )
 
     @property
@@ -114,11 +138,13 @@ def main(config: Config) -> Path:
         scorer = None
         for seed, finished in runs.items():
             setup = Setup(finished.data, finished.corpus, finished.vocab, finished.agent, seed)
-            # 2. Counts of the training split, which is the same for all.
+            # 2. Counts of the training split, which is the same for all; a retriever for each seed.
             if scorer is None or scorer.catalogue.item_ids != tuple(finished.vocab.item_ids):
                 setup = item_prior.with_scorer(setup, config.prior)
                 scorer = setup.scorer
             setup = setup._replace(scorer=scorer)
+            retrieval = retriever_of(run, setup, config) if config.reads_retriever else None
+            setup = setup if retrieval is None else setup._replace(scorer=telling_towers(retrieval))
             sft = stage_policy(finished, "sft")
             # 3. Weights, on the validation split.
             known = item_prior.look_up_validation(setup, sft, config.prior)
@@ -133,7 +159,7 @@ def main(config: Config) -> Path:
                 for learner in LEARNT
             }
             # 4. Ranks and replies, on the test split.
-            for name, assessed in measure(run, setup, sft, fitted[seed], config).items():
+            for name, assessed in measure(run, setup, sft, fitted[seed], config, retrieval).items():
                 cases.setdefault(name, {})[seed] = assessed
             if judge is not None:
                 judge_replies(run, setup, policies_of(setup, sft, fitted[seed]), judge, config)
@@ -184,6 +210,13 @@ def by_seed(runs: list[Finished]) -> dict[int, Finished]:
     return dict(sorted(found.items()))
 
 
+def retriever_of(run: RunDirectory, setup: Setup, config: Config) -> Retrieval:
+    """The seed's retriever, and its weights beside the closed forms on the validation split."""
+    facts = {"retriever": as_json(config.retriever), "seed": setup.seed}
+    with open_run(run.path / f"retriever-{setup.seed}", facts, trackers=(), wait=True) as own:
+        return add_retriever(own, setup, config.retriever)[1]
+
+
 def policies_of(setup: Setup, sft: Params, fitted: Mapping[str, Fitted]) -> dict[str, Params]:
     """Every policy by its name."""
     trunk, names = {"trunk": sft["trunk"]}, item_prior.scorer_of(setup).names
@@ -195,22 +228,28 @@ def policies_of(setup: Setup, sft: Params, fitted: Mapping[str, Fitted]) -> dict
 
 
 def measure(
-    run: RunDirectory, setup: Setup, sft: Params, fitted: Mapping[str, Fitted], config: Config
+    run: RunDirectory,
+    setup: Setup,
+    sft: Params,
+    fitted: Mapping[str, Fitted],
+    config: Config,
+    retrieval: Retrieval | None,
 ) -> dict[str, Assessment]:
     """Every system case by case, once a run and seed."""
     folder = assessments(run, setup.seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = assess.test_rows(setup, config.assess)
     policies = policies_of(setup, sft, fitted)
-    missing = [name for name in (*policies, "mixture") if not (folder / f"{name}.npz").exists()]
-    outcomes = ranked(setup, policies, rows, config.assess) if missing else {}
+    names = (*policies, "mixture", *((ALONE,) if retrieval is not None else ()))
+    missing = [name for name in names if not (folder / f"{name}.npz").exists()]
+    outcomes = ranked(setup, policies, rows, config.assess, retrieval) if missing else {}
     for name in missing:
         outcome = outcomes[name]
         turns = []
         if name in SPEAKING:
             turns = assess.answer(setup, policies[name], config.assess, name=f"{name}, seed {setup.seed}: answers")
         assess.save(folder / f"{name}.npz", Assessment(outcome, turns, {}))
-    return {name: assess.load(folder / f"{name}.npz") for name in (*policies, "mixture")}
+    return {name: assess.load(folder / f"{name}.npz") for name in names}
 
 
 def judge_replies(
@@ -239,7 +278,11 @@ def assessments(run: RunDirectory, seed: int) -> Path:
 
 
 def ranked(
-    setup: Setup, policies: Mapping[str, Params], rows: list[Any], config: AssessmentConfig
+    setup: Setup,
+    policies: Mapping[str, Params],
+    rows: list[Any],
+    config: AssessmentConfig,
+    retrieval: Retrieval | None,
 ) -> dict[str, RankingOutcome]:
     """Ranks of every row, by system: the trunk reads each context once for all of them. Holds the scores of one batch."""
     windows = Windows.of(setup, setup.corpus.test)
@@ -248,12 +291,12 @@ def ranked(
     score = setup.agent.compiled("score_items", lambda: jax.jit(setup.agent.score_items))
     mixed = jax.jit(item_prior.mixed)
     bare = {"trunk": policies["sft"]["trunk"]}
-    parts = item_prior.scorer_of(setup).parts
-    weights = np.array([mixture.WEIGHTS.get(name, 1.0) for name in parts], np.float32)
+    scorer = item_prior.scorer_of(setup)
+    weights = np.array([weight_in_mixture(name) for name in scorer.parts], np.float32)
     # Each batch must be ranked under the same protocols.
     most_gold = max((len(row.gold) for row in rows), default=0)
     protocols = ranking.possible_protocols(setup.vocab.n_items, most_gold)
-    found: dict[str, list[RankingOutcome]] = {name: [] for name in (*policies, "mixture")}
+    found: dict[str, list[RankingOutcome]] = {}
     with Progress(f"seed {setup.seed}: ranking", 0, len(rows)) as progress:
         for chosen, own in wrapped_batches(len(rows), config.batch_size):
             prompts = windows.batch([places[row] for row in chosen])
@@ -266,10 +309,27 @@ def ranked(
             # The mixture is that of z itself: sinh undoes what the prior reads.
             standardised = np.sinh(np.asarray(prompts.item_scores, np.float32)[:own, :-1])
             scores["mixture"] = mixture.weighted(weights, standardised)
+            if retrieval is not None:
+                scores[ALONE] = recalled(scorer, retrieval.weights, np.asarray(prompts.item_scores)[:own])
             for name, of_batch in scores.items():
-                found[name].append(ranking.rank_rows(kept, [of_batch], setup.vocab.item_ids, protocols=protocols))
+                found.setdefault(name, []).append(
+                    ranking.rank_rows(kept, [of_batch], setup.vocab.item_ids, protocols=protocols)
+                )
             progress.show(int(chosen[0]) + own, {})
     return {name: ranking.joined(outcomes) for name, outcomes in found.items()}
+
+
+def weight_in_mixture(name: str) -> float:
+    """Of a closed form, as `mixture.WEIGHTS`, or 1 where it was added; of the retriever's towers none: they are no closed form."""
+    return 0.0 if name == TOWERS else mixture.WEIGHTS.get(name, 1.0)
+
+
+def recalled(
+    scorer: ItemScorer, weights: Mapping[str, float], scores: Float32[np.ndarray, "N K I"]
+) -> Float32[np.ndarray, "N I"]:
+    """Σ_k w_k z_k over closed forms and towers, what was named behind all others. [N, I]"""
+    found = np.einsum("k,nki->ni", np.array([weights[name] for name in scorer.parts]), scores[:, :-1])
+    return (found + item_prior.FORBIDDING * scores[:, -1]).astype(np.float32)
 
 
 def results_of(some: Finished, cases: Mapping[str, Mapping[int, Assessment]], config: Config) -> list[Result]:
@@ -286,7 +346,7 @@ def results_of(some: Finished, cases: Mapping[str, Mapping[int, Assessment]], co
     order = ("mixture", *(name for name in tables if name != "mixture"))
     for name in order:
         results += ranking.ranking_results(name, tables[name], split=split)
-    for a, b in PAIRS:
+    for a, b in (pair for pair in PAIRS if set(pair) <= set(tables)):
         results += ranking.difference_results(f"{a}-{b}", tables[a], tables[b], split=split)
     replies = {name: [cases[name][seed].turns for seed in seeds] for name in SPEAKING}
     for name, turns in replies.items():

@@ -40,6 +40,8 @@ from rlhf_jax.stages.setup import Setup
 STAGE = "prior"
 FILE = "prior.json"
 """Of a run directory: the weights and what they were learnt from."""
+FORBIDDING = 1e6
+"""Nats that put an item behind all others."""
 Weights = dict[str, float]
 """`policy` for the trunk's log-probability, then each score by its name."""
 
@@ -384,7 +386,7 @@ def weights_of(state: TrainState) -> np.ndarray:
     return np.array([float(state.params["policy"]), *np.asarray(state.params["scores"], np.float64)])
 
 
-def filtered(names: Sequence[str], price: float = 1e6) -> Params:
+def filtered(names: Sequence[str], price: float = FORBIDDING) -> Params:
     """A prior that is told by hand: nothing that was named is suggested, all else is the trunk's."""
     return {
         "policy": jnp.ones((), jnp.float32),

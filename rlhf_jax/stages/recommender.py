@@ -133,6 +133,17 @@ def telling_its_order(retrieval: Retrieval) -> ItemScorer:
     )
 
 
+def telling_towers(retrieval: Retrieval) -> ItemScorer:
+    """The closed forms and, after them, the trained retriever by itself.
+
+    Raises: ValueError where nothing was trained.
+    """
+    if retrieval.towers is None:
+        raise ValueError(f"{TOWERS}: this retrieval has closed forms alone")
+    scorer, towers = retrieval.scorer, functools.partial(dual_view.scores, retrieval.towers)
+    return scorer._replace(parts={**scorer.parts, TOWERS: towers})
+
+
 def of_openings(retrieval: Retrieval, contexts: Contexts) -> Float32[np.ndarray, "N I"]:
     """What the retriever says of what came before the recommender named anything. [N, I]
 
