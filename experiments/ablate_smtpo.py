@@ -32,13 +32,14 @@ from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.files import as_json
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, claim, enable_compilation_cache, open_run
-from rlhf_jax.stages import human_turns, item_prior, iterated, multi_turn, reasoning, simulator, supervised
-from rlhf_jax.stages.human_turns import openings_of
-from rlhf_jax.stages.iterated import IteratedConfig
+from rlhf_jax.stages import item_prior, supervised
 from rlhf_jax.stages.launch import check_data
-from rlhf_jax.stages.recommender import Recommender, Told, add_retriever, make_recommender
-from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import Setup, set_up
+from rlhf_jax.stages.smtpo import human_turns, iterated, multi_turn, reasoning, simulator
+from rlhf_jax.stages.smtpo.human_turns import openings_of
+from rlhf_jax.stages.smtpo.iterated import IteratedConfig
+from rlhf_jax.stages.smtpo.recommender import Recommender, Told, add_retriever, make_recommender
+from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
 from studies import common, smtpo_ablation
 from studies.smtpo_ablation import SMTPO, VARIANTS, Change, Seeker, Variant
 from studies.smtpo_settings import SETTINGS, Stages

@@ -10,7 +10,7 @@ policy's item head reads them with one weight each, beside a weight of its own w
 on lists of ten (`learners/list_grpo.py`), paid by the NDCG of what the human names from there on, and by likelihood, its
 cheapest rival. The other 40 % are measured alone; the test split is ranked once, at the end.
 
-With `--reads-retriever` they read one part more, the towers of a dual-view retriever (SMTPO's, `stages/retriever.py`) that is
+With `--reads-retriever` they read one part more, the towers of a dual-view retriever (SMTPO's, `stages/smtpo/retriever.py`) that is
 trained for each seed on the training split; `retriever` is then what it and the closed forms rank without a policy.
 
 DIR holds `uss/` and `redial/`, from which the judge of people's satisfaction is fitted.
@@ -56,9 +56,9 @@ from rlhf_jax.runtime.run import RunDirectory, open_run
 from rlhf_jax.stages import item_prior
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.item_prior import Fitted, PriorConfig
-from rlhf_jax.stages.recommender import TOWERS, Retrieval, add_retriever, telling_towers
-from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.setup import Setup
+from rlhf_jax.stages.smtpo.recommender import TOWERS, Retrieval, add_retriever, telling_towers
+from rlhf_jax.stages.smtpo.retriever import RetrieverConfig
 
 VOLATILE = ("run_dir", "runs", "judge_data")
 """May change where a run goes on: a judge may come later."""

@@ -41,12 +41,12 @@ from rlhf_jax.recommenders import list_baselines
 from rlhf_jax.reporting.run_report import write_results
 from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
-from rlhf_jax.stages import preference, preference_setup, reranker, text_writer
-from rlhf_jax.stages.preference import PairsConfig
-from rlhf_jax.stages.preference_setup import PreferenceSetup, RatingsConfig
-from rlhf_jax.stages.reranker import Lists, RerankConfig, TextPool
+from rlhf_jax.stages.dpo4rec import preference, preference_setup, reranker, text_writer
+from rlhf_jax.stages.dpo4rec.preference import PairsConfig
+from rlhf_jax.stages.dpo4rec.preference_setup import PreferenceSetup, RatingsConfig
+from rlhf_jax.stages.dpo4rec.reranker import Lists, RerankConfig, TextPool
+from rlhf_jax.stages.dpo4rec.text_writer import WriterConfig
 from rlhf_jax.stages.setup import ModelConfig
-from rlhf_jax.stages.text_writer import WriterConfig
 
 VOLATILE = ("run_dir", "seeds", "trackers", "mesh", "protocols", "networks", "trees", "rounds")
 """Fields that may differ when a run is continued: no number that was measured changes. The report has the rows that the last

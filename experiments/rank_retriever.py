@@ -49,9 +49,9 @@ from rlhf_jax.runtime.interrupts import exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, enable_compilation_cache, open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
-from rlhf_jax.stages import retriever
-from rlhf_jax.stages.retriever import RetrieverConfig, Sources
 from rlhf_jax.stages.setup import DataConfig
+from rlhf_jax.stages.smtpo import retriever
+from rlhf_jax.stages.smtpo.retriever import RetrieverConfig, Sources
 
 CLOSED = ("popularity", "co_mention", "mixture", "mixture_fitted")
 VIEWS: Mapping[str, tuple[retriever.View, bool]] = {

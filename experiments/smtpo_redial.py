@@ -41,17 +41,18 @@ from rlhf_jax.parallel.processes import ProcessConfig
 from rlhf_jax.ranges import Seed, check_numbers
 from rlhf_jax.runtime.interrupts import ends_without_the_others, exits_on_signals
 from rlhf_jax.runtime.run import RunDirectory, Tracker, enable_compilation_cache, open_run
-from rlhf_jax.stages import human_turns, item_prior, multi_turn, reasoning, simulator, supervised
-from rlhf_jax.stages.episodes import COMPONENTS
+from rlhf_jax.stages import item_prior, supervised
 from rlhf_jax.stages.item_prior import PriorConfig
 from rlhf_jax.stages.launch import check_data, check_teacher, devices, sft_rows
-from rlhf_jax.stages.multi_turn import ConversationsConfig
-from rlhf_jax.stages.reasoning import ReasoningConfig
-from rlhf_jax.stages.recommender import Told, add_retriever, make_recommender
-from rlhf_jax.stages.retriever import RetrieverConfig
-from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
-from rlhf_jax.stages.simulator import SimulatorConfig, Task
+from rlhf_jax.stages.smtpo import human_turns, multi_turn, reasoning, simulator
+from rlhf_jax.stages.smtpo.episodes import COMPONENTS
+from rlhf_jax.stages.smtpo.multi_turn import ConversationsConfig
+from rlhf_jax.stages.smtpo.reasoning import ReasoningConfig
+from rlhf_jax.stages.smtpo.recommender import Told, add_retriever, make_recommender
+from rlhf_jax.stages.smtpo.retriever import RetrieverConfig
+from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
+from rlhf_jax.stages.smtpo.simulator import SimulatorConfig, Task
 from rlhf_jax.stages.supervised import SupervisedConfig
 from studies.smtpo_settings import SETTINGS, AssessConfig
 

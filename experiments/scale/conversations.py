@@ -2,7 +2,7 @@
 
     python -m scale.conversations JSON        # of a `Talk` with `"repeats"`
 
-The stage is SMTPO's own (`stages/multi_turn.py`) in the simulated world; `scale.endurance` looks at the process between its
+The stage is SMTPO's own (`stages/smtpo/multi_turn.py`) in the simulated world; `scale.endurance` looks at the process between its
 updates. Policy and seeker have fresh weights, so that they speak to the last token; few conversations end
 early, and ended ones stay in the batch: the cost is that of all turns. Closed forms alone recall the candidates.
 """
@@ -27,13 +27,13 @@ from rlhf_jax.recommenders.scorer import fit_scorer
 from rlhf_jax.runtime.allocator import keep_memory
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
-from rlhf_jax.stages import multi_turn, reasoning
-from rlhf_jax.stages.multi_turn import ConversationsConfig
-from rlhf_jax.stages.reasoning import ReasoningConfig
-from rlhf_jax.stages.recommender import Retrieval, make_recommender
-from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import DataConfig, ModelConfig, set_up
-from rlhf_jax.stages.simulator import SimulatorConfig
+from rlhf_jax.stages.smtpo import multi_turn, reasoning
+from rlhf_jax.stages.smtpo.multi_turn import ConversationsConfig
+from rlhf_jax.stages.smtpo.reasoning import ReasoningConfig
+from rlhf_jax.stages.smtpo.recommender import Retrieval, make_recommender
+from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
+from rlhf_jax.stages.smtpo.simulator import SimulatorConfig
 from scale import cost, endurance
 from scale.program import Program
 

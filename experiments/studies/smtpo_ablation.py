@@ -43,7 +43,7 @@ class Change(NamedTuple):
     """Whether there is reinforcement learning."""
     single_turn: bool = False
     iterated: bool = False
-    """Learns one turn at a time, paid a forecast of its credit (`stages/iterated.py`)."""
+    """Learns one turn at a time, paid a forecast of its credit (`stages/smtpo/iterated.py`)."""
     unpaid: str | None = None
     """The component of the reward that is left out."""
     view: View = "both"

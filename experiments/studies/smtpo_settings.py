@@ -10,11 +10,11 @@ from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.ranges import Cases, check_numbers
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.stages.item_prior import PriorConfig
-from rlhf_jax.stages.multi_turn import ConversationsConfig
-from rlhf_jax.stages.reasoning import ReasoningConfig
-from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.setup import DataConfig, ModelConfig
-from rlhf_jax.stages.simulator import SimulatorConfig
+from rlhf_jax.stages.smtpo.multi_turn import ConversationsConfig
+from rlhf_jax.stages.smtpo.reasoning import ReasoningConfig
+from rlhf_jax.stages.smtpo.retriever import RetrieverConfig
+from rlhf_jax.stages.smtpo.simulator import SimulatorConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 

@@ -19,11 +19,11 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.runtime.files import RunError, read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.stages.episodes import Seekers, Turns, converse
-from rlhf_jax.stages.human_turns import ReasonedTurn
-from rlhf_jax.stages.multi_turn import speaker
-from rlhf_jax.stages.recommender import Recommender
-from rlhf_jax.stages.seeker import NOTHING_LEFT
+from rlhf_jax.stages.smtpo.episodes import Seekers, Turns, converse
+from rlhf_jax.stages.smtpo.human_turns import ReasonedTurn
+from rlhf_jax.stages.smtpo.multi_turn import speaker
+from rlhf_jax.stages.smtpo.recommender import Recommender
+from rlhf_jax.stages.smtpo.seeker import NOTHING_LEFT
 
 FOLDER = "conversations"
 BATCH = 64

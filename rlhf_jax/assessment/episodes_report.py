@@ -26,11 +26,11 @@ from rlhf_jax.runtime.files import RunError, notice, read_npz, read_object, writ
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.simulators.conversation import evaluate_closed_loop
-from rlhf_jax.stages.episodes import OtherSeekers, Seekers, SilentSeekers
-from rlhf_jax.stages.human_turns import ReasonedTurn, openings_of
-from rlhf_jax.stages.recommender import Recommender
-from rlhf_jax.stages.seeker import SeekerSimulator
-from rlhf_jax.stages.seeker_texts import suggestion_counts
+from rlhf_jax.stages.smtpo.episodes import OtherSeekers, Seekers, SilentSeekers
+from rlhf_jax.stages.smtpo.human_turns import ReasonedTurn, openings_of
+from rlhf_jax.stages.smtpo.recommender import Recommender
+from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
+from rlhf_jax.stages.smtpo.seeker_texts import suggestion_counts
 
 SHOWN = (
     "success@1",

@@ -21,9 +21,9 @@ from rlhf_jax.interfaces import Dialogue, Item, Message, Params
 from rlhf_jax.ranges import Cases, check_numbers
 from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.stages.recommender import Recommender
-from rlhf_jax.stages.seeker import SeekerSimulator
-from rlhf_jax.stages.seeker_texts import asked_turns, suggestion_counts
+from rlhf_jax.stages.smtpo.recommender import Recommender
+from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
+from rlhf_jax.stages.smtpo.seeker_texts import asked_turns, suggestion_counts
 
 FOLDER = "transfer"
 

@@ -17,7 +17,7 @@ from rlhf_jax.reporting.result_tables import by_protocol, cell, definitions, mar
 from rlhf_jax.runtime.files import read_object, write_json, write_text
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.stages.preference_setup import PreferenceSetup
+from rlhf_jax.stages.dpo4rec.preference_setup import PreferenceSetup
 
 EXAMPLES = 3
 MAIN = "ndcg@5"

@@ -14,7 +14,7 @@ from rlhf_jax.evaluation.bootstrap import DialogueSums
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.runtime.files import read_npz, write_npz
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.stages.reranker import METRIC, Lists, Reranker, TextPool, list_scores
+from rlhf_jax.stages.dpo4rec.reranker import METRIC, Lists, Reranker, TextPool, list_scores
 
 FOLDER = "lists"
 

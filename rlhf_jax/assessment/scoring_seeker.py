@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from rlhf_jax.interfaces import Dialogue
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.stages import simulator
-from rlhf_jax.stages.recommender import Recommender
-from rlhf_jax.stages.seeker import SeekerSimulator
-from rlhf_jax.stages.simulator import SimulatorConfig
+from rlhf_jax.stages.smtpo import simulator
+from rlhf_jax.stages.smtpo.recommender import Recommender
+from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
+from rlhf_jax.stages.smtpo.simulator import SimulatorConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 

@@ -19,13 +19,13 @@ from rlhf_jax.data.titles import TitleIndex
 from rlhf_jax.interfaces import Message
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.settings import from_json
-from rlhf_jax.stages import simulator
 from rlhf_jax.stages.agent import make_agent
-from rlhf_jax.stages.human_turns import ReasonedTurn, openings_of
-from rlhf_jax.stages.reasoning import ReasoningConfig, attributes_of
-from rlhf_jax.stages.seeker import SeekerSimulator
 from rlhf_jax.stages.setup import ModelConfig, Setup, size_network
-from rlhf_jax.stages.simulator import SimulatorConfig
+from rlhf_jax.stages.smtpo import simulator
+from rlhf_jax.stages.smtpo.human_turns import ReasonedTurn, openings_of
+from rlhf_jax.stages.smtpo.reasoning import ReasoningConfig, attributes_of
+from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
+from rlhf_jax.stages.smtpo.simulator import SimulatorConfig
 
 SeekerStage = Literal["simulator", "simulator-scoring"]
 """The seeker that trains policies, or the one that scores them."""

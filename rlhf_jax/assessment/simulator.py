@@ -20,9 +20,9 @@ from rlhf_jax.models import gpt2
 from rlhf_jax.recommenders import mixture
 from rlhf_jax.recommenders.contexts import contexts_of
 from rlhf_jax.recommenders.scorer import ItemScorer
-from rlhf_jax.stages.seeker import SeekerSimulator
-from rlhf_jax.stages.seeker_loss import language_nll
-from rlhf_jax.stages.seeker_texts import SeekerBatch, SeekerBatches, as_heard, asked_turns, named_in, seeker_texts
+from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
+from rlhf_jax.stages.smtpo.seeker_loss import language_nll
+from rlhf_jax.stages.smtpo.seeker_texts import SeekerBatch, SeekerBatches, as_heard, asked_turns, named_in, seeker_texts
 
 BATCH = 64
 CUTOFFS = (1, 10, 50)

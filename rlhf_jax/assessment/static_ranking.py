@@ -20,7 +20,7 @@ from rlhf_jax.evaluation.ranking import RankingOutcome, RankTable
 from rlhf_jax.evaluation.results import Result
 from rlhf_jax.interfaces import Dialogue, Params
 from rlhf_jax.runtime.progress import Progress
-from rlhf_jax.stages.recommender import Recommender
+from rlhf_jax.stages.smtpo.recommender import Recommender
 
 BATCH = 64
 """Contexts at once: one program for any number of them."""

@@ -8,7 +8,7 @@ C_ii those that mention i, and λ a shrinkage in dialogues,
 
     S_ij = C_ij / √((C_ii + λ)(C_jj + λ)) ≈ Σ_k v_ik v_jk,   V = the K leading eigenvectors times √eigenvalue, rows normed
 
-and of a context the items it names, newest first. The vectors are learnt in `stages/retriever.py`.
+and of a context the items it names, newest first. The vectors are learnt in `stages/smtpo/retriever.py`.
 Source: factorisation of the co-mention matrix after Sarwar et al. 2000 (SVD-based collaborative filtering); that a retriever
 joins these two views, arXiv:2604.03671, of which no code is public.
 

@@ -16,9 +16,9 @@ from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages import item_prior
 from rlhf_jax.stages.item_prior import PriorConfig
-from rlhf_jax.stages.recommender import add_retriever
-from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.setup import Setup
+from rlhf_jax.stages.smtpo.recommender import add_retriever
+from rlhf_jax.stages.smtpo.retriever import RetrieverConfig
 
 TOWERS = {
     "semantic": 8,

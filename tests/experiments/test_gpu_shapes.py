@@ -37,10 +37,11 @@ from rlhf_jax.models import gpt2, heads
 from rlhf_jax.models.rerankers import ItemTable, RerankerConfig
 from rlhf_jax.parallel.partition import OneDevice
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages import alignment, preference, preference_setup, reranker, reward, supervised
+from rlhf_jax.stages import alignment, reward, supervised
 from rlhf_jax.stages.agent import make_agent
-from rlhf_jax.stages.preference_setup import RatingsConfig
-from rlhf_jax.stages.reranker import Reranker
+from rlhf_jax.stages.dpo4rec import preference, preference_setup, reranker
+from rlhf_jax.stages.dpo4rec.preference_setup import RatingsConfig
+from rlhf_jax.stages.dpo4rec.reranker import Reranker
 from rlhf_jax.stages.reward import Proxy
 from rlhf_jax.stages.setup import ModelConfig, Setup, size_network
 from scale import conversations, cost, growth, imitation

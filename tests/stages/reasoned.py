@@ -16,9 +16,9 @@ from rlhf_jax.interfaces import Corpus, Dialogue, Item, ItemLabel, Message, Para
 from rlhf_jax.models import gpt2
 from rlhf_jax.recommenders.scorer import fit_scorer
 from rlhf_jax.stages.agent import make_agent
-from rlhf_jax.stages.recommender import Recommender, Retrieval, make_recommender
-from rlhf_jax.stages.seeker import Answers
 from rlhf_jax.stages.setup import DataConfig, Setup
+from rlhf_jax.stages.smtpo.recommender import Recommender, Retrieval, make_recommender
+from rlhf_jax.stages.smtpo.seeker import Answers
 
 ITEMS = {
     n: Item(n, f"Film {n}", 1980 + 10 * (n % 2), ("western",) if n < 14 else ("noir",), ("Mara Quill",))

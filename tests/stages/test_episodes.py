@@ -18,12 +18,12 @@ from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages import multi_turn
-from rlhf_jax.stages.episodes import OtherSeekers, SilentSeekers, Turns, converse, places_of, settled_before
-from rlhf_jax.stages.human_turns import ReasonedTurn, openings_of
-from rlhf_jax.stages.multi_turn import ConversationsConfig, signatures
-from rlhf_jax.stages.recommender import Recommender
-from rlhf_jax.stages.seeker import Answers
+from rlhf_jax.stages.smtpo import multi_turn
+from rlhf_jax.stages.smtpo.episodes import OtherSeekers, SilentSeekers, Turns, converse, places_of, settled_before
+from rlhf_jax.stages.smtpo.human_turns import ReasonedTurn, openings_of
+from rlhf_jax.stages.smtpo.multi_turn import ConversationsConfig, signatures
+from rlhf_jax.stages.smtpo.recommender import Recommender
+from rlhf_jax.stages.smtpo.seeker import Answers
 
 KEY = jax.random.key(0)
 

@@ -15,13 +15,13 @@ from rlhf_jax.keys import stream_key
 from rlhf_jax.learners.multi_turn_config import MultiTurnConfig
 from rlhf_jax.models import gpt2
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages import iterated
 from rlhf_jax.stages.agent import policy_params
-from rlhf_jax.stages.episodes import converse
-from rlhf_jax.stages.human_turns import openings_of
-from rlhf_jax.stages.iterated import IteratedConfig, Log
-from rlhf_jax.stages.multi_turn import ConversationsConfig
-from rlhf_jax.stages.recommender import Recommender
+from rlhf_jax.stages.smtpo import iterated
+from rlhf_jax.stages.smtpo.episodes import converse
+from rlhf_jax.stages.smtpo.human_turns import openings_of
+from rlhf_jax.stages.smtpo.iterated import IteratedConfig, Log
+from rlhf_jax.stages.smtpo.multi_turn import ConversationsConfig
+from rlhf_jax.stages.smtpo.recommender import Recommender
 
 TALK = ConversationsConfig(group_size=4, turns=2, learning_rate=2e-2, save_every=1)
 CONFIG = IteratedConfig(

@@ -19,12 +19,12 @@ from rlhf_jax.models.rerankers import ItemTable
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages import preference, preference_setup, reranker, text_writer
-from rlhf_jax.stages.preference import PairsConfig, compared
-from rlhf_jax.stages.preference_setup import PreferenceSetup, RatingsConfig
-from rlhf_jax.stages.reranker import Lists, RerankConfig, Reranker, TextPool
+from rlhf_jax.stages.dpo4rec import preference, preference_setup, reranker, text_writer
+from rlhf_jax.stages.dpo4rec.preference import PairsConfig, compared
+from rlhf_jax.stages.dpo4rec.preference_setup import PreferenceSetup, RatingsConfig
+from rlhf_jax.stages.dpo4rec.reranker import Lists, RerankConfig, Reranker, TextPool
+from rlhf_jax.stages.dpo4rec.text_writer import WriterConfig
 from rlhf_jax.stages.setup import ModelConfig
-from rlhf_jax.stages.text_writer import WriterConfig
 
 MODEL = ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=128, dropout=0.0)
 

@@ -15,10 +15,10 @@ from rlhf_jax.recommenders import mixture
 from rlhf_jax.recommenders.contexts import contexts_of
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages import human_turns, reasoning
-from rlhf_jax.stages.human_turns import ReasonedTurn, openings_of, reasoned_turns
-from rlhf_jax.stages.reasoning import Demonstrations, ReasoningConfig, with_lists
-from rlhf_jax.stages.recommender import Recommender, Told, make_recommender, telling_its_order
+from rlhf_jax.stages.smtpo import human_turns, reasoning
+from rlhf_jax.stages.smtpo.human_turns import ReasonedTurn, openings_of, reasoned_turns
+from rlhf_jax.stages.smtpo.reasoning import Demonstrations, ReasoningConfig, with_lists
+from rlhf_jax.stages.smtpo.recommender import Recommender, Told, make_recommender, telling_its_order
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from rlhf_jax.recommenders import dual_view
 from rlhf_jax.recommenders.bm25 import item_text
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages import retriever
-from rlhf_jax.stages.retriever import Known, PairBatch, Pairs, RetrieverConfig, Sources, count_sources, recall
+from rlhf_jax.stages.smtpo import retriever
+from rlhf_jax.stages.smtpo.retriever import Known, PairBatch, Pairs, RetrieverConfig, Sources, count_sources, recall
 
 CONFIG = RetrieverConfig(
     semantic=6,

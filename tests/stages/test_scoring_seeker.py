@@ -9,8 +9,8 @@ import reasoned
 from rlhf_jax.assessment import scoring_seeker
 from rlhf_jax.interfaces import Dialogue, Params
 from rlhf_jax.runtime.run import open_run
-from rlhf_jax.stages import simulator
-from rlhf_jax.stages.simulator import SimulatorConfig
+from rlhf_jax.stages.smtpo import simulator
+from rlhf_jax.stages.smtpo.simulator import SimulatorConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 DIALOGUES = tuple(Dialogue(f"d{number}", (), {}, {}) for number in range(60))

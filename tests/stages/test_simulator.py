@@ -25,13 +25,14 @@ from rlhf_jax.recommenders.scorer import fit_scorer
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.composed_feedback import Composer
-from rlhf_jax.stages import simulator as stage
 from rlhf_jax.stages.agent import make_agent
-from rlhf_jax.stages.human_turns import openings_of
 from rlhf_jax.stages.items import ItemKnowledge
-from rlhf_jax.stages.seeker import SeekerSimulator
-from rlhf_jax.stages.seeker_loss import TaskWeights, init_attributes, simulator_loss
-from rlhf_jax.stages.seeker_texts import (
+from rlhf_jax.stages.setup import DataConfig, Setup
+from rlhf_jax.stages.smtpo import simulator as stage
+from rlhf_jax.stages.smtpo.human_turns import openings_of
+from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
+from rlhf_jax.stages.smtpo.seeker_loss import TaskWeights, init_attributes, simulator_loss
+from rlhf_jax.stages.smtpo.seeker_texts import (
     Said,
     SeekerBatch,
     SeekerBatches,
@@ -42,8 +43,7 @@ from rlhf_jax.stages.seeker_texts import (
     seeker_texts,
     suggestion_counts,
 )
-from rlhf_jax.stages.setup import DataConfig, Setup
-from rlhf_jax.stages.simulator import SimulatorConfig
+from rlhf_jax.stages.smtpo.simulator import SimulatorConfig
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 WISHES = ("scary", "funny", "sad", "slow")

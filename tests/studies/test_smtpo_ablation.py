@@ -13,7 +13,7 @@ from rlhf_jax.assessment import episodes
 from rlhf_jax.evaluation.episodes import Measured
 from rlhf_jax.reporting.run_report import read_results
 from rlhf_jax.runtime.files import RunError, write_npz
-from rlhf_jax.stages import iterated, multi_turn
+from rlhf_jax.stages.smtpo import iterated, multi_turn
 from studies import smtpo_ablation
 from studies.smtpo_ablation import SMTPO, VARIANTS, Change, Setting, Variant
 from studies.smtpo_settings import SETTINGS

@@ -32,7 +32,7 @@ from rlhf_jax.recommenders.list_baselines import PRIOR_RATINGS, Counts
 from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
-from rlhf_jax.stages.preference_setup import PreferenceSetup
+from rlhf_jax.stages.dpo4rec.preference_setup import PreferenceSetup
 
 STAGE = "reranker"
 METRIC = "ndcg@5"

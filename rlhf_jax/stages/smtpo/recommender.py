@@ -26,10 +26,10 @@ from rlhf_jax.recommenders.dual_view import DualView
 from rlhf_jax.recommenders.scorer import ItemScorer, fit_scorer
 from rlhf_jax.runtime.files import RunError, notice, read_object, write_json
 from rlhf_jax.runtime.run import RunDirectory
-from rlhf_jax.stages import retriever
 from rlhf_jax.stages.agent import make_agent
-from rlhf_jax.stages.retriever import RetrieverConfig
 from rlhf_jax.stages.setup import Setup
+from rlhf_jax.stages.smtpo import retriever
+from rlhf_jax.stages.smtpo.retriever import RetrieverConfig
 
 TOWERS = "towers"
 """The trained retriever among the parts that recall."""

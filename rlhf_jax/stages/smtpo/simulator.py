@@ -38,8 +38,9 @@ from rlhf_jax.simulators.composed_feedback import Composer
 from rlhf_jax.stages import supervised
 from rlhf_jax.stages.agent import on_mesh
 from rlhf_jax.stages.items import ItemKnowledge, compose, item_knowledge, taken_apart
-from rlhf_jax.stages.seeker_loss import TaskWeights, init_attributes, simulator_loss
-from rlhf_jax.stages.seeker_texts import (
+from rlhf_jax.stages.setup import Setup
+from rlhf_jax.stages.smtpo.seeker_loss import TaskWeights, init_attributes, simulator_loss
+from rlhf_jax.stages.smtpo.seeker_texts import (
     SeekerBatch,
     SeekerBatches,
     as_said,
@@ -48,7 +49,6 @@ from rlhf_jax.stages.seeker_texts import (
     seeker_descriptions,
     seeker_texts,
 )
-from rlhf_jax.stages.setup import Setup
 from rlhf_jax.stages.supervised import SupervisedConfig
 
 STAGE = "simulator"

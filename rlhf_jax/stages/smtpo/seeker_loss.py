@@ -21,7 +21,7 @@ from rlhf_jax.learners import sft
 from rlhf_jax.learners.microbatch import LossSums
 from rlhf_jax.models import gpt2
 from rlhf_jax.stages.items import ItemKnowledge, compose
-from rlhf_jax.stages.seeker_texts import SeekerBatch
+from rlhf_jax.stages.smtpo.seeker_texts import SeekerBatch
 
 
 class TaskWeights(NamedTuple):

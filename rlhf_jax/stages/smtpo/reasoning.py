@@ -40,9 +40,9 @@ from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import on_mesh
-from rlhf_jax.stages.human_turns import ReasonedTurn, reasoned_turns
-from rlhf_jax.stages.recommender import RETRIEVED, Recommender
 from rlhf_jax.stages.setup import Setup
+from rlhf_jax.stages.smtpo.human_turns import ReasonedTurn, reasoned_turns
+from rlhf_jax.stages.smtpo.recommender import RETRIEVED, Recommender
 
 STAGE = "reasoning"
 

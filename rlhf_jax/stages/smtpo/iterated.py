@@ -46,10 +46,10 @@ from rlhf_jax.runtime.files import notice
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
 from rlhf_jax.stages.agent import copied, policy_params
-from rlhf_jax.stages.episodes import Seekers, converse
-from rlhf_jax.stages.human_turns import openings_of
-from rlhf_jax.stages.multi_turn import ConversationsConfig, greedy_success, kept
-from rlhf_jax.stages.recommender import Recommender
+from rlhf_jax.stages.smtpo.episodes import Seekers, converse
+from rlhf_jax.stages.smtpo.human_turns import openings_of
+from rlhf_jax.stages.smtpo.multi_turn import ConversationsConfig, greedy_success, kept
+from rlhf_jax.stages.smtpo.recommender import Recommender
 
 STAGE = "multi_turn-iterated"
 FORECAST = "forecast"

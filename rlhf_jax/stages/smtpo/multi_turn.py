@@ -28,10 +28,10 @@ from rlhf_jax.runtime.files import RunError
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
 from rlhf_jax.stages.agent import copied, on_mesh
-from rlhf_jax.stages.episodes import COMPONENTS, Seekers, Speak, Turns, converse
-from rlhf_jax.stages.human_turns import openings_of, reasoned_turns
-from rlhf_jax.stages.reasoning import Demonstrations
-from rlhf_jax.stages.recommender import Recommender
+from rlhf_jax.stages.smtpo.episodes import COMPONENTS, Seekers, Speak, Turns, converse
+from rlhf_jax.stages.smtpo.human_turns import openings_of, reasoned_turns
+from rlhf_jax.stages.smtpo.reasoning import Demonstrations
+from rlhf_jax.stages.smtpo.recommender import Recommender
 
 STAGE = "multi_turn"
 

@@ -28,9 +28,9 @@ from rlhf_jax.data.vocabulary import Vocabulary
 from rlhf_jax.data.windows import response_message
 from rlhf_jax.feedback.recommendation import preference_reward, recommendation_gains
 from rlhf_jax.interfaces import Message, Params, PromptBatch, Rollout
-from rlhf_jax.stages.human_turns import ReasonedTurn
-from rlhf_jax.stages.recommender import Recommender
-from rlhf_jax.stages.seeker import NOTHING_LEFT, Answers
+from rlhf_jax.stages.smtpo.human_turns import ReasonedTurn
+from rlhf_jax.stages.smtpo.recommender import Recommender
+from rlhf_jax.stages.smtpo.seeker import NOTHING_LEFT, Answers
 
 COMPONENTS = ("format", "recommendation", "preference")
 """What a turn is paid for, in this order."""

@@ -22,9 +22,9 @@ from rlhf_jax.ranges import Range, check_numbers
 from rlhf_jax.runtime.files import RunError, notice
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import StagePlan, run_stage
-from rlhf_jax.stages.preference_setup import PreferenceSetup
-from rlhf_jax.stages.reranker import METRIC, Lists, Reranker, TextPool, pool, text_rewards, text_values
-from rlhf_jax.stages.text_writer import prompts_of, read_texts, real_tokens, write
+from rlhf_jax.stages.dpo4rec.preference_setup import PreferenceSetup
+from rlhf_jax.stages.dpo4rec.reranker import METRIC, Lists, Reranker, TextPool, pool, text_rewards, text_values
+from rlhf_jax.stages.dpo4rec.text_writer import prompts_of, read_texts, real_tokens, write
 
 STAGE = "dpo"
 

@@ -23,10 +23,10 @@ from rlhf_jax.decoding.sampler import Decoding
 from rlhf_jax.decoding.spoken import Ends, make_speak
 from rlhf_jax.interfaces import Message, Params, PromptBatch
 from rlhf_jax.models import gpt2, heads
-from rlhf_jax.stages.seeker_loss import attribute_logits
-from rlhf_jax.stages.seeker_texts import named_in
 from rlhf_jax.stages.setup import Setup
-from rlhf_jax.stages.simulator import SimulatorConfig
+from rlhf_jax.stages.smtpo.seeker_loss import attribute_logits
+from rlhf_jax.stages.smtpo.seeker_texts import named_in
+from rlhf_jax.stages.smtpo.simulator import SimulatorConfig
 
 NOTHING_LEFT = ("...",)
 """What is said where all words had to be cut out."""

@@ -28,7 +28,7 @@ from rlhf_jax.runtime.files import read_npz, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.runtime.run import RunDirectory
 from rlhf_jax.runtime.stage import Best, StagePlan, run_stage
-from rlhf_jax.stages.preference_setup import PreferenceSetup
+from rlhf_jax.stages.dpo4rec.preference_setup import PreferenceSetup
 
 STAGE = "writer"
 
