@@ -11,12 +11,13 @@ on lists of ten (`learners/list_grpo.py`), paid by the NDCG of what the human na
 cheapest rival. The other 40 % are measured alone; the test split is ranked once, at the end.
 
 With `--reads-retriever` they read one part more, the towers of a dual-view retriever (SMTPO's, `stages/smtpo/retriever.py`) that is
-trained for each seed on the training split; `retriever` is then what it and the closed forms rank without a policy.
+trained for each seed on the training split, and chosen on those 60 %.
 
 DIR holds `uss/` and `redial/`, from which the judge of people's satisfaction is fitted.
 
 Systems: `popularity`, `copy`; `mixture` (the closed forms without a policy, fixed weights); `sft`; `sft_filtered` (told by
-hand not to suggest what was named); `likelihood` and `grpo`. Writes `results.json`, `weights.json`, `report.md`, and the cases
+hand not to suggest what was named); `likelihood` and `grpo`; with a retriever `retriever`, it and the closed forms without a
+policy. Writes `results.json`, `weights.json`, `report.md`, and the cases
 of every system and seed in `seed-S/assessments/`. Hardware: two CPU cores; minutes a run.
 """
 
@@ -109,8 +110,12 @@ class Config:
             raise ValueError(
                 f"--prior.learner {self.prior.learner} changes nothing here: GRPO and likelihood are both run"
             )
-        if not self.reads_retriever and self.retriever != RetrieverConfig():
-            raise ValueError("--retriever.* is not read: there is no --reads-retriever")
+        for field in dataclasses.fields(RetrieverConfig):
+            if not self.reads_retriever and getattr(self.retriever, field.name) != field.default:
+                flag = f"--retriever.{field.name}".replace("_", "-")
+                raise ValueError(
+                    f"{flag} {getattr(self.retriever, field.name)} is not read: there is no --reads-retriever"
+                )
         if self.retriever.in_prior:
             raise ValueError("--retriever.in-prior is of conversations: here --reads-retriever tells the prior of it")
         if self.reads_retriever and self.prior.parts != PriorConfig().parts:
@@ -138,13 +143,13 @@ def main(config: Config) -> Path:
         scorer = None
         for seed, finished in runs.items():
             setup = Setup(finished.data, finished.corpus, finished.vocab, finished.agent, seed)
-            # 2. Counts of the training split, which is the same for all; a retriever for each seed.
-            if scorer is None or scorer.catalogue.item_ids != tuple(finished.vocab.item_ids):
-                setup = item_prior.with_scorer(setup, config.prior)
-                scorer = setup.scorer
-            setup = setup._replace(scorer=scorer)
+            # 2. Counts of the training split, which is the same for all; or a retriever for each seed, which counts too.
             retrieval = retriever_of(run, setup, config) if config.reads_retriever else None
-            setup = setup if retrieval is None else setup._replace(scorer=telling_towers(retrieval))
+            if retrieval is not None:
+                scorer = telling_towers(retrieval)
+            elif scorer is None or scorer.catalogue.item_ids != tuple(finished.vocab.item_ids):
+                scorer = item_prior.with_scorer(setup, config.prior).scorer
+            setup = setup._replace(scorer=scorer)
             sft = stage_policy(finished, "sft")
             # 3. Weights, on the validation split.
             known = item_prior.look_up_validation(setup, sft, config.prior)
@@ -211,10 +216,13 @@ def by_seed(runs: list[Finished]) -> dict[int, Finished]:
 
 
 def retriever_of(run: RunDirectory, setup: Setup, config: Config) -> Retrieval:
-    """The seed's retriever, and its weights beside the closed forms on the validation split."""
-    facts = {"retriever": as_json(config.retriever), "seed": setup.seed}
+    """The seed's retriever, and its weights beside the closed forms, on the part of the validation split that the prior learns from."""
+    share = config.prior.held_out
+    looked_at = tuple(one for one in setup.corpus.validation if not item_prior.is_held_out(one, share))
+    corpus = dataclasses.replace(setup.corpus, validation=looked_at)
+    facts = {"retriever": as_json(config.retriever), "held_out": share, "seed": setup.seed}
     with open_run(run.path / f"retriever-{setup.seed}", facts, trackers=(), wait=True) as own:
-        return add_retriever(own, setup, config.retriever)[1]
+        return add_retriever(own, setup._replace(corpus=corpus), config.retriever)[1]
 
 
 def policies_of(setup: Setup, sft: Params, fitted: Mapping[str, Fitted]) -> dict[str, Params]:

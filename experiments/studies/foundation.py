@@ -43,6 +43,10 @@ class FoundationConfig:
         check_numbers(self)
         if not self.sentiments or len(set(self.sentiments)) < len(self.sentiments):
             raise ValueError(f"sentiments must name shift, level or both, each once: got {self.sentiments}")
+        if self.reward.reads_policy:
+            raise ValueError(
+                "reward.reads_policy: studies that stand on a foundation score logged turns by their tokens alone"
+            )
 
     def check_sentiment(self, sentiment: Sentiment, option: str) -> None:
         """Raises ValueError where no reward model for `sentiment` would be laid; `option` is what asked for it."""

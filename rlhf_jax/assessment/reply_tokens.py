@@ -177,8 +177,7 @@ def _answers(
     greedy: bool,
 ) -> list[Reply]:
     draw = run.agent.compiled(("replies", greedy), lambda: jax.jit(_drawing(run.agent, greedy=greedy)))
-    # Whoever judges may have a prior where whoever spoke has none.
-    rollout: Rollout = dataclasses.replace(draw(params, prompts, key), item_scores=prompts.item_scores)
+    rollout: Rollout = draw(params, prompts, key)
     judge = run.agent.compiled(
         "logprobs of replies", lambda: jax.jit(lambda params, rollout: run.agent.policy(params, rollout).logprobs)
     )

@@ -1,7 +1,7 @@
 """A person in the recommender's place: a conversation with a simulated seeker that a run has stored.
 
 The seeker is that of a logged dialogue, up to its first recommendation. It reads messages alone; what it is known to like
-is blocked in its answers (`stages.simulator`), ends the conversation when the person names it, and is shown when asked for.
+is blocked in its answers (`stages.smtpo.simulator`), ends the conversation when the person names it, and is shown when asked for.
 """
 
 from collections.abc import Sequence

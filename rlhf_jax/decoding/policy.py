@@ -1,7 +1,8 @@
 """GPT-2 as the callables that learners take: draws responses, judges them, scores them.
 
 Parameters are trees with fixed names: `trunk` (GPT-2), `value` (value head) for a policy; `trunk`, `reward` (reward
-heads) for a reward model, which may have a `policy` that it reads (`decoding.suggested`). A reference policy needs the trunk alone. A policy may have a `critic`: a second GPT-2 that
+heads) for a reward model, which may have a `policy` that it reads (`decoding.suggested`). A reference policy needs the
+trunk alone. A policy may have a `critic`: a second GPT-2 that
 the value head reads instead of the trunk; and a `prior` over the items of its lists (`decoding.prior`).
 """
 
@@ -341,11 +342,35 @@ def in_chunks(
     return logprobs, entropies
 
 
-def make_score_replies(
-    config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0
-) -> Callable[[Params, ResponseGroups], Array]:
+def make_score_items(config: GPT2Config, grammar: Grammar) -> suggested.ScoreItems:
+    """Logits of every catalogue item right after `<rec>`, from the context alone; what the policy's prior makes of them."""
+
+    def score_items(params: Params, prompts: PromptBatch) -> Float[Array, "B I"]:
+        rec = jnp.full((prompts.tokens.shape[0], 1), grammar.rec, prompts.tokens.dtype)
+        tokens = jnp.concatenate([prompts.tokens, rec], axis=1)
+        mask = jnp.concatenate([prompts.mask, jnp.ones_like(rec, bool)], axis=1)
+        last = tokens.shape[1] - 1
+        hidden = gpt2.hidden_states(config, params["trunk"], tokens, mask, from_position=last)[:, 0]
+        logits = heads.item_logits(
+            params["trunk"],
+            hidden,
+            first_item=grammar.first_item,
+            n_items=grammar.n_items,
+            compute_dtype=config.compute_dtype,
+        )
+        if prior.NAME not in params:
+            return logits
+        own = params[prior.NAME]
+        return prior.reweighted(
+            own["policy"], prior.bonus(own, prompts.item_scores), logits, jnp.ones_like(logits, bool)
+        )
+
+    return score_items
+
+
+def make_score_replies(config: GPT2Config, grammar: Grammar) -> Callable[[Params, ResponseGroups], Array]:
     """What `make_score` says of N replies to each prompt, which is read once where the attention is masked. [B, N, C]"""
-    row_by_row = make_score(config, grammar, temperature=temperature)
+    row_by_row, score_items = make_score(config, grammar), make_score_items(config, grammar)
 
     def score(params: Params, groups: ResponseGroups) -> Float[Array, "B N C"]:
         n_prompts, n_replies, length = groups.response_tokens.shape
@@ -373,24 +398,19 @@ def make_score_replies(
         last = jnp.take_along_axis(hidden, mask.sum(axis=1)[:, None, None], axis=1)[:, 0]
         read = None
         if suggested.NAME in params:
-            judge = make_group_policy(config, grammar, temperature=temperature)
-            logprobs = judge.logprobs(params[suggested.NAME], groups).reshape(rows, length)
-            named = suggested.named_before(prompts.tokens, prompts.mask, tokens)
-            read = suggested.summed(grammar, logprobs, tokens, mask, named)
+            logits = jnp.repeat(score_items(params[suggested.NAME], groups.prompts), n_replies, axis=0)
+            read = suggested.of_lists(grammar, logits, prompts, tokens, mask)
         return heads.reward_components(params["reward"], last, read).reshape(n_prompts, n_replies, -1)
 
     return score
 
 
-def make_score(config: GPT2Config, grammar: Grammar, *, temperature: float = 1.0) -> Score:
+def make_score(config: GPT2Config, grammar: Grammar) -> Score:
     """Reward components at the last real token of each response.
 
-    A tree with a `policy` reads what that says of the listed items (`decoding.suggested`), by a pass of its own.
-
-    Args:
-      temperature: of that policy, as it speaks.
+    A tree with a `policy` reads what that says of the listed items (`decoding.suggested`), by a pass of its own over prompts.
     """
-    read_policy = suggested.make_suggested(grammar, make_policy_apply(config, grammar, temperature=temperature))
+    read_policy = suggested.make_suggested(grammar, make_score_items(config, grammar))
 
     def score(params: Params, rollout: Rollout) -> Float[Array, "B C"]:
         tokens = jnp.concatenate([rollout.prompt_tokens, rollout.response_tokens], axis=1)

@@ -1,8 +1,8 @@
 """What is read off the hidden states besides words: values, rewards, and the items alone.
 
-A head is a tree {`kernel`, `bias`}, float32, held beside the trunk's parameters. Values and rewards are float32 at the
-highest matmul precision on every device: by default an accelerator rounds the inputs of a float32 product to 8 or 11 bits,
-and an advantage is a small difference of such numbers.
+A head is a tree {`kernel`, `bias`} (and `read`, for numbers beside the hidden state), float32, held beside the trunk's
+parameters. Values and rewards are float32 at the highest matmul precision on every device: by default an accelerator rounds
+the inputs of a float32 product to 8 or 11 bits, and an advantage is a small difference of such numbers.
 """
 
 import jax

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.data.vocabulary import Vocabulary
-from rlhf_jax.decoding import prior
 from rlhf_jax.decoding.grammar import Grammar, Opening
 from rlhf_jax.decoding.policy import (
     Decode,
@@ -22,6 +21,7 @@ from rlhf_jax.decoding.policy import (
     make_policy_apply,
     make_sample,
     make_score,
+    make_score_items,
     make_score_replies,
 )
 from rlhf_jax.decoding.sampler import Decoding
@@ -152,26 +152,6 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         hidden = gpt2.hidden_states(network, params["trunk"], tokens, mask, dropout_key=key)
         return heads.reward_components(params["reward"], heads.last_token_hidden(hidden, mask), read)
 
-    def score_items(params: Params, prompts: PromptBatch) -> Array:
-        rec = jnp.full((prompts.tokens.shape[0], 1), grammar.rec, prompts.tokens.dtype)
-        tokens = jnp.concatenate([prompts.tokens, rec], axis=1)
-        mask = jnp.concatenate([prompts.mask, jnp.ones_like(rec, bool)], axis=1)
-        last = tokens.shape[1] - 1
-        hidden = gpt2.hidden_states(network, params["trunk"], tokens, mask, from_position=last)[:, 0]
-        logits = heads.item_logits(
-            params["trunk"],
-            hidden,
-            first_item=grammar.first_item,
-            n_items=grammar.n_items,
-            compute_dtype=network.compute_dtype,
-        )
-        if prior.NAME not in params:
-            return logits
-        own = params[prior.NAME]
-        return prior.reweighted(
-            own["policy"], prior.bonus(own, prompts.item_scores), logits, jnp.ones_like(logits, bool)
-        )
-
     return Agent(
         network=network,
         grammar=grammar,
@@ -181,10 +161,10 @@ def _agent(network: gpt2.GPT2Config, grammar: Grammar, response_tokens: int, tem
         sample=make_sample(network, grammar, max_tokens=response_tokens, temperature=temperature),
         sample_rows=make_decode(network, grammar, Decoding(response_tokens, temperature)),
         greedy=make_decode(network, grammar, Decoding(response_tokens, temperature=0.0, rollout_for_learning=False)),
-        score=make_score(network, grammar, temperature=temperature),
+        score=make_score(network, grammar),
         score_tokens=score_tokens,
-        score_items=score_items,
-        score_replies=make_score_replies(network, grammar, temperature=temperature),
+        score_items=make_score_items(network, grammar),
+        score_replies=make_score_replies(network, grammar),
         sample_groups=lambda size: make_sample(
             network, grammar, max_tokens=response_tokens, temperature=temperature, group_size=size
         ),

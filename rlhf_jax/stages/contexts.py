@@ -126,6 +126,22 @@ class PromptBatches:
         return tokens[:, -width:], mask[:, -width:]
 
 
+def as_rollout(
+    prompts: tuple[np.ndarray, np.ndarray], responses: tuple[np.ndarray, np.ndarray], item_scores: jax.Array | None
+) -> Rollout:
+    """Given responses to given prompts (tokens and mask of either), as if they had been sampled with certainty."""
+    said, mask = map(jnp.asarray, responses)
+    return Rollout(
+        prompt_tokens=jnp.asarray(prompts[0]),
+        prompt_mask=jnp.asarray(prompts[1]),
+        response_tokens=said,
+        response_mask=mask,
+        logprobs=jnp.zeros(said.shape, jnp.float32),
+        finished=jnp.ones(len(said), bool),
+        item_scores=item_scores,
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Demonstrations:
     """Human turns as responses, dealt out to updates."""
@@ -142,16 +158,8 @@ class Demonstrations:
         """Rows `own` of an update's human turns, as if they had been sampled with certainty."""
         tokens, mask = (side[own] for side in self.prompts.batch(update))
         rows = self.prompts.rows(update)[own]
-        said, said_mask = self.responses.take(rows)
-        return Rollout(
-            prompt_tokens=jnp.asarray(tokens),
-            prompt_mask=jnp.asarray(mask),
-            response_tokens=jnp.asarray(said),
-            response_mask=jnp.asarray(said_mask),
-            logprobs=jnp.zeros(said.shape, jnp.float32),
-            finished=jnp.ones(len(rows), bool),
-            item_scores=self.windows.item_scores([self.turns[row] for row in rows]),
-        )
+        known = self.windows.item_scores([self.turns[row] for row in rows])
+        return as_rollout((tokens, mask), self.responses.take(rows), known)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -236,6 +244,10 @@ class Windows:
         """The contexts before the given messages as a policy reads them."""
         tokens, mask = self.prompts(turns)
         return PromptBatch(tokens=jnp.asarray(tokens), mask=jnp.asarray(mask), item_scores=self.item_scores(turns))
+
+    def as_rollout(self, turns: Sequence[tuple[int, int]]) -> Rollout:
+        """The given messages as responses to their contexts."""
+        return as_rollout(self.prompts(turns), self.responses(turns), self.item_scores(turns))
 
     def responses(self, turns: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """The given messages as responses, right-padded: tokens and mask. [N, response_tokens] each"""

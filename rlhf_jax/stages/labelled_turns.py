@@ -1,6 +1,7 @@
 """Labelled turns as arrays: what a reward model is trained and measured on."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ from jaxtyping import Float
 from rlhf_jax.data.batching import wrapped_batches
 from rlhf_jax.decoding.suggested import N_NUMBERS, make_suggested
 from rlhf_jax.feedback.weak_labels import LabelTable
-from rlhf_jax.interfaces import Dialogue, Params, Rollout
+from rlhf_jax.interfaces import Dialogue, Params
 from rlhf_jax.learners.reward_model import RewardBatch
+from rlhf_jax.runtime.files import read_npz, write_npz
+from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.stages.contexts import Windows
 from rlhf_jax.stages.setup import Setup
 
@@ -24,7 +27,8 @@ class LabelledTurns:
     ) -> None:
         turns = turns_of(table, rows)
         self._sides = windows.prompts_of(turns), windows.responses_of(turns)
-        self._read = read
+        self.read = read
+        """What is known of the listed items. [N, 3]"""
         self.labels = table.z[rows].astype(np.float32)
         self.label_mask = table.mask[rows]
         self.dialogues = table.dialogue_ids[rows].tolist()
@@ -42,7 +46,7 @@ class LabelledTurns:
             inputs=(
                 jnp.asarray(tokens),
                 jnp.asarray(mask),
-                None if self._read is None else jnp.asarray(self._read[rows]),
+                None if self.read is None else jnp.asarray(self.read[rows]),
             ),
             labels=jnp.asarray(self.labels[rows]),
             label_mask=jnp.asarray(self.label_mask[rows]),
@@ -56,15 +60,24 @@ def labelled_turns(
     limit: int | None,
     *,
     read: Params | None = None,
+    stored: Path | None = None,
 ) -> LabelledTurns:
     """The turns that the stage uses, as arrays.
 
     Args:
       read: a policy whose numbers stand beside the tokens; None: none do.
+      stored: where those numbers are kept, so that a run that goes on does not count them again.
     """
     windows = Windows.of(setup, dialogues)
     rows = drawn_rows(table, windows, limit, setup.seed)
-    numbers = None if read is None else what_it_says(setup, read, windows, turns_of(table, rows))
+    numbers = None
+    if read is not None:
+        found = None if stored is None or not stored.exists() else read_npz(stored)
+        if found is None or not np.array_equal(found["rows"], rows):
+            found = {"rows": rows, "numbers": what_it_says(setup, read, windows, turns_of(table, rows))}
+            if stored is not None:
+                write_npz(stored, found)
+        numbers = found["numbers"]
     return LabelledTurns(windows, table, rows, numbers)
 
 
@@ -78,22 +91,13 @@ def what_it_says(
 ) -> Float[np.ndarray, "N 3"]:
     """`decoding.suggested` of logged turns, by one pass of a policy over them. [N, 3]"""
     agent = setup.agent
-    program = agent.compiled("suggested", lambda: jax.jit(make_suggested(agent.grammar, agent.policy)))
+    program = agent.compiled("suggested", lambda: jax.jit(make_suggested(agent.grammar, agent.score_items)))
     found = [np.zeros((0, N_NUMBERS), np.float32)]
-    for rows, own in wrapped_batches(len(turns), batch_size):
-        chosen = [turns[row] for row in rows]
-        tokens, mask = windows.prompts(chosen)
-        said, said_mask = windows.responses(chosen)
-        rollout = Rollout(
-            prompt_tokens=jnp.asarray(tokens),
-            prompt_mask=jnp.asarray(mask),
-            response_tokens=jnp.asarray(said),
-            response_mask=jnp.asarray(said_mask),
-            logprobs=jnp.zeros(said.shape, jnp.float32),
-            finished=jnp.ones(len(chosen), bool),
-            item_scores=windows.item_scores(chosen),
-        )
-        found.append(np.asarray(program(policy, rollout))[:own])
+    with Progress("reward model: what imitation says of listed items", 0, len(turns)) as progress:
+        for rows, own in wrapped_batches(len(turns), batch_size):
+            chosen = [turns[row] for row in rows]
+            found.append(np.asarray(program(policy, windows.as_rollout(chosen)))[:own])
+            progress.show(int(rows[0]) + own, {})
     return np.concatenate(found)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from rlhf_jax.data.batching import batch_indices, wrapped_batches
 from rlhf_jax.data.dialogue_store import evenly
@@ -56,8 +56,9 @@ class RewardConfig:
     """Rewards of your own, `package.module:name`: each is one more component, called by its name. `--ppo.component-weights`
     then has a number for each; left as they are, all weigh the same. See docs/howto/your_own_reward.md."""
     reads_policy: bool = False
-    """Whether R_φ reads, beside its own trunk, what imitation says of the items that a reply lists (`decoding/suggested.py`); it then
-    keeps the rows of items that imitation composed, as they are."""
+    """Whether R_φ reads, beside its own trunk, what is known of the items that a reply lists, their chances under imitation
+    (with its prior) among it (`decoding/suggested.py`); it then keeps the embeddings of items as imitation composed them. With
+    `--data.rl-share` it learns from the dialogues that nobody imitated, since imitation knows its own by heart."""
     epochs: Epochs = 3
     """Passes over the labelled turns."""
     max_dialogues: Cases = 50_000
@@ -192,12 +193,21 @@ def train(
     names = config.components
     weights = weights_of(names, weights)
     agent, seed, layout = setup.agent, setup.seed, setup.layout
-    corpus = labelled(setup.corpus, config)
-    train_table, held_out_table, _ = label(run, corpus, config, folder_name=labels_folder(stage))
-    # Frozen: what R_φ may know of items is what imitation knew.
+    whole = setup.corpus
+    if config.reads_policy and setup.data.rl_share:
+        whole = dataclasses.replace(whole, train=setup.training_parts()[1])
+    corpus = labelled(whole, config)
+    folder = labels_folder(stage)
+    train_table, held_out_table, _ = label(run, corpus, config, folder_name=folder)
+    # What is read stays as it is, and so do the embeddings of items; all else of R_φ moves.
     read = {"trunk": trunk, **setup.prior} if config.reads_policy else None
-    training = labelled_turns(setup, corpus.train, train_table, config.max_turns, read=read)
-    held_out = labelled_turns(setup, corpus.validation, held_out_table, config.validation_turns, read=read)
+    training, held_out = (
+        labelled_turns(setup, dialogues, table, limit, read=read, stored=run.path / folder / f"read-{name}.npz")
+        for name, dialogues, table, limit in (
+            ("train", corpus.train, train_table, config.max_turns),
+            ("validation", corpus.validation, held_out_table, config.validation_turns),
+        )
+    )
     for kind_of, turns in (("training", training), ("validation", held_out)):
         if not len(turns):
             raise RunError(
@@ -211,7 +221,11 @@ def train(
         len(names),
         n_read=0 if read is None else suggested.N_NUMBERS,
     )
-    items = slice(setup.vocab.first_item, setup.vocab.first_item + setup.vocab.n_items) if config.reads_policy else None
+    items = None
+    if training.read is not None:
+        params = reward_model.reading(params, training.read, training.labels, training.label_mask)
+        token = jnp.arange(len(trunk["wte"]))
+        items = (token >= setup.vocab.first_item) & (token < setup.vocab.first_item + setup.vocab.n_items)
     per_epoch = -(-len(training) // config.batch_size)
     steps = per_epoch * config.epochs
     rate, optimizer = falling_by_cosine(
@@ -287,20 +301,18 @@ def train(
     return Proxy(model, weights, names), check_gate(run.path / f"{stage}.json", found, report, config, weights)
 
 
-def holding(params: Params, items: slice | None) -> Params:
+def holding(params: Params, rows: Bool[Array, " V"] | None) -> Params:
     """The tree, the given rows of its token table without a gradient."""
-    if items is None:
-        return params
-    table: Array = params["trunk"]["wte"]
-    return {**params, "trunk": {**params["trunk"], "wte": table.at[items].set(jax.lax.stop_gradient(table[items]))}}
+    return params if rows is None else with_rows_of(params, jax.lax.stop_gradient(params), rows)
 
 
-def with_rows_of(params: Params, before: Params, items: slice | None) -> Params:
-    """The tree, the given rows of its token table as they were before."""
-    if items is None:
+def with_rows_of(params: Params, others: Params, rows: Bool[Array, " V"] | None) -> Params:
+    """The tree, the given rows of its token table as another tree has them."""
+    if rows is None:
         return params
-    table: Array = params["trunk"]["wte"]
-    return {**params, "trunk": {**params["trunk"], "wte": table.at[items].set(before["trunk"]["wte"][items])}}
+    # Row by row, so that a table that is cut over devices stays where it is.
+    table: Array = jnp.where(rows[:, None], others["trunk"]["wte"], params["trunk"]["wte"])
+    return {**params, "trunk": {**params["trunk"], "wte": table}}
 
 
 def _predictions(predict: Any, params: Params, turns: LabelledTurns, batch_size: int = 128) -> np.ndarray:

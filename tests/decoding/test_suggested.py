@@ -15,7 +15,6 @@ from rlhf_jax.models import gpt2, heads
 
 CONFIG = gpt2.GPT2Config(vocab_size=20, n_positions=24, n_embd=16, n_layer=1, n_head=2, attention_dropout=False)
 GRAMMAR = Grammar(n_words=6, pad=6, eos=7, rec=8, say=9, first_item=10, n_items=9, max_items=3, vocab_size=20)
-TEMPERATURE = 0.8
 REC, SAY, EOS, PAD = GRAMMAR.rec, GRAMMAR.say, GRAMMAR.eos, GRAMMAR.pad
 # No list; a list of two; of one that the prompt names; words that name an item again; a list that was cut off.
 RESPONSES = [
@@ -60,52 +59,32 @@ def rollout() -> Rollout:
     )
 
 
-judge = policy.make_policy_apply(CONFIG, GRAMMAR, temperature=TEMPERATURE)
+score_items = policy.make_score_items(CONFIG, GRAMMAR)
 
 
 def test_numbers_are_those_of_a_loop_over_tokens(read: Params, rollout: Rollout) -> None:
-    found = np.asarray(jax.jit(suggested.make_suggested(GRAMMAR, judge))(read, rollout))
-    logprobs = np.asarray(jax.jit(judge)(read, rollout).logprobs)
+    found = np.asarray(jax.jit(suggested.make_suggested(GRAMMAR, score_items))(read, rollout))
     for row, (response, items, share) in enumerate(zip(RESPONSES, LISTED, NAMED, strict=True)):
         # A list is what stands behind <rec>, up to <say>.
-        above = [logprobs[row, 1 + place] + math.log(9) for place in range(len(items))]
-        assert [response[1 + place] for place in range(len(items))] == items
+        assert response[1 : 1 + len(items)] == items
+        # From the definition: softmax over items alone of w₀·logits + Σ w·z, after the prompt and <rec>, no padding.
+        prompt = jnp.array([[*PROMPTS[row], REC]])
+        hidden = gpt2.hidden_states(CONFIG, read["trunk"], prompt, jnp.ones_like(prompt, bool))[0, -1]
+        z = rollout.item_scores[row]  # type: ignore[index]
+        logprobs = jax.nn.log_softmax(read["trunk"]["wte"][10:19] @ hidden)
+        chances = jax.nn.log_softmax(0.7 * logprobs + 0.5 * z[0] - z[1])
+        above = [float(chances[item - GRAMMAR.first_item]) + math.log(9) for item in items]
         expected = [float(bool(items)), sum(above) / len(above) if above else 0.0, share]
-        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+        np.testing.assert_allclose(found[row], expected, atol=1e-4)
     assert len({round(float(number), 3) for number in found[:, 1]}) == 5
 
 
 def test_what_is_thought_impossible_is_held_and_what_is_certain_is_not(rollout: Rollout) -> None:
-    logprobs = jnp.where(rollout.response_tokens == 10, -1e9, 0.0)
-    named = jnp.zeros(rollout.response_tokens.shape, bool)
-    found = suggested.summed(GRAMMAR, logprobs, rollout.response_tokens, rollout.response_mask, named)
-    certain = math.log(9)
-    np.testing.assert_allclose(found[:, 1], [0, (-10 + certain) / 2, certain, certain, certain], atol=1e-6)
-
-
-def test_an_order_of_single_items_is_the_policys(read: Params, rollout: Rollout) -> None:
-    """One context, each item alone: f₂ orders items as the policy's probabilities of a first item do."""
-    n = GRAMMAR.n_items
-    items = jnp.arange(n) + GRAMMAR.first_item
-    ones = jnp.ones(n, jnp.int32)
-    tokens = jnp.stack([REC * ones, items, SAY * ones, EOS * ones], axis=1)
-    rows = Rollout(
-        prompt_tokens=jnp.repeat(rollout.prompt_tokens[:1], n, axis=0),
-        prompt_mask=jnp.repeat(rollout.prompt_mask[:1], n, axis=0),
-        response_tokens=tokens,
-        response_mask=jnp.ones((n, 4), bool),
-        logprobs=jnp.zeros((n, 4)),
-        finished=jnp.ones(n, bool),
-        item_scores=jnp.repeat(rollout.item_scores[:1], n, axis=0),  # type: ignore[index]
-    )
-    found = jax.jit(suggested.make_suggested(GRAMMAR, judge))(read, rows)[:, 1]
-    # From the definition: softmax over items of (w₀·logits + Σ w·z), nothing but items being allowed behind <rec>.
-    prefix = jnp.concatenate([rollout.prompt_tokens[:1], jnp.array([[REC]])], axis=1)
-    mask = jnp.concatenate([rollout.prompt_mask[:1], jnp.array([[True]])], axis=1)
-    hidden = gpt2.hidden_states(CONFIG, read["trunk"], prefix, mask)[0, -1]
-    trunk_logprobs = jax.nn.log_softmax(read["trunk"]["wte"][10:19] @ hidden)
-    weighed = 0.7 * trunk_logprobs + 0.5 * rows.item_scores[0, 0] - rows.item_scores[0, 1]  # type: ignore[index]
-    np.testing.assert_allclose(found, jax.nn.log_softmax(weighed / TEMPERATURE) + math.log(9), atol=1e-4)
+    """Item 12 is as good as certain; then 10 is held, and what stands beside it counts as it is."""
+    logits = jnp.zeros((len(RESPONSES), 9)).at[:, 2].set(1e4)
+    prompts = PromptBatch(tokens=rollout.prompt_tokens, mask=rollout.prompt_mask)
+    found = suggested.of_lists(GRAMMAR, logits, prompts, rollout.response_tokens, rollout.response_mask)
+    np.testing.assert_allclose(found[:, 1], [0, (-10 + math.log(9)) / 2, -10, -10, -10], atol=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["masked", "xla"])
@@ -116,8 +95,8 @@ def test_scores_read_a_policy_and_a_group_reads_it_as_its_rows_do(
     weights = jnp.array([[0.1, 1.0], [0.5, -0.2], [-2.0, 0.0]])
     model = {**base, "policy": read, "reward": {**base["reward"], "read": weights}}
     config = dataclasses.replace(CONFIG, attention=attention)
-    score = jax.jit(policy.make_score(config, GRAMMAR, temperature=TEMPERATURE))
-    numbers = jax.jit(suggested.make_suggested(GRAMMAR, judge))(read, rollout)
+    score = jax.jit(policy.make_score(config, GRAMMAR))
+    numbers = jax.jit(suggested.make_suggested(GRAMMAR, score_items))(read, rollout)
     found = score(model, rollout)
     np.testing.assert_allclose(found, score(base, rollout) + numbers @ weights, atol=1e-5)
     # Every response after every prompt: once as rows, once with each prompt read once.
@@ -137,7 +116,7 @@ def test_scores_read_a_policy_and_a_group_reads_it_as_its_rows_do(
         finished=jnp.ones(n * n, bool),
         item_scores=jnp.repeat(rollout.item_scores, n, axis=0),
     )
-    together = jax.jit(policy.make_score_replies(config, GRAMMAR, temperature=TEMPERATURE))(model, groups)
+    together = jax.jit(policy.make_score_replies(config, GRAMMAR))(model, groups)
     np.testing.assert_allclose(together, score(model, rows).reshape(n, n, 2), atol=1e-5)
 
 

@@ -55,3 +55,25 @@ def test_losses_have_the_names_of_the_components() -> None:
     assert set(sums.parts) == {"loss/wit", "loss/charm"}
     with pytest.raises(ValueError, match="2 components have the names"):
         reward_model.regression_sums(jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.ones((1, 2), bool))
+
+
+def test_heads_begin_with_the_least_squares_fit_of_the_labels_that_exist() -> None:
+    draw = np.random.default_rng(0)
+    numbers, labels, mask = draw.normal(size=(40, 3)), draw.normal(size=(40, 2)), draw.random((40, 2)) < 0.7
+    labels[~mask] = np.nan
+    labels += numbers @ np.array([[1.0, 0.0], [-2.0, 0.5], [0.0, 3.0]]) + [0.3, -4.0]
+    mask = np.concatenate([mask, np.zeros((40, 1), bool)], axis=1)
+    labels = np.concatenate([labels, np.full((40, 1), np.nan)], axis=1)
+    start = {"trunk": {}, "reward": {"kernel": jnp.ones((5, 3)), "bias": jnp.ones(3), "read": jnp.zeros((3, 3))}}
+    found = reward_model.reading(start, numbers, labels, mask)["reward"]
+    np.testing.assert_array_equal(found["kernel"], start["reward"]["kernel"])
+    for c in range(2):
+        # Three rows more, whose target is 0, are the price of the weights; the intercept has none.
+        known = np.concatenate([numbers[mask[:, c]], np.eye(3)])
+        design = np.concatenate([known, [[1.0]] * mask[:, c].sum() + [[0.0]] * 3], axis=1)
+        target = np.concatenate([labels[mask[:, c], c], np.zeros(3)])
+        expected = np.linalg.lstsq(design, target, rcond=None)[0]
+        np.testing.assert_allclose(found["read"][:, c], expected[:3], atol=1e-5)
+        np.testing.assert_allclose(found["bias"][c], expected[3], atol=1e-5)
+    # A component without a label says nothing.
+    assert not np.any(found["read"][:, 2]) and found["bias"][2] == 0

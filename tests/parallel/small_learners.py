@@ -1,5 +1,6 @@
 """Every learner in miniature on any layout: what one device, a mesh and several processes must agree on."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.learners.reward_model import RewardBatch
 from rlhf_jax.models import gpt2
 from rlhf_jax.parallel.partition import Layout
-from rlhf_jax.stages import supervised
+from rlhf_jax.stages import reward, supervised
 from rlhf_jax.stages.agent import Agent, make_agent, on_mesh, policy_params, reward_params
 from rlhf_jax.stages.items import ItemKnowledge
 from rlhf_jax.stages.supervised import SupervisedConfig
@@ -122,26 +123,39 @@ def sft_learner(layout: Layout) -> Learner:
 
 
 def reward_learner(layout: Layout, n_layer: int = 1, layers: str = "unrolled", remat: str = "none") -> Learner:
-    """Stage 2 with dropout and missing labels."""
+    """Stage 2 with dropout, missing labels, numbers beside the tokens, and rows of items that stay."""
     spread, draw, vocab = on_mesh(agent(n_layer, layers, remat), layout), np.random.default_rng(3), vocabulary()
     tokens = draw.integers(0, vocab.n_words, (4 * ROWS, PROMPT + RESPONSE)).astype(np.int32)
     mask = np.arange(PROMPT + RESPONSE) < draw.integers(3, PROMPT + RESPONSE + 1, (4 * ROWS, 1))
     labels = draw.normal(size=(4 * ROWS, 3)).astype(np.float32)
     label_mask = draw.random((4 * ROWS, 3)) < 0.8
-    params = reward_params(trunk(n_layer), agent().network.n_embd, root_key())
+    numbers = draw.normal(size=(4 * ROWS, 3)).astype(np.float32)
+    params = reward_params(trunk(n_layer), agent().network.n_embd, root_key(), n_read=3)
+    params = reward_model.reading(params, numbers, labels, label_mask)
+    token = jnp.arange(len(params["trunk"]["wte"]))
+    items = (token >= vocab.first_item) & (token < vocab.first_item + vocab.n_items)
     state = layout.place(reward_model.init(params, OPTIMIZER, averaged=True))
 
     def score(params: Any, inputs: Any, key: jax.Array) -> jax.Array:
-        return spread.score_tokens(params, *inputs, key)
+        tokens, mask, read = inputs
+        return spread.score_tokens(reward.holding(params, items), tokens, mask, key, read)
 
-    step = layout.step(functools.partial(reward_model.update, score_fn=score, optimizer=OPTIMIZER), state)
+    def learn(state: Any, batch: RewardBatch, key: jax.Array) -> Any:
+        after, metrics = reward_model.update(state, batch, key, score_fn=score, optimizer=OPTIMIZER)
+        kept = {
+            name: reward.with_rows_of(getattr(after, name), getattr(state, name), items)
+            for name in ("params", "average")
+        }
+        return dataclasses.replace(after, **kept), metrics
+
+    step = layout.step(learn, state)
 
     def inputs(index: int) -> Any:
         rows = np.arange(ROWS) + ROWS * index
 
         def own(part: slice) -> RewardBatch:
-            taken = [jnp.asarray(array[rows[part]]) for array in (tokens, mask, labels, label_mask)]
-            return RewardBatch(inputs=(taken[0], taken[1]), labels=taken[2], label_mask=taken[3])
+            taken = [jnp.asarray(array[rows[part]]) for array in (tokens, mask, numbers, labels, label_mask)]
+            return RewardBatch(inputs=tuple(taken[:3]), labels=taken[3], label_mask=taken[4])
 
         return layout.batch(ROWS, own), layout.same(stream_key(root_key(), "reward_model/dropout", index))
 

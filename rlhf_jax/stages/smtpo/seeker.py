@@ -1,7 +1,7 @@
 """A trained user simulator in conversation: it reads messages alone, and gives away nothing that is hidden.
 
 While an answer is drawn, the tokens of hidden items and those that begin a telling word of their titles have probability 0;
-titles spelled in another way are cut out of it (`data.spelled_titles`). `stages.simulator` trains it.
+titles spelled in another way are cut out of it (`data.spelled_titles`). `stages.smtpo.simulator` trains it.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
 """The user simulator: a GPT-2 that says what a seeker would say next, and knows what the seeker will like.
 
-Three losses with weights (`stages.seeker_loss`): the next words of the seeker, the attributes of what the seeker will
+Three losses with weights (`stages.smtpo.seeker_loss`): the next words of the seeker, the attributes of what the seeker will
 like, and the items themselves. Gold are items that the seeker likes and that the recommender has still to name first.
 They are asked for where a message begins, at `<seeker>` and at `<recommender>`: before either speaks.
 
-Once trained it reads no form and no target (`stages.seeker`): it sees messages alone. The words of hidden targets are no
+Once trained it reads no form and no target (`stages.smtpo.seeker`): it sees messages alone. The words of hidden targets are no
 targets of these losses either. (A network that it begins with, `begin`, has imitated whole messages: what keeps an answer from
 naming what is hidden is the decoding.)
 Source: a simulator of these three tasks is named by arXiv:2604.03671 without formula; all weights here are our choice.
