@@ -64,7 +64,7 @@ def test_a_retriever_is_read_and_ranks_alone(run_here: Callable[..., tuple[int, 
     finished = open_finished(policy)
     setup = Setup(finished.data, finished.corpus, finished.vocab, finished.agent, 0)
     config = RetrieverConfig(**TOWERS)  # type: ignore[arg-type]
-    facts = {"retriever": align_prior.as_json(config), "seed": 0}
+    facts = {"retriever": align_prior.as_json(config), "held_out": 0.0, "seed": 0}
     with open_run(out / "retriever-0", facts, trackers=(), wait=True) as own:
         retrieval = add_retriever(own, setup, config)[1]
     rows = list(ranking_rows(finished.corpus.test))
