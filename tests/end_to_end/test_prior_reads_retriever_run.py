@@ -99,7 +99,10 @@ def test_a_retriever_is_read_and_ranks_alone(run_here: Callable[..., tuple[int, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--retriever.epochs", "1"), "--retriever.* is not read"),
+        (
+            ("--retriever.hard-negatives", "0"),
+            "--retriever.hard-negatives 0 is not read: there is no --reads-retriever",
+        ),
         (("--reads-retriever", "--retriever.in-prior"), "--retriever.in-prior is of conversations"),
         (("--reads-retriever", "--prior.parts", "popularity"), "--prior.parts popularity: a retriever stands beside"),
     ],
