@@ -386,6 +386,7 @@ def make_score_replies(config: GPT2Config, grammar: Grammar) -> Callable[[Params
                 logprobs=jnp.zeros(tokens.shape, jnp.float32),
                 finished=jnp.ones(rows, bool),
                 item_scores=prompts.item_scores,
+                candidates=prompts.candidates,
             )
             return row_by_row(params, said).reshape(n_prompts, n_replies, -1)
         # One column more, so that the last token is read too: column t is what is known after t tokens.
