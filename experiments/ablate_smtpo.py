@@ -12,7 +12,8 @@ times the openings, one turn each, and `iterated` logs and replies of its own (`
 also with its users. `scored_by_trainer` learns from the very seeker that scores: it is no fair system, but says what
 knowing it is worth. The same command continues what was interrupted.
 
-Hardware: one CPU core. Not run to its end at the sizes `world` and `redial`: no numbers of it are stored yet.
+Hardware: one CPU core; world: some forty minutes a seed for what the main job has too, and an hour for ten variants. Measured
+in the world (docs/results/ablation_smtpo.md); not on ReDial.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
