@@ -18,7 +18,8 @@ DIR holds `uss/` and `redial/`, from which the judge of people's satisfaction is
 Systems: `popularity`, `copy`; `mixture` (the closed forms without a policy, fixed weights); `sft`; `sft_filtered` (told by
 hand not to suggest what was named); `likelihood` and `grpo`; with a retriever `retriever`, it and the closed forms without a
 policy. Writes `results.json`, `weights.json`, `report.md`, and the cases
-of every system and seed in `seed-S/assessments/`. Hardware: two CPU cores; minutes a run.
+of every system and seed in `seed-S/assessments/`. Hardware: two CPU cores; minutes a run,
+and more with a retriever to train.
 """
 
 import quiet_start  # noqa: F401 - first, so that a signal while the rest is imported is one line
