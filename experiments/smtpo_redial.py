@@ -194,7 +194,7 @@ def check_lengths(config: Config) -> None:
 
 PRESETS = {
     "world": (
-        "simulated world, small GPT-2; some forty minutes a seed on one CPU core",
+        "simulated world, small GPT-2; some twenty minutes a seed on two CPU cores",
         Config(**SETTINGS["world"].fields),
     ),
     "debug": (
