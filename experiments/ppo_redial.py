@@ -152,10 +152,11 @@ PRESETS = {
         Config(
             run_dir=Path("runs/redial"),
             data=DataConfig(source="redial", dir=Path("data/redial"), n_words=5000, window=20, context_tokens=256),
-            model=ModelConfig(n_layer=3, n_embd=192, n_head=6, n_positions=512, attention_dropout=False),
+            # Four passes rank as well as five of three layers of 192, which take twice the time (docs/results/ranking_redial.md).
+            model=ModelConfig(n_layer=2, n_embd=128, n_head=4, n_positions=512, attention_dropout=False),
             # Suggestions are learnt from items that are new to the dialogue: nobody needs to be told what he just named.
             sft=SupervisedConfig(
-                epochs=5,
+                epochs=4,
                 description_tokens=32,
                 metadata_words=True,
                 repeated_item_weight=0.0,
