@@ -2,12 +2,13 @@
 
     python experiments/gather_seeds.py runs/summary plain=runs/plain-0,runs/plain-1,runs/plain-2 hackable=runs/hack-0,…
 
-Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. Everything is read from what the runs stored
+Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone, but for fields that a younger version of the code
+has added (a notice names them). All policies are gathered that every run measured, and the pairs that the runs compare. Everything is read from what the runs stored
 case by case; no policy is measured again. Runs in the simulated world each have a world of their own: there the closed
 loop is gathered, beside recommenders that need no training, and ranking and text stay in each run's report. On real data
 popularity, copy, mixture and the constant reply are the same for all seeds and stand beside; the dialogues are read again for SR
 and RDL (ReDial) and for the ranking split by what the context names of the item (OpenDialKG). Writes `results.json`,
-`report.md`, `report.html`, `plots/differences` (PPO − SFT with intervals), `plots/study` (proxy, truth, KL by run) and `plots/ppo` (all
+`report.md`, `report.html`, `plots/differences` (the aligned policy − SFT with intervals), `plots/study` (proxy, truth, KL by run) and `plots/ppo` (all
 diagnostics, mean over runs) into the first argument. A claim needs three seeds that agree.
 """
 
@@ -17,7 +18,7 @@ import quiet_start  # noqa: F401 - first, so that a signal while the rest is imp
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,8 +44,8 @@ from rlhf_jax.stages.setup import DataConfig
 from studies.common import diagnostics
 from studies.tables import Measure, find
 
-TRAINED = ("sft", "ppo")
-COMPARED = Sides("ppo", "sft")
+FIRST = ("sft", "prior", "ppo", "grpo")
+"""Policies in the order in which a run makes them; others follow by name."""
 EXPECTED = "expected a finished run of ppo_redial.py or ppo_opendialkg.py"
 NEEDS_DIALOGUES = {
     "redial": "has no SR and RDL of trained systems",
@@ -110,15 +111,58 @@ def runs_by_seed(name: str, folders: list[Path]) -> dict[int, Path]:
         config = run_config(folder)
         if not (folder / "results.json").exists():
             raise RunError(f"{folder}: no results.json; let the run finish first (start its command again)")
-        if missing := [system for system in TRAINED if not assessment_file(folder, system).exists()]:
+        if missing := [system for system in compared_in(folder) if not assessment_file(folder, system).exists()]:
             raise RunError(f"{assessment_file(folder, missing[0])} is not there; {EXPECTED}")
         seed = config.pop("seed")
         first = first or config
-        if config != first or seed in found:
-            what = f"seed {seed} occurs twice" if seed in found else "its configuration differs in more than the seed"
+        differ, added = differing(first, config)
+        if differ or seed in found:
+            what = f"its configuration differs in {', '.join(differ)}" if differ else f"seed {seed} occurs twice"
             raise RunError(f"setting {name}: {folder} does not belong with {folders[0]}: {what}")
+        if added:
+            notice(f"setting {name}: {folder} and {folders[0]} are of two versions; only one has {', '.join(added)}")
         found[seed] = folder
     return found
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> tuple[list[str], list[str]]:
+    """Fields in which two configurations differ, and fields that only one of them has, with its value.
+
+    Examples:
+      >>> differing({"ppo": {"epochs": 4, "clip": 0.2}}, {"ppo": {"epochs": 2}, "rounds": 0})
+      (['ppo.epochs'], ['ppo.clip (0.2)', 'rounds (0)'])
+    """
+    differ, added = [], []
+    for field in dict.fromkeys((*one, *other)):
+        name = before + field
+        if field not in one or field not in other:
+            added.append(f"{name} ({one.get(field, other.get(field))})")
+        elif isinstance(one[field], dict) and isinstance(other[field], dict):
+            below = differing(one[field], other[field], f"{name}.")
+            differ, added = differ + below[0], added + below[1]
+        elif one[field] != other[field]:
+            differ.append(name)
+    return differ, added
+
+
+def compared_in(run: Path) -> Sides:
+    """The policy a run ends with and the one it starts from."""
+    return Sides(run_config(run).get("algorithm", "ppo"), "sft")
+
+
+def systems_of(folders: Iterable[Path]) -> list[str]:
+    """Policies that every run has measured."""
+    measured = [{file.stem for file in (folder / "assessments").glob("*.npz")} for folder in folders]
+    common = set.intersection(*measured)
+    return [*(name for name in FIRST if name in common), *sorted(common - set(FIRST))]
+
+
+def pairs_of(folders: Iterable[Path]) -> list[Sides]:
+    """Pairs of gathered policies that the runs compare themselves, the paper's first."""
+    folders = list(folders)
+    systems, own = set(systems_of(folders)), compared_in(folders[0])
+    compared = [result.sides for folder in folders for result in read_results(folder)]
+    return list(dict.fromkeys([own, *(pair for pair in compared if pair is not None and systems.issuperset(pair))]))
 
 
 def assessment_file(run: Path, system: str) -> Path:
@@ -168,7 +212,10 @@ def gather_setting(name: str, folders: list[Path]) -> list[Result]:
 def in_the_worlds(name: str, runs: Mapping[int, Path], split: str) -> list[Result]:
     """Policies, and recommenders that need no training, with the users of each run's world."""
     # The world is drawn from the seed, so every seed has test dialogues of its own.
-    found = comparison.results(read_assessments(name, runs, []), {}, split=split, compared=COMPARED, same_test=False)
+    first, *others = pairs_of(runs.values())
+    found = comparison.results(
+        read_assessments(name, runs, []), {}, split=split, compared=first, further=others, same_test=False
+    )
     return found + untrained_in_the_world(runs, split)
 
 
@@ -178,11 +225,12 @@ def on_real_data(name: str, runs: Mapping[int, Path], split: str) -> list[Result
     rows, items = ranked_rows(name, folder)
     systems = read_assessments(name, runs, rows)
     untrained = [result for result in read_results(folder) if result.system in ("popularity", "copy", "mixture")]
-    found = comparison.results(systems, {}, split=split, compared=COMPARED)
+    first, *others = pairs_of(runs.values())
+    found = comparison.results(systems, {}, split=split, compared=first, further=others)
     found += [dataclasses.replace(result, split=split) for result in untrained]
     if rows and source_of(folder) == "opendialkg":
         ranked = {system: {seed: run.ranking for seed, run in by_seed.items()} for system, by_seed in systems.items()}
-        found += comparison.by_naming(ranked, {}, rows, items, split=split, compared=COMPARED)
+        found += comparison.by_naming(ranked, {}, rows, items, split=split, compared=first)
     return found
 
 
@@ -210,7 +258,7 @@ def read_assessments(
     """
     systems = {
         system: {seed: assess.load(assessment_file(folder, system), rows) for seed, folder in runs.items()}
-        for system in TRAINED
+        for system in systems_of(runs.values())
     }
     cases = [(number, row.dialogue.dialogue_id) for number, row in enumerate(rows) for _ in row.gold]
     for system, by_seed in systems.items():
@@ -248,17 +296,27 @@ DRAWN = (
 """Panels of the figure of differences, as far as they were measured."""
 
 
-def differences(results: Sequence[Result], splits: Mapping[str, str]) -> Figure:
-    """PPO − SFT with intervals: a panel a measure, a line a setting; `splits` is setting to what was measured on."""
+def differences(results: Sequence[Result], splits: Mapping[str, str], compared: Mapping[str, Sides]) -> Figure:
+    """The aligned policy − SFT with intervals: a panel a measure, a line a setting.
+
+    Args:
+      splits: setting to what was measured on.
+      compared: setting to the two policies.
+    """
     panels = {
         measure.label: [
             (name, found)
             for name, split in splits.items()
-            if (found := find(results, COMPARED.name, measure, split)) is not None
+            if (found := find(results, compared[name].name, measure, split)) is not None
         ]
         for measure in DRAWN
     }
-    return plots.forest(panels, x_label="PPO minus SFT", reference=0.0, one_scale=False)
+    return plots.forest(panels, x_label=f"{aligned(compared)} minus SFT", reference=0.0, one_scale=False)
+
+
+def aligned(compared: Mapping[str, Sides]) -> str:
+    """What the policies are called that the runs end with: `PPO`, `GRPO`, or both."""
+    return " or ".join(dict.fromkeys(sides[0].upper() for sides in compared.values()))
 
 
 def main(config: Config) -> Path:
@@ -275,14 +333,16 @@ def main(config: Config) -> Path:
     write_results(config.out, results)
     lines = {name: [read_metrics(run / "metrics.jsonl") for run in folders] for name, folders in settings.items()}
     plots.save(run_figures.study(lines), config.out / "plots", "study")
-    plots.save(diagnostics({name: ("ppo", runs) for name, runs in lines.items()}), config.out / "plots", "ppo")
+    compared = {name: compared_in(folders[0]) for name, folders in settings.items()}
+    page = diagnostics({name: (compared[name][0], runs) for name, runs in lines.items()})
+    plots.save(page, config.out / "plots", "ppo")
     splits = {name: split_of(name, folders) for name, folders in settings.items()}
-    plots.save(differences(results, splits), config.out / "plots", "differences")
+    plots.save(differences(results, splits, compared), config.out / "plots", "differences")
     command = f"python experiments/gather_seeds.py {config.out} {' '.join(config.settings)}"
     notes = [
-        "![PPO − SFT, 95 % intervals over seeds and cases, paired; each panel has a scale of its own](plots/differences.png)",
-        "![Proxy reward, true utility where it is known, and KL along PPO; one line a run](plots/study.png)",
-        "![PPO diagnostics, mean over runs; one line a setting](plots/ppo.png)",
+        f"![{aligned(compared)} − SFT, 95 % intervals over seeds and cases, paired; each panel has a scale of its own](plots/differences.png)",
+        f"![Proxy reward, true utility where it is known, and KL along {aligned(compared)}; one line a run](plots/study.png)",
+        f"![{aligned(compared)} diagnostics, mean over runs; one line a setting](plots/ppo.png)",
     ]
     return write_report(config.out, title="Runs over seeds", command=command, notes=notes, gathered=True)
 

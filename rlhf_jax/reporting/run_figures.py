@@ -209,7 +209,7 @@ def study(groups: Mapping[str, Sequence[Entries]]) -> Figure:
         row = [
             Panel(
                 f"{group}: {title}",
-                [Line(f"run {n + 1}", *series(run, "ppo", metric)) for n, run in enumerate(runs)],
+                [Line(f"run {n + 1}", *series(run, learner_of(run), metric)) for n, run in enumerate(runs)],
                 unit,
             )
             for group, runs in groups.items()

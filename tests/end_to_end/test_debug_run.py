@@ -556,7 +556,7 @@ def test_runs_that_do_not_belong_together_are_not_gathered(
 ) -> None:
     other = copy_of(finished, tmp_path / "other", 1, sft={"epochs": 99})
     code, output = run_here("gather_seeds.py", str(tmp_path / "summary"), f"plain={finished},{other}")
-    assert code == 1 and "its configuration differs in more than the seed" in output
+    assert code == 1 and "its configuration differs in sft.epochs" in output
     (other / "results.json").unlink()
     code, output = run_here("gather_seeds.py", str(tmp_path / "summary"), f"plain={other}")
     assert code == 1 and "let the run finish first" in output

@@ -13,7 +13,7 @@ from rlhf_jax.data.sources import read_corpus
 from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.evaluation import item_choice
 from rlhf_jax.evaluation.ranking import rank_rows
-from rlhf_jax.evaluation.results import Result
+from rlhf_jax.evaluation.results import Result, Sides
 from rlhf_jax.evaluation.text import GeneratedTurn
 from rlhf_jax.reporting.run_report import read_results, write_results
 from rlhf_jax.runtime.files import RunError, write_json
@@ -21,6 +21,7 @@ from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
 from rlhf_jax.stages.setup import DataConfig
 
+COMPARED = Sides("ppo", "sft")
 TITLES = ("Emma", "Persuasion", "Dracula", "Ulysses")
 
 
@@ -50,24 +51,35 @@ def books(tmp_path: Path) -> DataConfig:
     return DataConfig(source="opendialkg", dir=folder, domain="book")
 
 
-def write_run(folder: Path, data: DataConfig, *, seed: int, split: str) -> Path:
-    """What a finished run leaves behind, its systems scoring items at random."""
+def write_run(
+    folder: Path,
+    data: DataConfig,
+    *,
+    seed: int,
+    split: str,
+    policies: tuple[str, ...] = ("sft", "ppo"),
+    pairs: tuple[Sides, ...] = (),
+    **fields: object,
+) -> Path:
+    """What a finished run leaves behind, its systems scoring items at random; `fields` are of its configuration."""
     corpus, random = read_corpus(Path(str(data.dir)), data), np.random.default_rng(seed)
     rows, ids = list(ranking_rows(corpus.test)), tuple(corpus.items)
     ranked = {
         name: rank_rows(rows, [random.normal(size=(len(rows), len(ids)))], ids)
-        for name in ("sft", "ppo", "popularity", "copy")
+        for name in (*policies, "popularity", "copy")
     }
     turns = [
         GeneratedTurn(row.dialogue.dialogue_id, "try <movie>", "hello", n_tokens=4, n_items=1, grammatical=True)
         for row in rows
     ]
-    systems = {name: {seed: Assessment(ranked.pop(name), turns, {})} for name in ("sft", "ppo")}
+    systems = {name: {seed: Assessment(ranked.pop(name), turns, {})} for name in policies}
     (folder / "assessments").mkdir(parents=True)
     for name, measured in systems.items():
         assess.save(folder / "assessments" / f"{name}.npz", measured[seed])
-    write_json(folder / "config.json", {"config": {"seed": seed, "data": data, "assess": {"test_dialogues": None}}})
-    write_results(folder, comparison.results(systems, ranked, split=split))
+    write_json(
+        folder / "config.json", {"config": {"seed": seed, "data": data, "assess": {"test_dialogues": None}, **fields}}
+    )
+    write_results(folder, comparison.results(systems, ranked, split=split, further=pairs))
     return folder
 
 
@@ -86,6 +98,44 @@ def test_trained_systems_keep_their_user_centric_metrics(redial: DataConfig, tmp
     assert values(found, "copy") == values(read_results(runs[0]), "copy")
 
 
+def test_every_policy_is_gathered_and_the_pairs_that_runs_compare(redial: DataConfig, tmp_path: Path) -> None:
+    pairs = (Sides("grpo", "prior"),)
+    kept: dict[str, object] = {"policies": ("prior", "sft", "grpo"), "pairs": pairs, "algorithm": "grpo"}
+    runs = [write_run(tmp_path / str(seed), redial, seed=seed, split="redial/test", **kept) for seed in (0, 1)]
+    results = gather_seeds.gather_setting("small", runs)
+    ranked = [r.system for r in results if (r.protocol, r.metric) == ("full", "hr@5")]
+    assert ranked[:3] == ["sft", "prior", "grpo"]
+    assert {"grpo-sft", "grpo-prior"} <= set(ranked)
+    assert "prior-sft" not in ranked
+
+
+def test_a_policy_that_one_run_lacks_is_left_out(redial: DataConfig, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(seed), redial, seed=seed, split="redial/test") for seed in (0, 1)]
+    some = runs[0] / "assessments" / "sft.npz"
+    (runs[0] / "assessments" / "prior.npz").write_bytes(some.read_bytes())
+    assert gather_seeds.systems_of(runs) == ["sft", "ppo"]
+    assert gather_seeds.systems_of(runs[:1]) == ["sft", "prior", "ppo"]
+
+
+def test_a_field_of_a_younger_version_is_named_and_other_values_are_refused(
+    redial: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: list[dict[str, object]] = [
+        {"ppo": {"epochs": 4}},
+        {"ppo": {"epochs": 4, "clip": 0.2}},
+        {"ppo": {"epochs": 2}},
+    ]
+    runs = [
+        write_run(tmp_path / str(seed), redial, seed=seed, split="redial/test", **fields)
+        for seed, fields in enumerate(settings)
+    ]
+    assert list(gather_seeds.runs_by_seed("small", runs[:2])) == [0, 1]
+    told = capsys.readouterr()
+    assert "only one has ppo.clip (0.2)" in told.out + told.err
+    with pytest.raises(RunError, match=r"does not belong with .*: its configuration differs in ppo\.epochs"):
+        gather_seeds.runs_by_seed("small", runs)
+
+
 def test_runs_of_one_domain_share_the_table_of_their_own_split(books: DataConfig, tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"run-{seed}", books, seed=seed, split="opendialkg-book/test") for seed in (0, 1)]
     found = gather_seeds.gather_setting("books", runs)
@@ -94,7 +144,7 @@ def test_runs_of_one_domain_share_the_table_of_their_own_split(books: DataConfig
     assert {r.system for r in found if r.protocol == "full"} == systems | {"popularity", "copy"}
     assert {r.system for r in found if r.protocol == "fresh, nothing named"} == systems
     # The figure of differences asks for the same split: with another one it would find nothing.
-    figure = gather_seeds.differences(found, {"books": gather_seeds.split_of("books", runs)})
+    figure = gather_seeds.differences(found, {"books": gather_seeds.split_of("books", runs)}, {"books": COMPARED})
     assert "HR@5 full" in {axes.get_title("left") for axes in figure.axes}
 
 
@@ -160,7 +210,7 @@ def test_a_name_is_given_once() -> None:
         ([], "study/config.json: no field seed, data, assess in 'config'; expected a finished run of"),
         (
             {"config": {"seed": 0, "data": {}, "assess": {}}},
-            "study/assessments/sft.npz is not there; expected a finished run of",
+            "study/assessments/ppo.npz is not there; expected a finished run of",
         ),
     ],
 )
