@@ -39,7 +39,7 @@ from rlhf_jax.stages.setup import Setup, set_up
 from rlhf_jax.stages.smtpo import human_turns, iterated, multi_turn, reasoning, simulator
 from rlhf_jax.stages.smtpo.human_turns import openings_of
 from rlhf_jax.stages.smtpo.iterated import IteratedConfig
-from rlhf_jax.stages.smtpo.recommender import Recommender, Told, add_retriever, make_recommender
+from rlhf_jax.stages.smtpo.recommender import ListsBefore, Recommender, add_retriever, make_recommender
 from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
 from studies import common, smtpo_ablation
 from studies.smtpo_ablation import SMTPO, VARIANTS, Change, Seeker, Variant
@@ -164,14 +164,14 @@ def imitate(run: RunDirectory, setup: Setup, trunk: Params, stages: Stages, *, v
     attributes = reasoning.attributes_of(setup, stages.reasoning)
     setup, retrieval = add_retriever(run, setup, stages.retriever, view=view)
     if not setup.prior or stages.retriever.in_prior:
-        # Told another retriever's order, it has other weights.
+        # ListsBefore another retriever's order, it has other weights.
         setup = item_prior.add(run, setup._replace(prior={}), trunk, stages.prior)
     recommender = make_recommender(
         setup,
         attributes,
         retrieval,
         said=stages.reasoning.attributes,
-        told=Told(stages.reasoning.listed_before, stages.conversations.turns - 1),
+        lists_before=ListsBefore(stages.reasoning.listed_before, stages.conversations.turns - 1),
         temperature=stages.conversations.temperature,
     )
     return Imitating(run, recommender, reasoning.train(run, recommender, trunk, stages.reasoning)), setup

@@ -2,9 +2,9 @@
 
     python experiments/gather_seeds.py runs/summary plain=runs/plain-0,runs/plain-1,runs/plain-2 hackable=runs/hack-0,…
 
-Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone, but for fields that a younger version of the code
-has added (a notice names them). All policies are gathered that every run measured, and the pairs that the runs compare. Everything is read from what the runs stored
-case by case; no policy is measured again. Runs in the simulated world each have a world of their own: there the closed
+Each NAME=RUN,RUN,… is a setting whose runs differ in their seed alone. A field that the code of a run did not have yet
+counts as its default. Every policy is gathered that all runs measured, and the pairs that the runs compare. Everything is
+read from what the runs stored case by case; no policy is measured again. Runs in the simulated world each have a world of their own: there the closed
 loop is gathered, beside recommenders that need no training, and ranking and text stay in each run's report. On real data
 popularity, copy, mixture and the constant reply are the same for all seeds and stand beside; the dialogues are read again for SR
 and RDL (ReDial) and for the ranking split by what the context names of the item (OpenDialKG). Writes `results.json`,
@@ -25,6 +25,8 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
+import ppo_opendialkg
+import ppo_redial
 from command_line import options, start
 from rlhf_jax.assessment import assess, comparison
 from rlhf_jax.assessment.assess import Assessment, AssessmentConfig
@@ -35,7 +37,7 @@ from rlhf_jax.evaluation.results import Result, Sides
 from rlhf_jax.interfaces import Item
 from rlhf_jax.reporting import plots, run_figures
 from rlhf_jax.reporting.run_report import read_results, write_report, write_results
-from rlhf_jax.runtime.files import RunError, notice, read_json
+from rlhf_jax.runtime.files import RunError, as_json, notice, read_json
 from rlhf_jax.runtime.metrics import read_metrics
 from rlhf_jax.runtime.run import claim
 from rlhf_jax.runtime.settings import from_json
@@ -109,40 +111,52 @@ def runs_by_seed(name: str, folders: list[Path]) -> dict[int, Path]:
     first = None
     for folder in folders:
         config = run_config(folder)
+        script = ppo_opendialkg if config["data"].get("source") == "opendialkg" else ppo_redial
+        config = filled(config, as_json(script.Config()))
         if not (folder / "results.json").exists():
             raise RunError(f"{folder}: no results.json; let the run finish first (start its command again)")
         if missing := [system for system in compared_in(folder) if not assessment_file(folder, system).exists()]:
             raise RunError(f"{assessment_file(folder, missing[0])} is not there; {EXPECTED}")
         seed = config.pop("seed")
         first = first or config
-        differ, added = differing(first, config)
-        if differ or seed in found:
-            what = f"its configuration differs in {', '.join(differ)}" if differ else f"seed {seed} occurs twice"
+        if differ := differing(first, config):
+            what = f"its configuration differs in {', '.join(differ)}"
             raise RunError(f"setting {name}: {folder} does not belong with {folders[0]}: {what}")
-        if added:
-            notice(f"setting {name}: {folder} and {folders[0]} are of two versions; only one has {', '.join(added)}")
+        if seed in found:
+            raise RunError(f"setting {name}: {folder} does not belong with {folders[0]}: seed {seed} occurs twice")
         found[seed] = folder
     return found
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> tuple[list[str], list[str]]:
-    """Fields in which two configurations differ, and fields that only one of them has, with its value.
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> list[str]:
+    """Fields in which two configurations differ, or that only one of them has.
 
     Examples:
-      >>> differing({"ppo": {"epochs": 4, "clip": 0.2}}, {"ppo": {"epochs": 2}, "rounds": 0})
-      (['ppo.epochs'], ['ppo.clip (0.2)', 'rounds (0)'])
+      >>> differing({"ppo": {"epochs": 4, "clip": 0.2}, "seed": 0}, {"ppo": {"epochs": 2}, "seed": 0})
+      ['ppo.epochs', 'ppo.clip']
     """
-    differ, added = [], []
+    found = []
     for field in dict.fromkeys((*one, *other)):
-        name = before + field
-        if field not in one or field not in other:
-            added.append(f"{name} ({one.get(field, other.get(field))})")
-        elif isinstance(one[field], dict) and isinstance(other[field], dict):
-            below = differing(one[field], other[field], f"{name}.")
-            differ, added = differ + below[0], added + below[1]
-        elif one[field] != other[field]:
-            differ.append(name)
-    return differ, added
+        sides = one.get(field), other.get(field)
+        if isinstance(sides[0], dict) and isinstance(sides[1], dict):
+            found += differing(*sides, f"{before}{field}.")
+        elif field not in one or field not in other or sides[0] != sides[1]:
+            found.append(before + field)
+    return found
+
+
+def filled(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the default of every field that the version of the code that wrote it did not have.
+
+    Examples:
+      >>> filled({"ppo": {"epochs": 2}}, {"ppo": {"epochs": 4, "clip": 0.2}})
+      {'ppo': {'epochs': 2, 'clip': 0.2}}
+    """
+    found = {**defaults, **config}
+    for field, default in defaults.items():
+        if isinstance(default, dict) and isinstance(found[field], dict):
+            found[field] = filled(found[field], default)
+    return found
 
 
 def compared_in(run: Path) -> Sides:
@@ -153,7 +167,9 @@ def compared_in(run: Path) -> Sides:
 def systems_of(folders: Iterable[Path]) -> list[str]:
     """Policies that every run has measured."""
     measured = [{file.stem for file in (folder / "assessments").glob("*.npz")} for folder in folders]
-    common = set.intersection(*measured)
+    common, some = set.intersection(*measured), set.union(*measured)
+    if some > common:
+        notice(f"not gathered, as not all runs measured them: {', '.join(sorted(some - common))}")
     return [*(name for name in FIRST if name in common), *sorted(common - set(FIRST))]
 
 

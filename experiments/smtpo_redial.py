@@ -49,7 +49,7 @@ from rlhf_jax.stages.smtpo import human_turns, multi_turn, reasoning, simulator
 from rlhf_jax.stages.smtpo.episodes import COMPONENTS
 from rlhf_jax.stages.smtpo.multi_turn import ConversationsConfig
 from rlhf_jax.stages.smtpo.reasoning import ReasoningConfig
-from rlhf_jax.stages.smtpo.recommender import Told, add_retriever, make_recommender
+from rlhf_jax.stages.smtpo.recommender import ListsBefore, add_retriever, make_recommender
 from rlhf_jax.stages.smtpo.retriever import RetrieverConfig
 from rlhf_jax.stages.smtpo.seeker import SeekerSimulator
 from rlhf_jax.stages.smtpo.simulator import SimulatorConfig, Task
@@ -269,7 +269,7 @@ def one_seed(run: RunDirectory, config: Config, seed: int, other: OtherCorpus | 
         attributes,
         retrieval,
         said=config.reasoning.attributes,
-        told=Told(config.reasoning.listed_before, talk.turns - 1),
+        lists_before=ListsBefore(config.reasoning.listed_before, talk.turns - 1),
         temperature=talk.temperature,
     )
     sft = reasoning.train(run, recommender, trunk, config.reasoning)

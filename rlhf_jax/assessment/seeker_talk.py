@@ -134,7 +134,7 @@ class SeekerTalk:
         answer = None
         if not self.over:
             key = jax.random.fold_in(self._key, len(self._history))
-            (reply,) = self._seeker.answer([self._history], [self._opening.gold], key)
+            (reply,) = self._seeker.say([self._history], [self._opening.gold], key).messages
             self._history = (*self._history, reply)
             answer = spoken([reply], self._titles)[0][1]
         return Heard(tuple(map(self._title, recognised)), tuple(map(self._title, liked)), answer)

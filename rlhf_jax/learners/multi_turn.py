@@ -20,7 +20,6 @@ from typing import Any, Protocol, runtime_checkable
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -79,15 +78,6 @@ def rows_of_turns(turns: Sequence[Rollout]) -> Rollout:
     if any(one != shapes[0] for one in shapes):
         raise ValueError(f"turns of unlike shapes cannot be rows of one rollout: {shapes}")
     return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:]), *turns)
-
-
-def check_running(running: Bool[Array, "N G T"] | Bool[np.ndarray, "N G T"]) -> None:
-    """Raises ValueError where a turn follows one that was not had; for flags from outside a compiled program."""
-    flags = np.asarray(running)
-    broken = np.argwhere((flags[..., 1:] & ~flags[..., :-1]).any(axis=-1))
-    if len(broken):
-        opening, episode = broken[0]
-        raise ValueError(f"episode {episode} of opening {opening} has a turn after its end: {flags[opening, episode]}")
 
 
 def init(
@@ -203,7 +193,16 @@ def quiet(episodes: Episodes) -> Episodes:
 def token_credit(
     episodes: Episodes, advantages: Float[Array, "N G T"], weights: Float[Array, " C"], config: MultiTurnConfig
 ) -> tuple[Float[Array, "B length"], Bool[Array, " N"]]:
-    """Credit of every token, and which openings give none to any: that of the turn, or what its place still decides."""
+    """Credit of every token, and which openings give none to any.
+
+        credit "turn":   A_k, the advantage of the turn that the token stands in
+        credit "place":  A_k(p) = A_k − D_k(p), p the token's place and D what was settled before it (`settled_advantages`)
+
+    Args:
+      advantages: A, score units; 0 at turns that were not had. [N, G, T]
+      weights: of the components.
+    Returns: A of every token of the N·G·T rows [B, length]; whether all of an opening's credit is 0 [N].
+    """
     n_openings = episodes.rewards.shape[0]
     tokens = episodes.rollout.response_tokens
     if config.credit == "turn":

@@ -36,7 +36,8 @@ REACH = """
 import importlib, pkgutil, sys
 import rlhf_jax.learners, rlhf_jax.feedback, rlhf_jax.simulators, rlhf_jax.stages
 rooms = rlhf_jax.learners, rlhf_jax.feedback, rlhf_jax.simulators, rlhf_jax.stages
-names = [f"{room.__name__}.{found.name}" for room in rooms for found in pkgutil.iter_modules(room.__path__)]
+names = [found.name for room in rooms for found in pkgutil.walk_packages(room.__path__, room.__name__ + ".")]
+assert "rlhf_jax.stages.smtpo.multi_turn" in names
 for name in names:
     importlib.import_module(name)
 outside = [name for name in sys.modules if "judg" in name and name.startswith("rlhf_jax")]

@@ -15,6 +15,7 @@ from rlhf_jax.evaluation import item_choice
 from rlhf_jax.evaluation.ranking import rank_rows
 from rlhf_jax.evaluation.results import Result, Sides
 from rlhf_jax.evaluation.text import GeneratedTurn
+from rlhf_jax.learners.ppo_config import PPOConfig
 from rlhf_jax.reporting.run_report import read_results, write_results
 from rlhf_jax.runtime.files import RunError, write_json
 from rlhf_jax.simulators.world import WorldConfig
@@ -109,30 +110,38 @@ def test_every_policy_is_gathered_and_the_pairs_that_runs_compare(redial: DataCo
     assert "prior-sft" not in ranked
 
 
-def test_a_policy_that_one_run_lacks_is_left_out(redial: DataConfig, tmp_path: Path) -> None:
+def test_a_policy_that_one_run_lacks_is_left_out_aloud(
+    redial: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [write_run(tmp_path / str(seed), redial, seed=seed, split="redial/test") for seed in (0, 1)]
     some = runs[0] / "assessments" / "sft.npz"
     (runs[0] / "assessments" / "prior.npz").write_bytes(some.read_bytes())
     assert gather_seeds.systems_of(runs) == ["sft", "ppo"]
+    assert "not gathered, as not all runs measured them: prior" in "".join(capsys.readouterr())
     assert gather_seeds.systems_of(runs[:1]) == ["sft", "prior", "ppo"]
 
 
-def test_a_field_of_a_younger_version_is_named_and_other_values_are_refused(
-    redial: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings: list[dict[str, object]] = [
-        {"ppo": {"epochs": 4}},
-        {"ppo": {"epochs": 4, "clip": 0.2}},
-        {"ppo": {"epochs": 2}},
-    ]
+def test_a_field_that_a_run_does_not_know_has_its_default(redial: DataConfig, tmp_path: Path) -> None:
+    default = PPOConfig().epochs
+    settings: list[dict[str, object]] = [{}, {"ppo": {"epochs": default}}, {"ppo": {"epochs": default + 1}}]
     runs = [
         write_run(tmp_path / str(seed), redial, seed=seed, split="redial/test", **fields)
         for seed, fields in enumerate(settings)
     ]
     assert list(gather_seeds.runs_by_seed("small", runs[:2])) == [0, 1]
-    told = capsys.readouterr()
-    assert "only one has ppo.clip (0.2)" in told.out + told.err
-    with pytest.raises(RunError, match=r"does not belong with .*: its configuration differs in ppo\.epochs"):
+    for others in (runs, runs[::-1], [runs[0], runs[2]]):
+        with pytest.raises(RunError, match=r"does not belong with .*: its configuration differs in ppo\.epochs"):
+            gather_seeds.runs_by_seed("small", others)
+    with pytest.raises(RunError, match="seed 0 occurs twice"):
+        gather_seeds.runs_by_seed("small", [runs[0], runs[0]])
+
+
+def test_runs_of_two_learners_are_not_gathered(redial: DataConfig, tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / name, redial, seed=seed, split="redial/test", policies=("sft", name), **fields)
+        for seed, (name, fields) in enumerate({"ppo": {}, "grpo": {"algorithm": "grpo"}}.items())
+    ]
+    with pytest.raises(RunError, match="its configuration differs in algorithm"):
         gather_seeds.runs_by_seed("small", runs)
 
 

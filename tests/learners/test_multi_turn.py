@@ -163,7 +163,6 @@ def test_turns_after_the_end_say_nothing_whatever_stands_there(
     np.testing.assert_array_equal(moved, again)
     for name in metrics:
         np.testing.assert_array_equal(metrics[name], others[name], err_msg=name)
-    assert multi_turn.check_running(episodes.running) is None
 
 
 def test_flat_groups_are_dropped_and_counted(params: Params, ref_params: Params, episodes: Episodes) -> None:
@@ -307,13 +306,6 @@ def test_rows_stand_by_opening_episode_and_turn() -> None:
         multi_turn.rows_of_turns([turns[0], sample(table(4, 2), prompts(6), jax.random.key(0))])
     with pytest.raises(ValueError, match="without turns"):
         multi_turn.rows_of_turns([])
-
-
-def test_a_turn_after_the_end_is_refused() -> None:
-    running = np.ones((2, 2, 3), bool)
-    running[1, 0] = [True, False, True]
-    with pytest.raises(ValueError, match=r"episode 0 of opening 1 has a turn after its end"):
-        multi_turn.check_running(running)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ gold. In turn k
          preference       F1 of the attributes it infers against those of that gold
     4. a conversation whose list holds gold has succeeded and ends; in all others the seeker answers.
 
-The gold pays and ends a conversation. It never enters a prompt, and the seeker is told to leave it unsaid. All draws
+The gold pays and ends a conversation. It never enters a prompt, and decoding keeps the seeker from saying it. All draws
 depend on the key and the conversation's number alone, so an update that is cut short is replayed from its beginning.
 """
 

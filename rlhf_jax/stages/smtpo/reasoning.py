@@ -109,7 +109,7 @@ class Demonstrations:
         """Rows `own` of batch `step`."""
         rows = batch_indices(len(self.turns), seed=self._seed, step=step, batch_size=size)
         draws = np.random.Generator(np.random.PCG64([self._seed, step, zlib.crc32(b"listed before")])).random(size)
-        listed = draws < self._recommender.told.chance
+        listed = draws < self._recommender.lists_before.chance
         return self.of([self.turns[row] for row in rows[own]], listed[own].tolist())
 
     def of(self, turns: Sequence[ReasonedTurn], listed_before: Sequence[bool] = ()) -> Rollout:
@@ -170,7 +170,7 @@ class Demonstrations:
         scorer, length, most = (
             self._recommender.retrieval.scorer,
             self._recommender.list_length,
-            self._recommender.told.most,
+            self._recommender.lists_before.most,
         )
         numbers = [scorer.training.numbers.get(turns[row].dialogue.dialogue_id, -1) for row in chosen]
         contexts = contexts_of([histories[row] for row in chosen], scorer.catalogue, own=numbers)

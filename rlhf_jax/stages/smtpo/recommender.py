@@ -54,17 +54,17 @@ class Retrieval(NamedTuple):
     """Candidates of a turn."""
 
     def look_up(
-        self, contexts: Contexts, told: ItemScorer
+        self, contexts: Contexts, reads: ItemScorer
     ) -> tuple[Float32[np.ndarray, "N K I"], Float32[np.ndarray, "N I"]]:
-        """What a policy's prior is told; and Σ_k w_k z_k, −∞ where an item was named. [N, K, I], [N, I]
+        """What a policy's prior reads; and Σ_k w_k z_k, −∞ where an item was named. [N, K, I], [N, I]
 
         Args:
-          told: this retrieval's scorer, or `telling_its_order` of it: then nothing is counted twice.
+          reads: what that prior reads: this retrieval's scorer, or `telling_its_order` of it: then nothing is counted twice.
         """
         plain = self.scorer.item_scores(contexts)
         found = self._summed(plain[:, :-1], contexts)
         known = plain
-        if told is not self.scorer:
+        if reads is not self.scorer:
             order = mixture.standardised(found, "asinh"), mixture.standardised(of_openings(self, contexts), "asinh")
             known = np.concatenate([plain[:, :-1], np.stack(order, axis=1), plain[:, -1:]], axis=1)
         return known, np.where(plain[:, -1] < 0, -np.inf, found).astype(np.float32)
@@ -154,7 +154,7 @@ def of_openings(retrieval: Retrieval, contexts: Contexts) -> Float32[np.ndarray,
     return retrieval.recalled(contexts.openings)
 
 
-class Told(NamedTuple):
+class ListsBefore(NamedTuple):
     """Which imitated turns stand after full lists."""
 
     chance: float
@@ -163,7 +163,7 @@ class Told(NamedTuple):
     """Lists before it at most: a conversation of T turns has T − 1 before its last."""
 
 
-NOTHING_TOLD = Told(0.0, 1)
+NO_LISTS_BEFORE = ListsBefore(0.0, 1)
 
 
 class Recommender(NamedTuple):
@@ -176,7 +176,7 @@ class Recommender(NamedTuple):
     retrieval: Retrieval
     said: int = 4
     """Attributes that an imitated turn names at most."""
-    told: Told = NOTHING_TOLD
+    lists_before: ListsBefore = NO_LISTS_BEFORE
     """Which imitated turns have full lists before them."""
 
     @property
@@ -207,8 +207,8 @@ class Recommender(NamedTuple):
         scorer = self.retrieval.scorer
         numbers = scorer.training.numbers
         own = None if dialogue_ids is None else [numbers.get(one, -1) for one in dialogue_ids]
-        told = scorer if self.setup.scorer is None else self.setup.scorer
-        known, scores = self.retrieval.look_up(contexts_of(histories, told.catalogue, own=own), told)
+        reads = scorer if self.setup.scorer is None else self.setup.scorer
+        known, scores = self.retrieval.look_up(contexts_of(histories, reads.catalogue, own=own), reads)
         kept = self.retrieval.candidates(scores)
         for row, columns in enumerate(also):
             kept[row, list(columns)] = True
@@ -232,14 +232,14 @@ def make_recommender(
     retrieval: Retrieval,
     *,
     said: int = 4,
-    told: Told = NOTHING_TOLD,
+    lists_before: ListsBefore = NO_LISTS_BEFORE,
     temperature: float = 1.0,
 ) -> Recommender:
     """A recommender that speaks the reasoning form beside the two usual ones.
 
     Args:
       said: attributes that an imitated turn names at most.
-      told: which imitated turns have full lists before them.
+      lists_before: which imitated turns have full lists before them.
     Raises: ValueError naming the numbers, where fewer items are recalled than a list holds.
     """
     vocab, data = setup.vocab, setup.data
@@ -258,4 +258,4 @@ def make_recommender(
         openings=openings,
         once=data.items_once,
     )
-    return Recommender(setup._replace(agent=agent), attributes, retrieval, said, told)
+    return Recommender(setup._replace(agent=agent), attributes, retrieval, said, lists_before)

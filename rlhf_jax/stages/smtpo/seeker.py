@@ -4,10 +4,12 @@ While an answer is drawn, the tokens of hidden items and those that begin a tell
 titles spelled in another way are cut out of it (`data.spelled_titles`). `stages.smtpo.simulator` trains it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import jax
@@ -69,6 +71,8 @@ class SeekerSimulator:
     params: Params
     """{`trunk`, `attributes`} as `train` returns it."""
     config: SimulatorConfig
+    inside: AbstractContextManager[object] = contextlib.nullcontext()
+    """Entered while a compiled program draws answers: a clock that separates it from the work around it."""
 
     def __post_init__(self) -> None:
         longest = self.setup.data.context_tokens + self.config.response_tokens - 1
@@ -87,12 +91,6 @@ class SeekerSimulator:
     def telling(self) -> Mapping[int, tuple[int, ...]]:
         """Tokens that give an item away, by item."""
         return self.titles.first_tokens(self.setup.vocab, self.setup.corpus.items)
-
-    def answer(
-        self, histories: Sequence[Sequence[Message]], blocked: Sequence[Collection[int]], key: Key[Array, ""]
-    ) -> list[Message]:
-        """The next message of every seeker; see `say`."""
-        return self.say(histories, blocked, key).messages
 
     def say(
         self, histories: Sequence[Sequence[Message]], blocked: Sequence[Collection[int]], key: Key[Array, ""]
@@ -126,7 +124,9 @@ class SeekerSimulator:
         rows = _padded(len(histories))
         allowed = np.stack([self._sayable(*pair) for pair in zip(histories, blocked, strict=True)])
         allowed = jnp.asarray(allowed[rows])
-        tokens = np.asarray(speak(self.params["trunk"], self._prompts(histories, vocab.seeker), allowed, key))
+        prompts = self._prompts(histories, vocab.seeker)
+        with self.inside:
+            tokens = np.asarray(speak(self.params["trunk"], prompts, allowed, key))
         said = [spoken_parts(vocab, row.tolist()) for row in tokens[: len(histories)]]
         kept = [self.titles.without(parts, hidden) or NOTHING_LEFT for parts, hidden in zip(said, blocked, strict=True)]
         drawn, heard = (
@@ -135,21 +135,12 @@ class SeekerSimulator:
         )
         return Answers([Message("seeker", parts, 0) for parts in kept], drawn, heard)
 
-    def item_logprobs(self, histories: Sequence[Sequence[Message]]) -> np.ndarray:
-        """log p of every item being what the seeker will like, before the recommender speaks.
+    def expects(self, histories: Sequence[Sequence[Message]]) -> Expected:
+        """What every seeker will like, in one reading of the histories.
 
         Args:
           histories: conversations so far. [N]
-        Returns: nats, columns in the vocabulary's order; −inf for an item that the history names. float32 [N, I]
         """
-        return self.expects(histories).items
-
-    def attribute_probabilities(self, histories: Sequence[Sequence[Message]]) -> np.ndarray:
-        """Probability of every attribute that something with it will be liked, before the recommender speaks. float32 [N, A]"""
-        return self.expects(histories).attributes
-
-    def expects(self, histories: Sequence[Sequence[Message]]) -> Expected:
-        """Both at once, for one reading of the histories."""
         vocab, network = self.setup.vocab, self.setup.network
         first, end = vocab.first_item, vocab.first_item + vocab.n_items
         if not histories:

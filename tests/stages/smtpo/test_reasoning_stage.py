@@ -18,7 +18,7 @@ from rlhf_jax.runtime.run import open_run
 from rlhf_jax.stages.smtpo import human_turns, reasoning
 from rlhf_jax.stages.smtpo.human_turns import ReasonedTurn, openings_of, reasoned_turns
 from rlhf_jax.stages.smtpo.reasoning import Demonstrations, ReasoningConfig, with_lists
-from rlhf_jax.stages.smtpo.recommender import Recommender, Told, make_recommender, telling_its_order
+from rlhf_jax.stages.smtpo.recommender import ListsBefore, Recommender, make_recommender, telling_its_order
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_lists_fill_each_turn_from_the_first_that_names_an_item() -> None:
 
 def test_the_share_after_lists_is_a_function_of_seed_and_step(recommender: Recommender) -> None:
     turns = [liking_the_last(recommender, turn) for turn in reasoned_turns(recommender.setup.corpus.train)]
-    vocab, own = recommender.setup.vocab, recommender._replace(told=Told(0.5, 3))
+    vocab, own = recommender.setup.vocab, recommender._replace(lists_before=ListsBefore(0.5, 3))
 
     def items_of_batch(one: Recommender, step: int, rows: slice = slice(None)) -> np.ndarray:
         tokens = np.asarray(Demonstrations(one, turns, seed=3).batch(step, 64, rows).prompt_tokens)
@@ -177,7 +177,7 @@ def test_the_share_after_lists_is_a_function_of_seed_and_step(recommender: Recom
     usual, told = items_of_batch(recommender, 0), items_of_batch(own, 0)
     assert (told >= usual).all() and 0 < (told > usual).sum() < 64
     np.testing.assert_array_equal(items_of_batch(own, 0, slice(8, 16)), told[8:16])
-    always = items_of_batch(recommender._replace(told=Told(1.0, 3)), 0)
+    always = items_of_batch(recommender._replace(lists_before=ListsBefore(1.0, 3)), 0)
     assert (always > usual).sum() > (told > usual).sum()
 
 

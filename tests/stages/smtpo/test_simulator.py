@@ -291,9 +291,8 @@ def test_it_reads_no_form_and_a_row_draws_for_itself(setup: Setup, known: Attrib
         histories = [one.messages[:2] for one in group]
         found.append(
             (
-                simulator.answer(histories, [[]] * len(histories), key),
-                simulator.item_logprobs(histories).tolist(),
-                simulator.attribute_probabilities(histories).tolist(),
+                simulator.say(histories, [[]] * len(histories), key).messages,
+                *(array.tolist() for array in simulator.expects(histories)),
             )
         )
     assert found[0] == found[1]
@@ -303,12 +302,12 @@ def test_it_reads_no_form_and_a_row_draws_for_itself(setup: Setup, known: Attrib
     assert np.isneginf(np.array(logprobs)[:, setup.vocab.item_index(20)]).all()
     assert np.shape(probabilities) == (8, len(known.names))
     # Nine rows are padded to sixteen, three to eight.
-    nine = simulator.answer([one.messages[:2] for one in [*dialogues, dialogues[0]]], [[]] * 9, key)
-    three = simulator.answer([one.messages[:2] for one in dialogues[:3]], [[]] * 3, key)
+    nine = simulator.say([one.messages[:2] for one in [*dialogues, dialogues[0]]], [[]] * 9, key).messages
+    three = simulator.say([one.messages[:2] for one in dialogues[:3]], [[]] * 3, key).messages
     assert nine[:8] == messages and three == messages[:3]
-    assert simulator.answer([], [], key) == [] and simulator.item_logprobs([]).shape == (0, setup.vocab.n_items)
+    assert simulator.say([], [], key).messages == [] and simulator.expects([]).items.shape == (0, setup.vocab.n_items)
     with pytest.raises(ValueError, match="1 histories and 0 sets"):
-        simulator.answer([dialogues[0].messages], [], key)
+        simulator.say([dialogues[0].messages], [], key)
 
 
 @pytest.fixture
