@@ -1,6 +1,6 @@
 """All studies, for every seed, over the cores or devices at hand: the whole evidence with one command.
 
-    python experiments/evidence.py --data-dir DIR            # full sizes; two CPU cores, an estimated four hours a seed
+    python experiments/evidence.py --data-dir DIR            # full sizes; two CPU cores, an estimated five hours a seed
     python experiments/evidence.py quick --data-dir DIR      # smaller settings and fewer studies; about 45 minutes
     python experiments/evidence.py quick                     # no data: the simulated worlds alone
     python experiments/evidence.py debug --data-dir DIR      # every study in miniature, for tests
@@ -86,7 +86,14 @@ def _study(
 FULL_AND_SINGLES = ("full", "engagement", "relevance", "sentiment")
 _RATED = ("redial", "uss", "crs-response-ratings")
 SIGNALS = Study("validate_signals", "signals", 3, _RATED, has_seeds=False, reads="")
-SMTPO = Study("smtpo_redial", "world", 42, has_seeds=False, takes_seeds=True)
+SMTPO = Study(
+    "smtpo_redial",
+    "world",
+    48,
+    options=("--single-tasks", "language", "attribute", "target"),
+    has_seeds=False,
+    takes_seeds=True,
+)
 DPO4REC = Study(
     "dpo4rec_movielens",
     "movielens",
@@ -121,6 +128,7 @@ PRIOR = Study(
 PLANS: dict[str, tuple[Study, ...]] = {
     "evidence": (
         # All seeds in one job: the longest.
+        SMTPO._replace(preset="redial", minutes=75, needs=("redial",), reads="redial", options=()),
         SMTPO,
         DPO4REC,
         DPO4REC._replace(preset="movielens-prm", options=()),
