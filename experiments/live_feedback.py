@@ -4,7 +4,7 @@
     python experiments/live_feedback.py runs/world-0 runs/world-1 runs/world-2
 
 The runs need their supervised policy and nothing more; each has a world of its own. A reward model of items is fitted in
-closed form on the reactions in the log (engagement and level of sentiment; no form, no true utility), and pays GRPO of the
+closed form on the reactions in the log (level of sentiment; no form, no true utility), and pays GRPO of the
 few weights by which the policy's item head reads recommenders and what users ask for (`stages/live_feedback.py`). Then come
 `--live.rounds` rounds: the policy talks with fresh training users, what is said is logged and labelled, the reward model is
 fitted again on all of it, the weights are improved again. The users of the evaluation are another population.

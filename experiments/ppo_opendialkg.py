@@ -137,7 +137,8 @@ def main(config: Config) -> Path:
         }
         systems = assess_all(run, setup, policies, config.assess, proxy)
         # Users name titles and people in plain words: how much of the ranking is reading?
-        return main_report(run, setup, systems, config.assess, of_reward, by_naming=True, notes=[NOTE])
+        pairs = item_prior.compared(config.algorithm) if setup.prior else ()
+        return main_report(run, setup, systems, config.assess, of_reward, pairs=pairs, by_naming=True, notes=[NOTE])
 
 
 def command_line(arguments: list[str]) -> Config:

@@ -152,7 +152,6 @@ PRESETS = {
         Config(
             run_dir=Path("runs/redial"),
             data=DataConfig(source="redial", dir=Path("data/redial"), n_words=5000, window=20, context_tokens=256),
-            # Four passes rank as well as five of three layers of 192, which take twice the time (docs/results/ranking_redial.md).
             model=ModelConfig(n_layer=2, n_embd=128, n_head=4, n_positions=512, attention_dropout=False),
             # Suggestions are learnt from items that are new to the dialogue: nobody needs to be told what he just named.
             sft=SupervisedConfig(
@@ -224,7 +223,7 @@ def main(config: Config) -> Path:
             config.algorithm: policy,
         }
         systems = assess_all(run, setup, policies, config.assess, proxy)
-        pairs: tuple[Sides, ...] = ()
+        pairs = item_prior.compared(config.algorithm) if setup.prior else ()
         if config.reactions:
             setup, systems = paid_by_reactions(run, setup, trunk, config, proxy, systems)
             last = live_rounds.STAGE

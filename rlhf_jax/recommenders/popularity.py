@@ -29,7 +29,7 @@ def fit(training: Training, *, count: Literal["mentions", "fresh"] = "mentions",
 
     Args:
       training: the training split.
-      count: `mentions` is the table row `popularity` (as `evaluation.baselines`); `fresh` counts what the task asks for.
+      count: `mentions` is the table row `popularity`, which counts the validation split too (`evaluation.baselines`); `fresh` counts what the task asks for.
       log: whether scores are log(1 + n), which does not change the order but does change sums with other scores.
     Raises: ValueError for another `count`.
     """

@@ -1,9 +1,10 @@
 """The prior of a policy's item head: its weights by reinforcement learning, or by likelihood, on dialogues nobody imitated.
 
 The trunk stays as imitation left it. What it and the recommenders say of every item is computed once for each context of
-the validation split, which no supervised gradient has seen (a teacher's seven numbers have, `stages/teacher.py`); a handful of weights are learnt on it in seconds. One share
-of these dialogues is held out and only measured. The reward of GRPO is implicit: the items that the human recommender
-names at this place or later in the dialogue, and that nobody had named before. No form is read.
+the validation split, which no supervised gradient has seen (a teacher's seven numbers have, `stages/teacher.py`); a handful
+of weights are learnt on it in seconds. One share of these dialogues is held out and only measured. The reward of GRPO is
+implicit: the items that the human recommender names at this place or later in the dialogue, and that nobody had named
+before. No form is read.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from rlhf_jax.data.batching import batch_indices, wrapped_batches
 from rlhf_jax.data.dialogue_store import evenly
 from rlhf_jax.data.windows import ranking_rows
 from rlhf_jax.decoding import prior
+from rlhf_jax.evaluation.results import Sides
 from rlhf_jax.interfaces import Dialogue, Params
 from rlhf_jax.keys import stream_key
 from rlhf_jax.learners import list_grpo, sft
@@ -118,6 +120,11 @@ class Fitted(NamedTuple):
     def params(self) -> Params:
         """The policy's `prior`."""
         return as_params(np.array(list(self.weights.values())))
+
+
+def compared(algorithm: str) -> tuple[Sides, ...]:
+    """Pairs of a run whose policy has a prior: reinforcement learning against imitation and against where it started."""
+    return Sides(algorithm, "sft"), Sides(algorithm, STAGE), Sides(STAGE, "sft")
 
 
 def add(run: RunDirectory, setup: Setup, trunk: Params, config: PriorConfig) -> Setup:

@@ -196,6 +196,10 @@ def train(
     whole = setup.corpus
     if config.reads_policy and setup.data.rl_share:
         whole = dataclasses.replace(whole, train=setup.training_parts()[1])
+    elif config.reads_policy:
+        notice(
+            f"stage {stage} reads chances of items that imitation has learnt by heart: --data.rl-share .2 keeps dialogues apart"
+        )
     corpus = labelled(whole, config)
     folder = labels_folder(stage)
     train_table, held_out_table, _ = label(run, corpus, config, folder_name=folder)

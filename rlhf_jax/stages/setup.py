@@ -73,7 +73,8 @@ class DataConfig:
     before it, where they are learnt."""
     rl_share: Annotated[float, Range("[0, 1)")] = 0.0
     """Share of the training dialogues that imitation leaves out and reinforcement learning takes its contexts from, so that
-    the policy has not learnt them by heart. 0: both read all of them. The reward model reads all of them either way."""
+    the policy has not learnt them by heart. 0: both read all of them. The reward model reads all of
+    them, but with `--reward.reads-policy` those of reinforcement learning alone."""
 
     @property
     def corpus_name(self) -> str:

@@ -2,7 +2,8 @@
 
 Imitation sees one item where a human named one, though many would have done. The mixture (`recommenders/mixture.py`), counted
 on the same dialogues, knows which: its likeliest items are given to the policy as soft targets, without what the dialogue itself
-says later (leave-own-dialogue-out). Seven numbers, its weights and its sharpness, are fitted on the validation split. So knowledge of closed forms goes into the network, and no prior has to bring it along.
+says later (leave-own-dialogue-out). Seven numbers, its weights and its sharpness, are fitted on the validation split and kept
+beside the targets. So knowledge of closed forms goes into the network, and no prior has to bring it along.
 Source: distillation, Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
 """
 
@@ -21,7 +22,7 @@ from rlhf_jax.decoding.grammar_loss import LIST, GrammarTargets, SoftTargets
 from rlhf_jax.interfaces import Corpus, Dialogue
 from rlhf_jax.recommenders import mixture
 from rlhf_jax.recommenders.contexts import Catalogue, columns_of, contexts_before, counts, read_training, row_contexts
-from rlhf_jax.runtime.files import RunError, notice, read_npz, write_npz
+from rlhf_jax.runtime.files import RunError, notice, read_npz, write_json, write_npz
 from rlhf_jax.runtime.progress import Progress
 from rlhf_jax.stages.texts import TextBatches
 
@@ -74,6 +75,7 @@ def make_teacher(path: Path, corpus: Corpus, vocab: Vocabulary, n: int) -> Teach
     fitted = mixture.fit_weights(parts, row_contexts(rows, catalogue), gold)
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in fitted.weights.items())
     notice(f"teacher: {weights}; sharpness {fitted.sharpness:.2f}")
+    write_json(path.with_suffix(".json"), {"weights": dict(fitted.weights), "sharpness": fitted.sharpness})
     places = suggestions(corpus.train)
     items = np.empty((len(places), min(n, vocab.n_items)), np.int32)
     chances = np.empty(items.shape, np.float32)

@@ -303,7 +303,8 @@ def test_a_run_with_a_prior_speaks_with_it_in_every_stage(
         assert len(turn.recognised) == 1 and sum(share for _, share in turn.top) <= 1.0 + 1e-6
         tops[stage] = turn.top
     assert tops["sft"] != tops["prior"]
-    assert {"sft/hr@5", "prior/hr@5", "grpo/hr@5"} <= {r.name for r in read_results(out)}
+    measured = {r.name for r in read_results(out)}
+    assert {"sft/hr@5", "prior/hr@5", "grpo/hr@5", "grpo-sft/hr@5", "grpo-prior/hr@5", "prior-sft/hr@5"} <= measured
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from rlhf_jax.interfaces import Corpus, Dialogue, Message
 from rlhf_jax.learners.optimizer import make_optimizer
 from rlhf_jax.recommenders import mixture
 from rlhf_jax.recommenders.contexts import Catalogue, contexts_before, counts, read_training, row_contexts
-from rlhf_jax.runtime.files import RunError
+from rlhf_jax.runtime.files import RunError, read_json
 from rlhf_jax.stages import supervised
 from rlhf_jax.stages.supervised import SupervisedConfig
 from rlhf_jax.stages.teacher import Lessons, Teacher, make_teacher, suggestions
@@ -113,6 +113,8 @@ def test_the_teacher_is_the_mixture_without_what_the_dialogue_itself_says(
         for item in range(vocab.n_items):
             assert dense[0].get(item, 0.0) == pytest.approx(dense[1].get(item, 0.0), abs=2e-3)
     # The second time it is read, and it is what was counted.
+    kept = read_json(tmp_path / "teacher.json")
+    assert kept == {"weights": pytest.approx(fitted.weights), "sharpness": pytest.approx(fitted.sharpness)}
     again = make_teacher(tmp_path / "teacher.npz", dataclasses.replace(corpus, train=()), vocab, 4)
     np.testing.assert_array_equal(again.items, made.items)
     np.testing.assert_array_equal(again.chances, made.chances)
