@@ -32,7 +32,7 @@ from rlhf_jax.parallel.mesh import MeshConfig
 from rlhf_jax.ranges import Cases, Range, Size, Tokens, check_numbers
 from rlhf_jax.reporting import plots
 from rlhf_jax.reporting.result_tables import markdown_table
-from rlhf_jax.runtime.files import notice, write_json, write_text
+from rlhf_jax.runtime.files import notice, read_json, write_json, write_text
 from rlhf_jax.runtime.run import open_run
 from rlhf_jax.simulators.world import WorldConfig
 from rlhf_jax.simulators.world_dialogues import write_world
@@ -395,9 +395,9 @@ def columns_of(axis: str) -> Mapping[str, tuple[str, str, float]]:
     return IMITATION if axis.startswith("imitation") else OF_DATA.get(axis, {})
 
 
-def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str, *, device: str) -> str:
+def report_text(found: Mapping[str, Sequence[Mapping[str, Any]]], figure: str, *, measured_on: str) -> str:
     """A table an axis."""
-    parts = ["# How cost grows", f"Measured on: {device}.", WORDS, figure]
+    parts = ["# How cost grows", f"Measured on: {measured_on}.", WORDS, figure]
     for axis, points in found.items():
         parts += [
             f"## {axis.capitalize()}",
@@ -467,7 +467,11 @@ def main(config: Config) -> Path:
         picture = draw(found, run.path / "plots")
         report = run.path / "report.md"
         image = plots.image(picture.relative_to(run.path), "Cost over that of the smallest size")
-        text = report_text(found, image, device=device)
+        environment = read_json(run.path / "config.json")["environment"]
+        measured_on = (
+            f"{device} ({environment['cpu']}), JAX {environment['versions']['jax']}, commit {environment['commit']}"
+        )
+        text = report_text(found, image, measured_on=measured_on)
         write_text(report, text)
         print(text)
         print(f"report: {report}")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -205,7 +206,8 @@ def test_the_command_writes_its_tables_and_its_figure(tmp_path: Path) -> None:
     report = bench_growth.main(config)
     text = report.read_text(encoding="utf-8")
     assert (
-        f"Measured on: {growth.device_kind()}." in text
+        f"Measured on: {growth.device_kind()} (" in text
+        and f", JAX {jax.__version__}, commit " in text
         and "## Batch" in text
         and "## Dialogues" in text
         and "## Prompt" not in text

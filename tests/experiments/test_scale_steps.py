@@ -89,7 +89,7 @@ EXPECTED: dict[Steps, dict[str, int]] = {
 FIRST: dict[Steps, int] = {steps: EPOCHS * 6 * D * D * B * (P + T - 1) for steps in EXPECTED} | {
     "dpo": 6 * D * D * B // 2 * BRANCHES
 }
-"""The first block's first matmul, which XLA of JAX 0.11 computes again, because it no longer sees that its input is what it was."""
+"""The first block's first matmul, which XLA computes again at some sizes (0.10.2: docs/growth.md), and in JAX 0.11 at these too: it no longer sees that its input is what it was."""
 
 
 @pytest.mark.parametrize(
