@@ -254,6 +254,7 @@ def turn_metrics(
         metrics[f"objective/{name}_raw"] = masked_mean(rewards[..., c], running)
         for k in range(running.shape[2]):
             metrics[f"turn/{k + 1}/{name}"] = masked_mean(rewards[:, :, k, c], running[:, :, k])
+            metrics[f"turn/{k + 1}/{name}_deviation"] = deviation_in_groups(rewards[:, :, k, c], running[:, :, k])
     for k in range(running.shape[2]):
         metrics[f"turn/{k + 1}/running"] = jnp.mean(running[:, :, k].astype(jnp.float32))
     weights = jnp.array(config.component_weights, jnp.float32)
@@ -273,6 +274,17 @@ def turn_metrics(
         "text/response_length": masked_mean(jnp.sum(mask, axis=1).astype(jnp.float32), had),
         "text/eos_fraction": masked_mean(rollout.finished.astype(jnp.float32), had),
     }
+
+
+def deviation_in_groups(values: Float[Array, "N G"], had: Bool[Array, "N G"]) -> Float[Array, ""]:
+    """Mean over openings of √(1/n Σ_g (r_g − mean)²), over the n episodes of each that had the turn; 0 where nobody had it.
+
+    It is what a normalised component is divided by: where it is 0 the component teaches nothing at that turn.
+    """
+    values, n = jnp.where(had, values, 0), jnp.maximum(jnp.sum(had, axis=1, keepdims=True), 1)
+    centred = jnp.where(had, values - jnp.sum(values, axis=1, keepdims=True) / n, 0)
+    deviations = jnp.sqrt(jnp.sum(jnp.square(centred), axis=1) / n[:, 0])
+    return masked_mean(deviations, had.any(axis=1))
 
 
 def of_no_tokens(learning: Metrics) -> Metrics:

@@ -192,6 +192,11 @@ TURNS: Group = {
     "turn/<k>/<component>": Metric(
         "", "one reward component of turn k, in its own unit, mean over the episodes that had it; 0 where none had"
     ),
+    "turn/<k>/<component>_deviation": Metric(
+        "",
+        "its standard deviation among the episodes of one opening that had turn k, which the normalised component is divided by; "
+        "mean over openings",
+    ),
     "objective/turns": Metric("turns", "per episode"),
     "objective/episode_score": Metric("", "weighted components summed over an episode's turns, mean over episodes"),
     "objective/advantage_deviation": Metric("", "standard deviation of the advantages of the turns that were had"),

@@ -127,6 +127,11 @@ def test_one_step_against_a_loop_over_tokens(
         np.testing.assert_allclose(metrics[f"objective/{name}_raw"], np.nanmean(rewards[..., c]), rtol=1e-4)
         for k in range(T):
             np.testing.assert_allclose(metrics[f"turn/{k + 1}/{name}"], np.nanmean(rewards[:, :, k, c]), rtol=1e-4)
+            deviations = [
+                np.std(of[had]) for of, had in zip(rewards[:, :, k, c], RUNNING[:, :, k], strict=True) if had.any()
+            ]
+            found = metrics[f"turn/{k + 1}/{name}_deviation"]
+            np.testing.assert_allclose(found, np.mean(deviations), rtol=1e-4, atol=1e-6)
     paid = np.nan_to_num(rewards) @ np.array([0.5, 2.0])
     np.testing.assert_allclose(metrics["objective/score_raw"], paid[RUNNING].mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["objective/episode_score"], paid.sum(axis=2).mean(), rtol=1e-4)
