@@ -202,7 +202,7 @@ PRESETS = {
         Config(run_dir=Path("runs/debug-smtpo"), **SETTINGS["debug"].fields),
     ),
     "redial": (
-        "real ReDial (--data.dir), small GPT-2 from scratch; an hour and three quarters a seed on one CPU core",
+        "real ReDial (--data.dir), small GPT-2 from scratch; an hour and a half a seed on one CPU core",
         Config(run_dir=Path("runs/smtpo-redial"), **SETTINGS["redial"].fields),
     ),
     "paper": (
