@@ -116,9 +116,10 @@ LIVE = Study(
 PRIOR = Study(
     "align_prior",
     "redial",
-    5,
+    6,
     ("redial",),
     foundation=("redial", "full"),
+    options=("--reads-retriever",),
     has_seeds=False,
     takes_seeds=True,
     reads_foundations=True,
@@ -146,7 +147,12 @@ PLANS: dict[str, tuple[Study, ...]] = {
         LIVE,
         PRIOR,
         PRIOR._replace(
-            preset="opendialkg", minutes=3, needs=("opendialkg",), foundation=("opendialkg", "full"), judged=False
+            preset="opendialkg",
+            minutes=3,
+            needs=("opendialkg",),
+            foundation=("opendialkg", "full"),
+            judged=False,
+            options=(),
         ),
         SIGNALS,
     ),

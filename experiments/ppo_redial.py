@@ -148,7 +148,7 @@ PRESETS = {
         ),
     ),
     "redial": (
-        "real ReDial (--data.dir), small GPT-2 from scratch; up to 100 minutes on 2 CPU cores",
+        "real ReDial (--data.dir), small GPT-2 from scratch; some 40 minutes on one CPU core",
         Config(
             run_dir=Path("runs/redial"),
             data=DataConfig(source="redial", dir=Path("data/redial"), n_words=5000, window=20, context_tokens=256),
