@@ -164,7 +164,7 @@ def imitate(run: RunDirectory, setup: Setup, trunk: Params, stages: Stages, *, v
     attributes = reasoning.attributes_of(setup, stages.reasoning)
     setup, retrieval = add_retriever(run, setup, stages.retriever, view=view)
     if not setup.prior or stages.retriever.in_prior:
-        # ListsBefore another retriever's order, it has other weights.
+        # Told another retriever's order, it has other weights.
         setup = item_prior.add(run, setup._replace(prior={}), trunk, stages.prior)
     recommender = make_recommender(
         setup,
